@@ -1,0 +1,209 @@
+"""`-e` and `--eva_on_imagenet_c`: set up, run, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib.attack_checks import check_attacks, check_network
+from lib.attack_evaluation import AttackEvaluation
+from lib.attack_images import save_attack_images
+from lib.attack_report import result_table, summarise, write_results
+from lib.attacks import Threat
+from lib.autoattack import require_classes, require_package
+from lib.data import share_of_workers
+from lib.evaluation_setup import Subject, announce, load_images, load_subject, origin
+from lib.image_folder import ImageTree
+from lib.imagenet_c_eval import evaluate_imagenet_c
+from lib.validation import EvaluationData
+from utils.attack_list import AttackSpec, attack_list
+from utils.checkpoint import BEST
+from utils.distributed import Ranks
+from utils.errors import UserError
+from utils.journal import remove_journals
+from utils.logger import Logger
+
+
+def evaluate(config: Mapping[str, Any], ranks: Ranks) -> None:
+    """What the flags ask for; the worker of `evaluate.py` and of `main_free.py -e`.
+
+    Raises:
+        UserError: bad input.
+    """
+    if hasattr(signal, "SIGUSR1"):  # "save": everything finished is on the disk already
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    logger = Logger(ranks.is_main)
+    subject = ranks.together(lambda: load_subject(config, ranks.device))
+    imagenet, imagenet_c = data_folders(config)
+    if config.OPTIONS.evaluate:
+        evaluate_attacks(config, ranks, logger, subject, imagenet)
+    if config.OPTIONS.eva_on_imagenet_c:
+        evaluate_corruptions(config, ranks, logger, subject, imagenet_c)
+
+
+def evaluate_trained(config: Mapping[str, Any], ranks: Ranks) -> None:
+    """Attack the best model at the end of training, unless that was done before."""
+    logger = Logger(ranks.is_main)
+    logger.write_to(Path(config.DERIVED.run_dir) / "log.txt")
+    best = str(Path(config.DERIVED.run_dir) / BEST)
+    subject = ranks.together(lambda: load_subject(config, ranks.device, best))
+    data = config.OPTIONS.data or config.DATA.imagenet
+    evaluate_attacks(config, ranks, logger, subject, data, again=False)
+
+
+def data_folders(config: Mapping[str, Any]) -> tuple[str, str]:
+    """DIRs of ImageNet and ImageNet-C. One DIR for both goes to the one that it looks like."""
+    options, data = config.OPTIONS, config.DATA
+    if not options.data:
+        return data.imagenet, data.imagenet_c
+    if options.evaluate and options.eva_on_imagenet_c:
+        if os.path.isdir(os.path.join(options.data, "val")):
+            return options.data, data.imagenet_c
+        return data.imagenet, options.data
+    return options.data, options.data
+
+
+def evaluate_attacks(
+    config: Mapping[str, Any],
+    ranks: Ranks,
+    logger: Logger,
+    subject: Subject,
+    data: str,
+    again: bool = True,
+) -> None:
+    """Clean images and attacks on DIR/val: table, JSON, CSV, images.
+
+    Args:
+        again: evaluate anew when a result of the same checkpoint and settings is there.
+    """
+    options, protocol = config.OPTIONS, config.EVAL.protocol
+    specs = attack_list(
+        options.attack, config.ADV.pgd_attack, protocol, scales_of(config, subject, logger)
+    )
+
+    def prepare() -> tuple[ImageTree, dict[str, Any], str]:
+        if any(spec.kind == "autoattack" for spec in specs):
+            require_package()
+            require_classes(subject.model.num_classes)
+        if any(spec.loss == "dlr" for spec in specs) and subject.model.num_classes < 3:
+            raise UserError("the dlr loss compares three classes; use margin")
+        return load_images(config, data, subject)
+
+    tree, subset, tag = ranks.together(prepare)
+    stem = subject.folder / f"attack_{protocol}{attack_tag(options.attack)}{tag}"
+    if config.EVAL.cascade:
+        stem = stem.with_name(f"{stem.name}_cascade")
+    provenance = origin(config, subject, subset, ranks)
+    announce(subject, f"attacks on {subset['description']} of {data}/val", logger)
+    if not again and is_done(stem, provenance):
+        logger.info(f"{stem}.json holds this evaluation already")
+        return
+    evaluation = AttackEvaluation(
+        subject.model,
+        evaluation_data(config, tree, ranks),
+        Threat(config.DERIVED.eps, protocol, config.RUN.seed, config.EVAL.precision),
+        logger,
+        stem,
+        fingerprint(provenance),
+        config.EVAL.cascade,
+        torch.compile(subject.model.outputs) if config.EVAL.compile else None,
+    )
+    rows = evaluation.run(specs)
+    result = {"kind": "attack", "provenance": provenance}
+    result |= summarise(rows, specs, protocol, config.EVAL.cascade)
+    warnings = check_network(subject.model, evaluation.data) + check_attacks(rows, specs)
+    warnings += sorted(set().union(*ranks.gather(evaluation.warnings)))
+    result["warnings"] = warnings
+    if ranks.is_main:
+        write_results(stem, result, tree, rows, specs)
+        remove_journals(stem)
+    logger.info(result_table(result))
+    for warning in warnings:
+        logger.warning(warning)
+    if options.save_images and ranks.is_main:
+        save_attack_images(evaluation, rows, specs, options.save_images, stem, subject.settings)
+    logger.info(f"results: {stem}.json, {stem}_images.csv")
+    ranks.barrier()
+
+
+def evaluation_data(config: Mapping[str, Any], tree: ImageTree, ranks: Ranks) -> EvaluationData:
+    """How the images are read: this process's share of batch size and workers."""
+    data = config.DATA
+    share = max(1, data.batch_size // ranks.world_size)
+    workers = share_of_workers(data.workers, ranks.world_size)
+    return EvaluationData(tree, data.img_size, data.crop_size, share, workers, ranks)
+
+
+def scales_of(config: Mapping[str, Any], subject: Subject, logger: Logger) -> Sequence[float]:
+    """`EVAL.scales`, which mean something for a hypersphere head alone."""
+    if config.EVAL.scales and not subject.settings.hypersphere:
+        logger.warning("EVAL.scales is ignored: the network has no hypersphere head")
+        return ()
+    return config.EVAL.scales
+
+
+def attack_tag(names: Sequence[str]) -> str:
+    """What `--attack` adds to the names of the result files."""
+    return "_" + "+".join(names) if names else ""
+
+
+def fingerprint(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What an interrupted evaluation must have in common with the one that goes on."""
+    keys = ("protocol", "precision", "eps", "seed")
+    data = provenance["config"]["DATA"]
+    return {
+        "checkpoint": provenance["checkpoint"]["sha256"],
+        "images": provenance["subset"]["sha256"],
+        "resize and crop": [data["img_size"], data["crop_size"]],
+        "step size": provenance["config"]["ADV"]["pgd_attack"][0][1],
+        **{key: provenance[key] for key in keys},
+    }
+
+
+def is_done(stem: Path, provenance: Mapping[str, Any]) -> bool:
+    """Whether a result of the same checkpoint, images and attacks is there."""
+    try:
+        found = json.loads(stem.with_suffix(".json").read_text())["provenance"]
+    except (OSError, ValueError, KeyError):
+        return False
+    same = fingerprint(found) == fingerprint(provenance)
+    return same and found["config"]["ADV"] == provenance["config"]["ADV"]
+
+
+def evaluate_corruptions(
+    config: Mapping[str, Any], ranks: Ranks, logger: Logger, subject: Subject, data: str
+) -> None:
+    """ImageNet-C: table, JSON, CSV, figure."""
+    options, settings, protocol = config.OPTIONS, config.DATA, config.EVAL.protocol
+    announce(subject, f"ImageNet-C at {data}", logger)
+    name = f"imagenet_c_{protocol}"
+    if options.corruptions:
+        name += "_" + "+".join(options.corruptions)
+    if options.n_examples:
+        name += f"_n{options.n_examples}"
+    elif options.image_ids:
+        name += f"_{Path(options.image_ids).stem}"
+    evaluate_imagenet_c(
+        subject.model,
+        data,
+        subject.settings.classes,
+        protocol=protocol,
+        corruptions=options.corruptions,
+        img_size=settings.img_size,
+        crop_size=settings.crop_size,
+        batch_size=max(1, settings.batch_size // ranks.world_size),
+        workers=share_of_workers(settings.workers, ranks.world_size),
+        ranks=ranks,
+        output_stem=subject.folder / name,
+        provenance=origin(config, subject, {}, ranks),
+        logger=logger,
+        clean_accuracy=options.clean_accuracy,
+        n_examples=options.n_examples,
+        image_ids=options.image_ids,
+    )

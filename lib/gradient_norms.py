@@ -1,0 +1,158 @@
+"""Adversarial against clean gradient norms, parameter by parameter.
+
+Pang et al. 2020, arXiv:2002.08619, Fig. 6: E||grad_w L(x*)|| / E||grad_w L(x)|| over an epoch,
+x* the adversarial input of training and x its clean twin. Both gradients are taken at the same
+parameters, in training mode with batch statistics, and averaged over processes before the norm.
+The clean one leaves no trace: no parameter gradient, no running statistic, no noise changes.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from utils.files import write_csv
+
+GROUPS = ("conv", "bn", "fc")
+HEADER = (
+    "epoch",
+    "parameter",
+    "group",
+    "depth",
+    "clean_mean",
+    "clean_std",
+    "adversarial_mean",
+    "adversarial_std",
+    "ratio",
+    "samples",
+)
+# (network, images, labels) to (mean loss, logits)
+LossFunction = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+def layers_of(model: nn.Module) -> list[tuple[str, str, int]]:
+    """(name, group, depth) of every conv, batch-norm and last-layer parameter.
+
+    Depth counts the layers that hold parameters, in the order of the forward pass as torchvision
+    registers them; 0 is the first convolution.
+    """
+    kinds = ((nn.Conv2d, "conv"), (nn.modules.batchnorm._BatchNorm, "bn"), (nn.Linear, "fc"))
+    found, depth = [], 0
+    for layer_name, module in model.named_modules():
+        group = next((group for kind, group in kinds if isinstance(module, kind)), None)
+        if group is not None:
+            found += [(f"{layer_name}.{p}", group, depth) for p, _ in module.named_parameters()]
+            depth += 1
+    return found
+
+
+class GradientNorms:
+    """Sums of gradient norms on the device, read once an epoch.
+
+    Args:
+        model: the raw network.
+        loss: as `FreeLearner.loss`.
+        average_: averages tensors over the processes, in place.
+        sums: what `state` gave, to go on from.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossFunction,
+        average_: Callable[[list[torch.Tensor]], None],
+        sums: torch.Tensor | None = None,
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.average_ = average_
+        self.layers = layers_of(model)
+        parameters = dict(model.named_parameters())
+        self.parameters = [parameters[name] for name, _, _ in self.layers]
+        device = self.parameters[0].device
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        # Rows: each parameter, then each group as one vector. Columns: sum and sum of squares
+        # of the clean norm, of the adversarial norm, and the number of samples.
+        rows = len(self.layers) + len(GROUPS)
+        self.sums = torch.zeros(rows, 5, dtype=wide, device=device)
+        if sums is not None:
+            self.sums.copy_(sums)
+
+    def probe(self, images: torch.Tensor, labels: torch.Tensor, weight: float) -> None:
+        """Take one sample, between a free step's backward pass and its update.
+
+        Args:
+            images: the clean images (B, 3, H, W) in [0, 1].
+            labels: (B,).
+            weight: of `FreeLearner.free_step`.
+        """
+        adversarial = [parameter.grad for parameter in self.parameters]
+        clean = self.clean_gradients(images, labels, weight)
+        values = [self.norms(clean), self.norms(adversarial)]
+        columns = [column for value in values for column in (value, value.square())]
+        self.sums += torch.stack([*columns, torch.ones_like(columns[0])], dim=1)
+
+    def clean_gradients(
+        self, images: torch.Tensor, labels: torch.Tensor, weight: float
+    ) -> list[torch.Tensor]:
+        """Gradients of the training loss on the clean images, averaged over processes."""
+        scratch = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+
+        def network(x: torch.Tensor) -> torch.Tensor:
+            return functional_call(self.model, scratch, (x,))
+
+        loss, _ = self.loss(network, images, labels)
+        gradients = list(torch.autograd.grad(loss * weight, self.parameters))
+        self.average_(gradients)
+        return gradients
+
+    def norms(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        """l2 norms of the parameters' gradients, then of the groups' taken as one vector."""
+        each = torch.stack([torch.linalg.vector_norm(g.to(self.sums.dtype)) for g in gradients])
+        members = [[g == group for _, g, _ in self.layers] for group in GROUPS]
+        inside = torch.tensor(members, dtype=each.dtype).to(each.device, non_blocking=True)
+        return torch.cat([each, (inside @ each.square()).sqrt()])
+
+    def state(self) -> torch.Tensor:
+        """The sums on the CPU, for a checkpoint."""
+        return self.sums.cpu()
+
+    def rows(self, epoch: int) -> list[list]:
+        """The epoch's table, as `HEADER` says, and sums set back to zero."""
+        names = [*self.layers, *(("all", group, "") for group in GROUPS)]
+        table = []
+        for (name, group, depth), sums in zip(names, self.sums.tolist(), strict=True):
+            clean, clean_squares, adversarial, adversarial_squares, n = sums
+            if not n:
+                continue
+            clean_mean, clean_std = mean_and_std(clean, clean_squares, n)
+            mean, std = mean_and_std(adversarial, adversarial_squares, n)
+            ratio = mean / clean_mean if clean_mean else float("nan")
+            table.append(
+                [epoch, name, group, depth, clean_mean, clean_std, mean, std, ratio, int(n)]
+            )
+        self.sums.zero_()
+        return table
+
+
+def mean_and_std(total: float, squares: float, n: float) -> tuple[float, float]:
+    """Mean and population standard deviation from sums."""
+    mean = total / n
+    return mean, max(squares / n - mean * mean, 0.0) ** 0.5
+
+
+def write_rows(path: Path, epoch: int, rows: list[list]) -> None:
+    """Put an epoch's rows into gradient_norms.csv, after those of the epochs before it.
+
+    Rows of this and later epochs, left by a run that was interrupted, give way.
+    """
+    kept: list[list] = []
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            kept = [row for row in list(csv.reader(file))[1:] if int(row[0]) < epoch]
+    write_csv(path, HEADER, kept + rows)

@@ -1,0 +1,135 @@
+"""Outcomes of clean and attacked images, one row an image, and the sums that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lib.attacks import Outcome, PGDAttack, Threat, attacking
+from lib.data import DeviceBatch, ImageBatches, Shard, eval_transform, make_loader, on_device
+from lib.image_folder import ImageTree, evenly_spread
+from lib.losses import ce_loss
+from utils.attack_list import AttackSpec
+from utils.distributed import Ranks
+from utils.metrics import MetricSums, averages, correct_in_top
+
+Track = Callable[[Iterable[DeviceBatch], int], Iterable[DeviceBatch]]  # (batches, how many)
+
+
+class CleanRow(NamedTuple):
+    """One clean image: predicted output, top-1 and top-5 right, cross-entropy."""
+
+    prediction: int
+    right: bool
+    right5: bool
+    loss: float
+
+
+class AttackRow(NamedTuple):
+    """One attacked image, as `lib.attacks.Outcome` without the image."""
+
+    prediction: int
+    right: bool
+    right5: bool
+    no_gradient: bool
+
+
+class EvaluationData:
+    """How the images of a tree are read for evaluation.
+
+    Args:
+        tree: labels index the network's outputs.
+        img_size: shorter side before the crop, pixels; None crops alone.
+        crop_size: side of the network's input, pixels.
+        batch_size: images in a batch of one process.
+        workers: reading processes of one process.
+        ranks: the processes that share the images out.
+    """
+
+    def __init__(
+        self,
+        tree: ImageTree,
+        img_size: int | None,
+        crop_size: int,
+        batch_size: int,
+        workers: int,
+        ranks: Ranks,
+    ) -> None:
+        self.tree = tree
+        self.img_size = img_size
+        self.images = ImageBatches(tree, eval_transform(img_size, crop_size), crop_size)
+        self.batch_size = batch_size
+        self.workers = workers
+        self.ranks = ranks
+
+    def batches(
+        self, positions: Iterable[int] | None = None, track: Track | None = None
+    ) -> Iterator[DeviceBatch]:
+        """This process's share of some positions (all by default), each image once."""
+        wanted = range(len(self.tree.files)) if positions is None else positions
+        shard = Shard(wanted, self.batch_size, self.ranks.rank, self.ranks.world_size)
+        if not len(shard):
+            return
+        workers = min(self.workers, len(shard))
+        loader = make_loader(self.images, shard, workers, self.ranks.device)
+        moved = on_device(loader, self.ranks.device)
+        yield from track(moved, len(shard)) if track else moved
+
+
+@torch.no_grad()
+def clean_rows(model: nn.Module, batches: Iterable[DeviceBatch]) -> Iterator[dict[int, CleanRow]]:
+    """Classify clean images; one dictionary by position for each batch."""
+    with attacking(model):
+        for images, labels, indices in batches:
+            logits = model(images)
+            columns = (
+                logits.argmax(1),
+                correct_in_top(logits, labels, 1),
+                correct_in_top(logits, labels, 5),
+                ce_loss(logits, labels),
+            )
+            rows = zip(*(column.tolist() for column in columns), strict=True)
+            yield {i: CleanRow(*row) for i, row in zip(indices.tolist(), rows, strict=True)}
+
+
+def attack_rows(outcome: Outcome) -> dict[int, AttackRow]:
+    """Rows by position, without the images."""
+    columns = (outcome.predictions, outcome.robust, outcome.robust5, outcome.no_gradient)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return {i: AttackRow(*row) for i, row in zip(outcome.indices.tolist(), rows, strict=True)}
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module, data: EvaluationData, track: Track | None = None
+) -> dict[str, float]:
+    """Clean loss and top-1, top-5 in percent, over all processes."""
+    sums = MetricSums(data.ranks.device)
+    with attacking(model):
+        for images, labels, _ in data.batches(track=track):
+            logits = model(images)
+            sums.update(ce_loss(logits, labels).mean(), logits, labels, len(images))
+    return averages(data.ranks.sum(sums.totals()))
+
+
+def validate_pgd(
+    model: nn.Module, data: EvaluationData, spec: AttackSpec, threat: Threat, examples: int
+) -> float:
+    """Robust top-1 in percent on evenly spread images, over all processes."""
+    positions = evenly_spread(len(data.tree.files), examples)
+    if threat.protocol == "standard":
+        rows: dict[int, Any] = {}
+        for part in clean_rows(model, data.batches(positions)):
+            rows.update(part)
+        standing = {i for part in data.ranks.gather(rows) for i, row in part.items() if row.right}
+    else:
+        standing = set(positions)
+    attack = PGDAttack(model, spec, threat)
+    robust = 0
+    with attacking(model):
+        for outcome in attack.run(data.batches(sorted(standing)), data.batch_size):
+            robust += int(outcome.robust.sum())
+    return 100 * sum(data.ranks.gather(robust)) / len(positions)

@@ -1,0 +1,107 @@
+"""Shared by the tests: tiny real data, and the commands run as people run them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+ROOT = Path(__file__).resolve().parent.parent
+Run = Callable[..., subprocess.CompletedProcess]
+# A network and images small enough for seconds on two cores; the crops stay real. 64 images and
+# batches of 16: four minibatches a pass; three passes.
+TINY = {
+    "TRAIN.arch": "resnet18",
+    "TRAIN.epochs": 6,
+    "TRAIN.lr": 0.02,
+    "TRAIN.print_freq": 1,
+    "ADV.n_repeats": 2,
+    "ADV.clip_eps": 16,
+    "ADV.fgsm_step": 16,
+    "ADV.pgd_attack": "[[2, 8/255]]",
+    "DATA.batch_size": 16,
+    "DATA.img_size": 32,
+    "DATA.crop_size": 32,
+    "DATA.workers": 0,
+}
+
+
+def settings(**changes: object) -> list[str]:
+    """`--set` flags of TINY, with changes such as TRAIN__epochs=2."""
+    values = {**TINY, **{key.replace("__", "."): value for key, value in changes.items()}}
+    return [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+
+
+def write_digits(root: Path, counts: dict[str, int], classes: int = 10) -> Path:
+    """Real handwritten digits as DIR/SPLIT/CLASS/IMAGE, 32 px PNG; `counts` per class."""
+    digits = load_digits()
+    start = 0
+    for split, count in counts.items():
+        for label in range(classes):
+            folder = root / split / f"digit_{label}"
+            folder.mkdir(parents=True)
+            chosen = np.flatnonzero(digits.target == label)[start : start + count]
+            for i in chosen:
+                pixels = (digits.images[i] * (255 / 16)).astype(np.uint8)
+                Image.fromarray(pixels).resize((32, 32)).convert("RGB").save(folder / f"{i}.png")
+        start += count
+    return root
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4 classes: 16 training and 9 validation images each; 64 and 36 images."""
+    return write_digits(tmp_path_factory.mktemp("digits"), {"train": 16, "val": 9}, classes=4)
+
+
+def command(script: str, *arguments: object) -> list[str]:
+    """The command line of a script, or of a module where the name has no `.py`."""
+    start = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
+    return [sys.executable, *start, *map(str, arguments)]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of a command: one thread, so that tests beside each other stay quick."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **extra}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run a script in an empty folder: run("main_free.py", DIR, ...)."""
+
+    def call(script: str, *arguments: object, cwd: Path | None = None, **env: str):
+        return subprocess.run(
+            command(script, *arguments),
+            cwd=cwd or tmp_path,
+            env=environment(**env),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    """Where one short FreeAT + HE training has run: its run folder. Not to be written to."""
+    cwd = tmp_path_factory.mktemp("trained")
+    arguments = [digits, "--FN", "True", "--WN", "True", *settings(TRAIN__epochs=4)]
+    done = subprocess.run(
+        command("main_free.py", *arguments),
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (cwd / "trained_models").iterdir()
+    return folder

@@ -1,0 +1,185 @@
+"""Checkpoints: safe to load, atomic to save, ours and other people's.
+
+Everything is loaded with weights_only=True and nothing else: a file can hold tensors and plain
+values, and no file can run code.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.errors import UserError
+from utils.files import replacing
+
+LATEST = "checkpoint.pth.tar"
+PREVIOUS = "checkpoint.previous.pth.tar"
+BEST = "model_best.pth.tar"
+FORMAT = "freeat-he 1"  # marks our own files
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file's content, brought to one form.
+
+    Attributes:
+        path: where it was read from.
+        state_dict: the network's tensors under torchvision's keys.
+        model: our own files: arch, FN, WN, s_HE, angular_margin_HE, classes, mean, std.
+        arch: the architecture that it names, ours or not.
+        mean: per colour, where another library keeps it in the file; else None.
+        std: likewise.
+        content: everything the file holds.
+    """
+
+    path: str
+    state_dict: dict[str, torch.Tensor]
+    model: dict[str, Any] | None
+    arch: str | None
+    mean: list[float] | None
+    std: list[float] | None
+    content: Mapping[str, Any]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this suite wrote it."""
+        return self.model is not None
+
+    @property
+    def training(self) -> dict[str, Any] | None:
+        """The state of the training that goes on from here; None in model_best."""
+        return self.content.get("training") if self.is_ours else None
+
+
+def read_checkpoint(path: str) -> Checkpoint:
+    """Load a checkpoint of ours, of the published releases, torchvision's or MadryLab's.
+
+    Raises:
+        UserError: missing, damaged, not a checkpoint, or holding Python objects.
+    """
+    content = load_tensors(path)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a state_dict")
+    state = next(
+        (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)),
+        content,
+    )
+    ours = content.get("format") == FORMAT
+    if "format" in content and not ours:
+        raise UserError(f"{path} has format {content['format']!r}; this version reads {FORMAT!r}")
+    network, normaliser = plain_keys(state)
+    if not network:
+        raise UserError(f"{path} holds no weights of a network")
+    return Checkpoint(
+        path=path,
+        state_dict=network,
+        model=dict(content["model"]) if ours else None,
+        arch=content["model"]["arch"] if ours else text_or_none(content.get("arch")),
+        mean=normaliser.get("new_mean"),
+        std=normaliser.get("new_std"),
+        content=content,
+    )
+
+
+def load_tensors(path: str) -> Any:
+    """torch.load of tensors and plain values only.
+
+    Raises:
+        UserError: with the reason and the mend.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"no checkpoint {path}") from error
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found is None:
+            raise UserError(f"{path} is not a checkpoint, or is damaged") from error
+        raise UserError(
+            f"{path} holds a Python object ({found.group(1)}) beside its tensors; it is refused,"
+            " because loading it could run code from the file: save its state_dict alone"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is damaged or not a checkpoint ({first_line(error)}); take another one"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, shortened."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0][:120]
+
+
+def text_or_none(value: Any) -> str | None:
+    """A string, or None for anything else."""
+    return value if isinstance(value, str) else None
+
+
+def plain_keys(
+    state: Mapping[str, Any],
+) -> tuple[dict[str, torch.Tensor], dict[str, list[float]]]:
+    """Strip wrappers off the keys: DataParallel, torch.compile, MadryLab's AttackerModel.
+
+    Returns:
+        The network's tensors, and MadryLab's normaliser (new_mean, new_std) as lists.
+    """
+    network, normaliser = {}, {}
+    for key, value in state.items():
+        if not isinstance(value, torch.Tensor) or not isinstance(key, str):
+            continue
+        key = re.sub(r"^((module|_orig_mod)\.)+", "", key)
+        if key.startswith("attacker."):  # a second copy of the same network
+            continue
+        if key.startswith("normalizer."):
+            normaliser[key.removeprefix("normalizer.")] = value.flatten().tolist()
+        else:
+            network[key.removeprefix("model.")] = value
+    return network, normaliser
+
+
+def save_checkpoint(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write checkpoint.pth.tar; the file before it stays as checkpoint.previous.pth.tar.
+
+    At every instant there is a whole newest file, and after the first save a whole older one.
+
+    Raises:
+        UserError: it cannot be written; the old files are as they were.
+    """
+    latest, previous = folder / LATEST, folder / PREVIOUS
+    with replacing(latest) as file:
+        torch.save({"format": FORMAT, **content}, file)
+        # Before the new file takes its place: give the old one its second name.
+        if latest.exists():
+            second = folder / f".{PREVIOUS}"
+            with suppress(FileNotFoundError):
+                second.unlink()
+            try:
+                os.link(latest, second)
+                os.replace(second, previous)
+            except OSError:  # a file system without links
+                os.replace(latest, previous)
+
+
+def save_best(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write model_best.pth.tar atomically."""
+    with replacing(folder / BEST) as file:
+        torch.save({"format": FORMAT, **content}, file)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every byte of a checkpoint is as it was written, by the file's own checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError):
+        return False

@@ -1,0 +1,25 @@
+"""The figures that a training leaves in its run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def draw_run(folder: Path, gradients: bool) -> None:
+    """Training curves, and gradient ratios where they were measured, as PNG and PDF.
+
+    Args:
+        folder: holds metrics.csv and, with `gradients`, gradient_norms.csv.
+    """
+    from utils.figures import save_figure
+    from utils.figures_training import (
+        gradient_ratio,
+        read_gradient_norms,
+        read_metrics,
+        training_curves,
+    )
+
+    save_figure(training_curves(read_metrics(folder)), folder / "training_curves")
+    if gradients:
+        rows = read_gradient_norms(folder)
+        save_figure(gradient_ratio({folder.name: rows}), folder / "gradient_ratio")
