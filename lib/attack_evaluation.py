@@ -107,6 +107,9 @@ class AttackEvaluation:
         if done and left:
             self.logger.info(f"{label}: {len(wanted) - len(left)} images were done before")
         share = len(left[self.ranks.rank :: self.ranks.world_size])
+        if name == "autoattack":
+            left = self.whole_chunks(wanted, done)
+            share = sum(map(len, left))
         bar = ProgressBar(self.logger, share, label, max(1, share // 5), "image")
         own, unsaved, saved_at = {}, {}, time.monotonic()
         for rows in work(left) if share else ():
@@ -116,8 +119,8 @@ class AttackEvaluation:
                 unsaved.setdefault(part, {}).update(part_rows)
                 self.rows.setdefault(part, {}).update(part_rows)
             bar.advance(len(main), self.standing(name))
-            # AutoAttack's random points are drawn a batch at a time, so its batches stay whole.
-            if spec_is_slow(name) or time.monotonic() - saved_at > SECONDS_BETWEEN_WRITES:
+            # A chunk of AutoAttack is minutes of work, and resumed as a whole.
+            if name == "autoattack" or time.monotonic() - saved_at > SECONDS_BETWEEN_WRITES:
                 self.write(unsaved)
                 unsaved, saved_at = {}, time.monotonic()
         self.write(unsaved)
@@ -154,9 +157,20 @@ class AttackEvaluation:
             for outcome in attack.run(self.data.batches(positions), self.data.batch_size):
                 yield {spec.name: attack_rows(outcome)}
 
-    def autoattack(self, positions: list[int], spec: AttackSpec) -> Iterator[dict[str, Rows]]:
-        """Attack by AutoAttack, a batch at a time."""
-        for images, labels, indices in self.data.batches(positions):
+    def whole_chunks(self, wanted: list[int], done: Rows) -> list[list[int]]:
+        """This process's share of AutoAttack's chunks, less those that were done before.
+
+        The package draws its random points for a whole batch. So a chunk is a global batch, cut
+        from the list of all images: the same for every number of processes and interruptions.
+        """
+        size = self.data.batch_size * self.ranks.world_size
+        chunks = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+        left = [chunk for chunk in chunks if any(i not in done for i in chunk)]
+        return left[self.ranks.rank :: self.ranks.world_size]
+
+    def autoattack(self, chunks: list[list[int]], spec: AttackSpec) -> Iterator[dict[str, Rows]]:
+        """Attack by AutoAttack, a chunk at a time."""
+        for images, labels, indices in self.data.chunks(chunks):
             result = attack_chunk(
                 self.model,
                 images,
@@ -173,11 +187,6 @@ class AttackEvaluation:
                 values = zip(indices.tolist(), predictions, robust.tolist(), strict=True)
                 rows[part] = {i: AttackRow(p, bool(r), bool(r), False) for i, p, r in values}
             yield rows
-
-
-def spec_is_slow(name: str) -> bool:
-    """Whether every batch is worth a write of its own."""
-    return name == "autoattack"
 
 
 def parts_of(name: str) -> list[str]:

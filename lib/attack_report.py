@@ -7,17 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from lib.attack_evaluation import CLEAN, parts_of
+from lib.attacks import search_scale
 from lib.image_folder import ImageTree
 from utils.attack_list import AttackSpec
 from utils.files import write_csv, write_json
+from utils.intervals import accuracy_entry
 from utils.logger import table
-from utils.metrics import accuracy_entry
 
 Rows = Mapping[int, Any]
 
 
 def summarise(
-    rows: Mapping[str, Rows], specs: Sequence[AttackSpec], protocol: str, cascade: bool
+    rows: Mapping[str, Rows],
+    specs: Sequence[AttackSpec],
+    protocol: str,
+    cascade: bool,
+    own_scale: float,
 ) -> dict[str, Any]:
     """The counts of an evaluation, as result files hold them.
 
@@ -36,7 +41,8 @@ def summarise(
     }
     for spec in () if cascade else specs:
         for name in parts_of(spec.name):
-            result["attacks"].append(attack_entry(spec, name, rows, protocol))
+            scale = search_scale(spec, protocol, own_scale)
+            result["attacks"].append(attack_entry(spec, name, rows, scale))
     robust = worst_case(rows, protocol)
     result["worst_case"] = {"top1": accuracy_entry(sum(robust.values()), n)}
     if cascade:
@@ -45,7 +51,7 @@ def summarise(
 
 
 def attack_entry(
-    spec: AttackSpec, name: str, rows: Mapping[str, Rows], protocol: str
+    spec: AttackSpec, name: str, rows: Mapping[str, Rows], scale: float
 ) -> dict[str, Any]:
     """One attack's settings and accuracies."""
     clean, attacked = rows[CLEAN], rows[name]
@@ -59,7 +65,7 @@ def attack_entry(
         "step_size": spec.step_size,
         "loss": spec.loss if spec.kind == "pgd" else None,
         "restarts": spec.restarts,
-        "scale": spec.scale,
+        "scale": scale,
         "top1": accuracy_entry(robust, len(clean)),
     }
     if spec.kind == "pgd":  # AutoAttack has no top-5
@@ -122,6 +128,9 @@ def result_table(result: Mapping[str, Any]) -> str:
     lines.append(["worst case", *cells(result["worst_case"])])
     eps = f"{origin['eps'] * 255:g}/255"
     title = f"protocol {origin['protocol']}, eps {eps}, {origin['subset']['description']}"
+    scales = {attack["scale"] for attack in result["attacks"] if attack["loss"] == "ce"}
+    if origin["checkpoint"]["FN"] or origin["checkpoint"]["WN"]:
+        title += f"; cross-entropy at scale {', '.join(f'{s:g}' for s in sorted(scales))}"
     if origin["precision"] != "fp32":
         title += f"; searched in {origin['precision']}, judged in fp32"
     head = ["", "top-1 %", "95 % interval", "top-5 %"]

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from lib.attack_pool import Outcome, Pool, Queue, weaker
 from lib.data import DeviceBatch, derived_seed
 from lib.free_training import precision_context
 from lib.losses import ATTACK_LOSS, PerImageLoss
@@ -39,27 +39,6 @@ class Threat:
     protocol: str = "standard"
     seed: int = 0
     precision: str = "fp32"
-
-
-class Outcome(NamedTuple):
-    """Images whose attack has ended.
-
-    Attributes:
-        indices: (B,) int64, positions in the tree.
-        robust: (B,) bool, top-1 right wherever the protocol looks.
-        robust5: (B,) bool, the same of top-5. Under `standard` the attack stops once top-1 has
-            fallen, so this is an upper bound there.
-        predictions: (B,) int64, of the image that ended the attack.
-        no_gradient: (B,) bool, the first step's gradient was zero in every pixel.
-        adversarial: (B, 3, H, W), the image that ended the attack.
-    """
-
-    indices: torch.Tensor
-    robust: torch.Tensor
-    robust5: torch.Tensor
-    predictions: torch.Tensor
-    no_gradient: torch.Tensor
-    adversarial: torch.Tensor
 
 
 def project(adversarial: torch.Tensor, centre: torch.Tensor, eps: float) -> torch.Tensor:
@@ -154,6 +133,18 @@ def pgd(
         yield adversarial, gradient, logits
 
 
+def search_scale(spec: AttackSpec, protocol: str, own: float) -> float:
+    """The factor on the raw outputs under the attack's loss.
+
+    Args:
+        own: the network's s; 1 without hypersphere embedding. `paper` ascends the cross-entropy of
+            the unscaled outputs.
+    """
+    if spec.scale is not None:
+        return spec.scale
+    return 1.0 if protocol == "paper" and spec.loss == "ce" else own
+
+
 class PGDAttack:
     """PGD on a network, under a protocol.
 
@@ -173,12 +164,11 @@ class PGDAttack:
         self.threat = threat
         self.loss = ATTACK_LOSS[spec.loss]
         own_scale = getattr(model, "scale", 1.0)
-        unscaled = threat.protocol == "paper" and spec.loss == "ce"
-        self.scale = spec.scale or (1.0 if unscaled else own_scale)
+        scale = search_scale(spec, threat.protocol, own_scale)
         # Calling the module keeps hooks and foreign networks working where s is its own.
-        own = self.scale == own_scale and outputs is None
+        own = scale == own_scale and outputs is None
         self.raw = model if own else outputs or model.outputs
-        self.factor = 1.0 if own else self.scale
+        self.factor = 1.0 if own else scale
 
     def search_logits(self, images: torch.Tensor) -> torch.Tensor:
         """What the search ascends a loss of: logits at the attack's scale and precision."""
@@ -231,8 +221,9 @@ class PGDAttack:
             loss=self.loss,
             centre_on_start=self.threat.protocol == "paper",
         )
-        for number, (adversarial, gradient, _) in enumerate(iterates):
-            if number == 0:
+        no_gradient = None
+        for adversarial, gradient, _ in iterates:
+            if no_gradient is None:
                 no_gradient = is_zero(gradient)
         logits = self.judge(adversarial)
         right, right5 = (correct_in_top(logits, labels, k) for k in (1, 5))
@@ -310,88 +301,6 @@ class PGDAttack:
         return replace(pool, adversarial=moved, step=step, restart=restart)
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Images under attack; every field has one row an image."""
-
-    images: torch.Tensor  # the clean ones
-    adversarial: torch.Tensor
-    labels: torch.Tensor
-    indices: torch.Tensor
-    step: torch.Tensor
-    restart: torch.Tensor
-    right5: torch.Tensor
-    no_gradient: torch.Tensor
-
-    @staticmethod
-    def empty() -> Pool:
-        """No images."""
-        return Pool(*(torch.empty(0) for _ in range(8)))
-
-    def fields(self) -> list[torch.Tensor]:
-        """All tensors, in order."""
-        return list(vars(self).values())
-
-    def select(self, rows: torch.Tensor) -> Pool:
-        """Only some rows."""
-        return Pool(*(field[rows] for field in self.fields()))
-
-    def join(self, other: Pool) -> Pool:
-        """These rows and those."""
-        if not len(other.labels):
-            return self
-        return Pool(*(torch.cat(pair) for pair in zip(self.fields(), other.fields(), strict=True)))
-
-    def outcome(
-        self, ended: torch.Tensor, right: torch.Tensor, predictions: torch.Tensor
-    ) -> Outcome:
-        """What became of the rows that have ended."""
-        return Outcome(
-            self.indices[ended],
-            right[ended],
-            self.right5[ended],
-            predictions[ended],
-            self.no_gradient[ended],
-            self.adversarial[ended],
-        )
-
-
-class Queue:
-    """Hands out images of batches in portions of any size."""
-
-    def __init__(self, batches: Iterable[DeviceBatch]) -> None:
-        self.batches = iter(batches)
-        self.held: DeviceBatch | None = None
-
-    def take(self, wanted: int) -> DeviceBatch | None:
-        """Up to `wanted` images, fewer only when no more are left; None for none."""
-        parts: list[DeviceBatch] = []
-        while wanted > 0:
-            batch = self.held or next(self.batches, None)
-            if batch is None:
-                break
-            parts.append(DeviceBatch(*(field[:wanted] for field in batch)))
-            rest = DeviceBatch(*(field[wanted:] for field in batch))
-            self.held = rest if len(rest.labels) else None
-            wanted -= len(parts[-1].labels)
-        if not parts:
-            return None
-        return DeviceBatch(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-
-
 def is_zero(gradient: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) to (B,): the gradient vanishes in every pixel."""
     return gradient.flatten(1).abs().amax(dim=1) == 0
-
-
-def weaker(one: Outcome, other: Outcome) -> Outcome:
-    """Of two restarts, each image's worse: a fallen one stays, else the later one counts."""
-    keep = ~one.robust
-    return Outcome(
-        one.indices,
-        one.robust & other.robust,
-        one.robust5 & other.robust5,
-        torch.where(keep, one.predictions, other.predictions),
-        one.no_gradient,
-        torch.where(keep.view(-1, 1, 1, 1), one.adversarial, other.adversarial),
-    )

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
-from torchvision.transforms import functional as TF
 
 from lib.image_folder import ImageTree, load_rgb
 from utils.errors import UserError
@@ -193,6 +192,19 @@ class Shard(Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for start in range(0, len(self.positions), self.batch_size):
             yield [(0, position) for position in self.positions[start : start + self.batch_size]]
+
+
+class Chunks(Sampler):
+    """Batches whose images are given, for work whose outcome depends on who shares a batch."""
+
+    def __init__(self, chunks: list[list[int]]) -> None:
+        self.chunks = chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        yield from ([(0, position) for position in chunk] for chunk in self.chunks)
 
 
 def first(batches: Batch) -> Batch:

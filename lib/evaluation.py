@@ -22,7 +22,7 @@ from lib.evaluation_setup import Subject, announce, load_images, load_subject, o
 from lib.image_folder import ImageTree
 from lib.imagenet_c_eval import evaluate_imagenet_c
 from lib.validation import EvaluationData
-from utils.attack_list import AttackSpec, attack_list
+from utils.attack_list import attack_list
 from utils.checkpoint import BEST
 from utils.distributed import Ranks
 from utils.errors import UserError
@@ -116,7 +116,7 @@ def evaluate_attacks(
     )
     rows = evaluation.run(specs)
     result = {"kind": "attack", "provenance": provenance}
-    result |= summarise(rows, specs, protocol, config.EVAL.cascade)
+    result |= summarise(rows, specs, protocol, config.EVAL.cascade, subject.model.scale)
     warnings = check_network(subject.model, evaluation.data) + check_attacks(rows, specs)
     warnings += sorted(set().union(*ranks.gather(evaluation.warnings)))
     result["warnings"] = warnings

@@ -54,11 +54,12 @@ def load_subject(config: Mapping[str, Any], device: torch.device, path: str = ""
         settings = settings_of(config, checkpoint)
         model = model_of(checkpoint, settings)
         folder, source, digest = Path(found).parent, found, file_sha256(found)
+        make_folder(folder, "results go beside the checkpoint: copy it to where you can write")
     else:
         model, settings = pretrained_model(config)
         folder = ROOT / f"{settings.arch}_pretrained"
         source, digest = "torchvision IMAGENET1K_V1", state_digest(model)
-    make_folder(folder)
+        make_folder(folder)
     model = model.to(device, memory_format=torch.channels_last).eval()
     identity = {"path": source, "sha256": digest}
     for name in ("arch", "FN", "WN", "s_HE", "angular_margin_HE"):

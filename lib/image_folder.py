@@ -1,4 +1,4 @@
-"""Trees of class folders, `DIR/train/CLASS/IMAGE` and `DIR/val/CLASS/IMAGE`, checked before work."""
+"""Trees of class folders, DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE, checked before work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
@@ -144,7 +145,7 @@ def positions_of(tree: ImageTree, ids_file: str) -> list[int]:
         UserError: the file cannot be read, names an image that is not there, or names none.
     """
     try:
-        lines = Path(ids_file).read_text(encoding="utf-8").splitlines()
+        lines = Path(ids_file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UserError(f"cannot read --image_ids {ids_file}: {reason}") from error
@@ -157,6 +158,19 @@ def positions_of(tree: ImageTree, ids_file: str) -> list[int]:
     return sorted({index[name] for name in wanted})
 
 
+def eight_bits(image: Image.Image) -> Image.Image:
+    """A grey image of 16 bits by its upper 8, as Pillow reads colours; any other as it is.
+
+    Pillow's own conversion clips such greys, which leaves next to nothing but white.
+    """
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    if image.mode == "I" and values.max() <= 255:
+        return image
+    return Image.fromarray((values // 256).clip(0, 255).astype(np.uint8))
+
+
 def load_rgb(path: str | os.PathLike) -> Image.Image:
     """Read an image of any mode (grey, palette, CMYK, RGBA, ...) as RGB, wholly decoded.
 
@@ -165,7 +179,7 @@ def load_rgb(path: str | os.PathLike) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return eight_bits(image).convert("RGB")
     except UnidentifiedImageError:
         reason = "it is not an image"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

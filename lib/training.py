@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from lib.attacks import Threat
 from lib.data import (
@@ -23,24 +24,22 @@ from lib.data import (
     train_transform,
 )
 from lib.free_training import FreeLearner, FreeSettings, Probe, make_noise, train_pass
+from lib.gradient_norms import HEADER as NORMS_HEADER
 from lib.gradient_norms import GradientNorms, write_rows
-from lib.image_folder import ImageTree, read_split, require_same_classes
-from lib.model_setup import ModelSettings, model_of, new_model, settings_from, settings_of
-from lib.resumption import find_resumption, require_same_run
 from lib.schedules import lr_at, number_of_passes
-from lib.validation import EvaluationData, validate, validate_pgd
+from lib.tensorboard_log import TensorBoardLog
+from lib.training_setup import Setup, make_network, make_optimizer, set_up
+from lib.training_state import Progress, restore_state, save_state
+from lib.validation import EvaluationData, adversarial_examples, validate, validate_pgd
 from models.resnet import ResNet
 from utils.attack_list import AttackSpec
-from utils.checkpoint import Checkpoint, save_best, save_checkpoint
-from utils.config import dump_yaml, settings_only
-from utils.distributed import Ranks
+from utils.config import dump_yaml
+from utils.distributed import Ranks, SharedUserError
 from utils.errors import Interrupted, UserError
-from utils.files import atomic_write, make_folder, write_csv
+from utils.files import atomic_write, write_csv
 from utils.logger import Logger, ProgressBar
 from utils.metrics import MetricSums, averages
-from utils.provenance import versions
-from utils.run_folder import claim
-from utils.signals import SignalRequests
+from utils.signals import SignalRequests, leave_to_parent
 
 HEADER = (
     "epoch",
@@ -57,40 +56,6 @@ HEADER = (
 )
 
 
-@dataclass
-class Progress:
-    """Where a run stands; what a checkpoint keeps beside weights, momentum and noise.
-
-    Attributes:
-        epoch: pass over the data, counted from 0.
-        position: minibatches of the pass that are done, over all processes.
-        totals: `MetricSums.totals` of the pass so far.
-        seconds: time spent on the pass so far.
-        best: the largest value of what `TRAIN.select` looks at, percent.
-        history: rows of metrics.csv.
-        gradient_sums: of `GradientNorms`, or None.
-    """
-
-    epoch: int = 0
-    position: int = 0
-    totals: list[float] = field(default_factory=lambda: [0.0, 0, 0, 0])
-    seconds: float = 0.0
-    best: float = -1.0
-    history: list[list] = field(default_factory=list)
-    gradient_sums: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a run starts from."""
-
-    train: ImageTree
-    val: ImageTree
-    settings: ModelSettings
-    model: ResNet
-    resumed: Checkpoint | None
-
-
 def train(config: Mapping[str, Any], ranks: Ranks) -> None:
     """Train as configured, from the start or from a checkpoint; the worker of `main_free.py`.
 
@@ -98,9 +63,15 @@ def train(config: Mapping[str, Any], ranks: Ranks) -> None:
         UserError: bad input, or a loss that is not finite.
         Interrupted: a signal asked to stop, and the state has been saved.
     """
-    requests = SignalRequests().install()
+    with SignalRequests().noted() as requests:
+        train_until_asked(config, ranks, requests)
+
+
+def train_until_asked(config: Mapping[str, Any], ranks: Ranks, requests: SignalRequests) -> None:
+    """Train to the end, or until a signal asks to stop."""
     logger = Logger(ranks.is_main)
     setup = ranks.together(lambda: set_up(config, ranks, logger))
+    require_same_start(setup, ranks)
     folder = Path(config.DERIVED.run_dir)
     if ranks.is_main:
         logger.write_to(folder / "log.txt")
@@ -110,81 +81,34 @@ def train(config: Mapping[str, Any], ranks: Ranks) -> None:
     try:
         while run.progress.epoch < run.passes:
             run.one_pass()
+        if stop := ranks.max(requests.stop):  # it came with the last minibatch
+            run.end_early(stop)
+    except RuntimeError:
+        if not requests.stop:
+            raise
+        run.end_early(requests.stop)  # the same signal has ended a process that this one needs
     finally:
-        run.loader = None  # ends its workers
+        run.close()
     logger.heading(f"training done; best {config.TRAIN.select} top-1 {run.progress.best:.2f} %")
     run.draw(final=True)
 
 
-def set_up(config: Mapping[str, Any], ranks: Ranks, logger: Logger) -> Setup:
-    """Read the data's file lists and the weights, and claim the run folder, before any work.
+def require_same_start(setup: Setup, ranks: Ranks) -> None:
+    """All processes must read the same images and go on from the same minibatch.
 
     Raises:
-        UserError: anything that would stop the run later.
+        UserError: a machine sees something else under the same path.
     """
-    if config.DATA.batch_size % ranks.world_size:
-        raise UserError(
-            f"DATA.batch_size {config.DATA.batch_size} is the batch over all processes and does"
-            f" not divide by {ranks.world_size}; change it or --nproc"
-        )
-    if config.TRAIN.sync_bn and ranks.device.type != "cuda":
-        raise UserError("TRAIN.sync_bn needs CUDA; leave it out")
-    data = config.OPTIONS.data or config.DATA.imagenet
-    train_tree, val_tree = read_split(data, "train"), read_split(data, "val")
-    require_same_classes(train_tree, val_tree)
-    require_statistics(len(train_tree.files), config, ranks.world_size)
-    folder = Path(config.DERIVED.run_dir)
-    resumed = find_resumption(config, folder, logger)
-    if resumed is None:
-        settings = settings_from(config, train_tree.classes)
-        model = new_model(settings, config.RUN.seed, config.OPTIONS.pretrained)
-    else:
-        settings = require_same_run(config, resumed, train_tree.classes, logger)
-        model = model_of(resumed, settings)
-    if ranks.is_main:
-        here = resumed is not None and Path(resumed.path).parent == folder
-        claim(folder, here, config.OPTIONS.overwrite)
-        make_folder(folder)
-    return Setup(train_tree, val_tree, settings, model, resumed)
-
-
-def require_statistics(total: int, config: Mapping[str, Any], world_size: int) -> None:
-    """Batch-norm needs two values a channel; small crops leave one pixel an image at the end.
-
-    Raises:
-        UserError: some minibatch would have a single image in a process.
-    """
-    batch = config.DATA.batch_size
-    sizes = {min(batch, total), total % batch or batch}
-    smallest = min(max(1, size // world_size) for size in sizes)
-    if config.DATA.crop_size <= 32 and smallest == 1:
-        raise UserError(
-            f"with {total} images, DATA.batch_size {batch} and {world_size} processes, a minibatch"
-            f" has a single image, and at crop_size {config.DATA.crop_size} batch-norm needs two;"
-            " choose another DATA.batch_size"
-        )
-
-
-def make_network(model: ResNet, config: Mapping[str, Any], ranks: Ranks) -> nn.Module:
-    """What forward passes of training go through: the model, in DDP and compiled as asked."""
-    network: Any = model
-    if ranks.world_size > 1:
-        ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-        # Buffers follow rank 0 at every forward pass, as in the published DataParallel.
-        network = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-    return torch.compile(network) if config.TRAIN.compile else network
-
-
-def make_optimizer(model: nn.Module, config: Mapping[str, Any], kind: str) -> torch.optim.SGD:
-    """SGD as published; one fused kernel where the device has it."""
-    train = config.TRAIN
-    return torch.optim.SGD(
-        model.parameters(),
-        train.lr,
-        momentum=train.momentum,
-        weight_decay=train.weight_decay,
-        fused=True if kind in ("cpu", "cuda") else None,
-    )
+    images = hashlib.sha256("\n".join((*setup.train.files, *setup.val.files)).encode()).hexdigest()
+    training = (setup.resumed.training if setup.resumed else None) or {}
+    seen = ranks.gather((images, training.get("epoch"), training.get("position")))
+    for rank, other in enumerate(seen):
+        if other != seen[0]:
+            what = "images" if other[0] != seen[0][0] else "checkpoint"
+            raise SharedUserError(
+                f"process {rank} sees other {what} than process 0; all machines need the same"
+                " files, on a shared disk"
+            )
 
 
 class TrainingRun:
@@ -205,9 +129,13 @@ class TrainingRun:
         self.progress = Progress(epoch=config.TRAIN.start_epoch)
         self.learner = self.make_learner(setup.model)
         if setup.resumed is not None:
-            self.restore(setup.resumed)
+            self.progress = restore_state(
+                setup.resumed, self.learner, ranks, self.progress.epoch, logger
+            )
         self.norms = self.make_norms()
         self.make_loaders(setup)
+        board = config.OPTIONS.tensorboard and ranks.is_main
+        self.board = TensorBoardLog(self.folder, self.progress.epoch + 1) if board else None
         self.saved_at = self.drawn_at = time.monotonic()
 
     def make_learner(self, model: ResNet) -> FreeLearner:
@@ -248,6 +176,7 @@ class TrainingRun:
         )
         images = ImageBatches(setup.train, train_transform(data.crop_size), data.crop_size, seed)
         self.loader: Any = make_loader(images, self.order, workers, self.ranks.device)
+        self.loader.worker_init_fn = leave_to_parent
         share = max(1, data.batch_size // self.ranks.world_size)
         self.validation = EvaluationData(
             setup.val, data.img_size, data.crop_size, share, workers, self.ranks
@@ -325,8 +254,13 @@ class TrainingRun:
             self.save()
             self.requests.save = False
         if stop:
-            self.logger.info(f"stopped by signal {stop}; saved. Go on with --resume auto")
-            raise Interrupted(stop)
+            self.end_early(stop)
+
+    def end_early(self, signum: int) -> NoReturn:
+        """Say how to go on, and end."""
+        name = signal.Signals(signum).name
+        self.logger.info(f"stopped by {name}; saved. Go on with --resume auto")
+        raise Interrupted(signum)
 
     def read_sums(self) -> list[float]:
         """Totals over all processes; this synchronises with the device.
@@ -375,44 +309,64 @@ class TrainingRun:
             + ("" if robust is None else f", PGD-10 top-1 {robust:.2f} %")
             + (" (best)" if is_best else "")
         )
-        self.write_tables()
+        gradients = [] if self.norms is None else self.norms.rows(progress.epoch + 1)
+        self.write_tables(gradients)
+        self.write_board(row, gradients)
         self.draw()
         progress.epoch, progress.position = progress.epoch + 1, 0
         progress.totals, progress.seconds = [0.0, 0, 0, 0], 0.0
         self.sums = MetricSums(self.ranks.device)
         self.started = time.monotonic()
-        if is_best and self.ranks.is_main:
-            save_best(self.folder, self.content())
-        self.save()
+        self.save(is_best)
 
     def validate(self) -> tuple[dict[str, float], float | None]:
         """Clean averages, and with TRAIN.select pgd the robust top-1."""
         model, config = self.learner.model, self.config
+        # Batch-norm's statistics are rank 0's, which are what a checkpoint keeps.
+        self.ranks.copy_from_main_(model.buffers())
         bar = f"validation {self.progress.epoch + 1}/{self.passes}"
 
         def track(batches: Any, total: int) -> Any:
             for batch in self.logger.track(batches, total, bar, config.TRAIN.print_freq):
                 if self.requests.stop:
-                    raise Interrupted(self.requests.stop)  # saved before validation began
+                    self.end_early(self.requests.stop)  # saved before validation began
                 yield batch
 
         clean = validate(model, self.validation, track)
         if config.TRAIN.select != "pgd":
             return clean, None
-        spec = AttackSpec("pgd", 10, config.ADV.pgd_attack[0][1])
-        threat = Threat(config.DERIVED.eps, config.EVAL.protocol, config.RUN.seed)
         examples = config.TRAIN.select_examples
-        return clean, validate_pgd(model, self.validation, spec, threat, examples)
+        return clean, validate_pgd(model, self.validation, *self.quick_attack(), examples)
 
-    def write_tables(self) -> None:
+    def quick_attack(self) -> tuple[AttackSpec, Threat]:
+        """PGD-10, for looks at a model in training."""
+        config = self.config
+        spec = AttackSpec("pgd", 10, config.ADV.pgd_attack[0][1])
+        return spec, Threat(config.DERIVED.eps, config.EVAL.protocol, config.RUN.seed)
+
+    def write_tables(self, gradients: list[list]) -> None:
         """metrics.csv and gradient_norms.csv, whole."""
-        epoch = self.progress.epoch + 1
+        if not self.ranks.is_main:
+            return
         if self.norms is not None:
-            rows = self.norms.rows(epoch)
-            if self.ranks.is_main:
-                write_rows(self.folder / "gradient_norms.csv", epoch, rows)
-        if self.ranks.is_main:
-            write_csv(self.folder / "metrics.csv", HEADER, self.progress.history)
+            path = self.folder / "gradient_norms.csv"
+            write_rows(path, self.progress.epoch + 1, gradients)
+        write_csv(self.folder / "metrics.csv", HEADER, self.progress.history)
+
+    def write_board(self, row: list, gradients: list[list]) -> None:
+        """The epoch for TensorBoard, if asked for."""
+        if self.board is None:
+            return
+        named = [dict(zip(NORMS_HEADER, entry, strict=True)) for entry in gradients]
+        self.board.epoch(dict(zip(HEADER, row, strict=True)), named)
+        images = adversarial_examples(self.learner.model, self.validation, *self.quick_attack())
+        self.board.images(images, self.progress.epoch + 1)
+
+    def close(self) -> None:
+        """End the reading processes and the logs."""
+        self.loader = None
+        if self.board is not None:
+            self.board.close()
 
     def draw(self, final: bool = False) -> None:
         """The figures, at the end and now and then before."""
@@ -423,72 +377,23 @@ class TrainingRun:
         draw_run(self.folder, self.norms is not None)
         self.drawn_at = time.monotonic()
 
-    def content(self) -> dict[str, Any]:
-        """What model_best keeps: the network and how to use it."""
-        progress = self.progress
-        return {
-            "epoch": progress.epoch,
-            "arch": self.settings.arch,
-            "best_prec1": progress.best,
-            "model": self.settings.as_dict(),
-            "state_dict": cpu_copy(self.learner.model.state_dict()),
-            "config": settings_only(self.config),
-            "versions": versions(),
-        }
-
-    def save(self) -> None:
-        """Write the whole state; every process takes part, rank 0 writes.
+    def save(self, best: bool = False) -> None:
+        """Write the whole state, and before it model_best; every process takes part.
 
         Raises:
             UserError: loss or weights are not finite, or the disk is full; the last checkpoint
                 stays.
         """
-        progress = self.progress
-        progress.totals = self.read_sums()
-        progress.seconds = time.monotonic() - self.started
-        noise = self.ranks.interleave(self.learner.noise)
-        if not self.ranks.is_main:
-            return
-        content = self.content()
-        if not all(bool(v.isfinite().all()) for v in content["state_dict"].values()):
-            raise UserError(
-                f"weights are not finite in epoch {progress.epoch + 1}; the last checkpoint in"
-                f" {self.folder} is good: lower TRAIN.lr, and --resume auto"
-            )
-        content["optimizer"] = self.learner.optimizer.state_dict()
-        content["training"] = {
-            **vars(progress),
-            "noise": noise,
-            "scaler": self.learner.scaler.state_dict(),
-            "gradient_sums": None if self.norms is None else self.norms.state(),
-            "random_state": torch.get_rng_state(),
-        }
-        save_checkpoint(self.folder, content)
-        self.saved_at = time.monotonic()
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint: exactly, where it is a training checkpoint of ours."""
-        content, state = checkpoint.content, checkpoint.training
-        if "optimizer" in content:
-            self.learner.optimizer.load_state_dict(content["optimizer"])
-        if state is None:
-            self.progress.epoch = max(int(content.get("epoch", 0)), self.progress.epoch)
-            self.logger.warning(
-                f"{checkpoint.path} holds no training state: epoch {self.progress.epoch + 1} begins"
-                " with zero noise"
-            )
-            return
-        self.learner.noise.copy_(state["noise"][self.ranks.rank :: self.ranks.world_size])
-        self.learner.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["random_state"])
-        for name in vars(self.progress):
-            setattr(self.progress, name, state[name])
-        self.logger.info(
-            f"resumed {checkpoint.path}: epoch {self.progress.epoch + 1}, minibatch"
-            f" {self.progress.position}"
+        self.progress.totals = self.read_sums()
+        self.progress.seconds = time.monotonic() - self.started
+        sums = None if self.norms is None else self.norms.state()
+        save_state(
+            self.folder,
+            self.config,
+            self.settings,
+            self.learner,
+            replace(self.progress, gradient_sums=sums),
+            self.ranks,
+            best,
         )
-
-
-def cpu_copy(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors on the CPU in plain layout, whatever they were trained in."""
-    return {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        self.saved_at = time.monotonic()

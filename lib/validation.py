@@ -7,9 +7,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.data import Sampler
 
-from lib.attacks import Outcome, PGDAttack, Threat, attacking
-from lib.data import DeviceBatch, ImageBatches, Shard, eval_transform, make_loader, on_device
+from lib.attack_pool import Outcome
+from lib.attacks import PGDAttack, Threat, attacking
+from lib.data import (
+    Chunks,
+    DeviceBatch,
+    ImageBatches,
+    Shard,
+    eval_transform,
+    make_loader,
+    on_device,
+)
 from lib.image_folder import ImageTree, evenly_spread
 from lib.losses import ce_loss
 from utils.attack_list import AttackSpec
@@ -71,12 +81,19 @@ class EvaluationData:
         """This process's share of some positions (all by default), each image once."""
         wanted = range(len(self.tree.files)) if positions is None else positions
         shard = Shard(wanted, self.batch_size, self.ranks.rank, self.ranks.world_size)
-        if not len(shard):
-            return
-        workers = min(self.workers, len(shard))
-        loader = make_loader(self.images, shard, workers, self.ranks.device)
-        moved = on_device(loader, self.ranks.device)
-        yield from track(moved, len(shard)) if track else moved
+        yield from self.read(shard, track)
+
+    def chunks(self, chunks: list[list[int]]) -> Iterator[DeviceBatch]:
+        """Whole batches of this process alone, each of the positions of one chunk."""
+        yield from self.read(Chunks(chunks))
+
+    def read(self, shard: Sampler, track: Track | None = None) -> Iterator[DeviceBatch]:
+        """The batches of a sampler on the device; none where it has none."""
+        if len(shard):
+            workers = min(self.workers, len(shard))
+            loader = make_loader(self.images, shard, workers, self.ranks.device)
+            moved = on_device(loader, self.ranks.device)
+            yield from track(moved, len(shard)) if track else moved
 
 
 @torch.no_grad()
@@ -133,3 +150,13 @@ def validate_pgd(
         for outcome in attack.run(data.batches(sorted(standing)), data.batch_size):
             robust += int(outcome.robust.sum())
     return 100 * sum(data.ranks.gather(robust)) / len(positions)
+
+
+def adversarial_examples(
+    model: nn.Module, data: EvaluationData, spec: AttackSpec, threat: Threat, count: int = 16
+) -> torch.Tensor:
+    """The last iterates of PGD on evenly spread images of this process, for people to look at."""
+    positions = evenly_spread(len(data.tree.files), count * data.ranks.world_size)
+    batch = next(data.batches(positions))
+    with attacking(model):
+        return PGDAttack(model, spec, threat).last_iterate(*batch).adversarial

@@ -7,8 +7,8 @@ values, and no file can run code.
 from __future__ import annotations
 
 import os
-import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -76,6 +76,10 @@ def read_checkpoint(path: str) -> Checkpoint:
     ours = content.get("format") == FORMAT
     if "format" in content and not ours:
         raise UserError(f"{path} has format {content['format']!r}; this version reads {FORMAT!r}")
+    if ours and not isinstance(content.get("model"), Mapping):
+        raise UserError(f"{path} lacks the settings of its network; take the file as it was saved")
+    if ours and not is_whole(Path(path)):  # torch reads a flipped bit without a word
+        raise UserError(f"{path} is damaged: its checksums do not match; take another copy")
     network, normaliser = plain_keys(state)
     if not network:
         raise UserError(f"{path} holds no weights of a network")
@@ -97,27 +101,34 @@ def load_tensors(path: str) -> Any:
         UserError: with the reason and the mend.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"no checkpoint {path}") from error
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found is None:
-            raise UserError(f"{path} is not a checkpoint, or is damaged") from error
-        raise UserError(
-            f"{path} holds a Python object ({found.group(1)}) beside its tensors; it is refused,"
-            " because loading it could run code from the file: save its state_dict alone"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} is damaged or not a checkpoint ({first_line(error)}); take another one"
-        ) from error
+        file = open(path, "rb")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    with file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on odd pickles, which end in an error below
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever bytes that are no checkpoint make of the unpickler
+            file.seek(0)
+            raise UserError(f"{path} {what_is_wrong(file.read(4), error)}") from error
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, shortened."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0][:120]
+def what_is_wrong(start: bytes, error: Exception) -> str:
+    """Why a file that begins with these bytes did not load, and the mend."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if found is not None:
+        return (
+            f"holds a Python object ({found.group(1)}) beside its tensors; it is refused, because"
+            " loading it could run code from the file: save its state_dict alone, with plain"
+            " numbers"
+        )
+    if "TorchScript" in str(error):
+        return "is a TorchScript archive, which is code; save the state_dict of its network"
+    if start == b"PK\3\4" or "unexpected EOF" in str(error):  # a zip archive, as torch.save makes
+        return "is damaged or was cut short; copy or download it again"
+    return "is not a checkpoint" + ("; it is empty" if not start else "; give one saved by torch")
 
 
 def text_or_none(value: Any) -> str | None:

@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,8 +14,9 @@ import yaml
 
 from utils.attack_list import attack_list
 from utils.config import Config, derive, freeze, merge, read_yaml
-from utils.config_schema import PROTOCOLS, SCHEMA, strict_bool
+from utils.config_schema import PROTOCOLS, SCHEMA, real, strict_bool, whole
 from utils.errors import UserError
+from utils.run_folder import find_checkpoint
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs.yml"
 # Flags that are settings: a value given here goes over the YAML's.
@@ -60,6 +61,8 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
     for assignment in flags.pop("set"):
         key, value = parse_assignment(assignment)
         overrides[key] = (f"--set {key}", value)
+    if flags["data"] is not None and (key := key_of_data(flags)):
+        overrides[key] = ("DIR", flags["data"])
     path = str(flags.pop("config"))
     config = merge(read_yaml(path), overrides, os.path.basename(path))
     options = Config(
@@ -72,7 +75,15 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
     config.OPTIONS = options
     derive(config)
     attack_list(options.attack, config.ADV.pgd_attack, config.EVAL.protocol)  # names are checked
+    check_paths(options)
     return freeze(config)
+
+
+def key_of_data(flags: Mapping[str, Any]) -> str:
+    """The setting that DIR stands for; none where it serves two evaluations."""
+    if not flags["eva_on_imagenet_c"]:
+        return "DATA.imagenet"
+    return "" if flags["evaluate"] else "DATA.imagenet_c"
 
 
 def parse_assignment(assignment: str) -> tuple[str, Any]:
@@ -123,28 +134,30 @@ def check_options(options: Config) -> None:
         raise UserError("--overwrite starts anew and --resume goes on; give one")
 
 
-def count(text: str) -> int:
-    """argparse type: a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
+def check_paths(options: Config) -> None:
+    """Files and folders that the flags name must be there.
+
+    Raises:
+        UserError: one is not.
+    """
+    if options.data is not None and not os.path.isdir(options.data):
+        raise UserError(f"no folder {options.data}; give the data set's folder as DIR")
+    if options.image_ids and not os.path.isfile(options.image_ids):
+        raise UserError(f"--image_ids {options.image_ids}: no such file")
+    if options.resume and options.resume != "auto":
+        find_checkpoint(options.resume)
 
 
-def fraction(text: str) -> float:
-    """argparse type: a fraction in [0, 1]."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a fraction between 0 and 1")
-    return value
+def argument(read: Callable[[Any], Any]) -> Callable[[str], Any]:
+    """An argparse type from a reader of settings, with the reader's message."""
 
+    def convert(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
-def boolean(text: str) -> bool:
-    """argparse type: `strict_bool`."""
-    try:
-        return strict_bool(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return convert
 
 
 def names(text: str) -> list[str]:
@@ -176,18 +189,20 @@ def build_parser(script: str, manual: str) -> OneLineParser:
     return parser
 
 
-def add_switch(group: argparse._ArgumentGroup, flag: str, text: str, default: Any = False) -> None:
+def add_switch(group: argparse._ArgumentGroup, flag: str, text: str) -> None:
     """A strict boolean: `--flag`, `--flag True`, `--flag no`."""
+    read = argument(strict_bool)
     group.add_argument(
-        flag, nargs="?", const=True, default=default, type=boolean, metavar="BOOL", help=text
+        flag, nargs="?", const=True, default=False, type=read, metavar="BOOL", help=text
     )
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Hypersphere embedding and weights."""
     group = parser.add_argument_group("model")
-    add_switch(group, "--FN", "HE: normalise the features (default False)", None)
-    add_switch(group, "--WN", "HE: normalise the last layer's weights (default False)", None)
+    for flag, what in (("--FN", "features"), ("--WN", "last layer's weights")):
+        text = f"HE: normalise the {what} (default False)"
+        group.add_argument(flag, nargs="?", const=True, metavar="BOOL", help=text)
     group.add_argument("--s_HE", metavar="S", help="HE: scale of the cosines (default 10.0)")
     group.add_argument(
         "--angular_margin_HE", metavar="M", help="HE: margin on the true cosine (default 0.2)"
@@ -255,7 +270,10 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, imagenet_c: bool) -> N
         " (default: ADV.pgd_attack, and in protocol standard its longest row on margin)",
     )
     group.add_argument(
-        "--n_examples", metavar="N", type=count, help="only N images, evenly spread (default all)"
+        "--n_examples",
+        metavar="N",
+        type=argument(whole(1)),
+        help="only N images, evenly spread (default all)",
     )
     group.add_argument(
         "--image_ids", metavar="FILE", help="only the images listed, one class/filename a line"
@@ -263,7 +281,7 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, imagenet_c: bool) -> N
     group.add_argument(
         "--save_images",
         metavar="N",
-        type=count,
+        type=argument(whole(0)),
         default=0,
         help="save N images with their adversarial twins as PNG, and a figure (default 0)",
     )
@@ -282,7 +300,7 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, imagenet_c: bool) -> N
         group.add_argument(
             "--clean_accuracy",
             metavar="A",
-            type=fraction,
+            type=argument(real(0, 1)),
             help="clean top-1 as a fraction in [0, 1], for relative mCE"
             " (default: from a clean evaluation in the run folder)",
         )

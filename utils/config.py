@@ -7,6 +7,7 @@ wrong is said at once, before any work.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -143,22 +144,38 @@ def find_setting(section: str, key: str, where: str, problems: list[str]) -> Set
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """`; did you mean X?` for the closest known name, the last part counting most."""
+    """`; did you mean X?` for the closest known name: by its last part, then in its section."""
     known = list(candidates)
-    last = {candidate.rpartition(".")[2].lower(): candidate for candidate in known}
-    match = difflib.get_close_matches(str(name).rpartition(".")[2].lower(), last, n=1, cutoff=0.5)
+    section, _, word = str(name).lower().rpartition(".")
+    words = {candidate.rpartition(".")[2].lower() for candidate in known}
+    match = difflib.get_close_matches(word, sorted(words), n=1, cutoff=0.5)
     if match:
-        return f"; did you mean {last[match[0]]}?"
+        found = [c for c in known if c.rpartition(".")[2].lower() == match[0]]
+        here = [c for c in found if c.lower().startswith(f"{section}.")]
+        return f"; did you mean {(here or found)[0]}?"
     return f"; known are {', '.join(known)}" if len(known) < 10 else "; --help lists all keys"
 
 
 def contradictions(config: Config) -> list[str]:
     """Values that are fine alone and impossible together."""
     problems = []
-    if config.DATA.crop_size > config.DATA.img_size:
+    train, adv, data = config.TRAIN, config.ADV, config.DATA
+    if data.crop_size > data.img_size:
         problems.append(
-            f"DATA.crop_size {config.DATA.crop_size} is larger than DATA.img_size"
-            f" {config.DATA.img_size}, the shorter side that evaluation crops from"
+            f"DATA.crop_size {data.crop_size} is larger than DATA.img_size {data.img_size}, the"
+            " shorter side that evaluation crops from"
+        )
+    for key in ("clip_eps", "fgsm_step"):
+        if adv[key] > data.max_color_value:
+            problems.append(
+                f"ADV.{key} {adv[key]:g} is more than DATA.max_color_value"
+                f" {data.max_color_value:g}, the whole range of colours; both have the same unit"
+            )
+    passes = math.ceil(train.epochs / adv.n_repeats)
+    if train.start_epoch >= passes:
+        problems.append(
+            f"TRAIN.start_epoch {train.start_epoch} leaves nothing to train: TRAIN.epochs"
+            f" {train.epochs} in ADV.n_repeats {adv.n_repeats} are {passes} passes, counted from 0"
         )
     if config.TRAIN.select == "pgd" and config.ADV.clip_eps == 0:
         problems.append("TRAIN.select: pgd attacks within ADV.clip_eps, which is 0")

@@ -7,6 +7,7 @@ HE, EVAL and RUN hold what the published scripts took from flags or fixed in the
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -81,16 +82,20 @@ def whole(low: int, high: float = math.inf) -> Callable[[Any], int]:
         result = number(value)
         if result != int(result):
             raise ValueError(f"{value!r} is not a whole number")
+        try:
+            result = int(value)  # a float holds 53 bits, and a seed may have 63
+        except ValueError:  # text such as 1e3
+            result = int(result)
         if not low <= result <= high:
             raise ValueError(f"{value!r} must be at least {low}" + limit(high))
-        return int(result)
+        return result
 
     return read
 
 
 def limit(high: float) -> str:
     """The second half of a range's wording."""
-    return "" if high == math.inf else f" and at most {high:g}"
+    return "" if high == math.inf else f" and at most {high}"
 
 
 def choice(options: Sequence[str]) -> Callable[[Any], str]:
@@ -119,9 +124,18 @@ def output_prefix(value: Any) -> str:
     return value
 
 
-def numbers(count: int | None, low: float, *, above: bool = False) -> Callable[[Any], list[float]]:
+def device(value: Any) -> str:
+    """The name of a kind of device; whether there is one here is for torch to say."""
+    if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise ValueError(f"{value!r} is not one of auto, cpu, cuda, cuda:1, mps")
+    return value
+
+
+def numbers(
+    count: int | None, low: float, high: float = math.inf, *, above: bool = False
+) -> Callable[[Any], list[float]]:
     """A reader of a list of numbers, of a fixed length where `count` is given."""
-    one = real(low, above=above)
+    one = real(low, high, above=above)
 
     def read(value: Any) -> list[float]:
         if not isinstance(value, (list, tuple)) or count not in (None, len(value)):
@@ -164,9 +178,11 @@ SCHEMA: dict[str, dict[str, Setting]] = {
         "momentum": Setting(0.9, real(0, 1), "SGD momentum"),
         "weight_decay": Setting(1e-4, real(0), "SGD weight decay"),
         "print_freq": Setting(10, whole(1), "minibatches between two lines of progress"),
-        "mean": Setting([0.485, 0.456, 0.406], numbers(3, 0), "mean per colour, pixels in [0, 1]"),
+        "mean": Setting(
+            [0.485, 0.456, 0.406], numbers(3, 0, 1), "mean per colour, pixels in [0, 1]"
+        ),
         "std": Setting(
-            [0.229, 0.224, 0.225], numbers(3, 0, above=True), "deviation per colour, in [0, 1]"
+            [0.229, 0.224, 0.225], numbers(3, 0, 1, above=True), "deviation per colour, in [0, 1]"
         ),
         "precision": Setting("fp32", choice(PRECISIONS), "arithmetic of training"),
         "compile": Setting(False, strict_bool, "compile the network with torch.compile"),
@@ -177,8 +193,8 @@ SCHEMA: dict[str, dict[str, Setting]] = {
         "select_examples": Setting(1000, whole(1), "validation images of select: pgd"),
     },
     "ADV": {
-        "clip_eps": Setting(4.0, real(0, 255), "radius of the l-infinity ball, of max_color_value"),
-        "fgsm_step": Setting(4.0, real(0, 255), "step of the noise in training, same unit"),
+        "clip_eps": Setting(4.0, real(0), "radius of the l-infinity ball, of max_color_value"),
+        "fgsm_step": Setting(4.0, real(0), "step of the noise in training, same unit"),
         "n_repeats": Setting(4, whole(1), "replays of each minibatch (m)"),
         "pgd_attack": Setting(
             [[10, ONE_255TH], [50, ONE_255TH]],
@@ -212,7 +228,7 @@ SCHEMA: dict[str, dict[str, Setting]] = {
     },
     "RUN": {
         "seed": Setting(0, whole(0, 2**63 - 1), "seed of weights, order, crops, attacks (--seed)"),
-        "device": Setting("auto", text, "auto, cpu, cuda, cuda:N or mps (--device)"),
+        "device": Setting("auto", device, "auto, cpu, cuda, cuda:N or mps (--device)"),
         "nproc": Setting(0, whole(0), "processes; 0 is one per GPU, or one (--nproc)"),
         "output_prefix": Setting("free_adv", output_prefix, "part of the run's folder name"),
     },

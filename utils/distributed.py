@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +19,8 @@ T = TypeVar("T")
 # A process may wait for another that still evaluates or saves; one that died is noticed at once,
 # because its connection closes.
 TIMEOUT = timedelta(hours=24)
+# What gloo and NCCL say when a process that they talk to is gone.
+GONE = re.compile(r"(closed|reset) by peer|broken pipe|remote process exited", re.IGNORECASE)
 
 
 class SharedUserError(UserError):
@@ -78,6 +81,12 @@ class Ranks:
             flat /= self.world_size
             for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
                 tensor.copy_(mean.view_as(tensor))
+
+    def copy_from_main_(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give every process rank 0's values, in place."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, src=0)
 
     def interleave(self, share: torch.Tensor) -> torch.Tensor | None:
         """Gather shares `whole[rank::world_size]` into `whole`, on the CPU of rank 0 alone."""
@@ -172,6 +181,11 @@ def join_torchrun(device_name: str) -> Ranks:
     """Meet the processes that torchrun (or another launcher) has started."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     return join(device_name, rank, world_size, int(os.environ.get("LOCAL_RANK", 0)), "env://")
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether talking to the other processes has failed since one of them is gone."""
+    return isinstance(error, RuntimeError) and GONE.search(str(error)) is not None
 
 
 def leave() -> None:

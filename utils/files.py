@@ -37,10 +37,14 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         os.chmod(temporary, 0o666 & ~current_umask())  # mkstemp makes it private
         os.replace(temporary, path)
         temporary = None
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, RuntimeError) as error:
+        # torch.save answers a failed write with an OSError, and that with a RuntimeError.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
         raise UserError(
-            f"cannot write {path}: {reason}; free some space or choose a folder that is writable"
+            f"cannot write {path}: {cause.strerror or cause}; free some space or choose a folder"
+            " that is writable"
         ) from error
     finally:
         if temporary is not None:
@@ -84,8 +88,11 @@ def file_sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def make_folder(path: str | os.PathLike) -> Path:
+def make_folder(path: str | os.PathLike, mend: str = "run from a folder that is writable") -> Path:
     """Create a folder and its parents.
+
+    Args:
+        mend: what to tell a user who cannot write there.
 
     Raises:
         UserError: it cannot be made or written to.
@@ -96,7 +103,5 @@ def make_folder(path: str | os.PathLike) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(
-            f"cannot write to {path}: {error.strerror or error}; run from a folder that is writable"
-        ) from error
+        raise UserError(f"cannot write to {path}: {error.strerror or error}; {mend}") from error
     return path

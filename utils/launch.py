@@ -11,13 +11,29 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import connection
 from typing import Any
 
 from utils.errors import Interrupted, UserError
+from utils.signals import (
+    SAVE_SIGNAL,
+    STOP_SIGNALS,
+    StoppedAtOnce,
+    handling,
+    holding_back,
+    let_through,
+    stopping_at_once,
+)
 
 Worker = Callable[[Any, Any], None]  # (config, ranks)
+KILLED = -9  # exit status, as Python gives it, of a process that SIGKILL has ended
+PATIENCE = 5.0  # seconds for a process that is let go to end by itself
 GRACE = 60.0  # seconds for the others to save and end after one was stopped by a signal
+
+
+class OwnUserError(UserError):
+    """A user error that this process alone has, among those of torchrun."""
 
 
 def run_command(command: Callable[[], None]) -> int:
@@ -25,28 +41,48 @@ def run_command(command: Callable[[], None]) -> int:
 
     Returns:
         The exit status: 0; 2 after a user error, one `error:` line on stderr for each cause;
-        130 after Ctrl-C and 143 after SIGTERM. Bugs keep their traceback.
+        130 after Ctrl-C and 143 after SIGTERM; 1 where another process has failed. Bugs keep
+        their traceback.
     """
     try:
-        command()
+        with stopping_at_once():
+            command()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0" or not is_shared(error):
-            for line in str(error).splitlines():
-                print(f"error: {line}", file=sys.stderr, flush=True)
+        if speaks(error):
+            say_error(str(error))
         return 2
     except Interrupted as stop:
+        if isinstance(stop, StoppedAtOnce) and os.environ.get("RANK", "0") == "0":
+            print(f"stopped by {signal.Signals(stop.signum).name}", file=sys.stderr, flush=True)
         return stop.exit_status
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        return 128 + signal.SIGINT
+    except RuntimeError as error:
+        if not lost_peer(error):
+            raise
+        say_error(f"process {os.environ.get('RANK', 0)} ends, for another one has ended")
+        return 1
     return 0
 
 
-def is_shared(error: UserError) -> bool:
-    """Whether rank 0 says the same."""
+def say_error(text: str) -> None:
+    """One line on stderr for each of the text's."""
+    for line in text.splitlines():
+        print(f"error: {line}", file=sys.stderr, flush=True)
+
+
+def speaks(error: UserError) -> bool:
+    """Whether it is for this process of torchrun's to say it: one on all, or on each machine."""
     from utils.distributed import SharedUserError
 
-    return isinstance(error, SharedUserError)
+    if isinstance(error, SharedUserError):
+        return os.environ.get("RANK", "0") == "0"
+    return isinstance(error, OwnUserError) or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether the processes' talk has failed since one of them is gone."""
+    from utils.distributed import lost_peer
+
+    return lost_peer(error)
 
 
 def launch(worker: Worker, config: Any) -> None:
@@ -57,121 +93,164 @@ def launch(worker: Worker, config: Any) -> None:
     """
     from utils import distributed
 
+    nproc, device = config.RUN.nproc, config.RUN.device
     if distributed.under_torchrun():
-        ranks = distributed.join_torchrun(config.RUN.device)
-        try:
-            worker(config, ranks)
-        finally:
-            distributed.leave()
+        run_under_torchrun(worker, config)
         return
-    count = distributed.number_of_processes(config.RUN.nproc, config.RUN.device)
+    count = distributed.number_of_processes(nproc, device)
     if count == 1:
-        worker(config, distributed.join(config.RUN.device, 0, 1, 0, ""))
+        worker(config, distributed.join(device, 0, 1, 0, ""))
         return
     with tempfile.TemporaryDirectory() as folder:
         run_processes(worker, config, count, f"file://{folder}/meeting")
+
+
+def run_under_torchrun(worker: Worker, config: Any) -> None:
+    """Be one of the processes that torchrun (or another launcher) has started.
+
+    Raises:
+        UserError: --nproc says another number; or the worker's.
+    """
+    from utils import distributed
+
+    count = int(os.environ["WORLD_SIZE"])
+    if config.RUN.nproc not in (0, count):
+        raise UserError(
+            f"--nproc {config.RUN.nproc}: torchrun has started {count} processes; leave it out"
+        )
+    try:
+        worker(config, distributed.join_torchrun(config.RUN.device))
+    except distributed.SharedUserError:
+        raise
+    except UserError as error:
+        raise OwnUserError(str(error)) from error
+    distributed.leave()  # not after an error: it would wait for peers that may be busy
 
 
 def run_processes(worker: Worker, config: Any, count: int, meeting: str) -> None:
     """Start `count` processes, pass signals on, and end all when one fails."""
     context = multiprocessing.get_context("spawn")
     reports = context.SimpleQueue()
+    held, leash = context.Pipe(duplex=False)
     processes = [
-        context.Process(target=child, args=(worker, config, rank, count, meeting, reports))
+        context.Process(target=child, args=(held, reports, worker, config, rank, count, meeting))
         for rank in range(count)
     ]
-    for process in processes:
-        process.start()
     forwarded: list[int] = []
-    previous = forward_signals(processes, forwarded)
-    try:
-        wait_for(processes, reports, forwarded)
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def forward_signals(processes: list, forwarded: list[int]) -> dict[int, Any]:
-    """Pass SIGINT, SIGTERM and SIGUSR1 on, noting each; returns the handlers before."""
 
     def forward(signum: int, _: Any) -> None:
         forwarded.append(signum)
         for process in processes:
             if process.is_alive():
-                os.kill(process.pid, signum)
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signum)
 
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-    return {getattr(signal, name): signal.signal(getattr(signal, name), forward) for name in names}
+    with handling(dict.fromkeys((*STOP_SIGNALS, SAVE_SIGNAL), forward)):
+        try:
+            with holding_back():
+                for process in processes:
+                    process.start()
+            wait_for(processes, reports, forwarded)
+        finally:
+            leash.close()
+            deadline = time.monotonic() + PATIENCE
+            for process in filter(lambda process: process.pid, processes):
+                process.join(max(0.0, deadline - time.monotonic()))
+                process.kill()
+                process.join()
 
 
 def wait_for(processes: list, reports: Any, forwarded: list[int]) -> None:
-    """Wait until all have ended; raise the first report of one that failed.
+    """Wait until all have ended; as soon as one fails, raise what went wrong.
 
     Raises:
-        UserError, Interrupted, RuntimeError: that report.
+        UserError, Interrupted: a process reported it.
+        SystemExit: a process had a bug, which is printed, or was killed.
     """
     running = {process.sentinel: process for process in processes}
     while running:
-        for sentinel in connection.wait(list(running)):
-            process = running.pop(sentinel)
+        ended = [running.pop(sentinel) for sentinel in connection.wait(list(running))]
+        for process in ended:
             process.join()
-            if process.exitcode:
-                raise_report(process, running, reports, forwarded)
+        failed = {processes.index(p): p.exitcode for p in ended if p.exitcode}
+        if failed:
+            raise_cause(failed, list(running.values()), reports, forwarded)
 
 
-def raise_report(failed: Any, running: dict, reports: Any, forwarded: list[int]) -> None:
-    """Raise what the failed process reported."""
-    if reports.empty() and -failed.exitcode in forwarded:  # a signal that it had no handler for
-        raise Interrupted(-failed.exitcode)
-    if reports.empty():
-        status = failed.exitcode
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        raise RuntimeError(f"process {failed.name} {how}; its peers were ended")
+def raise_cause(failed: dict[int, int], running: list, reports: Any, forwarded: list[int]) -> None:
+    """Raise what made processes fail: the first report, unless it tells of one that was killed.
+
+    Args:
+        failed: exit status by rank, negative after a signal; those seen at once.
+        running: the others.
+    """
+    if reports.empty() or KILLED in failed.values():
+        rank, status = min(failed.items(), key=lambda item: item[1])
+        if -status in forwarded:  # before it could answer
+            raise StoppedAtOnce(-status)
+        how = f"ended with status {status}"
+        if status < 0:
+            how = f"was killed by {signal.Signals(-status).name}"
+        hint = ", perhaps for lack of memory" if status == KILLED else ""
+        say_error(f"process {rank} {how}{hint}; its peers were ended")
+        raise SystemExit(1)
     kind, detail = reports.get()
     if kind == "user":
         raise UserError(detail)
-    if kind == "interrupted":
-        deadline = time.monotonic() + GRACE
-        for process in running.values():
-            process.join(max(0.0, deadline - time.monotonic()))
-        raise Interrupted(detail)
-    print(detail, file=sys.stderr, flush=True)
-    raise SystemExit(1)
+    if kind == "bug":
+        print(detail, file=sys.stderr, flush=True)
+        raise SystemExit(1)
+    deadline = time.monotonic() + GRACE
+    for process in running:
+        process.join(max(0.0, deadline - time.monotonic()))
+    raise detail
 
 
-def child(worker: Worker, config: Any, rank: int, count: int, meeting: str, reports: Any) -> None:
-    """One of the processes."""
+def child(leash: Any, reports: Any, worker: Worker, config: Any, *place: Any) -> None:
+    """One of the processes. After a failure it ends at once: peers may be waiting for it."""
+    threading.Thread(target=follow, args=(leash,), daemon=True).start()
+    # A spawned process would spawn its reading processes, too, each with an import of torch.
+    multiprocessing.set_start_method(None, force=True)
+    try:
+        with stopping_at_once():
+            let_through()
+            work_as_rank(worker, config, *place)
+        return
+    except UserError as error:
+        report, status = ("user", str(error)), 2
+    except Interrupted as stop:
+        report, status = ("stopped", stop), stop.exit_status
+    except BaseException as error:
+        # What a lost connection says is nothing to go by: the lost one reports.
+        report, status = None if lost_peer(error) else ("bug", traceback.format_exc()), 1
+    if report:
+        reports.put(report)
+    if hasattr(signal, "SIGCHLD"):  # torch's handler would raise for every reading process
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    end_at_once(status)
+
+
+def work_as_rank(worker: Worker, config: Any, rank: int, count: int, meeting: str) -> None:
+    """Meet the others and work."""
     from utils import distributed
 
-    follow_parent()
     share_cores(count)
-    try:
-        worker(config, distributed.join(config.RUN.device, rank, count, rank, meeting))
-    except UserError as error:
-        reports.put(("user", str(error)))
-        os._exit(2)  # at once: peers may be waiting for this one
-    except (Interrupted, KeyboardInterrupt) as stop:
-        signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
-        reports.put(("interrupted", int(signum)))
-        os._exit(128 + signum)
-    except BaseException:
-        reports.put(("bug", traceback.format_exc()))
-        os._exit(1)
+    worker(config, distributed.join(config.RUN.device, rank, count, rank, meeting))
     distributed.leave()
 
 
-def follow_parent() -> None:
-    """End this process as soon as the one that started it is gone, however it went."""
-    parent = multiprocessing.parent_process()
+def follow(leash: Any) -> None:
+    """End this process as soon as the other end of the leash is let go: the parent ends it so,
+    and, however the parent itself has ended, the system does."""
+    connection.wait([leash])
+    end_at_once(1)
 
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+def end_at_once(status: int) -> None:
+    """End this process and the reading processes that it has started."""
+    for process in multiprocessing.active_children():
+        process.kill()
+    os._exit(status)
 
 
 def share_cores(count: int) -> None:

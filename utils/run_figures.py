@@ -11,7 +11,7 @@ def draw_run(folder: Path, gradients: bool) -> None:
     Args:
         folder: holds metrics.csv and, with `gradients`, gradient_norms.csv.
     """
-    from utils.figures import save_figure
+    from utils.figures import run_label, save_figure
     from utils.figures_training import (
         gradient_ratio,
         read_gradient_norms,
@@ -22,4 +22,4 @@ def draw_run(folder: Path, gradients: bool) -> None:
     save_figure(training_curves(read_metrics(folder)), folder / "training_curves")
     if gradients:
         rows = read_gradient_norms(folder)
-        save_figure(gradient_ratio({folder.name: rows}), folder / "gradient_ratio")
+        save_figure(gradient_ratio({run_label(folder.name): rows}), folder / "gradient_ratio")

@@ -9,8 +9,18 @@ from utils.errors import UserError
 
 ROOT = Path("trained_models")
 CHECKPOINTS = ("checkpoint.pth.tar", "checkpoint.previous.pth.tar", "model_best.pth.tar")
-WRITTEN = (*CHECKPOINTS, "config.yml", "log.txt", "metrics.csv", "gradient_norms.csv")
-PATTERNS = ("*.json", "*.png", "*.pdf", "*_images.csv", "imagenet_c_*.csv", "*.jsonl", "images_*/*")
+# What takes work to make again. config.yml and log.txt alone are left by a start that failed.
+RESULTS = (
+    *CHECKPOINTS,
+    "metrics.csv",
+    "gradient_norms.csv",
+    "attack_*.json",
+    "attack_*.csv",
+    "imagenet_c_*.json",
+    "imagenet_c_*.csv",
+    "*.jsonl",
+)
+WRITTEN = (*RESULTS, "config.yml", "log.txt", "*.png", "*.pdf", "*_images/*.png", ".*.pth.tar*")
 
 
 def find_checkpoint(path: str) -> str:
@@ -36,8 +46,8 @@ def find_checkpoint(path: str) -> str:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a training has saved anything here."""
-    return any((folder / name).exists() for name in CHECKPOINTS)
+    """Whether a training or an evaluation has left anything here."""
+    return any(True for pattern in RESULTS for _ in folder.glob(pattern))
 
 
 def claim(folder: Path, resumed: bool, overwrite: bool) -> None:
@@ -45,18 +55,19 @@ def claim(folder: Path, resumed: bool, overwrite: bool) -> None:
 
     Args:
         resumed: the run goes on from a checkpoint in this folder.
-        overwrite: remove what an earlier run has left.
+        overwrite: remove what an earlier run has left, and nothing else.
 
     Raises:
         UserError: a run is here and neither was asked for.
     """
     if resumed or not folder.exists():
         return
-    if holds_run(folder) and not overwrite:
-        raise UserError(
-            f"{folder} already holds a run; go on with it by --resume auto, replace it by"
-            " --overwrite, or give this one another --output_prefix"
-        )
-    for file in (path for pattern in (*WRITTEN, *PATTERNS) for path in folder.glob(pattern)):
-        if file.is_file():
-            file.unlink()
+    if not overwrite:
+        if holds_run(folder):
+            raise UserError(
+                f"{folder} already holds a run; go on with it by --resume auto, replace it by"
+                " --overwrite, or give this one another --output_prefix"
+            )
+        return
+    for file in [path for pattern in WRITTEN for path in folder.glob(pattern)]:
+        file.unlink(missing_ok=True)

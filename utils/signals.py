@@ -1,10 +1,13 @@
-"""Signals turned into requests that the training loop answers between two minibatches."""
+"""What signals do: they end a command at once, or ask a training to save first."""
 
 from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from utils.errors import Interrupted
 
@@ -12,11 +15,91 @@ STOP_SIGNALS = ("SIGINT", "SIGTERM")
 SAVE_SIGNAL = "SIGUSR1"  # what SLURM is asked to send ahead of its time limit
 PATIENCE = 1.0  # seconds; a launcher forwards the Ctrl-C that the terminal has sent already
 
+Handler = Callable[[int, FrameType | None], Any] | int
+
+
+class StoppedAtOnce(Interrupted):
+    """A signal ended a command that keeps what it has finished; nobody has said so yet."""
+
+
+@contextmanager
+def handling(handlers: Mapping[str, Handler]) -> Iterator[None]:
+    """Handle signals, those of them that this system has, until the end of the block.
+
+    Args:
+        handlers: by name, such as SIGTERM.
+    """
+    before = {}
+    try:
+        for name, handler in handlers.items():
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                before[number] = signal.signal(number, handler) or signal.SIG_DFL
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM raise `StoppedAtOnce`, and SIGUSR1 does nothing.
+
+    For work that has nothing to save beyond what is on the disk already.
+    """
+
+    def stop(signum: int, _: FrameType | None) -> None:
+        raise StoppedAtOnce(signum)
+
+    with handling({**dict.fromkeys(STOP_SIGNALS, stop), SAVE_SIGNAL: signal.SIG_IGN}):
+        yield
+
+
+@contextmanager
+def holding_back() -> Iterator[None]:
+    """Keep signals for later, here and in processes that are started within the block.
+
+    Those let them through by `let_through`, once they can answer.
+    """
+    change_mask("SIG_BLOCK")
+    try:
+        yield
+    finally:
+        let_through()
+
+
+def let_through() -> None:
+    """Receive signals, those first that were held back."""
+    change_mask("SIG_UNBLOCK")
+
+
+def change_mask(how: str) -> None:
+    """Block or unblock the signals of this module, where the system can."""
+    if hasattr(signal, "pthread_sigmask"):
+        names = (*STOP_SIGNALS, SAVE_SIGNAL)
+        signal.pthread_sigmask(getattr(signal, how), {getattr(signal, name) for name in names})
+
+
+def leave_to_parent(_: int = 0) -> None:
+    """Ignore signals in a process that its parent ends; a loader's `worker_init_fn`.
+
+    Ctrl-C, a batch system and `timeout` signal all processes of a command, and a training that is
+    to finish its step needs its workers until then.
+    """
+    for name in (*STOP_SIGNALS, SAVE_SIGNAL):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
 
 class SignalRequests:
     """Remembers SIGINT and SIGTERM (save and stop) and SIGUSR1 (save and go on).
 
-    A second Ctrl-C stops at once, without saving: the last checkpoint is whole.
+    The training loop answers between two minibatches. A second Ctrl-C stops at once, without
+    saving: the last checkpoint is whole.
+
+    Attributes:
+        stop: the first signal that asks to stop, or 0.
+        save: whether a signal asks to save.
     """
 
     def __init__(self) -> None:
@@ -24,19 +107,17 @@ class SignalRequests:
         self.save = False
         self.since = 0.0
 
-    def install(self) -> SignalRequests:
-        """Take over the signals that this system has; only in the main thread."""
-        for name in (*STOP_SIGNALS, SAVE_SIGNAL):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self.handle)
-        return self
+    @contextmanager
+    def noted(self) -> Iterator[SignalRequests]:
+        """Note signals until the end of the block; only in the main thread."""
+        with handling(dict.fromkeys((*STOP_SIGNALS, SAVE_SIGNAL), self.note)):
+            yield self
 
-    def handle(self, signum: int, _: FrameType | None) -> None:
+    def note(self, signum: int, _: FrameType | None) -> None:
         """Note a signal."""
         if signal.Signals(signum).name == SAVE_SIGNAL:
             self.save = True
-            return
-        if self.stop and time.monotonic() - self.since > PATIENCE:
-            raise Interrupted(signum)
-        if not self.stop:
+        elif not self.stop:
             self.stop, self.since = signum, time.monotonic()
+        elif time.monotonic() - self.since > PATIENCE:
+            raise StoppedAtOnce(signum)

@@ -1,0 +1,32 @@
+# make demo   environment, data, both trainings, their evaluation, one report: demo/REPORT.md
+# make test   environment, format, lint, all tests
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+RUN := $(BIN)/python
+
+.PHONY: demo test benchmark soak clean
+
+demo: $(VENV)/.ready
+	$(RUN) -m utils.demo
+
+test: $(VENV)/.ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(RUN) -m pytest -q
+
+benchmark: $(VENV)/.ready
+	$(RUN) -m utils.benchmark
+
+soak: $(VENV)/.ready
+	$(RUN) tests/soak.py
+
+# Torch brings its CUDA libraries, 5 GB; a requirements file that changes is installed anew.
+$(VENV)/.ready: requirements.txt requirements-extra.txt requirements-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf demo .pytest_cache .ruff_cache

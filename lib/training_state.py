@@ -1,0 +1,122 @@
+"""The state of a training: what a checkpoint holds, and going on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib.free_training import FreeLearner
+from lib.model_setup import ModelSettings
+from utils.checkpoint import Checkpoint, save_best, save_checkpoint
+from utils.config import settings_only
+from utils.distributed import Ranks
+from utils.errors import UserError
+from utils.logger import Logger
+from utils.provenance import versions
+
+
+@dataclass
+class Progress:
+    """Where a run stands; what a checkpoint keeps beside weights, momentum and noise.
+
+    Attributes:
+        epoch: pass over the data, counted from 0.
+        position: minibatches of the pass that are done, over all processes.
+        totals: `MetricSums.totals` of the pass so far.
+        seconds: time spent on the pass so far.
+        best: the largest value of what `TRAIN.select` looks at, percent.
+        history: rows of metrics.csv.
+        gradient_sums: of `GradientNorms`, or None.
+    """
+
+    epoch: int = 0
+    position: int = 0
+    totals: list[float] = field(default_factory=lambda: [0.0, 0, 0, 0])
+    seconds: float = 0.0
+    best: float = -1.0
+    history: list[list] = field(default_factory=list)
+    gradient_sums: torch.Tensor | None = None
+
+
+def save_state(
+    folder: Path,
+    config: Mapping[str, Any],
+    settings: ModelSettings,
+    learner: FreeLearner,
+    progress: Progress,
+    ranks: Ranks,
+    best: bool = False,
+) -> None:
+    """Write checkpoint.pth.tar; rank 0 writes, every process gives its share of the noise.
+
+    Args:
+        best: write model_best.pth.tar first, which keeps the network and how to use it, without
+            the state of the training.
+
+    Raises:
+        UserError: weights are not finite, or the disk is full; the last checkpoint stays.
+    """
+    noise = ranks.interleave(learner.noise)
+    if not ranks.is_main:
+        return
+    state_dict = cpu_copy(learner.model.state_dict())
+    if not all(bool(value.isfinite().all()) for value in state_dict.values()):
+        raise UserError(
+            f"weights are not finite in epoch {progress.epoch + 1}; the last checkpoint in"
+            f" {folder} is good: lower TRAIN.lr, and --resume auto"
+        )
+    content = {
+        "epoch": progress.epoch,
+        "arch": settings.arch,
+        "best_prec1": progress.best,
+        "model": settings.as_dict(),
+        "state_dict": state_dict,
+        "config": settings_only(config),
+        "versions": versions(),
+    }
+    if best:
+        save_best(folder, content)
+    content["optimizer"] = learner.optimizer.state_dict()
+    content["training"] = {
+        **vars(progress),
+        "noise": noise,
+        "scaler": learner.scaler.state_dict(),
+        "random_state": torch.get_rng_state(),
+    }
+    save_checkpoint(folder, content)
+
+
+def restore_state(
+    checkpoint: Checkpoint, learner: FreeLearner, ranks: Ranks, start_epoch: int, logger: Logger
+) -> Progress:
+    """Go on from a checkpoint: exactly, where it is a training checkpoint of ours.
+
+    Args:
+        start_epoch: the earliest pass to begin with, where the file holds no training state.
+    """
+    content, state = checkpoint.content, checkpoint.training
+    if "optimizer" in content:
+        learner.optimizer.load_state_dict(content["optimizer"])
+    if state is None:
+        epoch = max(int(content.get("epoch", 0)), start_epoch)
+        logger.warning(
+            f"{checkpoint.path} holds no training state: epoch {epoch + 1} begins with zero noise"
+        )
+        return Progress(epoch=epoch)
+    learner.noise.copy_(state["noise"][ranks.rank :: ranks.world_size])
+    learner.scaler.load_state_dict(state["scaler"])
+    torch.set_rng_state(state["random_state"])
+    progress = Progress(**{name: state[name] for name in vars(Progress())})
+    logger.info(
+        f"resumed {checkpoint.path}: epoch {progress.epoch + 1}, minibatch {progress.position}"
+    )
+    return progress
+
+
+def cpu_copy(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors on the CPU in plain layout, whatever they were trained in."""
+    return {key: value.detach().cpu().contiguous() for key, value in state.items()}

@@ -1,0 +1,108 @@
+"""The network's contract, against torchvision's own forward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch.nn import functional as F
+from torchvision.transforms.functional import normalize
+
+from models.hypersphere import HypersphereHead
+from models.resnet import IMAGENET_MEAN, IMAGENET_STD, build_model, family_member, load_weights
+from utils.config_schema import ARCHITECTURES
+from utils.errors import UserError
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnext50_32x4d"])
+def test_same_as_torchvision_with_inputs_normalised_inside(arch: str) -> None:
+    theirs = torchvision.models.get_model(arch, num_classes=7).double().eval()
+    ours = build_model(arch, 7).double().eval()
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    load_weights(ours, theirs.state_dict())
+    x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        expected = theirs(normalize(x, IMAGENET_MEAN, IMAGENET_STD))
+        assert torch.allclose(ours(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("fn", "wn"), [(True, True), (True, False), (False, True)])
+def test_hypersphere_head_by_hand(fn: bool, wn: bool) -> None:
+    model = build_model("resnet18", 6, fn, wn, scale=7.0).double().eval()
+    x = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        z, weight = model.features(x), model.fc.weight
+        expected = torch.stack(
+            [
+                torch.stack(
+                    [
+                        (z[i] / (z[i].norm() if fn else 1))
+                        @ (weight[j] / (weight[j].norm() if wn else 1))
+                        for j in range(6)
+                    ]
+                )
+                for i in range(3)
+            ]
+        )
+        assert torch.allclose(model.outputs(x), expected, rtol=1e-12)
+        assert torch.allclose(model(x), 7 * expected, rtol=1e-12)
+        assert "fc.bias" not in model.state_dict()
+        if fn and wn:
+            assert model.outputs(x).abs().max() <= 1
+
+
+def test_forward_changes_nothing_and_projection_makes_unit_rows() -> None:
+    head = HypersphereHead(5, 4, feature_norm=True, weight_norm=True)
+    assert torch.allclose(head.weight.norm(dim=1), torch.ones(4))
+    with torch.no_grad():
+        head.weight.mul_(3)
+    before, z = head.weight.clone(), torch.randn(2, 5)
+    outputs = head(z)
+    assert torch.equal(head.weight, before)
+    head.project_()
+    assert torch.allclose(head.weight.norm(dim=1), torch.ones(4))
+    assert torch.allclose(head(z), outputs, atol=1e-6)
+
+
+def test_a_zero_feature_gives_no_nan() -> None:
+    head = HypersphereHead(5, 4, feature_norm=True, weight_norm=True)
+    assert head(torch.zeros(1, 5)).tolist() == [[0.0] * 4]
+
+
+def test_the_scale_means_nothing_without_hypersphere_embedding() -> None:
+    model = build_model("resnet18", 3, scale=10.0).eval()
+    x = torch.rand(1, 3, 32, 32)
+    assert torch.equal(model(x), model.outputs(x))
+
+
+def test_normalisation_is_exact_in_float64_and_outside_the_state_dict() -> None:
+    model = build_model("resnet18", 3).double()
+    assert model.mean.flatten().tolist() == list(IMAGENET_MEAN)
+    assert model.std.flatten().tolist() == list(IMAGENET_STD)
+    assert not {"mean", "std"} & model.state_dict().keys()
+
+
+@pytest.mark.parametrize("arch", ["resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2"])
+def test_architecture_is_told_by_its_shapes(arch: str) -> None:
+    with torch.device("meta"):
+        state = torchvision.models.get_model(arch, num_classes=3).state_dict()
+    assert family_member(state, ARCHITECTURES) == arch
+
+
+def test_weights_that_do_not_fit_are_refused_by_name() -> None:
+    state = build_model("resnet18", 4).state_dict()
+    with pytest.raises(UserError, match=r"fc\.weight of shape \(4, 512\).*\(5, 512\)"):
+        load_weights(build_model("resnet18", 5), state)
+    with pytest.raises(UserError, match=r"fc\.bias, which this network has not"):
+        load_weights(build_model("resnet18", 4, True, True), state)
+
+
+def test_bf16_autocast_leaves_the_head_in_float32() -> None:
+    torch.manual_seed(0)
+    model = build_model("resnet18", 50, True, True, 10.0).eval()
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits, z = model(x), model.features(x)
+    expected = 10 * F.normalize(z.float()) @ F.normalize(model.fc.weight).T
+    assert logits.dtype == torch.float32
+    assert torch.allclose(logits, expected, atol=1e-4)
