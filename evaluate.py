@@ -18,14 +18,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from lib.imagenet_c import choose_corruptions
 from utils.command_line import parse_command_line
 from utils.launch import launch, run_command
+from utils.memory import keep_freed_memory
 
 
 def work(config: Any, ranks: Any) -> None:
     """One process."""
     from lib.evaluation import evaluate
 
+    keep_freed_memory()
     evaluate(config, ranks)
 
 
@@ -33,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, then run on every GPU; returns the exit status."""
 
     def command() -> None:
-        launch(work, parse_command_line(argv, "evaluate", __doc__ or ""))
+        config = parse_command_line(argv, "evaluate", __doc__ or "")
+        choose_corruptions(config.OPTIONS.corruptions)  # a wrong name is answered at once
+        launch(work, config)
 
     return run_command(command)
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from utils.command_line import parse_command_line
 from utils.launch import launch, run_command
+from utils.memory import keep_freed_memory
 
 
 def work(config: Any, ranks: Any) -> None:
@@ -32,6 +33,7 @@ def work(config: Any, ranks: Any) -> None:
     from lib.evaluation import evaluate, evaluate_trained
     from lib.training import train
 
+    keep_freed_memory()
     if config.OPTIONS.evaluate:
         evaluate(config, ranks)
         return

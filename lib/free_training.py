@@ -95,7 +95,7 @@ class FreeLearner:
         self.optimizer = optimizer
         self.noise = noise
         self.settings = settings
-        self.network = network or model
+        self.network = model if network is None else network
         scaled = settings.precision == "fp16"
         self.scaler = torch.amp.GradScaler(noise.device.type, enabled=scaled)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,8 +179,10 @@ def load_rgb(path: str | os.PathLike) -> Image.Image:
         UserError: names the file that is not a whole, readable image.
     """
     try:
-        with Image.open(path) as image:
-            return eight_bits(image).convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata and transparency: no matter here
+            with Image.open(path) as image:
+                return eight_bits(image).convert("RGB")
     except UnidentifiedImageError:
         reason = "it is not an image"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

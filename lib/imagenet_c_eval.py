@@ -45,14 +45,12 @@ def evaluate_imagenet_c(
     n_examples: int | None = None,
     image_ids: str | None = None,
 ) -> dict[str, Any]:
-    """Accuracy on every corruption and severity, as a table, JSON, CSV and figure.
-
-    What is finished is on the disk at once; after an interruption the same call goes on.
+    """Accuracy per corruption and severity: table, JSON, CSV, figure; goes on if interrupted.
 
     Args:
         model: pixels (B, 3, H, W) in [0, 1] to logits (B, classes), on `ranks.device`.
         root: the tree, flat or by group.
-        class_names: class of each output; None where unknown, then the tree must have them all.
+        class_names: class of each output; None if unknown, then the tree must have them all.
         protocol: `standard` crops the centre alone; `freeat` and `paper` resize before that.
         corruptions: names, perhaps `extra`; None or nothing for the 15.
         img_size, crop_size: shorter side after the resize, side of the crop; pixels.
@@ -75,15 +73,16 @@ def evaluate_imagenet_c(
         if not ranks.is_main:
             return None  # one process lists the folders and tells the others
         whole = checked_tree(root, names, class_names, model, None if resize else crop_size)
+        for warning in whole.warnings():
+            logger.warning(warning)
         return whole.subset(n_examples, image_ids)
 
     tree, subset = ranks.gather(ranks.together(prepare))[0]
     # Whatever the attacks' search is set to, these images are judged in full precision.
     provenance = {**provenance, "protocol": protocol, "precision": "fp32", "subset": subset}
     dataset = CorruptionBatches(tree, eval_transform(resize, crop_size), crop_size)
-    same = fingerprint(provenance, names, [resize, crop_size])
-    loading = {"batch_size": batch_size, "workers": workers}
-    counts = resumable_counts(model, dataset, tree, same, stem, ranks, logger, **loading)
+    same, loading = fingerprint(provenance, names, [resize, crop_size]), (batch_size, workers)
+    counts = resumable_counts(model, dataset, tree, same, stem, ranks, logger, *loading)
     result = make_result(counts, tree, provenance, clean_accuracy, stem.parent)
     report(result, stem, ranks, logger)
     return result
@@ -122,8 +121,6 @@ def report(result: Mapping[str, Any], stem: Path, ranks: Ranks, logger: Logger) 
         write_result(result, stem)
         remove_journals(stem)
     logger.info(result_text(result, stem))
-    for warning in result["warnings"]:
-        logger.warning(warning)
     ranks.barrier()
 
 
@@ -135,7 +132,6 @@ def resumable_counts(
     stem: Path,
     ranks: Ranks,
     logger: Logger,
-    *,
     batch_size: int,
     workers: int,
 ) -> Counts:

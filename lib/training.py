@@ -34,8 +34,8 @@ from lib.validation import EvaluationData, adversarial_examples, validate, valid
 from models.resnet import ResNet
 from utils.attack_list import AttackSpec
 from utils.config import dump_yaml
-from utils.distributed import Ranks, SharedUserError
-from utils.errors import Interrupted, UserError
+from utils.distributed import Ranks
+from utils.errors import Interrupted, SharedUserError, UserError
 from utils.files import atomic_write, write_csv
 from utils.logger import Logger, ProgressBar
 from utils.metrics import MetricSums, averages
@@ -86,7 +86,8 @@ def train_until_asked(config: Mapping[str, Any], ranks: Ranks, requests: SignalR
     except RuntimeError:
         if not requests.stop:
             raise
-        run.end_early(requests.stop)  # the same signal has ended a process that this one needs
+        # The same signal has ended a process that this one needs.
+        run.end_early(requests.stop, "the last checkpoint is whole")
     finally:
         run.close()
     logger.heading(f"training done; best {config.TRAIN.select} top-1 {run.progress.best:.2f} %")
@@ -256,10 +257,10 @@ class TrainingRun:
         if stop:
             self.end_early(stop)
 
-    def end_early(self, signum: int) -> NoReturn:
+    def end_early(self, signum: int, state: str = "saved") -> NoReturn:
         """Say how to go on, and end."""
         name = signal.Signals(signum).name
-        self.logger.info(f"stopped by {name}; saved. Go on with --resume auto")
+        self.logger.info(f"stopped by {name}; {state}. Go on with --resume auto")
         raise Interrupted(signum)
 
     def read_sums(self) -> list[float]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from utils.errors import UserError
+from utils.errors import SharedUserError, UserError
 
 T = TypeVar("T")
 # A process may wait for another that still evaluates or saves; one that died is noticed at once,
@@ -21,10 +21,6 @@ T = TypeVar("T")
 TIMEOUT = timedelta(hours=24)
 # What gloo and NCCL say when a process that they talk to is gone.
 GONE = re.compile(r"(closed|reset) by peer|broken pipe|remote process exited", re.IGNORECASE)
-
-
-class SharedUserError(UserError):
-    """A user error that every process has; only the first one says it."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,10 @@ class UserError(ValueError):
     """Bad input. The message is one line that names the cause and the mend; exit status 2."""
 
 
+class SharedUserError(UserError):
+    """A user error that every process has; only the first one says it."""
+
+
 class Interrupted(Exception):
     """A signal asked the command to stop, and its state has been saved."""
 

@@ -156,6 +156,7 @@ def gradient_ratio(runs: Mapping[str, Rows], title: str = "") -> Figure:
             # One layer alone: side by side, or the runs would hide each other.
             shift = 0.25 * (place - (len(runs) - 1) / 2) if group == "fc" else 0.0
             draw_ratios(axes, [row for row in rows if row["group"] == group], place, shift)
+        axes.margins(x=0.6 if group == "fc" else 0.04)
         axes.set_title(name)
         axes.set_xlabel("depth (layer)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=7))

@@ -15,7 +15,7 @@ from contextlib import suppress
 from multiprocessing import connection
 from typing import Any
 
-from utils.errors import Interrupted, UserError
+from utils.errors import Interrupted, SharedUserError, UserError
 from utils.signals import (
     SAVE_SIGNAL,
     STOP_SIGNALS,
@@ -44,21 +44,30 @@ def run_command(command: Callable[[], None]) -> int:
         130 after Ctrl-C and 143 after SIGTERM; 1 where another process has failed. Bugs keep
         their traceback.
     """
+    with stopping_at_once():
+        return status_of(command)
+
+
+def status_of(command: Callable[[], None]) -> int:
+    """Run a command; its exit status, once its message is printed."""
     try:
-        with stopping_at_once():
-            command()
+        command()
     except UserError as error:
         if speaks(error):
             say_error(str(error))
         return 2
     except Interrupted as stop:
-        if isinstance(stop, StoppedAtOnce) and os.environ.get("RANK", "0") == "0":
-            print(f"stopped by {signal.Signals(stop.signum).name}", file=sys.stderr, flush=True)
         return stop.exit_status
+    except StoppedAtOnce as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"stopped by {signal.Signals(stop.signum).name}", file=sys.stderr, flush=True)
+        end_readers()
+        return 128 + stop.signum
     except RuntimeError as error:
         if not lost_peer(error):
             raise
-        say_error(f"process {os.environ.get('RANK', 0)} ends, for another one has ended")
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            say_error("another process has ended, or its machine cannot be reached")
         return 1
     return 0
 
@@ -71,8 +80,6 @@ def say_error(text: str) -> None:
 
 def speaks(error: UserError) -> bool:
     """Whether it is for this process of torchrun's to say it: one on all, or on each machine."""
-    from utils.distributed import SharedUserError
-
     if isinstance(error, SharedUserError):
         return os.environ.get("RANK", "0") == "0"
     return isinstance(error, OwnUserError) or os.environ.get("LOCAL_RANK", "0") == "0"
@@ -89,7 +96,7 @@ def launch(worker: Worker, config: Any) -> None:
     """Run `worker(config, ranks)`: under torchrun as one of its processes, else on every GPU.
 
     Raises:
-        UserError, Interrupted: what a process raised.
+        UserError, Interrupted, StoppedAtOnce: what a process raised.
     """
     from utils import distributed
 
@@ -120,7 +127,7 @@ def run_under_torchrun(worker: Worker, config: Any) -> None:
         )
     try:
         worker(config, distributed.join_torchrun(config.RUN.device))
-    except distributed.SharedUserError:
+    except SharedUserError:
         raise
     except UserError as error:
         raise OwnUserError(str(error)) from error
@@ -164,7 +171,7 @@ def wait_for(processes: list, reports: Any, forwarded: list[int]) -> None:
     """Wait until all have ended; as soon as one fails, raise what went wrong.
 
     Raises:
-        UserError, Interrupted: a process reported it.
+        UserError, Interrupted, StoppedAtOnce: a process reported it.
         SystemExit: a process had a bug, which is printed, or was killed.
     """
     running = {process.sentinel: process for process in processes}
@@ -218,16 +225,15 @@ def child(leash: Any, reports: Any, worker: Worker, config: Any, *place: Any) ->
         return
     except UserError as error:
         report, status = ("user", str(error)), 2
-    except Interrupted as stop:
-        report, status = ("stopped", stop), stop.exit_status
+    except (Interrupted, StoppedAtOnce) as stop:
+        report, status = ("stopped", stop), 128 + stop.signum
     except BaseException as error:
         # What a lost connection says is nothing to go by: the lost one reports.
         report, status = None if lost_peer(error) else ("bug", traceback.format_exc()), 1
     if report:
         reports.put(report)
-    if hasattr(signal, "SIGCHLD"):  # torch's handler would raise for every reading process
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    end_at_once(status)
+    end_readers()
+    os._exit(status)
 
 
 def work_as_rank(worker: Worker, config: Any, rank: int, count: int, meeting: str) -> None:
@@ -240,17 +246,23 @@ def work_as_rank(worker: Worker, config: Any, rank: int, count: int, meeting: st
 
 
 def follow(leash: Any) -> None:
-    """End this process as soon as the other end of the leash is let go: the parent ends it so,
-    and, however the parent itself has ended, the system does."""
+    """End this process when the parent lets go of the leash, as it does however it ends."""
     connection.wait([leash])
-    end_at_once(1)
+    kill_children()
+    os._exit(1)
 
 
-def end_at_once(status: int) -> None:
-    """End this process and the reading processes that it has started."""
+def end_readers() -> None:
+    """End the reading processes of this one, which would wait some seconds before they end."""
+    if hasattr(signal, "SIGCHLD"):  # torch's handler raises an error for each of them
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    kill_children()
+
+
+def kill_children() -> None:
+    """End the processes that this one has started."""
     for process in multiprocessing.active_children():
         process.kill()
-    os._exit(status)
 
 
 def share_cores(count: int) -> None:

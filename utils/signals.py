@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
-
-from utils.errors import Interrupted
 
 STOP_SIGNALS = ("SIGINT", "SIGTERM")
 SAVE_SIGNAL = "SIGUSR1"  # what SLURM is asked to send ahead of its time limit
@@ -18,8 +19,15 @@ PATIENCE = 1.0  # seconds; a launcher forwards the Ctrl-C that the terminal has 
 Handler = Callable[[int, FrameType | None], Any] | int
 
 
-class StoppedAtOnce(Interrupted):
-    """A signal ended a command that keeps what it has finished; nobody has said so yet."""
+class StoppedAtOnce(KeyboardInterrupt):
+    """A signal ended a command wherever it was; what it had saved by then is kept.
+
+    A KeyboardInterrupt, so that no `except Exception` on the way takes it for an error.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
 
 
 @contextmanager
@@ -48,11 +56,26 @@ def stopping_at_once() -> Iterator[None]:
     For work that has nothing to save beyond what is on the disk already.
     """
 
+    stopped = []
+
     def stop(signum: int, _: FrameType | None) -> None:
+        stopped.append(signum)
         raise StoppedAtOnce(signum)
 
-    with handling({**dict.fromkeys(STOP_SIGNALS, stop), SAVE_SIGNAL: signal.SIG_IGN}):
-        yield
+    def lost_exception(lost: Any) -> None:
+        if isinstance(lost.exc_value, StoppedAtOnce):
+            send = os.kill, (os.getpid(), lost.exc_value.signum)
+            threading.Timer(0.01, *send).start()
+        elif not stopped:  # after that, destructors may find things half made
+            before(lost)
+
+    # Raised while a destructor runs, an exception goes no further than this hook.
+    before, sys.unraisablehook = sys.unraisablehook, lost_exception
+    try:
+        with handling({**dict.fromkeys(STOP_SIGNALS, stop), SAVE_SIGNAL: signal.SIG_IGN}):
+            yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager

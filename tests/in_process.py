@@ -1,0 +1,60 @@
+"""The commands run inside the test's own process, which has imported torch already."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import signal
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+import evaluate
+import main_free
+
+SCRIPTS = {"main_free.py": main_free, "evaluate.py": evaluate}
+SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
+
+
+class Done(NamedTuple):
+    """What a command left: exit status, stdout, stderr."""
+
+    status: int
+    out: str
+    err: str
+
+
+def call(script: str, *arguments: object) -> Done:
+    """Run a script's main() in the current folder, on one thread as `conftest.run` does."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), unchanged():
+        status = SCRIPTS[script].main([str(a) for a in arguments])
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def unchanged() -> Iterator[None]:
+    """Give signal handlers, torch's threads and its random state back as they were."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def only_error(done: Done) -> str:
+    """The message of a command that ended as bad input should: one line, status 2.
+
+    Returns:
+        The line on stderr, without `error: `.
+    """
+    assert done.status == 2, done
+    assert done.err.startswith("error: "), done.err
+    assert done.err.count("\n") == 1, done.err
+    return done.err.removeprefix("error: ").strip()

@@ -1,0 +1,244 @@
+"""Commands in processes of their own: started quickly, watched, sent signals, compared."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from conftest import ROOT, command, environment
+
+PATIENCE = 180.0  # seconds; far more than anything here takes
+MARK = "PROCESSES_OF_THIS_TEST"
+
+
+class Done(NamedTuple):
+    """What a command left: exit status (negative: the signal that ended it), stdout, stderr."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Running:
+    """A command under way, in a session and process group of its own."""
+
+    def __init__(self, process: Any, out: Path, err: Path) -> None:
+        self.process, self.out, self.err = process, out, err
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def status(self) -> int | None:
+        """The exit status, or None while it runs."""
+        if isinstance(self.process, subprocess.Popen):
+            return self.process.poll()
+        return self.process.exitcode
+
+    def saw(self, pattern: str, times: int = 1) -> Running:
+        """Wait until stdout has matched a pattern so many times."""
+        until(lambda: len(re.findall(pattern, self.out.read_text())) >= times, self, pattern)
+        return self
+
+    def send(self, signum: int, everyone: bool = False) -> Running:
+        """Send a signal, as a terminal and batch systems do to all of the group."""
+        os.killpg(self.pid, signum) if everyone else os.kill(self.pid, signum)
+        return self
+
+    def end(self) -> Done:
+        """Wait for the end."""
+        until(lambda: self.status() is not None, None, "end")
+        return Done(self.status(), self.out.read_text(), self.err.read_text())
+
+
+def until(condition: Callable[[], bool], running: Running | None = None, what: str = "") -> None:
+    """Wait for a condition while a command is running."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited too long for {what}"
+        if running is not None and running.status() is not None and not condition():
+            raise AssertionError(f"ended without {what}: {running.end()}")
+        time.sleep(0.01)
+
+
+@contextmanager
+def started(words: Sequence[object], cwd: Path, **env: str) -> Iterator[Running]:
+    """Start a command line; whatever is left of it is killed at the end of the block."""
+    out, err = outputs(cwd)
+    process = subprocess.Popen(
+        [str(word) for word in words],
+        cwd=cwd,
+        env=environment(**env),
+        stdout=out.open("wb"),
+        stderr=err.open("wb"),
+        start_new_session=True,
+    )
+    try:
+        yield Running(process, out, err)
+    finally:
+        kill_group(process.pid)
+        process.wait()
+
+
+@contextmanager
+def script(name: str, *arguments: object, cwd: Path, **env: str) -> Iterator[Running]:
+    """Start one of the scripts as people do."""
+    with started(command(name, *arguments), cwd, **env) as running:
+        yield running
+
+
+@contextmanager
+def forked(name: str, *arguments: object, cwd: Path, **env: str) -> Iterator[Running]:
+    """Start a script's main() in a fork of a process that has imported it: in no time."""
+    out, err = outputs(cwd)
+    words = [str(argument) for argument in arguments]
+    process = nursery().Process(target=main_of, args=(name, words, cwd, env, out, err))
+    process.start()
+    try:
+        yield Running(process, out, err)
+    finally:
+        process.kill()
+        process.join()
+
+
+def outputs(cwd: Path) -> tuple[Path, Path]:
+    """New files for stdout and stderr."""
+    stem = cwd / f"output-{uuid.uuid4().hex}"
+    paths = stem.with_suffix(".out"), stem.with_suffix(".err")
+    for path in paths:
+        path.touch()
+    return paths
+
+
+def kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def nursery() -> Any:
+    """What starts processes by forking one that has imported everything and done nothing."""
+    context = multiprocessing.get_context("forkserver")
+    modules = ["pytest", "main_free", "evaluate", "lib.training", "lib.evaluation"]
+    context.set_forkserver_preload([*modules, "utils.run_figures", "processes"])
+    before = dict(os.environ)
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    os.environ.update(PYTHONPATH=paths, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return context
+
+
+def main_of(
+    name: str, arguments: list[str], cwd: Path, env: dict[str, str], out: Path, err: Path
+) -> None:
+    """The process of `forked`."""
+    os.setsid()
+    os.chdir(cwd)
+    os.environ.update(env)
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)  # as in a process that was just started
+    sys.exit(import_module(name.removesuffix(".py")).main(arguments))
+
+
+def launched(world_size: int, name: str, *arguments: object, cwd: Path) -> list[Done]:
+    """Run a script's main() in forks that find themselves in the environment that torchrun sets."""
+    with torchrun_port() as port:
+        env = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        contexts = [
+            forked(name, *arguments, cwd=cwd, RANK=str(rank), LOCAL_RANK=str(rank), **env)
+            for rank in range(world_size)
+        ]
+        runnings = [context.__enter__() for context in contexts]
+        try:
+            return [running.end() for running in runnings]
+        finally:
+            for context in contexts:
+                context.__exit__(None, None, None)
+
+
+@contextmanager
+def torchrun_port() -> Iterator[str]:
+    """A free port of this machine."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    yield port
+
+
+def survivors(mark: str) -> list[str]:
+    """Command lines of living processes that were started with MARK=mark in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found.append(f"{folder.name} {words}")
+        except OSError:
+            continue  # it has ended meanwhile, or is another user's
+    return found
+
+
+def the_run(cwd: Path) -> Path:
+    """The only run folder under cwd."""
+    (folder,) = (cwd / "trained_models").iterdir()
+    return folder
+
+
+def rows_of(path: Path, without: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Rows of a CSV file, some columns left out."""
+    with open(path, newline="") as file:
+        return [{k: v for k, v in row.items() if k not in without} for row in csv.DictReader(file)]
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """Everything that a training leaves but the time it took, by name.
+
+    Without torch's random state, too: nothing in a training draws from it but loaders, a seed for
+    their workers whenever they start, which only torch's own transforms would see.
+    """
+    content = torch.load(folder / "checkpoint.pth.tar", weights_only=True)
+    best = torch.load(folder / "model_best.pth.tar", weights_only=True)
+    training = content["training"]
+    found = {f"weights {key}": value for key, value in content["state_dict"].items()}
+    found |= {f"best {key}": value for key, value in best["state_dict"].items()}
+    momentum = content["optimizer"]["state"]
+    found |= {f"momentum {key}": value["momentum_buffer"] for key, value in momentum.items()}
+    for key in ("noise", "epoch", "position", "best", "totals"):
+        found[key] = training[key]
+    found["metrics.csv"] = rows_of(folder / "metrics.csv", ("seconds", "images_per_second"))
+    if (folder / "gradient_norms.csv").exists():
+        found["gradient_norms.csv"] = rows_of(folder / "gradient_norms.csv")
+    found["evaluation"] = rows_of(folder / "attack_standard_images.csv")
+    return found
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Names of what is not the same to the last bit in two outcomes."""
+    assert one.keys() == other.keys()
+
+    def same(a: Any, b: Any) -> bool:
+        return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+    return [name for name in one if not same(one[name], other[name])]

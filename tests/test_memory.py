@@ -1,0 +1,40 @@
+"""Freed memory stays with the process."""
+
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT, environment
+
+# New pages that the system hands out while a large block is allocated, filled and freed again.
+PROGRAM = """
+import resource, torch
+from utils.memory import keep_freed_memory
+print(keep_freed_memory() if {keep} else "")
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(16, 2**20)
+    pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(pages)
+"""
+
+
+def new_pages(keep: bool) -> tuple[str, int]:
+    """What the function returned, and the pages of ten blocks of 64 MiB after a warm-up."""
+    pytest.importorskip("resource")
+    call = [sys.executable, "-c", PROGRAM.format(keep=keep)]
+    done = subprocess.run(
+        call, env=environment(), cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    answer, pages = done.stdout.splitlines()
+    return answer, int(pages)
+
+
+def test_large_blocks_are_reused_instead_of_mapped_anew():
+    answer, kept = new_pages(True)
+    if answer == "False":
+        pytest.skip("not glibc")
+    assert kept < 100
+    assert new_pages(False)[1] > 1000  # what it is there for; 10 * 16384 pages of 4 KiB
