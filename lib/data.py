@@ -55,9 +55,9 @@ def derived_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
-def train_transform(crop_size: int) -> Transform:
-    """Random resized crop, drawn from torch's generator."""
-    return transforms.RandomResizedCrop(crop_size)
+def train_transform(crop_size: int, min_area: float = 0.08) -> Transform:
+    """Random resized crop of `min_area` to all of an image's area, from torch's generator."""
+    return transforms.RandomResizedCrop(crop_size, scale=(min_area, 1.0))
 
 
 def eval_transform(img_size: int | None, crop_size: int) -> Transform:
@@ -76,15 +76,22 @@ class ImageBatches(Dataset):
         transform: image to image of `size` x `size`.
         size: side in pixels.
         seed: of the crops and flips, or None where nothing is random.
+        flip: mirror half of the images, where there is a seed.
     """
 
     def __init__(
-        self, tree: ImageTree, transform: Transform, size: int, seed: int | None = None
+        self,
+        tree: ImageTree,
+        transform: Transform,
+        size: int,
+        seed: int | None = None,
+        flip: bool = True,
     ) -> None:
         self.tree = tree
         self.transform = transform
         self.size = size
         self.seed = seed
+        self.flip = flip
 
     def __len__(self) -> int:
         return len(self.tree.files)
@@ -112,7 +119,7 @@ class ImageBatches(Dataset):
             return self.transform(image), False
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(derived_seed(self.seed, epoch, position))
-            return self.transform(image), bool(torch.rand(()) < 0.5)
+            return self.transform(image), self.flip and bool(torch.rand(()) < 0.5)
 
 
 class GlobalBatches(Sampler):

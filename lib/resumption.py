@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.model_setup import ModelSettings, settings_of
+from lib.schedules import number_of_passes
 from utils.checkpoint import LATEST, PREVIOUS, Checkpoint, is_whole, read_checkpoint
 from utils.errors import UserError
 from utils.logger import Logger
@@ -24,7 +25,7 @@ NOTED = (
     *(("TRAIN", key) for key in ("lr", "momentum", "weight_decay", "precision", "select")),
     ("ADV", "clip_eps"),
     ("ADV", "fgsm_step"),
-    ("DATA", "img_size"),
+    *(("DATA", key) for key in ("img_size", "min_area", "flip")),
 )
 
 
@@ -67,16 +68,36 @@ def require_same_run(
     if settings.classes is not None and list(settings.classes) != list(classes):
         raise UserError(
             f"{checkpoint.path} was trained on {len(settings.classes)} other classes"
-            f" ({', '.join(settings.classes[:3])}, ...) than the {len(classes)} of this data set"
+            f" ({', '.join(settings.classes[:3])}, ...) than the {len(classes)} of this data set;"
+            " give its data set, or leave --resume out"
         )
     outputs = len(checkpoint.state_dict["fc.weight"])
     if outputs != len(classes):
         raise UserError(
-            f"{checkpoint.path} has {outputs} outputs and this data set {len(classes)} classes"
+            f"{checkpoint.path} has {outputs} outputs and this data set {len(classes)} classes;"
+            " give its data set, or leave --resume out"
         )
     if checkpoint.is_ours:
         compare_settings(config, checkpoint, logger)
+    require_work_left(config, checkpoint)
     return ModelSettings(**{**settings.as_dict(), "classes": list(classes)})
+
+
+def require_work_left(config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """A finished run may be looked at again in its own folder; elsewhere it leaves nothing.
+
+    Raises:
+        UserError: the checkpoint has all passes behind it.
+    """
+    passes = number_of_passes(config["TRAIN"].epochs, config["ADV"].n_repeats)
+    done = checkpoint.content.get("epoch")
+    elsewhere = Path(checkpoint.path).parent.resolve() != Path(config["DERIVED"].run_dir).resolve()
+    if isinstance(done, int) and done >= passes and elsewhere:
+        raise UserError(
+            f"{checkpoint.path} has {done} passes behind it, and TRAIN.epochs"
+            f" {config['TRAIN'].epochs} in ADV.n_repeats {config['ADV'].n_repeats} are {passes};"
+            " raise TRAIN.epochs, or evaluate it by -e"
+        )
 
 
 def compare_settings(config: Mapping[str, Any], checkpoint: Checkpoint, logger: Logger) -> None:

@@ -175,7 +175,8 @@ class TrainingRun:
         self.order = GlobalBatches(
             len(setup.train.files), data.batch_size, self.ranks.rank, self.ranks.world_size, seed
         )
-        images = ImageBatches(setup.train, train_transform(data.crop_size), data.crop_size, seed)
+        crop = train_transform(data.crop_size, data.min_area)
+        images = ImageBatches(setup.train, crop, data.crop_size, seed, data.flip)
         self.loader: Any = make_loader(images, self.order, workers, self.ranks.device)
         self.loader.worker_init_fn = leave_to_parent
         share = max(1, data.batch_size // self.ranks.world_size)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import settings
 from in_process import call, only_error, unchanged
 
 from lib.model_setup import model_of, new_model, settings_from, settings_of
@@ -136,6 +137,20 @@ def test_published_release_with_he_needs_flags(hypersphere: ResNet) -> None:
     with torch.no_grad():
         tripled = load(path, *HE, "--s_HE", "30")(IMAGES)
     assert torch.allclose(tripled, 3 * hypersphere(IMAGES))
+
+
+def test_training_goes_on_from_a_published_release(digits: Path, plain: ResNet) -> None:
+    saved(published(plain, epoch=1))
+    arguments = ("main_free.py", digits, "--resume", "some.pth.tar")
+    done = call(*arguments, *settings(TRAIN__epochs=4), "--attack", "pgd1")
+    assert done.status == 0, done.err
+    assert "holds no training state: epoch 2 begins with zero noise" in done.out
+    (folder,) = Path("trained_models").iterdir()
+    _, *rows = (folder / "metrics.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in rows] == ["2"]
+    message = only_error(call(*arguments, *settings(TRAIN__epochs=2), "--output_prefix", "other"))
+    assert "some.pth.tar has 1 passes behind it" in message
+    assert "TRAIN.epochs 2 in ADV.n_repeats 2 are 1; raise TRAIN.epochs, or evaluate" in message
 
 
 def test_he_flags_on_an_ordinary_release_name_both(plain: ResNet) -> None:

@@ -212,11 +212,12 @@ def test_a_stop_that_a_destructor_swallows_is_sent_again() -> None:
             time.sleep(0.05)  # the handler's exception is raised in here and goes no further
 
     def work() -> None:
-        slow = Slow()
-        del slow
-        time.sleep(5)
+        with stopping_at_once():
+            slow = Slow()
+            del slow
+            time.sleep(5)
 
-    with stopping_at_once(), pytest.raises(StoppedAtOnce) as stop:
+    with pytest.raises(StoppedAtOnce) as stop:
         work()
     assert stop.value.signum == signal.SIGINT
 

@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import ROOT, environment
 
 # New pages that the system hands out while a large block is allocated, filled and freed again.

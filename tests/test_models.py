@@ -9,7 +9,14 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import normalize
 
 from models.hypersphere import HypersphereHead
-from models.resnet import IMAGENET_MEAN, IMAGENET_STD, build_model, family_member, load_weights
+from models.resnet import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    blockwise,
+    build_model,
+    family_member,
+    load_weights,
+)
 from utils.config_schema import ARCHITECTURES
 from utils.errors import UserError
 
@@ -24,6 +31,19 @@ def test_same_as_torchvision_with_inputs_normalised_inside(arch: str) -> None:
     with torch.no_grad():
         expected = theirs(normalize(x, IMAGENET_MEAN, IMAGENET_STD))
         assert torch.allclose(ours(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [32, 33, 57])
+def test_the_stem_by_blocks_is_the_same_convolution(size: int) -> None:
+    conv = torch.nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False).double()
+    x = torch.rand(2, 3, size, size + 4, dtype=torch.float64, requires_grad=True)
+    expected, found = conv(x), blockwise(conv, x)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-13)
+    weighting = torch.rand_like(expected)
+    wanted = torch.autograd.grad((expected * weighting).sum(), [x, conv.weight])
+    given = torch.autograd.grad((found * weighting).sum(), [x, conv.weight])
+    for one, other in zip(given, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("fn", "wn"), [(True, True), (True, False), (False, True)])

@@ -68,21 +68,25 @@ def read_checkpoint(path: str) -> Checkpoint:
     """
     content = load_tensors(path)
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a state_dict")
+        kind = type(content).__name__
+        raise UserError(f"{path} holds a {kind}, not a state_dict; save the network's state_dict")
     state = next(
         (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)),
         content,
     )
     ours = content.get("format") == FORMAT
     if "format" in content and not ours:
-        raise UserError(f"{path} has format {content['format']!r}; this version reads {FORMAT!r}")
+        raise UserError(
+            f"{path} has format {content['format']!r} and this version reads {FORMAT!r}; use the"
+            " version that saved it"
+        )
     if ours and not isinstance(content.get("model"), Mapping):
         raise UserError(f"{path} lacks the settings of its network; take the file as it was saved")
     if ours and not is_whole(Path(path)):  # torch reads a flipped bit without a word
         raise UserError(f"{path} is damaged: its checksums do not match; take another copy")
     network, normaliser = plain_keys(state)
     if not network:
-        raise UserError(f"{path} holds no weights of a network")
+        raise UserError(f"{path} holds no weights of a network; save the network's state_dict")
     return Checkpoint(
         path=path,
         state_dict=network,

@@ -64,7 +64,9 @@ def read_yaml(path: str) -> dict[str, Any]:
             content = yaml.load(file, Loader=PlainLoader) or {}
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise UserError(f"cannot read the configuration {path}: {reason}; see -c") from error
+        raise UserError(
+            f"cannot read the configuration {path}: {reason}; give another by -c"
+        ) from error
     except yaml.constructor.ConstructorError as error:
         raise UserError(
             f"{path}{mark(error)}: {error.problem}; only plain values are read, no Python objects"

@@ -208,6 +208,10 @@ SCHEMA: dict[str, dict[str, Setting]] = {
         "workers": Setting(4, whole(0), "data loading processes, over all GPUs"),
         "batch_size": Setting(256, whole(1), "images per minibatch, over all GPUs"),
         "img_size": Setting(256, whole(1), "shorter side before the centre crop, pixels"),
+        "min_area": Setting(
+            0.08, real(0, 1, above=True), "smallest share of an image's area in a training crop"
+        ),
+        "flip": Setting(True, strict_bool, "mirror half of the training images"),
         "crop_size": Setting(224, whole(1), "side of the network's input, pixels"),
         "max_color_value": Setting(255.0, real(0, above=True), "unit of clip_eps and fgsm_step"),
     },

@@ -44,14 +44,9 @@ def run_command(command: Callable[[], None]) -> int:
         130 after Ctrl-C and 143 after SIGTERM; 1 where another process has failed. Bugs keep
         their traceback.
     """
-    with stopping_at_once():
-        return status_of(command)
-
-
-def status_of(command: Callable[[], None]) -> int:
-    """Run a command; its exit status, once its message is printed."""
     try:
-        command()
+        with stopping_at_once():
+            command()
     except UserError as error:
         if speaks(error):
             say_error(str(error))

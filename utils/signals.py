@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -56,24 +57,36 @@ def stopping_at_once() -> Iterator[None]:
     For work that has nothing to save beyond what is on the disk already.
     """
 
-    stopped = []
+    raised, caught = threading.Event(), threading.Event()
 
     def stop(signum: int, _: FrameType | None) -> None:
-        stopped.append(signum)
+        raised.set()
         raise StoppedAtOnce(signum)
+
+    def send_again(signum: int) -> None:
+        delay = 0.01
+        while not caught.wait(delay):
+            os.kill(os.getpid(), signum)
+            delay = PATIENCE  # not sooner: on its way up the exception may be waited for
 
     def lost_exception(lost: Any) -> None:
         if isinstance(lost.exc_value, StoppedAtOnce):
-            send = os.kill, (os.getpid(), lost.exc_value.signum)
-            threading.Timer(0.01, *send).start()
-        elif not stopped:  # after that, destructors may find things half made
+            signum = lost.exc_value.signum
+            threading.Thread(target=send_again, args=[signum], daemon=True).start()
+        elif not raised.is_set():  # after that, destructors may find things half made
             before(lost)
 
     # Raised while a destructor runs, an exception goes no further than this hook.
     before, sys.unraisablehook = sys.unraisablehook, lost_exception
     try:
         with handling({**dict.fromkeys(STOP_SIGNALS, stop), SAVE_SIGNAL: signal.SIG_IGN}):
-            yield
+            try:
+                yield
+            finally:
+                caught.set()
+    except StoppedAtOnce as error:
+        traceback.clear_frames(error.__traceback__)  # runs destructors while the hook is there
+        raise
     finally:
         sys.unraisablehook = before
 
