@@ -5,20 +5,25 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import os
+import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from conftest import ROOT, command, environment
+
+from utils import distributed
 
 PATIENCE = 180.0  # seconds; far more than anything here takes
 MARK = "PROCESSES_OF_THIS_TEST"
@@ -160,31 +165,53 @@ def main_of(
     sys.exit(import_module(name.removesuffix(".py")).main(arguments))
 
 
-def launched(world_size: int, name: str, *arguments: object, cwd: Path) -> list[Done]:
-    """Run a script's main() in forks that find themselves in the environment that torchrun sets."""
-    with torchrun_port() as port:
-        env = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        contexts = [
-            forked(name, *arguments, cwd=cwd, RANK=str(rank), LOCAL_RANK=str(rank), **env)
-            for rank in range(world_size)
+def launched(world_size: int, name: str, *arguments: object, cwd: Path | list[Path]) -> list[Done]:
+    """Run a script's main() in forks that find themselves in the environment that torchrun sets.
+
+    Args:
+        cwd: one folder, or one for each process as for machines that share no disk.
+    """
+    folders = cwd if isinstance(cwd, list) else [cwd] * world_size
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with ExitStack() as stack:
+        runnings = []
+        for rank, folder in enumerate(folders):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+            command = forked(name, *arguments, cwd=folder, **place, **address)
+            runnings.append(stack.enter_context(command))
+        return [running.end() for running in runnings]
+
+
+def gang(count: int, work: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:
+    """What `work(ranks, *arguments)` returns in each of so many processes that have met."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        members = [
+            nursery().Process(target=member, args=(place, rank, count, work, arguments))
+            for rank in range(count)
         ]
-        runnings = [context.__enter__() for context in contexts]
-        try:
-            return [running.end() for running in runnings]
-        finally:
-            for context in contexts:
-                context.__exit__(None, None, None)
+        for process in members:
+            process.start()
+        for process in members:
+            process.join(PATIENCE)
+        assert [process.exitcode for process in members] == [0] * count
+        return [pickle.loads(Path(place, str(rank)).read_bytes()) for rank in range(count)]
 
 
-@contextmanager
-def torchrun_port() -> Iterator[str]:
-    """A free port of this machine."""
-    import socket
+def member(
+    place: str, rank: int, count: int, work: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    """One process of `gang`."""
+    torch.set_num_threads(1)
+    ranks = distributed.join("cpu", rank, count, rank, f"file://{place}/meeting")
+    Path(place, str(rank)).write_bytes(pickle.dumps(work(ranks, *arguments)))
+    distributed.leave()
 
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    yield port
+        return free.getsockname()[1]
 
 
 def survivors(mark: str) -> list[str]:

@@ -167,6 +167,19 @@ def test_flips_on_the_device_are_pils_mirror(tree: ImageTree) -> None:
     assert 0 < batch.flips.sum() < 20
 
 
+def test_flips_can_be_left_out_and_crops_kept_large(tree: ImageTree) -> None:
+    whole = ImageBatches(tree, train_transform(32, min_area=0.9), 32, seed=0, flip=False)
+    small = augmented(tree)
+    image = Image.open(Path(tree.root, tree.files[0])).convert("RGB")
+    nearly = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
+    errors = {}
+    for name, images in (("whole", whole), ("small", small)):
+        crops = [images.load(epoch, 0) for epoch in range(12)]
+        errors[name] = np.mean([np.abs(np.asarray(crop) - nearly).mean() for crop, _ in crops])
+        assert any(flip for _, flip in crops) == (name == "small")
+    assert errors["whole"] < errors["small"] / 2
+
+
 def test_half_of_the_images_are_flipped(tree: ImageTree) -> None:
     images = augmented(tree)
     flips = [images.load(epoch, position)[1] for epoch in range(20) for position in range(20)]

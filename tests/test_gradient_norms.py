@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import nursery
+from processes import gang
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -225,48 +225,25 @@ def test_mean_and_std_never_below_zero() -> None:
 # Two processes
 
 
-def share_of_a_batch(rank: int, meeting: str, results: str) -> None:
-    """One process: its share of a batch of five images, the gradients of both averaged."""
-    torch.set_num_threads(1)
-    ranks = distributed.join("cpu", rank, 2, rank, meeting)
-    model = with_fixed_statistics()
+def share_of_a_batch(ranks: distributed.Ranks) -> list[list]:
+    """Rows after two replays of this process's share of five images."""
+    model = tiny_model()
+    model.bn.eval()  # statistics of the share would be another loss
     images, labels = minibatch(5)
-    mine = images[rank::2], labels[rank::2]
-    learner = learner_of(model, 3)
-    learner.network = DistributedDataParallel(model)
+    mine = images[ranks.rank :: ranks.world_size], labels[ranks.rank :: ranks.world_size]
+    learner = learner_of(model, 3 if ranks.world_size == 2 else 5)
+    if ranks.world_size == 2:
+        learner.network = DistributedDataParallel(model)
     norms = GradientNorms(model, learner.loss, ranks.average_)
     for _ in range(2):
-        learner.free_step(*mine, weight=len(mine[0]) * 2 / 5, probe=norms.probe)
-    torch.save(norms.rows(1), f"{results}/{rank}")
-    distributed.leave()
-
-
-def with_fixed_statistics() -> nn.Module:
-    model = tiny_model()
-    model.bn.eval()
-    return model
+        learner.free_step(*mine, len(mine[0]) * ranks.world_size / 5, norms.probe)
+    return norms.rows(1)
 
 
 def test_two_processes_average_the_gradients_before_the_norm(tmp_path: Path) -> None:
-    meeting = f"file://{tmp_path}/meeting"
-    processes = [
-        nursery().Process(target=share_of_a_batch, args=(rank, meeting, str(tmp_path)))
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    rows = [torch.load(tmp_path / str(rank)) for rank in range(2)]
+    rows = gang(2, share_of_a_batch, folder=tmp_path)
     assert rows[0] == rows[1]
-
-    model = with_fixed_statistics()
-    learner = learner_of(model, 5)
-    norms = GradientNorms(model, learner.loss, NOBODY.average_)
-    for _ in range(2):
-        learner.free_step(*minibatch(5), probe=norms.probe)
-    alone = norms.rows(1)
+    alone = share_of_a_batch(NOBODY)
     assert [row[:4] for row in rows[0]] == [row[:4] for row in alone]
     for row, other in zip(rows[0], alone, strict=True):
         mean = [HEADER.index("clean_mean"), HEADER.index("adversarial_mean")]

@@ -69,6 +69,8 @@ def prepare(case: Case) -> dict[str, Work]:
         from utils.memory import keep_freed_memory
 
         keep_freed_memory()  # as main_free.py and evaluate.py do
+    else:
+        torch.backends.cudnn.benchmark = True  # as the published scripts do
     return globals()[f"{case.part}_{case.subject}"](case)
 
 
