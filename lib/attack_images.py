@@ -19,7 +19,7 @@ from utils.attack_list import AttackSpec
 from utils.distributed import Ranks
 from utils.figures import save_figure
 from utils.figures_attacks import attack_images
-from utils.files import make_folder
+from utils.files import make_folder, replacing
 
 MOST_IN_FIGURE = 12
 
@@ -60,7 +60,8 @@ def save_attack_images(
         for name, images in (
             ("original", clean), ("adversarial", adversarial), ("perturbation", change)
         ):  # fmt: skip
-            save_image(images[number], folder / f"{number:03d}_{name}.png")
+            with replacing(folder / f"{number:03d}_{name}.png") as file:
+                save_image(images[number], file, format="png")
     with torch.no_grad(), attacking(evaluation.model):
         after = evaluation.model(adversarial[:MOST_IN_FIGURE].to(data.ranks.device)).argmax(1)
     names = settings.classes or [f"output {i}" for i in range(evaluation.model.num_classes)]

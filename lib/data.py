@@ -294,5 +294,9 @@ def arrived(batch: DeviceBatch, done: torch.cuda.Event) -> DeviceBatch:
 
 
 def share_of_workers(workers: int, world_size: int) -> int:
-    """Reading processes of each of `world_size` processes: at least one if there are any."""
-    return max(1, workers // world_size) if workers else 0
+    """Reading processes of each of `world_size` processes: at least one if there are any.
+
+    More than the machine has cores would only get in each other's way.
+    """
+    cores = os.cpu_count() or 1
+    return max(1, min(workers, cores) // world_size) if workers else 0

@@ -18,7 +18,14 @@ from lib.attack_report import result_table, summarise, write_results
 from lib.attacks import Threat
 from lib.autoattack import require_classes, require_package
 from lib.data import share_of_workers
-from lib.evaluation_setup import Subject, announce, load_images, load_subject, origin
+from lib.evaluation_setup import (
+    Subject,
+    announce,
+    load_images,
+    load_subject,
+    origin,
+    with_sizes_of,
+)
 from lib.image_folder import ImageTree
 from lib.imagenet_c_eval import evaluate_imagenet_c
 from lib.validation import EvaluationData
@@ -39,7 +46,10 @@ def evaluate(config: Mapping[str, Any], ranks: Ranks) -> None:
     if hasattr(signal, "SIGUSR1"):  # "save": everything finished is on the disk already
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     logger = Logger(ranks.is_main)
+    if config.OPTIONS.print_gradients:
+        logger.warning("--print_gradients is ignored: gradient norms are measured in training")
     subject = ranks.together(lambda: load_subject(config, ranks.device))
+    config = with_sizes_of(config, subject)
     imagenet, imagenet_c = data_folders(config)
     if config.OPTIONS.evaluate:
         evaluate_attacks(config, ranks, logger, subject, imagenet)
@@ -96,6 +106,7 @@ def evaluate_attacks(
         return load_images(config, data, subject)
 
     tree, subset, tag = ranks.together(prepare)
+    tag += eps_tag(config, subject)
     stem = subject.folder / f"attack_{protocol}{attack_tag(options.attack)}{tag}"
     if config.EVAL.cascade:
         stem = stem.with_name(f"{stem.name}_cascade")
@@ -151,6 +162,13 @@ def scales_of(config: Mapping[str, Any], subject: Subject, logger: Logger) -> Se
 def attack_tag(names: Sequence[str]) -> str:
     """What `--attack` adds to the names of the result files."""
     return "_" + "+".join(names) if names else ""
+
+
+def eps_tag(config: Mapping[str, Any], subject: Subject) -> str:
+    """What another eps than that of the training adds to the names of the result files."""
+    eps = config["ADV"]["clip_eps"]
+    other = subject.trained is not None and subject.trained["ADV"]["clip_eps"] != eps
+    return f"_eps{eps:g}" if other else ""
 
 
 def fingerprint(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from lib.image_folder import ImageTree, evenly_spread, positions_of, read_split
 from lib.model_setup import ModelSettings, model_of, pretrained_model, settings_of
 from models.resnet import ResNet
 from utils.checkpoint import read_checkpoint
+from utils.config import Config, freeze
 from utils.distributed import Ranks
 from utils.files import file_sha256, make_folder
 from utils.logger import Logger
@@ -36,6 +37,7 @@ class Subject:
     settings: ModelSettings
     folder: Path
     identity: dict[str, Any]
+    trained: Mapping[str, Any] | None = None  # the settings of its training, of our own files
 
 
 def load_subject(config: Mapping[str, Any], device: torch.device, path: str = "") -> Subject:
@@ -54,17 +56,32 @@ def load_subject(config: Mapping[str, Any], device: torch.device, path: str = ""
         settings = settings_of(config, checkpoint)
         model = model_of(checkpoint, settings)
         folder, source, digest = Path(found).parent, found, file_sha256(found)
+        trained = checkpoint.content.get("config") if checkpoint.is_ours else None
         make_folder(folder, "results go beside the checkpoint: copy it to where you can write")
     else:
         model, settings = pretrained_model(config)
         folder = ROOT / f"{settings.arch}_pretrained"
         source, digest = "torchvision IMAGENET1K_V1", state_digest(model)
+        trained = None
         make_folder(folder)
     model = model.to(device, memory_format=torch.channels_last).eval()
     identity = {"path": source, "sha256": digest}
     for name in ("arch", "FN", "WN", "s_HE", "angular_margin_HE"):
         identity[name] = getattr(settings, name)
-    return Subject(model, settings, folder, identity)
+    return Subject(model, settings, folder, identity, trained)
+
+
+def with_sizes_of(config: Config, subject: Subject) -> Config:
+    """The configuration with the image sizes of the network's training.
+
+    They are part of what a checkpoint carries; sizes on the command line go over them.
+    """
+    sizes = {
+        key: subject.trained["DATA"][key]
+        for key in ("img_size", "crop_size")
+        if subject.trained is not None and f"DATA.{key}" not in config.OPTIONS.given
+    }
+    return freeze(Config({**config, "DATA": Config({**config.DATA, **sizes})}))
 
 
 def auto_path(config: Mapping[str, Any]) -> str:

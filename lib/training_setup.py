@@ -63,7 +63,9 @@ def set_up(config: Mapping[str, Any], ranks: Ranks, logger: Logger) -> Setup:
         settings = require_same_run(config, resumed, train_tree.classes, logger)
         model = model_of(resumed, settings)
     if ranks.is_main:
-        here = resumed is not None and Path(resumed.path).parent == folder
+        # A model_best holds no training to go on with: beginning from it begins a new run.
+        goes_on = resumed is not None and resumed.training is not None
+        here = goes_on and Path(resumed.path).resolve().parent == folder.resolve()
         claim(folder, here, config.OPTIONS.overwrite)
         make_folder(folder)
     return Setup(train_tree, val_tree, settings, model, resumed)

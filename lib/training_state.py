@@ -99,8 +99,7 @@ def restore_state(
         start_epoch: the earliest pass to begin with, where the file holds no training state.
     """
     content, state = checkpoint.content, checkpoint.training
-    if "optimizer" in content:
-        learner.optimizer.load_state_dict(content["optimizer"])
+    restore_momentum(learner.optimizer, content.get("optimizer"), checkpoint.path, logger)
     if state is None:
         epoch = max(int(content.get("epoch", 0)), start_epoch)
         logger.warning(
@@ -115,6 +114,24 @@ def restore_state(
         f"resumed {checkpoint.path}: epoch {progress.epoch + 1}, minibatch {progress.position}"
     )
     return progress
+
+
+def restore_momentum(
+    optimizer: torch.optim.Optimizer, saved: Any, path: str, logger: Logger
+) -> None:
+    """Take the momentum buffers over; momentum and weight decay stay as configured now."""
+    if saved is None:
+        return
+    now = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    try:
+        kinds = {name for state in saved["state"].values() for name in state}
+        if not kinds <= {"momentum_buffer"}:
+            raise ValueError("not SGD's")
+        optimizer.load_state_dict(saved)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning(f"{path}: its optimizer state does not fit ({error}); momentum begins at 0")
+    for group, values in zip(optimizer.param_groups, now, strict=True):
+        group.update(values)
 
 
 def cpu_copy(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

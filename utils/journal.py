@@ -95,6 +95,9 @@ def read_journal(path: Path, fingerprint: Mapping[str, Any]) -> list[dict[str, A
         return []
     found = entries[0]
     differing = [key for key in fingerprint if found.get(key) != fingerprint[key]]
+    if differing and len(entries) == 1:  # nothing was finished, so nothing is lost
+        path.unlink()
+        return []
     if differing:
         what = "; ".join(
             f"{key} {brief(found.get(key))}, now {brief(fingerprint[key])}" for key in differing

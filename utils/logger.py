@@ -52,8 +52,12 @@ class Logger:
         sys.stdout.flush()
         if self.file is not None:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-            self.file.writelines(f"{stamp} {line}\n" for line in plain.splitlines())
-            self.file.flush()
+            try:
+                self.file.writelines(f"{stamp} {line}\n" for line in plain.splitlines())
+                self.file.flush()
+            except OSError as error:  # the run matters more than its log
+                self.file = None
+                self.warning(f"log.txt ends here: {error.strerror}")
 
     def track(
         self, items: Iterable[T], total: int, what: str, every: int, unit: str = "batch"
