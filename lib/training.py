@@ -105,9 +105,9 @@ def require_same_start(setup: Setup, ranks: Ranks) -> None:
     seen = ranks.gather((images, training.get("epoch"), training.get("position")))
     for rank, other in enumerate(seen):
         if other != seen[0]:
-            what = "images" if other[0] != seen[0][0] else "checkpoint"
+            what = "other images" if other[0] != seen[0][0] else "another checkpoint"
             raise SharedUserError(
-                f"process {rank} sees other {what} than process 0; all machines need the same"
+                f"process {rank} sees {what} than process 0; all machines need the same"
                 " files, on a shared disk"
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -65,16 +66,20 @@ class Running:
 
     def end(self) -> Done:
         """Wait for the end."""
-        until(lambda: self.status() is not None, None, "end")
+        until(lambda: self.status() is not None, self, "end")
         return Done(self.status(), self.out.read_text(), self.err.read_text())
 
 
-def until(condition: Callable[[], bool], running: Running | None = None, what: str = "") -> None:
+def until(condition: Callable[[], bool], running: Running, what: str) -> None:
     """Wait for a condition while a command is running."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, f"waited too long for {what}"
-        if running is not None and running.status() is not None and not condition():
+        if time.monotonic() > deadline:
+            running.send(signal.SIGUSR2)  # `main_of` makes it say where it is
+            time.sleep(1)
+            said = running.out.read_text()[-2000:], running.err.read_text()
+            raise AssertionError(f"waited too long for {what}: {said}")
+        if running.status() is not None and not condition():
             raise AssertionError(f"ended without {what}: {running.end()}")
         time.sleep(0.01)
 
@@ -160,6 +165,7 @@ def main_of(
     os.environ.update(env)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    faulthandler.register(signal.SIGUSR2)
     torch.set_num_threads(1)
     multiprocessing.set_start_method(None, force=True)  # as in a process that was just started
     sys.exit(import_module(name.removesuffix(".py")).main(arguments))

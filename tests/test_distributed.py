@@ -268,7 +268,7 @@ def evaluation(count: int, checkpoint: Path, digits: Path, corrupted: Path, cwd:
     path = cwd / "model_best.pth.tar"
     shutil.copy(checkpoint, path)
     words = ["-e", "--eva_on_imagenet_c", "--corruptions", "fog,contrast", "--resume", path]
-    changes = {"ADV__clip_eps": 8, "ADV__pgd_attack": "[[3, 4/255]]", "DATA__batch_size": 8}
+    changes = {"ADV__clip_eps": 1, "ADV__pgd_attack": "[[3, 1/510]]", "DATA__batch_size": 8}
     folders = {"DATA__imagenet": digits, "DATA__imagenet_c": corrupted}
     words += settings(**changes, **folders)
     done = launched(count, "evaluate.py", *words, cwd=cwd)

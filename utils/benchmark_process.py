@@ -42,11 +42,16 @@ class Subject:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        context = multiprocessing.get_context("spawn")
+        context = new_context()
         self.connection, theirs = context.Pipe()
         usual = multiprocessing.get_start_method()
         self.process = context.Process(target=serve, args=(theirs, case, usual))
-        self.process.start()
+        # Ctrl-C is for the command alone, which then closes the pipes.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self.process.start()
+        finally:
+            signal.signal(signal.SIGINT, handler)
         theirs.close()
         self.actions: list[str] = []
         self.times: dict[str, int] = {}
@@ -95,6 +100,15 @@ class Subject:
             self.process.join()
 
 
+def new_context() -> Any:
+    """Processes that begin with nothing but the imports, which most systems can share."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["utils.benchmark_work"])
+    return context
+
+
 @contextmanager
 def subjects(cases: Sequence[Case], take_seconds: float) -> Iterator[list[Subject]]:
     """Processes for these cases, ready to be timed; all ended at the end."""
@@ -121,7 +135,7 @@ def say(text: str) -> None:
 def serve(connection: Connection, case: Case, method: str) -> None:
     """The process: prepare, warm up, then do what comes over the connection."""
     multiprocessing.set_start_method(method, force=True)  # loaders start workers as anywhere else
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which closes the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not inherited
     with suppress(EOFError, BrokenPipeError):
         try:
             work = prepare(case)

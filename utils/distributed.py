@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import torch
 from torch import distributed
 
 from utils.errors import SharedUserError, UserError
+from utils.rendezvous import store_of_attempt
+from utils.signals import STOP_SIGNALS, handling
 
 T = TypeVar("T")
 # A process may wait for another that still evaluates or saves; one that died is noticed at once,
@@ -156,7 +159,8 @@ def join(device_name: str, rank: int, world_size: int, local_rank: int, meeting:
     """Meet the other processes.
 
     Args:
-        meeting: torch.distributed's init_method, `env://` or `file://PATH`.
+        meeting: `file://PATH` of a file that no other processes meet at; empty under torchrun,
+            where the environment says where to meet.
     """
     device = choose_device(device_name, local_rank)
     if device.type == "cuda":
@@ -166,17 +170,25 @@ def join(device_name: str, rank: int, world_size: int, local_rank: int, meeting:
     if device.type == "mps":
         raise UserError("several processes need CUDA or the CPU; MPS has one device")
     backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(
-        backend, init_method=meeting, rank=rank, world_size=world_size, timeout=TIMEOUT
-    )
-    control = distributed.new_group(backend="gloo", timeout=TIMEOUT)
+    # Python's handlers would only be called once all are there; nothing is to be saved yet.
+    with handling(dict.fromkeys(STOP_SIGNALS, signal.SIG_DFL)):
+        store = None if meeting else store_of_attempt(rank, world_size)
+        distributed.init_process_group(
+            backend,
+            init_method=meeting or None,
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=TIMEOUT,
+        )
+        control = distributed.new_group(backend="gloo", timeout=TIMEOUT)
     return Ranks(rank, world_size, device, control)
 
 
 def join_torchrun(device_name: str) -> Ranks:
     """Meet the processes that torchrun (or another launcher) has started."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    return join(device_name, rank, world_size, int(os.environ.get("LOCAL_RANK", 0)), "env://")
+    return join(device_name, rank, world_size, int(os.environ.get("LOCAL_RANK", 0)), "")
 
 
 def lost_peer(error: BaseException) -> bool:
