@@ -134,13 +134,18 @@ def evaluate_attacks(
     if ranks.is_main:
         write_results(stem, result, tree, rows, specs)
         remove_journals(stem)
-    logger.info(result_table(result))
-    for warning in warnings:
-        logger.warning(warning)
-    if options.save_images and ranks.is_main:
-        save_attack_images(evaluation, rows, specs, options.save_images, stem, subject.settings)
-    logger.info(f"results: {stem}.json, {stem}_images.csv")
+        tell(result, stem, logger)
+        if options.save_images:
+            save_attack_images(evaluation, rows, specs, options.save_images, stem, subject.settings)
     ranks.barrier()
+
+
+def tell(result: Mapping[str, Any], stem: Path, logger: Logger) -> None:
+    """The table, what is to be doubted about it, and where the rest is."""
+    logger.info(result_table(result))
+    for warning in result["warnings"]:
+        logger.warning(warning)
+    logger.info(f"results: {stem}.json, {stem}_images.csv")
 
 
 def evaluation_data(config: Mapping[str, Any], tree: ImageTree, ranks: Ranks) -> EvaluationData:

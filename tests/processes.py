@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from conftest import ROOT, command, environment
 
+from lib.data import GlobalBatches
+from lib.image_folder import read_split
 from utils import distributed
 
 PATIENCE = 180.0  # seconds; far more than anything here takes
@@ -231,6 +233,13 @@ def survivors(mark: str) -> list[str]:
         except OSError:
             continue  # it has ended meanwhile, or is another user's
     return found
+
+
+def image_of_rank_1(data: Path, minibatch: int) -> Path:
+    """The image that the second of two processes reads first in a minibatch of eight images."""
+    tree = read_split(str(data), "train")
+    share = list(GlobalBatches(len(tree.files), 8, 1, 2, seed=0))[minibatch]
+    return Path(tree.root) / tree.files[share[0][1]]
 
 
 def the_run(cwd: Path) -> Path:

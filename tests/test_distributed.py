@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -23,6 +24,7 @@ from processes import (
     forked,
     free_port,
     gang,
+    image_of_rank_1,
     launched,
     outcome,
     rows_of,
@@ -447,13 +449,6 @@ def test_an_image_that_only_one_process_reads(digits: Path, tmp_path: Path) -> N
     assert "[3/8]" not in done[0].out
 
 
-def image_of_rank_1(data: Path, minibatch: int) -> Path:
-    """An image that the second of two processes reads in a minibatch of the first pass."""
-    tree = read_split(str(data), "train")
-    share = list(GlobalBatches(len(tree.files), 8, 1, 2, seed=0))[minibatch]
-    return Path(tree.root) / tree.files[share[0][1]]
-
-
 # torchrun
 
 
@@ -483,8 +478,6 @@ def test_torchrun_survives_a_killed_worker(
     digits: Path, by_two: tuple[Path, list[Done]], tmp_path: Path
 ) -> None:
     """--max-restarts and --resume auto: the outcome of a training that nothing happened to."""
-    import os
-
     words = ("--standalone", "--nproc-per-node", 2, "--max-restarts", 2)
     with torchrun(*words, data=digits, cwd=tmp_path) as running:
         running.saw(r"epoch 1/2 \[3/8\]")

@@ -1,0 +1,271 @@
+"""One message, the right exit status, and nothing left running, however a command ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import textwrap
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import settings
+from processes import (
+    MARK,
+    Running,
+    differences,
+    image_of_rank_1,
+    launched,
+    outcome,
+    script,
+    started,
+    survivors,
+    the_run,
+    until,
+)
+
+from utils.errors import Interrupted, SharedUserError, UserError
+from utils.launch import OwnUserError, run_command
+from utils.signals import StoppedAtOnce
+
+TRAINING = settings(TRAIN__epochs=4, DATA__batch_size=8)
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/environ").exists(), reason="looks for processes in /proc"
+)
+
+# A small command: two processes, each with a reading process, one of which does what it is told.
+SMALL = """
+    import multiprocessing, os, signal, sys, time
+    from types import SimpleNamespace
+
+    from utils.errors import UserError
+    from utils.launch import launch, run_command
+
+    def work(config, ranks):
+        reader = multiprocessing.Process(target=time.sleep, args=[600], daemon=True)
+        reader.start()
+        print("ready", flush=True)
+        ranks.barrier()
+        if ranks.rank == 1:
+            act(config.act)
+        ranks.barrier()
+        if config.act == "finish":
+            reader.kill()
+            print(f"rank {ranks.rank} of {ranks.world_size} is through", flush=True)
+
+    def act(what):
+        if what == "bug":
+            raise KeyError("a bug in rank 1")
+        if what == "user error":
+            raise UserError("rank 1 cannot read it")
+        if what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "abort":
+            os.abort()
+        if what == "wait":
+            time.sleep(600)
+
+    if __name__ == "__main__":
+        run = SimpleNamespace(nproc=2, device="cpu")
+        config = SimpleNamespace(RUN=run, act=sys.argv[1])
+        sys.exit(run_command(lambda: launch(work, config)))
+"""
+
+
+@contextmanager
+def small(act: str, tmp_path: Path, mark: str = "none") -> Iterator[Running]:
+    path = tmp_path / "small.py"
+    path.write_text(textwrap.dedent(SMALL))
+    with started([sys.executable, path, act], tmp_path, **{MARK: mark}) as running:
+        yield running
+
+
+@pytest.fixture
+def mark() -> Iterator[str]:
+    """Marks the processes of a test; none of them may be left some seconds after it."""
+    mark = uuid.uuid4().hex
+    yield mark
+    deadline = time.monotonic() + 10
+    while (left := survivors(mark)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+
+
+@needs_proc
+@pytest.mark.parametrize(
+    ("act", "status", "message"),
+    [
+        ("user error", 2, "error: rank 1 cannot read it\n"),
+        (
+            "kill",
+            1,
+            "error: process 1 was killed by SIGKILL, perhaps for lack of memory;"
+            " its peers were ended\n",
+        ),
+    ],
+)
+def test_one_message_however_a_process_fails(
+    act: str, status: int, message: str, tmp_path: Path, mark: str
+) -> None:
+    began = time.monotonic()
+    with small(act, tmp_path, mark) as running:
+        done = running.saw("ready", times=2).end()
+        # Not even a moment later: readers of a process that was killed are all that may be left.
+        left = survivors(mark)
+    assert (done.status, done.err) == (status, message)
+    assert len(left) <= (1 if act == "kill" else 0)
+    assert time.monotonic() - began < 60
+
+
+def test_a_bug_keeps_its_traceback_once(tmp_path: Path) -> None:
+    with small("bug", tmp_path) as running:
+        done = running.end()
+    assert done.status == 1
+    assert done.err.startswith("Traceback (most recent call last):\n")
+    assert done.err.count("Traceback") == 1
+    assert done.err.endswith("KeyError: 'a bug in rank 1'\n")
+
+
+@needs_proc
+def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path, mark: str) -> None:
+    with small("wait", tmp_path, mark) as running:
+        running.saw("ready", times=2)
+        assert len(survivors(mark)) >= 5  # the command, two processes, their readers
+        assert running.send(signal.SIGKILL).end().status == -signal.SIGKILL
+        deadline = time.monotonic() + 10
+        while survivors(mark) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert survivors(mark) == []  # before `started` kills what is left
+
+
+@needs_proc
+@pytest.mark.parametrize("everyone", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_while_processes_start_or_wait(
+    number: int, everyone: bool, tmp_path: Path, mark: str
+) -> None:
+    """To the command alone or to its group; at once for one case, in the midst for the others."""
+    with small("wait", tmp_path, mark) as running:
+        if everyone and number == signal.SIGINT:
+            until(lambda: len(survivors(mark)) > 2, running, "processes")  # they are importing
+        else:
+            running.saw("ready", times=2)
+        done = running.send(number, everyone).end()
+    assert done.status == 128 + number
+    assert done.err == f"stopped by {number.name}\n"
+
+
+def test_processes_that_end_well(tmp_path: Path) -> None:
+    with small("finish", tmp_path) as running:
+        done = running.end()
+    assert (done.status, done.err) == (0, "")
+    assert sorted(done.out.split("\n")) == [
+        *("", "rank 0 of 2 is through", "rank 1 of 2 is through", "ready", "ready")
+    ]
+
+
+# Whole commands
+
+
+@needs_proc
+def test_ctrl_c_on_two_processes_and_going_on(digits: Path, tmp_path: Path, mark: str) -> None:
+    """Ctrl-C in a terminal reaches every process; resumed, the outcome is as if it had not."""
+    words = [digits, "--nproc", 2, "--resume", "auto", "--set", "DATA.workers=2", *TRAINING]
+    with script("main_free.py", *words, cwd=tmp_path, **{MARK: mark}) as running:
+        done = running.saw(r"epoch 1/2 \[2/8\]").send(signal.SIGINT, everyone=True).end()
+        assert survivors(mark) == []
+    assert (done.status, done.err) == (130, "")
+    assert done.out.count("stopped by SIGINT; saved. Go on with --resume auto") == 1
+    with script("main_free.py", *words, cwd=tmp_path) as running:
+        done = running.end()
+    assert (done.status, done.err) == (0, "")
+    assert done.out.count("resumed") == 1
+    assert done.out.count("epoch 2/2: train loss") == 1
+
+    alone = tmp_path / "uninterrupted"
+    alone.mkdir()
+    assert [d.status for d in launched(2, "main_free.py", digits, *TRAINING, cwd=alone)] == [0, 0]
+    assert differences(outcome(the_run(tmp_path)), outcome(the_run(alone))) == []
+
+
+@needs_proc
+def test_an_image_that_one_process_cannot_read(tmp_path: Path, digits: Path, mark: str) -> None:
+    data = tmp_path / "digits"
+    shutil.copytree(digits, data)
+    bad = image_of_rank_1(data, minibatch=1)
+    bad.write_bytes(b"no image")
+    words = [data, "--nproc", 2, "--set", "DATA.workers=2", *TRAINING]
+    with script("main_free.py", *words, cwd=tmp_path, **{MARK: mark}) as running:
+        done = running.end()
+        assert survivors(mark) == []
+    assert done.status == 2
+    assert done.err == f"error: cannot read {bad}: it is not an image; replace or remove it\n"
+
+
+# The parts
+
+
+def ends(error: BaseException | None) -> None:
+    if error is not None:
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (None, 0, ""),
+        (UserError("wrong"), 2, "error: wrong\n"),
+        (UserError("wrong\nalso wrong"), 2, "error: wrong\nerror: also wrong\n"),
+        (Interrupted(signal.SIGINT), 130, ""),  # who saved has said so
+        (Interrupted(signal.SIGTERM), 143, ""),
+        (StoppedAtOnce(signal.SIGTERM), 143, "stopped by SIGTERM\n"),
+        (
+            RuntimeError("gloo: Connection closed by peer [127.0.0.1]:4"),
+            1,
+            "error: another process has ended, or its machine cannot be reached\n",
+        ),
+    ],
+)
+def test_exit_statuses(
+    error: BaseException | None, status: int, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert run_command(lambda: ends(error)) == status
+    assert tuple(capsys.readouterr()) == ("", message)
+
+
+def test_bugs_are_raised() -> None:
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_command(lambda: ends(RuntimeError("a bug")))
+
+
+@pytest.mark.parametrize(
+    ("error", "speakers"),
+    [
+        (UserError("before they met"), [(0, 0), (2, 0)]),  # once on each machine
+        (SharedUserError("all have it"), [(0, 0)]),
+        (OwnUserError("one has it"), [(0, 0), (1, 1), (2, 0), (3, 1)]),
+        (RuntimeError("Connection reset by peer"), [(0, 0), (2, 0)]),
+        (StoppedAtOnce(signal.SIGINT), [(0, 0)]),
+    ],
+)
+def test_who_speaks_under_torchrun(
+    error: BaseException,
+    speakers: list[tuple[int, int]],
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two machines with two processes each: (rank, local rank) of those that say it."""
+    spoke = []
+    for place in ((0, 0), (1, 1), (2, 0), (3, 1)):
+        monkeypatch.setenv("RANK", str(place[0]))
+        monkeypatch.setenv("LOCAL_RANK", str(place[1]))
+        run_command(lambda: ends(error))
+        if capsys.readouterr().err:
+            spoke.append(place)
+    assert spoke == speakers
+    assert os.environ["RANK"] == "3"
