@@ -14,7 +14,7 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n 2 --dist loadfile --durations 8
 
 benchmark: $(VENV)/.ready
 	$(RUN) -m utils.benchmark

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# One thread: tiny networks only wait for a second one, and tests may share the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import subprocess
 import sys
 from collections.abc import Callable
