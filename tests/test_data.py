@@ -292,5 +292,8 @@ def test_sizes_of_global_batches() -> None:
 @pytest.mark.parametrize(
     ("workers", "world_size", "share"), [(0, 4, 0), (4, 1, 4), (4, 2, 2), (2, 8, 1), (7, 2, 3)]
 )
-def test_workers_are_shared_out(workers: int, world_size: int, share: int) -> None:
+def test_workers_are_shared_out(
+    workers: int, world_size: int, share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
     assert share_of_workers(workers, world_size) == share

@@ -28,6 +28,7 @@ from processes import (
     launched,
     outcome,
     rows_of,
+    script,
     started,
     the_run,
 )
@@ -338,6 +339,23 @@ def test_only_rank_0_writes_and_prints(by_two: tuple[Path, list[Done]]) -> None:
     logged = [line[20:] for line in (folder / "log.txt").read_text().splitlines()]
     assert [line for line in logged if line.startswith("epoch 2/2 [8/8]")] != []
     assert len(logged) == len(set(logged)) + logged.count("")
+
+
+def test_ctrl_c_on_two_processes_and_going_on(
+    digits: Path, by_two: tuple[Path, list[Done]], tmp_path: Path
+) -> None:
+    """--nproc 2; Ctrl-C in a terminal reaches every process, the reading ones, too."""
+    words = [digits, "--resume", "auto", "--set", "DATA.workers=2", *TRAINING]
+    with script("main_free.py", *words, "--nproc", 2, cwd=tmp_path) as running:
+        done = running.saw(r"epoch 1/2 \[2/8\]").send(signal.SIGINT, everyone=True).end()
+    assert (done.status, done.err) == (130, "")
+    assert done.out.count("stopped by SIGINT; saved. Go on with --resume auto") == 1
+    assert "2 x cpu" in done.out
+
+    done = launched(2, "main_free.py", *words, cwd=tmp_path)
+    assert [(one.status, one.err) for one in done] == [(0, "")] * 2
+    assert done[0].out.count("resumed") == 1
+    assert differences(outcome(the_run(tmp_path)), outcome(by_two[0])) == []
 
 
 def test_validation_is_of_the_network_that_is_saved(

@@ -158,3 +158,19 @@ def test_fp16_overflow_does_not_reach_the_noise() -> None:
     learner.free_step(torch.rand(4, 3, 4, 4), torch.tensor([0, 1, 2, 0]))
     assert noise.isfinite().all()
     assert all(torch.equal(v, before[k]) for k, v in model.named_parameters())  # step skipped
+
+
+def test_a_compiled_network_trains_the_same() -> None:
+    images, labels = torch.rand(8, 3, 4, 4), torch.arange(8) % 3
+    losses, noises = [], []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model, noise = TinyNet(hypersphere=True), make_noise(8, 4, "cpu")
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        network = torch.compile(model) if compiled else None
+        settings = FreeSettings(EPS, STEP, 1, 2.0)
+        learner = FreeLearner(model, optimizer, noise, settings, network)
+        losses.append([learner.free_step(images, labels)[0].item() for _ in range(4)])
+        noises.append(noise)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert (noises[0] != noises[1]).double().mean() < 0.05  # signs of gradients near zero

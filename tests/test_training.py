@@ -145,16 +145,6 @@ def test_low_precision_trains(digits: Path, precision: str) -> None:
     ] == (precision)
 
 
-def test_compiled_training_is_the_same_training(digits: Path) -> None:
-    losses = []
-    for compiled in (False, True):
-        changes = {**SHORT, "ADV__n_repeats": 1, "TRAIN__epochs": 1, "TRAIN__compile": compiled}
-        done = call("main_free.py", digits, *settings(**changes), "--overwrite")
-        assert done.status == 0, done.err
-        losses.append(float(rows_of(the_run())[0]["train_loss"]))
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-
-
 def test_tensorboard_holds_the_same_numbers(digits: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     flags = ["--tensorboard", "--print_gradients", "True"]

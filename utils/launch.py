@@ -169,14 +169,16 @@ def wait_for(processes: list, reports: Any, forwarded: list[int]) -> None:
         UserError, Interrupted, StoppedAtOnce: a process reported it.
         SystemExit: a process had a bug, which is printed, or was killed.
     """
-    running = {process.sentinel: process for process in processes}
+    running = list(processes)
     while running:
-        ended = [running.pop(sentinel) for sentinel in connection.wait(list(running))]
-        for process in ended:
-            process.join()
+        # Asked for now and then, too: a reading process that outlives a killed one keeps the
+        # killed one's end of the sentinel.
+        connection.wait([process.sentinel for process in running], timeout=0.5)
+        ended = [process for process in running if process.exitcode is not None]
+        running = [process for process in running if process not in ended]
         failed = {processes.index(p): p.exitcode for p in ended if p.exitcode}
         if failed:
-            raise_cause(failed, list(running.values()), reports, forwarded)
+            raise_cause(failed, running, reports, forwarded)
 
 
 def raise_cause(failed: dict[int, int], running: list, reports: Any, forwarded: list[int]) -> None:
@@ -200,7 +202,7 @@ def raise_cause(failed: dict[int, int], running: list, reports: Any, forwarded: 
     if kind == "user":
         raise UserError(detail)
     if kind == "bug":
-        print(detail, file=sys.stderr, flush=True)
+        print(detail, end="", file=sys.stderr, flush=True)
         raise SystemExit(1)
     deadline = time.monotonic() + GRACE
     for process in running:
