@@ -145,6 +145,7 @@ class TrainingRun:
         if config.TRAIN.sync_bn and ranks.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         model = model.to(ranks.device, memory_format=torch.channels_last)
+        torch.backends.cudnn.benchmark = True  # all minibatches have one size; CUDA alone heeds it
         settings = FreeSettings(
             eps=config.DERIVED.eps,
             step=config.DERIVED.fgsm_step,

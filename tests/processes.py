@@ -122,8 +122,9 @@ def forked(name: str, *arguments: object, cwd: Path, **env: str) -> Iterator[Run
     try:
         yield Running(process, out, err)
     finally:
-        process.kill()
-        process.join()
+        if process.exitcode is None:  # its number may be another process's otherwise
+            process.kill()
+            process.join()
 
 
 def outputs(cwd: Path) -> tuple[Path, Path]:

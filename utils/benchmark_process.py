@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -74,7 +74,7 @@ class Subject:
 
     def peak_memory(self) -> int:
         """Bytes: of the device's allocator on CUDA, else the most the process ever had resident."""
-        self.connection.send(None)
+        self.connection.send(("peak memory", 1))
         return self.answer()
 
     def answer(self) -> Any:
@@ -136,21 +136,30 @@ def serve(connection: Connection, case: Case, method: str) -> None:
     """The process: prepare, warm up, then do what comes over the connection."""
     multiprocessing.set_start_method(method, force=True)  # loaders start workers as anywhere else
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not inherited
-    with suppress(EOFError, BrokenPipeError):
-        try:
-            work = prepare(case)
-            for action in work.values():
-                timed(action, 2 * case.warmed_up, case.device)
-            connection.send(list(work))
-            while (order := connection.recv()) is not None:
-                name, times = order
-                connection.send(timed(work[name], times, case.device))
-            connection.send(peak_memory(case.device))
-        except (EOFError, BrokenPipeError):
-            raise
-        except Exception as error:
-            traceback.print_exc()
-            connection.send(" ".join(str(error).split())[:300] or type(error).__name__)
+    try:
+        work = prepare(case)
+        for action in work.values():
+            timed(action, 2 * case.warmed_up, case.device)
+        answer: Any = list(work)
+        while (order := exchange(connection, answer)) is not None:
+            name, times = order
+            if name == "peak memory":
+                answer = peak_memory(case.device)
+                continue
+            answer = timed(work[name], times, case.device)
+    except Exception as error:
+        traceback.print_exc()
+        answer = " ".join(str(error).split())[:300] or type(error).__name__
+        exchange(connection, answer)
+
+
+def exchange(connection: Connection, answer: Any) -> tuple[str, int] | None:
+    """Answer, and hear what is next; None once the command has no more to ask."""
+    try:
+        connection.send(answer)
+        return connection.recv()
+    except (EOFError, OSError):
+        return None
 
 
 def timed(work: Work, times: int, device: str) -> Take:
