@@ -8,11 +8,11 @@ import torchvision
 from torch.nn import functional as F
 from torchvision.transforms.functional import normalize
 
+from models.convolutions import PointwiseConv2d, blockwise
 from models.hypersphere import HypersphereHead
 from models.resnet import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    blockwise,
     build_model,
     family_member,
     load_weights,
@@ -44,6 +44,26 @@ def test_the_stem_by_blocks_is_the_same_convolution(size: int) -> None:
     given = torch.autograd.grad((found * weighting).sum(), [x, conv.weight])
     for one, other in zip(given, wanted, strict=True):
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_pointwise_convolutions_are_the_same_in_bfloat16() -> None:
+    """Values and gradients of every 1 x 1 convolution, against float64's."""
+    model = build_model("resnet50", 7)
+    found = [module for module in model.modules() if isinstance(module, PointwiseConv2d)]
+    # 16 blocks of two, the first of them each with one on its shortcut; three of those stride.
+    assert len(found) == 16 * 2 + 1
+    conv = found[1]
+    x = torch.rand(3, conv.in_channels, 5, 6).to(memory_format=torch.channels_last)
+    weighting = torch.rand(3, conv.out_channels, 5, 6)
+    given = [tensor.bfloat16().requires_grad_() for tensor in (x, conv.weight.detach())]
+    outputs, gradients = [], []
+    for dtype in (torch.bfloat16, torch.float64):
+        image, weight = (tensor.detach().to(dtype).requires_grad_() for tensor in given)
+        outputs.append(torch.func.functional_call(conv, {"weight": weight}, (image,)))
+        gradients.append(torch.autograd.grad((outputs[-1] * weighting).sum(), [image, weight]))
+    for low, exact in zip([outputs[0], *gradients[0]], [outputs[1], *gradients[1]], strict=True):
+        assert low.shape == exact.shape
+        assert torch.allclose(low.double(), exact, rtol=0.02, atol=0.02 * float(exact.abs().max()))
 
 
 @pytest.mark.parametrize(("fn", "wn"), [(True, True), (True, False), (False, True)])
