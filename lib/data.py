@@ -14,13 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 from torchvision import transforms
 
 from lib.image_folder import ImageTree, load_rgb
 from utils.errors import UserError
 
 Transform = Callable[[Image.Image], Image.Image]
+Keys = list[tuple[int, int]]  # of a batch; what the numbers mean is the dataset's matter
 
 
 class Batch(NamedTuple):
@@ -96,7 +97,7 @@ class ImageBatches(Dataset):
     def __len__(self) -> int:
         return len(self.tree.files)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
+    def __getitems__(self, keys: Keys) -> Batch:
         positions = [position for _, position in keys]
         # Height, width, colour as PIL has it: permuted below, that is channels_last.
         pixels = torch.empty((len(keys), self.size, self.size, 3), dtype=torch.uint8)
@@ -146,6 +147,7 @@ class GlobalBatches(Sampler):
     ) -> None:
         self.total = total
         self.batch_size = batch_size
+        self.largest = -(-batch_size // world_size)
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
@@ -168,7 +170,7 @@ class GlobalBatches(Sampler):
     def __len__(self) -> int:
         return self.batches_per_epoch() - self.start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[Keys]:
         epoch, order = self.epoch, list(range(self.total))
         if self.seed is not None:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
@@ -191,12 +193,12 @@ class Shard(Sampler):
         self, positions: Iterable[int], batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.positions = list(positions)[rank::world_size]
-        self.batch_size = batch_size
+        self.batch_size = self.largest = batch_size
 
     def __len__(self) -> int:
         return -(-len(self.positions) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[Keys]:
         for start in range(0, len(self.positions), self.batch_size):
             yield [(0, position) for position in self.positions[start : start + self.batch_size]]
 
@@ -206,17 +208,13 @@ class Chunks(Sampler):
 
     def __init__(self, chunks: list[list[int]]) -> None:
         self.chunks = chunks
+        self.largest = max(map(len, chunks), default=0)
 
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[Keys]:
         yield from ([(0, position) for position in chunk] for chunk in self.chunks)
-
-
-def first(batches: Batch) -> Batch:
-    """Collate nothing: `ImageBatches` makes whole batches."""
-    return batches
 
 
 def ignore_signals(_: int) -> None:
@@ -224,26 +222,6 @@ def ignore_signals(_: int) -> None:
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-def make_loader(
-    dataset: Dataset, batches: Sampler, workers: int, device: torch.device
-) -> DataLoader:
-    """A loader whose workers live as long as it does.
-
-    Args:
-        workers: reading processes of this process; 0 reads in line.
-    """
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=first,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_signals,
-        persistent_workers=workers > 0,
-        prefetch_factor=4 if workers else None,
-    )
 
 
 def to_device(

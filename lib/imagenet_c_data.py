@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from lib.data import Batch, ImageBatches, Transform
+from lib.data import Batch, ImageBatches, Keys, Transform
 from lib.imagenet_c import SEVERITIES
 from lib.imagenet_c_tree import CorruptionTree
 
@@ -32,12 +32,13 @@ class CorruptionBatches(Dataset):
         roots = [
             (t, os.path.join(t.root, str(s))) for t in tree.images.values() for s in SEVERITIES
         ]
+        self.size = size
         self.groups = [ImageBatches(replace(t, root=root), transform, size) for t, root in roots]
 
     def __len__(self) -> int:
         return sum(map(len, self.groups))
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
+    def __getitems__(self, keys: Keys) -> Batch:
         runs = itertools.groupby(keys, key=operator.itemgetter(0))
         parts = [self.read(group, [position for _, position in run]) for group, run in runs]
         if len(parts) == 1:
@@ -75,7 +76,7 @@ class GroupPlan(Sampler):
         world_size: int = 1,
         done: Container[int] = (),
     ) -> None:
-        self.batch_size = batch_size
+        self.batch_size = self.largest = batch_size
         self.rank = rank
         self.world_size = world_size
         shares = [len(range(rank, size, world_size)) for size in sizes]
@@ -92,7 +93,7 @@ class GroupPlan(Sampler):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[Keys]:
         for batch in self.batches:
             last = min((batch + 1) * self.batch_size, self.ends[-1])
             yield [self.key(place) for place in range(batch * self.batch_size, last)]

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from lib.attacks import attacking
-from lib.data import DeviceBatch, eval_transform, make_loader, on_device
+from lib.data import DeviceBatch, eval_transform, on_device
 from lib.imagenet_c import choose_corruptions
 from lib.imagenet_c_data import CorruptionBatches, GroupPlan
 from lib.imagenet_c_journal import Counts, add_up, finished_groups, keep
 from lib.imagenet_c_report import make_result, result_text, write_result
 from lib.imagenet_c_scan import read_corruptions
 from lib.imagenet_c_tree import CorruptionTree, require_size
+from lib.loader import make_loader
 from utils.distributed import Ranks
 from utils.errors import UserError
 from utils.journal import Journal, journal_path, remove_journals

@@ -18,7 +18,6 @@ from lib.attacks import Threat
 from lib.data import (
     GlobalBatches,
     ImageBatches,
-    make_loader,
     on_device,
     share_of_workers,
     train_transform,
@@ -26,6 +25,7 @@ from lib.data import (
 from lib.free_training import FreeLearner, FreeSettings, Probe, make_noise, train_pass
 from lib.gradient_norms import HEADER as NORMS_HEADER
 from lib.gradient_norms import GradientNorms, write_rows
+from lib.loader import make_loader
 from lib.schedules import lr_at, number_of_passes
 from lib.tensorboard_log import TensorBoardLog
 from lib.training_setup import Setup, make_network, make_optimizer, set_up
@@ -178,8 +178,9 @@ class TrainingRun:
         )
         crop = train_transform(data.crop_size, data.min_area)
         images = ImageBatches(setup.train, crop, data.crop_size, seed, data.flip)
-        self.loader: Any = make_loader(images, self.order, workers, self.ranks.device)
-        self.loader.worker_init_fn = leave_to_parent
+        self.loader: Any = make_loader(
+            images, self.order, workers, self.ranks.device, leave_to_parent
+        )
         share = max(1, data.batch_size // self.ranks.world_size)
         self.validation = EvaluationData(
             setup.val, data.img_size, data.crop_size, share, workers, self.ranks

@@ -17,10 +17,10 @@ from lib.data import (
     ImageBatches,
     Shard,
     eval_transform,
-    make_loader,
     on_device,
 )
 from lib.image_folder import ImageTree, evenly_spread
+from lib.loader import make_loader
 from lib.losses import ce_loss
 from utils.attack_list import AttackSpec
 from utils.distributed import Ranks

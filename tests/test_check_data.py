@@ -232,7 +232,7 @@ def test_ctrl_c_ends_at_once_and_leaves_no_process(tmp_path, whole_group):
     _, errors = process.communicate(timeout=5)
     assert process.returncode == 130
     assert b"Traceback" not in errors
-    assert errors.rstrip().endswith(b"interrupted")
+    assert errors.rstrip().endswith(b"stopped by SIGINT")
 
 
 def die(batch: list[int]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +19,13 @@ from lib.data import (
     Shard,
     derived_seed,
     eval_transform,
-    make_loader,
     on_device,
     share_of_workers,
     to_device,
     train_transform,
 )
 from lib.image_folder import ImageTree, read_tree
+from lib.loader import make_loader
 from lib.validation import EvaluationData
 from utils.distributed import Ranks
 from utils.errors import UserError
@@ -297,3 +299,24 @@ def test_workers_are_shared_out(
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     assert share_of_workers(workers, world_size) == share
+
+
+def test_slots_are_not_written_while_a_batch_is_in_use(tree: ImageTree) -> None:
+    """More batches than slots, all held until the end, and a slow consumer: the same pixels."""
+    expected = [(image.clone(), label) for image, label in whole_epoch(tree, workers=0)]
+    assert len(expected) > 2 * 4 + 1
+    found = []
+    for image, label in whole_epoch(tree, workers=2):
+        time.sleep(0.01)  # the workers run ahead as far as they can
+        found.append((image, label))
+    assert len(found) == len(expected)
+    for (image, label), (wanted, wanted_label) in zip(found, expected, strict=True):
+        assert torch.equal(image, wanted)
+        assert torch.equal(label, wanted_label)
+
+
+def whole_epoch(tree: ImageTree, workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of one image, so that there are many."""
+    images = ImageBatches(tree, eval_transform(48, 32), 32)
+    loader = make_loader(images, Shard(range(len(tree.files)), 1), workers, CPU)
+    yield from ((batch.pixels, batch.labels) for batch in loader)

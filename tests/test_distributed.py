@@ -14,9 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, settings
+from PIL import Image
 from processes import (
     Done,
     Running,
@@ -41,13 +43,13 @@ from lib.data import (
     GlobalBatches,
     ImageBatches,
     eval_transform,
-    make_loader,
     on_device,
     to_device,
     train_transform,
 )
 from lib.free_training import FreeLearner, FreeSettings, make_noise, train_pass
 from lib.image_folder import read_split
+from lib.loader import make_loader
 from lib.model_setup import ModelSettings
 from lib.training import TrainingRun
 from models.resnet import build_model
@@ -258,12 +260,10 @@ def corrupted(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy_with_noise(source: Path, target: Path, spread: int, generator: torch.Generator) -> None:
-    from torchvision.io import read_image, write_png
-
     target.parent.mkdir(parents=True, exist_ok=True)
-    image = read_image(str(source)).float()
+    image = torch.from_numpy(np.array(Image.open(source).convert("RGB")))
     noise = torch.randn(image.shape, generator=generator) * spread
-    write_png((image + noise).clamp(0, 255).byte(), str(target))
+    Image.fromarray((image + noise).clamp(0, 255).byte().numpy()).save(target)
 
 
 def evaluation(count: int, checkpoint: Path, digits: Path, corrupted: Path, cwd: Path) -> Any:

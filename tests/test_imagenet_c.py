@@ -22,11 +22,12 @@ from torchvision import datasets, transforms
 
 import utils.figures
 from lib import imagenet_c_eval
-from lib.data import eval_transform, make_loader
+from lib.data import eval_transform
 from lib.imagenet_c import CORRUPTIONS, EXTRA, STANDARD, choose_corruptions, summarise
 from lib.imagenet_c_data import CorruptionBatches, GroupPlan
 from lib.imagenet_c_eval import evaluate_imagenet_c
 from lib.imagenet_c_scan import read_corruptions
+from lib.loader import make_loader
 from utils import figures_imagenet_c
 from utils.corruption_tree import CORRUPTION_NAMES, EXTRA_CORRUPTION_NAMES
 from utils.distributed import Ranks, SharedUserError

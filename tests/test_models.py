@@ -61,7 +61,8 @@ def test_pointwise_convolutions_are_the_same_in_bfloat16() -> None:
         image, weight = (tensor.detach().to(dtype).requires_grad_() for tensor in given)
         outputs.append(torch.func.functional_call(conv, {"weight": weight}, (image,)))
         gradients.append(torch.autograd.grad((outputs[-1] * weighting).sum(), [image, weight]))
-    for low, exact in zip([outputs[0], *gradients[0]], [outputs[1], *gradients[1]], strict=True):
+    found, wanted = ([outputs[i].detach(), *gradients[i]] for i in (0, 1))
+    for low, exact in zip(found, wanted, strict=True):
         assert low.shape == exact.shape
         assert torch.allclose(low.double(), exact, rtol=0.02, atol=0.02 * float(exact.abs().max()))
 

@@ -37,6 +37,7 @@ from utils.command_line import OneLineParser, names
 from utils.config_schema import ARCHITECTURES, PRECISIONS
 from utils.errors import UserError
 from utils.files import make_folder, write_json
+from utils.launch import run_command
 from utils.provenance import now, versions
 
 QUICK = {
@@ -56,24 +57,25 @@ DIFFERENT_JPEGS = 200
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        options = parse(arguments)
-        make_folder(options.output.parent, "choose another --output")
-        load = os.getloadavg() if hasattr(os, "getloadavg") else None
-        with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-            rows = [row for part in options.parts for row in run(part, options, Path(folder))]
-        command = shlex.join(["python", "-m", "utils.benchmark", *arguments])
-        origin = {"command": command, **machine(options), "load_average_before": load}
-        write_json(options.output, {"kind": "benchmark", "provenance": origin, "rows": rows})
-        print(tables(rows), end="")
-        say(f"written: {options.output}")
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run_command(lambda: benchmark(arguments))
+
+
+def benchmark(arguments: Sequence[str]) -> None:
+    """Measure, write and print.
+
+    Raises:
+        UserError: a flag is wrong, or a subject failed.
+    """
+    options = parse(arguments)
+    make_folder(options.output.parent, "choose another --output")
+    load = os.getloadavg() if hasattr(os, "getloadavg") else None
+    with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+        rows = [row for part in options.parts for row in run(part, options, Path(folder))]
+    command = shlex.join(["python", "-m", "utils.benchmark", *arguments])
+    origin = {"command": command, **machine(options), "load_average_before": load}
+    write_json(options.output, {"kind": "benchmark", "provenance": origin, "rows": rows})
+    print(tables(rows), end="")
+    say(f"written: {options.output}")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -189,9 +189,10 @@ def resized(case: Case) -> int:
 
 def reading_suite(case: Case) -> dict[str, Work]:
     """The suite's one dataset over all folders."""
-    from lib.data import eval_transform, make_loader, on_device
+    from lib.data import eval_transform, on_device
     from lib.imagenet_c_data import CorruptionBatches, GroupPlan
     from lib.imagenet_c_scan import read_corruptions
+    from lib.loader import make_loader
 
     names = sorted(path.name for path in Path(case.data).iterdir())
     device = torch.device(case.device)

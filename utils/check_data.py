@@ -31,6 +31,7 @@ from utils.command_line import OneLineParser
 from utils.corruption_tree import find_corruptions, scan_corruptions
 from utils.data_tree import DataTree, counted, scan_splits
 from utils.errors import UserError
+from utils.launch import run_command
 from utils.parallel import image_bar, in_parallel
 
 BATCH = 32  # images per message to a process: about 0.3 s of work at ImageNet's sizes
@@ -40,18 +41,19 @@ Finding = tuple[str, str, str]  # path, kind of problem, reason
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
-    try:
-        root, workers = parse(argv)
-        tree = list_images(root)
-        tree.problems += read_images(tree, workers)
-        report(tree)
-        return 1 if tree.problems else 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run_command(lambda: check(*parse(argv)))
+
+
+def check(root: Path, workers: int) -> int:
+    """Read every image and report; 1 if something is wrong.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    tree = list_images(root)
+    tree.problems += read_images(tree, workers)
+    report(tree)
+    return 1 if tree.problems else 0
 
 
 def parse(argv: Sequence[str] | None) -> tuple[Path, int]:

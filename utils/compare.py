@@ -26,26 +26,27 @@ from utils.comparison_formats import comma_separated, latex, markdown
 from utils.errors import UserError
 from utils.evaluations import Row, Value, collect, collect_warnings, find_evaluations
 from utils.files import atomic_write, make_folder
+from utils.launch import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
-    try:
-        arguments = parse(argv)
-        evaluations = find_evaluations(arguments.runs)
-        rows, warnings = collect(evaluations), collect_warnings(evaluations)
-        names = row_names(rows, arguments.names)
-        table = build_table(rows, names, warnings, arguments.allow_mixed)
-        print(markdown(table), end="")
-        written = write(table, output_stem(arguments.output))
-        print(f"written: {', '.join(str(path) for path in written)}", file=sys.stderr)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run_command(lambda: compare(parse(argv)))
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Print the table and write it.
+
+    Raises:
+        UserError: a run is missing, or the evaluations do not compare.
+    """
+    evaluations = find_evaluations(arguments.runs)
+    rows, warnings = collect(evaluations), collect_warnings(evaluations)
+    names = row_names(rows, arguments.names)
+    table = build_table(rows, names, warnings, arguments.allow_mixed)
+    print(markdown(table), end="")
+    written = write(table, output_stem(arguments.output))
+    print(f"written: {', '.join(str(path) for path in written)}", file=sys.stderr)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -32,6 +32,7 @@ from utils.command_line import OneLineParser
 from utils.corruption_tree import CORRUPTION_NAMES, SEVERITIES
 from utils.errors import UserError
 from utils.files import make_folder, write_json
+from utils.launch import run_command
 from utils.parallel import image_bar, in_parallel
 
 SIZE = 32  # pixels; the corruptions need 32 at least
@@ -46,23 +47,23 @@ OWN_SEED = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
-    try:
-        arguments = parse(argv)
-        build(arguments.dir, {"digits": SIZE, "val_every": VAL_EVERY}, write_digits)
-        if arguments.corruptions:
-            recipe = {"corrupted": arguments.images, "of": "digits", "pixels": SIZE}
-            build(
-                corrupted_folder(arguments.dir),
-                recipe,
-                lambda folder: write_corruptions(arguments.dir / "val", folder, arguments),
-            )
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run_command(lambda: write_data(parse(argv)))
+
+
+def write_data(arguments: argparse.Namespace) -> None:
+    """Write the digits and, if asked for, their corrupted twins.
+
+    Raises:
+        UserError: something else is there already, or the disk is full.
+    """
+    build(arguments.dir, {"digits": SIZE, "val_every": VAL_EVERY}, write_digits)
+    if arguments.corruptions:
+        recipe = {"corrupted": arguments.images, "of": "digits", "pixels": SIZE}
+        build(
+            corrupted_folder(arguments.dir),
+            recipe,
+            lambda folder: write_corruptions(arguments.dir / "val", folder, arguments),
+        )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -18,17 +18,17 @@ class OwnUserError(UserError):
     """A user error that this process alone has, among those of torchrun."""
 
 
-def run_command(command: Callable[[], None]) -> int:
+def run_command(command: Callable[[], int | None]) -> int:
     """Run a command and say what a user needs to know.
 
     Returns:
-        The exit status: 0; 2 after a user error, one `error:` line on stderr for each cause;
-        130 after Ctrl-C and 143 after SIGTERM; 1 where another process has failed. Bugs keep
-        their traceback.
+        The exit status: what the command returns, or 0; 2 after a user error, one `error:` line on
+        stderr for each cause; 130 after Ctrl-C and 143 after SIGTERM; 1 where another process has
+        failed. Bugs keep their traceback.
     """
     try:
         with stopping_at_once():
-            command()
+            return command() or 0
     except UserError as error:
         if speaks(error):
             say_error(str(error))
@@ -48,7 +48,6 @@ def run_command(command: Callable[[], None]) -> int:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             say_error("another process has ended, or its machine cannot be reached")
         return 1
-    return 0
 
 
 def speaks(error: UserError) -> bool:

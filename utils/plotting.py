@@ -19,18 +19,22 @@ from typing import Any
 from utils.command_line import OneLineParser
 from utils.errors import UserError
 from utils.evaluations import is_evaluation, read_json
+from utils.launch import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
-    try:
-        arguments = build_parser().parse_args(argv)
-        paths = arguments.draw(arguments)
-        print(f"written: {', '.join(str(path) for path in paths)}")
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: plot(build_parser().parse_args(argv)))
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    """Draw and save the figure.
+
+    Raises:
+        UserError: an input is not what the figure is drawn from.
+    """
+    paths = arguments.draw(arguments)
+    print(f"written: {', '.join(str(path) for path in paths)}")
 
 
 def build_parser() -> OneLineParser:

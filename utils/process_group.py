@@ -15,7 +15,6 @@ from multiprocessing import connection
 from typing import Any
 
 from utils.errors import Interrupted, UserError
-from utils.memory import keep_freed_memory
 from utils.signals import (
     SAVE_SIGNAL,
     STOP_SIGNALS,
@@ -148,7 +147,6 @@ def work_as_rank(worker: Worker, config: Any, rank: int, count: int, meeting: st
     """Meet the others and work."""
     from utils import distributed
 
-    keep_freed_memory()
     share_cores(count)
     worker(config, distributed.join(config.RUN.device, rank, count, rank, meeting))
     distributed.leave()

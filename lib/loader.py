@@ -1,0 +1,136 @@
+"""Loaders whose workers write pixels into memory that all processes share, again and again.
+
+A worker's usual way to send a tensor is a new piece of shared memory each time, which the system
+clears page by page, and for every tensor a file descriptor, fetched over an authenticated
+connection. For images of ImageNet-C's size that costs more than decoding them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lib.data import Batch, Keys, ignore_signals
+
+PREFETCH = 4  # batches that each worker is ahead
+
+
+class Batches(Protocol):
+    """A sampler of batches that knows the largest one."""
+
+    largest: int
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Keys]: ...
+
+
+class Sent(NamedTuple):
+    """What a worker sends of a batch; the pixels lie in a slot of the ring."""
+
+    slot: int
+    labels: np.ndarray
+    indices: np.ndarray
+    flips: np.ndarray
+    error: str | None
+
+
+class Numbered(Sampler):
+    """Batches of another sampler with the slot that each is to be written into."""
+
+    def __init__(self, batches: Batches, slots: int) -> None:
+        self.batches = batches
+        self.slots = slots
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[int, Keys]]:
+        for number, keys in enumerate(self.batches):
+            yield number % self.slots, keys
+
+
+class RingDataset(Dataset):
+    """Writes the pixels of another dataset's batches into shared memory.
+
+    Args:
+        dataset: `ImageBatches` or `CorruptionBatches`.
+        slots: how many batches the ring holds.
+        largest: images in the largest batch.
+    """
+
+    def __init__(self, dataset: Any, slots: int, largest: int) -> None:
+        self.dataset = dataset
+        shape = (slots, largest, dataset.size, dataset.size, 3)
+        self.ring = torch.empty(shape, dtype=torch.uint8).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, numbered: tuple[int, Keys]) -> Sent:
+        slot, keys = numbered
+        batch = self.dataset.__getitems__(keys)
+        self.pixels(slot, len(keys)).copy_(batch.pixels)
+        small = (column.numpy() for column in (batch.labels, batch.indices, batch.flips))
+        return Sent(slot, *small, batch.error)
+
+    def pixels(self, slot: int, count: int) -> torch.Tensor:
+        """A batch's place in the ring, (count, 3, H, W), channels_last."""
+        return self.ring[slot, :count].permute(0, 3, 1, 2)
+
+    def received(self, sent: Sent) -> Batch:
+        """The batch, in memory of its own: its slot may be written again."""
+        small = map(torch.from_numpy, (sent.labels, sent.indices, sent.flips))
+        return Batch(self.pixels(sent.slot, len(sent.labels)).clone(), *small, sent.error)
+
+
+class RingLoader(DataLoader):
+    """A loader of a `RingDataset`.
+
+    A slot is free once its batch has been received. Ahead of that one there are never more batches
+    on their way than the workers' prefetch, so that one slot more is enough.
+    """
+
+    dataset: RingDataset
+
+    def __iter__(self) -> Iterator[Batch]:
+        for sent in super().__iter__():
+            yield self.dataset.received(sent)
+
+
+def first(batches: Batch) -> Batch:
+    """Collate nothing: the datasets make whole batches."""
+    return batches
+
+
+def make_loader(
+    dataset: Any,
+    batches: Batches,
+    workers: int,
+    device: torch.device,
+    worker_init: Callable[[int], None] = ignore_signals,
+) -> DataLoader:
+    """A loader of `Batch`es whose workers live as long as it does.
+
+    For CUDA it pins each batch instead, which copies it in a thread beside the work.
+
+    Args:
+        dataset: `ImageBatches` or `CorruptionBatches`.
+        batches: which images are read together.
+        workers: reading processes of this process; 0 reads in line.
+        device: where the batches go.
+        worker_init: called in each worker.
+    """
+    common = {"num_workers": workers, "collate_fn": first, "worker_init_fn": worker_init}
+    if not workers:
+        return DataLoader(dataset, batch_sampler=batches, **common)
+    common |= {"persistent_workers": True, "prefetch_factor": PREFETCH}
+    if device.type == "cuda":
+        return DataLoader(dataset, batch_sampler=batches, pin_memory=True, **common)
+    slots = PREFETCH * workers + 1
+    ring = RingDataset(dataset, slots, batches.largest)
+    return RingLoader(ring, batch_sampler=Numbered(batches, slots), **common)
