@@ -238,8 +238,20 @@ def to_device(
     pixels, flips = batch.pixels.to(**send), batch.flips.to(**send)
     if batch.flips.any():  # read on the host: no synchronisation
         pixels = torch.where(flips.view(-1, 1, 1, 1), pixels.flip(3), pixels)
-    images = pixels.to(dtype).div_(255).contiguous(memory_format=torch.channels_last)
+    images = scaled(pixels, dtype).contiguous(memory_format=torch.channels_last)
     return DeviceBatch(images, batch.labels.to(**send), batch.indices.to(**send))
+
+
+def scaled(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Bytes as numbers in [0, 1]."""
+    if pixels.device.type != "cpu":
+        return pixels.to(dtype).div_(255)
+    # NumPy does it in this thread alone. After a parallel loop of PyTorch's, OpenMP's threads wait
+    # for the next one by spinning, for longer than a batch takes, on cores that the readers need.
+    result = torch.empty_like(pixels, dtype=dtype)
+    values = result.numpy()
+    np.divide(pixels.numpy(), 255, out=values, dtype=values.dtype)
+    return result
 
 
 def on_device(

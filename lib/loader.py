@@ -84,8 +84,10 @@ class RingDataset(Dataset):
 
     def received(self, sent: Sent) -> Batch:
         """The batch, in memory of its own: its slot may be written again."""
-        small = map(torch.from_numpy, (sent.labels, sent.indices, sent.flips))
-        return Batch(self.pixels(sent.slot, len(sent.labels)).clone(), *small, sent.error)
+        # Copied by NumPy for the reason that `lib.data.scaled` gives.
+        pixels = self.pixels(sent.slot, len(sent.labels)).numpy().copy(order="K")
+        small = (sent.labels, sent.indices, sent.flips)
+        return Batch(*map(torch.from_numpy, (pixels, *small)), sent.error)
 
 
 class RingLoader(DataLoader):
