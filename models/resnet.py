@@ -6,7 +6,9 @@ The contract: `model(x)` takes pixels in [0, 1] of shape (B, 3, H, W) and return
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from urllib.error import URLError
 
 import torch
@@ -149,7 +151,8 @@ def load_pretrained(model: ResNet) -> None:
     """
     weights = torchvision.models.get_model_weights(model.arch)["IMAGENET1K_V1"]
     try:
-        state_dict = weights.get_state_dict(progress=False, check_hash=True)
+        with redirect_stderr(io.StringIO()):  # torch.hub's "Downloading"
+            state_dict = weights.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
         folder = f"{torch.hub.get_dir()}/checkpoints"
         reason = getattr(error, "reason", None) or error

@@ -121,7 +121,7 @@ def load_tensors(path: str) -> Any:
 
 def what_is_wrong(start: bytes, error: Exception) -> str:
     """Why a file that begins with these bytes did not load, and the mend."""
-    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    found = re.search(r"GLOBAL (?:builtins\.)?([\w.]+)", str(error))
     if found is not None:
         return (
             f"holds a Python object ({found.group(1)}) beside its tensors; it is refused, because"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -199,5 +200,8 @@ def lost_peer(error: BaseException) -> bool:
 def leave() -> None:
     """End the process group, if there is one."""
     if distributed.is_available() and distributed.is_initialized():
+        # torch 2.6 destroys the group under Python's lock, and waits for ever for a thread of
+        # gloo's that wants the lock to let go of its last tensor. Asleep, this one lends it.
+        time.sleep(0.1)
         with suppress(RuntimeError):  # a peer may be gone already
             distributed.destroy_process_group()
