@@ -20,7 +20,7 @@ benchmark: $(VENV)/.ready
 	$(RUN) -m utils.benchmark
 
 soak: $(VENV)/.ready
-	$(RUN) tests/soak.py
+	PYTHONPATH=. $(RUN) tests/soak.py
 
 # Torch brings its CUDA libraries, 5 GB; a requirements file that changes is installed anew.
 $(VENV)/.ready: requirements.txt requirements-extra.txt requirements-dev.txt
