@@ -33,7 +33,8 @@ class PointwiseConv2d(nn.Conv2d):
         """(B, in_channels, H, W) to (B, out_channels, H, W)."""
         if x.dtype != torch.bfloat16 or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
-        weight = self.weight.view(self.out_channels, self.in_channels)
+        # Not by view: so the gradient keeps the weight's strides, as DDP's buckets expect.
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
         return F.linear(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
 
 

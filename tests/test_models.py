@@ -48,7 +48,7 @@ def test_the_stem_by_blocks_is_the_same_convolution(size: int) -> None:
 
 def test_pointwise_convolutions_are_the_same_in_bfloat16() -> None:
     """Values and gradients of every 1 x 1 convolution, against float64's."""
-    model = build_model("resnet50", 7)
+    model = build_model("resnet50", 7).to(memory_format=torch.channels_last)
     found = [module for module in model.modules() if isinstance(module, PointwiseConv2d)]
     # 16 blocks of two, the first of them each with one on its shortcut; three of those stride.
     assert len(found) == 16 * 2 + 1
@@ -64,6 +64,7 @@ def test_pointwise_convolutions_are_the_same_in_bfloat16() -> None:
     found, wanted = ([outputs[i].detach(), *gradients[i]] for i in (0, 1))
     for low, exact in zip(found, wanted, strict=True):
         assert low.shape == exact.shape
+        assert low.stride() == exact.stride()
         assert torch.allclose(low.double(), exact, rtol=0.02, atol=0.02 * float(exact.abs().max()))
 
 
