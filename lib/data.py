@@ -7,7 +7,6 @@ world_size-th position of a global batch, so that a partial batch is shared out 
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -215,13 +214,6 @@ class Chunks(Sampler):
 
     def __iter__(self) -> Iterator[Keys]:
         yield from ([(0, position) for position in chunk] for chunk in self.chunks)
-
-
-def ignore_signals(_: int) -> None:
-    """A worker leaves Ctrl-C and SLURM's warning to the process that trains, which ends it."""
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def to_device(

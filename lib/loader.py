@@ -7,6 +7,7 @@ connection. For images of ImageNet-C's size that costs more than decoding them.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lib.data import Batch, Keys, ignore_signals
+from lib.data import Batch, Keys
 
 PREFETCH = 4  # batches that each worker is ahead
 
@@ -107,6 +108,13 @@ class RingLoader(DataLoader):
 def first(batches: Batch) -> Batch:
     """Collate nothing: the datasets make whole batches."""
     return batches
+
+
+def ignore_signals(_: int) -> None:
+    """A worker leaves Ctrl-C and SLURM's warning to the main process, which ends it."""
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def make_loader(

@@ -9,7 +9,6 @@ import platform
 
 # Numbers of glibc's <malloc.h>.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-LARGE_PAGE = 2 << 20  # bytes; x86's and most ARM systems'
 
 
 def keep_freed_memory() -> bool:
@@ -49,6 +48,6 @@ def ask_for_large_pages(libc: ctypes.CDLL) -> None:
     if start is None:
         return
     libc.free(start)  # and kept, see above
-    first = -(-start // LARGE_PAGE) * LARGE_PAGE
-    last = (start + size) // LARGE_PAGE * LARGE_PAGE
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
     libc.madvise(first, last - first, mmap.MADV_HUGEPAGE)
