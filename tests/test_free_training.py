@@ -8,7 +8,9 @@ from torch import nn
 
 from lib.free_training import FreeLearner, FreeSettings, ascend_, make_noise
 from lib.losses import margin_cross_entropy
+from lib.training_setup import make_optimizer
 from models.hypersphere import HypersphereHead
+from utils.config import merge
 
 EPS, STEP, LR = 0.1, 0.03, 0.5
 
@@ -158,6 +160,24 @@ def test_fp16_overflow_does_not_reach_the_noise() -> None:
     learner.free_step(torch.rand(4, 3, 4, 4), torch.tensor([0, 1, 2, 0]))
     assert noise.isfinite().all()
     assert all(torch.equal(v, before[k]) for k, v in model.named_parameters())  # step skipped
+
+
+def test_a_first_step_that_overflows_leaves_no_momentum() -> None:
+    """The next one then goes as if it had been the first."""
+    config = merge({}, {"TRAIN.precision": ("--set", "fp16")}, "test")
+    images, labels = torch.rand(4, 3, 4, 4), torch.tensor([0, 1, 2, 0])
+    weights = []
+    for first_scale in (2.0**60, 2.0**10):
+        torch.manual_seed(0)
+        model = TinyNet(hypersphere=False)
+        settings = FreeSettings(EPS, 0.0, 1, precision="fp16")
+        optimizer = make_optimizer(model, config, "cpu")
+        learner = FreeLearner(model, optimizer, make_noise(4, 4, "cpu"), settings)
+        learner.scaler = torch.amp.GradScaler("cpu", first_scale, backoff_factor=2.0**-50)
+        for _ in range(2 if first_scale > 2.0**10 else 1):
+            learner.free_step(images, labels)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
 
 
 def test_a_compiled_network_trains_the_same() -> None:
