@@ -59,6 +59,7 @@ class GradientNorms:
         loss: as `FreeLearner.loss`.
         average_: averages tensors over the processes, in place.
         sums: what `state` gave, to go on from.
+        scaler: of fp16's loss, None for other precisions.
     """
 
     def __init__(
@@ -67,9 +68,11 @@ class GradientNorms:
         loss: LossFunction,
         average_: Callable[[list[torch.Tensor]], None],
         sums: torch.Tensor | None = None,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         self.model = model
         self.loss = loss
+        self.scaler = scaler or torch.amp.GradScaler(enabled=False)
         self.average_ = average_
         self.layers = layers_of(model)
         parameters = dict(model.named_parameters())
@@ -86,6 +89,8 @@ class GradientNorms:
     def probe(self, images: torch.Tensor, labels: torch.Tensor, weight: float) -> None:
         """Take one sample, between a free step's backward pass and its update.
 
+        A step that fp16's scaler skips, since a gradient has overflowed, gives none.
+
         Args:
             images: the clean images (B, 3, H, W) in [0, 1].
             labels: (B,).
@@ -95,7 +100,8 @@ class GradientNorms:
         clean = self.clean_gradients(images, labels, weight)
         values = [self.norms(clean), self.norms(adversarial)]
         columns = [column for value in values for column in (value, value.square())]
-        self.sums += torch.stack([*columns, torch.ones_like(columns[0])], dim=1)
+        sample = torch.stack([*columns, torch.ones_like(columns[0])], dim=1)
+        self.sums += torch.where(sample.isfinite().all(), sample, torch.zeros_like(sample))
 
     def clean_gradients(
         self, images: torch.Tensor, labels: torch.Tensor, weight: float
@@ -107,7 +113,10 @@ class GradientNorms:
             return functional_call(self.model, scratch, (x,))
 
         loss, _ = self.loss(network, images, labels)
-        gradients = list(torch.autograd.grad(loss * weight, self.parameters))
+        # Scaled as the adversarial ones were, so that fp16 loses the same small values.
+        scale = self.scaler.scale(torch.ones_like(loss))
+        gradients = torch.autograd.grad(loss * weight * scale, self.parameters)
+        gradients = [gradient / scale for gradient in gradients]
         self.average_(gradients)
         return gradients
 
@@ -149,10 +158,14 @@ def mean_and_std(total: float, squares: float, n: float) -> tuple[float, float]:
 def write_rows(path: Path, epoch: int, rows: list[list]) -> None:
     """Put an epoch's rows into gradient_norms.csv, after those of the epochs before it.
 
-    Rows of this and later epochs, left by a run that was interrupted, give way.
+    Rows of this and later epochs, left by a run that was interrupted, give way. There is no file
+    without rows.
     """
     kept: list[list] = []
     if path.exists():
         with open(path, newline="", encoding="utf-8") as file:
             kept = [row for row in list(csv.reader(file))[1:] if int(row[0]) < epoch]
-    write_csv(path, HEADER, kept + rows)
+    if kept or rows:
+        write_csv(path, HEADER, kept + rows)
+    else:
+        path.unlink(missing_ok=True)

@@ -29,13 +29,13 @@ from lib.loader import make_loader
 from lib.schedules import lr_at, number_of_passes
 from lib.tensorboard_log import TensorBoardLog
 from lib.training_setup import Setup, make_network, make_optimizer, set_up
-from lib.training_state import Progress, restore_state, save_state
+from lib.training_state import Progress, diverged, restore_state, save_state
 from lib.validation import EvaluationData, adversarial_examples, validate, validate_pgd
 from models.resnet import ResNet
 from utils.attack_list import AttackSpec
 from utils.config import dump_yaml
 from utils.distributed import Ranks
-from utils.errors import Interrupted, SharedUserError, UserError
+from utils.errors import Interrupted, SharedUserError
 from utils.files import atomic_write, write_csv
 from utils.logger import Logger, ProgressBar
 from utils.metrics import MetricSums, averages
@@ -166,8 +166,9 @@ class TrainingRun:
         """The gradient probe, if asked for."""
         if not self.config.OPTIONS.print_gradients:
             return None
-        sums = self.progress.gradient_sums
-        return GradientNorms(self.learner.model, self.learner.loss, self.ranks.average_, sums)
+        learner, sums = self.learner, self.progress.gradient_sums
+        average_, scaler = self.ranks.average_, learner.scaler
+        return GradientNorms(learner.model, learner.loss, average_, sums, scaler)
 
     def make_loaders(self, setup: Setup) -> None:
         """Loaders of both splits."""
@@ -274,11 +275,8 @@ class TrainingRun:
         """
         totals = self.ranks.sum(self.sums.totals())
         if not math.isfinite(totals[0]):
-            raise UserError(
-                f"the loss is not finite in epoch {self.progress.epoch + 1}, by minibatch"
-                f" {self.progress.position}; the last checkpoint in {self.folder} is good: lower"
-                " TRAIN.lr or use TRAIN.precision fp32, and --resume auto"
-            )
+            where = f"epoch {self.progress.epoch + 1}, by minibatch {self.progress.position}"
+            raise diverged(f"the loss is not finite in {where}", self.folder)
         return totals
 
     def describe_sums(self) -> str:
@@ -314,6 +312,8 @@ class TrainingRun:
             + (" (best)" if is_best else "")
         )
         gradients = [] if self.norms is None else self.norms.rows(progress.epoch + 1)
+        if self.norms is not None and not gradients:
+            self.logger.warning("no gradient norms of this epoch: every one measured overflowed")
         self.write_tables(gradients)
         self.write_board(row, gradients)
         self.draw()
@@ -378,7 +378,7 @@ class TrainingRun:
             return
         from utils.run_figures import draw_run
 
-        draw_run(self.folder, self.norms is not None)
+        draw_run(self.folder)
         self.drawn_at = time.monotonic()
 
     def save(self, best: bool = False) -> None:

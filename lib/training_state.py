@@ -11,7 +11,7 @@ import torch
 
 from lib.free_training import FreeLearner
 from lib.model_setup import ModelSettings
-from utils.checkpoint import Checkpoint, save_best, save_checkpoint
+from utils.checkpoint import LATEST, Checkpoint, save_best, save_checkpoint
 from utils.config import settings_only
 from utils.distributed import Ranks
 from utils.errors import UserError
@@ -65,10 +65,7 @@ def save_state(
         return
     state_dict = cpu_copy(learner.model.state_dict())
     if not all(bool(value.isfinite().all()) for value in state_dict.values()):
-        raise UserError(
-            f"weights are not finite in epoch {progress.epoch + 1}; the last checkpoint in"
-            f" {folder} is good: lower TRAIN.lr, and --resume auto"
-        )
+        raise diverged(f"weights are not finite in epoch {progress.epoch + 1}", folder)
     content = {
         "epoch": progress.epoch,
         "arch": settings.arch,
@@ -88,6 +85,15 @@ def save_state(
         "random_state": torch.get_rng_state(),
     }
     save_checkpoint(folder, content)
+
+
+def diverged(what: str, folder: Path) -> UserError:
+    """The error of a training whose numbers are not finite any more, and how to go on."""
+    mend = "lower TRAIN.lr or use TRAIN.precision fp32"
+    if (folder / LATEST).exists():
+        what += f"; the last checkpoint in {folder} is good"
+        return UserError(f"{what}: {mend}, and --resume auto")
+    return UserError(f"{what}, before anything was saved: {mend}, and start again")
 
 
 def restore_state(

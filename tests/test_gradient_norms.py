@@ -222,6 +222,30 @@ def test_mean_and_std_never_below_zero() -> None:
     assert std == pytest.approx(0, abs=1e-8)
 
 
+def test_a_step_that_overflows_is_no_sample(tmp_path: Path) -> None:
+    """fp16's scaler finds its scale by overflowing; those steps change nothing, nor do they count.
+
+    The clean gradient is scaled like the adversarial one, and both are measured unscaled.
+    """
+    model = tiny_model().float().train()
+    learner = learner_of(model, 5)
+    learner.noise = learner.noise.float()
+    learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, backoff_factor=2.0**-110)
+    norms = GradientNorms(model, learner.loss, NOBODY.average_, scaler=learner.scaler)
+    images, labels = minibatch(5)
+    learner.free_step(images.float(), labels, weight=1e6, probe=norms.probe)  # beyond float32
+    assert norms.rows(1) == []
+    learner.noise.zero_()
+    expected = norms_by_hand(model, images.float(), labels, 0.0)
+    learner.free_step(images.float(), labels, probe=norms.probe)
+    rows = [dict(zip(HEADER, row, strict=True)) for row in norms.rows(1)]
+    assert {row["samples"] for row in rows} == {1}
+    for row in rows[:-3]:
+        if row["parameter"] != "conv.bias":  # zero but for rounding, ahead of a batch-norm
+            assert row["clean_mean"] == pytest.approx(expected[row["parameter"]], rel=1e-5)
+            assert row["ratio"] == pytest.approx(1.0, rel=1e-5)
+
+
 # Two processes
 
 

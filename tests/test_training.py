@@ -123,7 +123,24 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(digits: Path) 
     message = only_error(done)
     assert "not finite" in message
     assert "TRAIN.lr" in message
+    assert message.endswith("and --resume auto")
     assert (the_run() / "checkpoint.pth.tar").read_bytes() == good
+
+
+def test_a_loss_that_is_not_finite_before_any_checkpoint_promises_none(digits: Path) -> None:
+    message = only_error(call("main_free.py", digits, *settings(**SHORT, TRAIN__lr=1e30)))
+    assert "not finite" in message
+    assert message.endswith("and start again")
+    assert not (the_run() / "checkpoint.pth.tar").exists()
+    # A run folder that holds no result is no obstacle.
+    assert call("main_free.py", digits, *settings(**SHORT)).status == 0
+
+
+def test_fp16_trains(digits: Path) -> None:
+    done = call("main_free.py", digits, *settings(**SHORT, TRAIN__precision="fp16"))
+    assert done.status == 0, done.err
+    state = torch.load(the_run() / "checkpoint.pth.tar", weights_only=True)
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
 
 
 def test_start_epoch_sets_the_schedule(digits: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def draw_run(folder: Path, gradients: bool) -> None:
-    """Training curves, and gradient ratios where they were measured, as PNG and PDF.
+def draw_run(folder: Path) -> None:
+    """Training curves, and gradient ratios where they have been measured, as PNG and PDF.
 
     Args:
-        folder: holds metrics.csv and, with `gradients`, gradient_norms.csv.
+        folder: holds metrics.csv, and gradient_norms.csv where there are any.
     """
     from utils.figures import run_label, save_figure
     from utils.figures_training import (
@@ -20,6 +20,6 @@ def draw_run(folder: Path, gradients: bool) -> None:
     )
 
     save_figure(training_curves(read_metrics(folder)), folder / "training_curves")
-    if gradients:
+    if (folder / "gradient_norms.csv").exists():
         rows = read_gradient_norms(folder)
         save_figure(gradient_ratio({run_label(folder.name): rows}), folder / "gradient_ratio")
