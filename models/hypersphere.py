@@ -53,14 +53,23 @@ class HypersphereHead(nn.Linear):
         if self.weight_norm:
             self.weight.div_(row_norms(self.weight))
 
+    def is_projected(self) -> bool:
+        """Whether `project_` would change nothing but last bits, which on loading would be lost."""
+        deviation = (row_norms(self.weight.detach()) - 1).abs().max()
+        return not self.weight_norm or bool(deviation <= 32 * torch.finfo(self.weight.dtype).eps)
+
 
 def row_norms(weight: torch.Tensor) -> torch.Tensor:
     """(classes, features) to the l2 norm of each row, (classes, 1), never zero."""
     return torch.linalg.vector_norm(weight, dim=1, keepdim=True).clamp_min(SMALLEST_NORM)
 
 
+def heads_of(model: nn.Module) -> list[HypersphereHead]:
+    """Every hypersphere head of a network."""
+    return [module for module in model.modules() if isinstance(module, HypersphereHead)]
+
+
 def project_heads_(model: nn.Module) -> None:
     """Project every hypersphere head of a network; to be called after each optimizer step."""
-    for module in model.modules():
-        if isinstance(module, HypersphereHead):
-            module.project_()
+    for head in heads_of(model):
+        head.project_()

@@ -16,7 +16,7 @@ import torchvision
 from torch import nn
 
 from models.convolutions import blockwise, make_pointwise_
-from models.hypersphere import HypersphereHead, project_heads_
+from models.hypersphere import HypersphereHead, heads_of
 from utils.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -117,7 +117,7 @@ def build_model(
 
 
 def load_weights(model: ResNet, state_dict: dict[str, torch.Tensor]) -> None:
-    """Load a state_dict with torchvision's keys, and project the head.
+    """Load a state_dict with torchvision's keys, and project a head that is not projected yet.
 
     Raises:
         UserError: keys or shapes do not fit; the message names the first that does not.
@@ -137,7 +137,9 @@ def load_weights(model: ResNet, state_dict: dict[str, torch.Tensor]) -> None:
             f" {', and '.join(what)}; set TRAIN.arch, --FN and --WN as in its training"
         )
     model.load_state_dict(state_dict, strict=False)  # old files have no num_batches_tracked
-    project_heads_(model)
+    for head in heads_of(model):
+        if not head.is_projected():
+            head.project_()
 
 
 def load_pretrained(model: ResNet) -> None:

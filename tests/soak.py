@@ -40,7 +40,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         data = write_digits(folder / "digits", {"train": 16, "val": 9}, classes=4)
-        words = [data, "--print_gradients", *SETTINGS, *length]
+        words = [data, "--FN", "--WN", "--print_gradients", *SETTINGS, *length]
         whole = left_alone(words, folder / "left_alone")
         wrong = differences(killed(words, folder / "killed", options.kills, chance), whole)
     print(

@@ -148,3 +148,24 @@ def test_bf16_autocast_leaves_the_head_in_float32() -> None:
     expected = 10 * F.normalize(z.float()) @ F.normalize(model.fc.weight).T
     assert logits.dtype == torch.float32
     assert torch.allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_loading_what_was_saved_changes_no_bit(dtype: torch.dtype) -> None:
+    """Dividing a unit row by its norm would: the norm is 1 but for rounding."""
+    torch.manual_seed(0)
+    model = build_model("resnet18", 1000, feature_norm=True, weight_norm=True).to(dtype)
+    model.fc.weight.data.normal_()
+    model.fc.project_()
+    saved = {key: value.clone() for key, value in model.state_dict().items()}
+    load_weights(model, saved)
+    assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
+    model.fc.project_()
+    assert not torch.equal(model.fc.weight, saved["fc.weight"])  # so this network would have shown
+
+
+def test_loading_projects_what_is_not_projected() -> None:
+    model = build_model("resnet18", 5, feature_norm=True, weight_norm=True)
+    stretched = {**model.state_dict(), "fc.weight": 1.001 * model.fc.weight.detach()}
+    load_weights(model, stretched)
+    assert torch.allclose(model.fc.weight.norm(dim=1), torch.ones(5), rtol=0, atol=1e-6)
