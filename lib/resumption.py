@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lib.model_setup import ModelSettings, settings_of
 from lib.schedules import number_of_passes
-from utils.checkpoint import LATEST, PREVIOUS, Checkpoint, is_whole, read_checkpoint
+from utils.checkpoint import (
+    LATEST,
+    PREVIOUS,
+    Checkpoint,
+    UnreadableCheckpoint,
+    is_whole,
+    read_checkpoint,
+)
 from utils.errors import UserError
 from utils.logger import Logger
 from utils.run_folder import find_checkpoint
@@ -43,13 +51,13 @@ def find_resumption(config: Mapping[str, Any], folder: Path, logger: Logger) -> 
         return None
     if wanted != "auto":
         return read_checkpoint(find_checkpoint(wanted))
-    for path in (folder / LATEST, folder / PREVIOUS):
-        if not path.exists():
-            continue
-        if is_whole(path):
-            return read_checkpoint(str(path))
+    there = [path for path in (folder / LATEST, folder / PREVIOUS) if path.exists()]
+    for path in there:
+        with suppress(UnreadableCheckpoint):
+            if is_whole(path):
+                return read_checkpoint(str(path))
         logger.warning(f"{path} is damaged; passing over it")
-    if (folder / LATEST).exists():
+    if there:
         raise UserError(f"no checkpoint in {folder} is whole; start again with --overwrite")
     logger.info(f"nothing to resume in {folder}: starting anew")
     return None

@@ -356,17 +356,20 @@ def test_nothing_is_ever_loaded_without_weights_only(
     assert [options["weights_only"] for options in calls] == [True, True]  # no second try
 
 
+def flip(content: bytes, place: int, bits: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ bits]) + content[place + 1 :]
+
+
 def damaged(kind: str) -> bytes:
     """The bytes of a file that is no whole checkpoint."""
     saved({"format": "freeat-he 1", "model": {}, "state_dict": {"fc.weight": torch.ones(99, 99)}})
     whole = Path("some.pth.tar").read_bytes()
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 64
     kinds = {
         "half": whole[: len(whole) // 2],
         "last bytes": whole[:-20],
         "first bytes": whole[:20],
-        "flipped bit": bytes(flipped),
+        "flipped bit": flip(whole, len(whole) // 2, 64),
+        "flag": flip(whole, whole.rfind(b"PK\1\2") + 8, 1),  # of an encrypted entry
         "empty": b"",
         "text": b"This is a text file.\n" * 9,
         "web page": b"<!DOCTYPE html><html>404</html>",
@@ -382,6 +385,7 @@ def damaged(kind: str) -> bytes:
         ("last bytes", "is damaged or was cut short"),
         ("first bytes", "is damaged or was cut short"),
         ("flipped bit", "is damaged: its checksums do not match"),
+        ("flag", "is damaged"),
         ("empty", "is not a checkpoint; it is empty"),
         ("text", "is not a checkpoint"),
         ("web page", "is not a checkpoint"),
@@ -571,3 +575,11 @@ def test_checkpoint_knows_what_it_is(plain: ResNet) -> None:
         False,
         "resnet18",
     )
+
+
+def test_a_flipped_bit_in_somebody_elses_file() -> None:
+    saved({"fc.weight": torch.ones(99, 99)})
+    path = Path("some.pth.tar")
+    path.write_bytes(flip(path.read_bytes(), path.stat().st_size // 2, 64))
+    with pytest.raises(UserError, match="is damaged: its checksums do not match"):
+        read_checkpoint(str(path))

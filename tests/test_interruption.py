@@ -17,6 +17,7 @@ import torch
 from conftest import settings
 from processes import Done, differences, forked, outcome, script, the_run
 
+from utils.checkpoint import is_whole
 from utils.signals import SignalRequests, StoppedAtOnce, handling, stopping_at_once
 
 # Seven minibatches a pass, two passes; the last one of a pass is smaller. Every column filled.
@@ -28,7 +29,7 @@ LATEST = "checkpoint.pth.tar"
 
 
 def arguments(data: Path, *more: object) -> list[object]:
-    return [data, "--print_gradients", *SETTINGS, *more]
+    return [data, "--FN", "--WN", "--print_gradients", *SETTINGS, *more]
 
 
 def state_of(folder: Path, name: str = LATEST) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     assert done.status == 0, done
     found = outcome(the_run(cwd))
     assert len(found["metrics.csv"]) == 2
-    assert len(found["gradient_norms.csv"]) == 2 * (62 + 3)  # resnet18's parameters, the groups
+    assert len(found["gradient_norms.csv"]) == 2 * (61 + 3)  # parameters, groups
     assert all(row["val_pgd_top1"] for row in found["metrics.csv"])
     assert found["noise"].abs().max() == pytest.approx(16 / 255)
     return found
@@ -86,7 +87,7 @@ def test_kill_9_at_random_instants(digits: Path, tmp_path: Path, whole: dict[str
 def test_gradients_do_not_change_the_training(
     digits: Path, tmp_path: Path, whole: dict[str, Any]
 ) -> None:
-    with forked("main_free.py", digits, *SETTINGS, cwd=tmp_path) as running:
+    with forked("main_free.py", digits, "--FN", "--WN", *SETTINGS, cwd=tmp_path) as running:
         assert running.end().status == 0
     without = outcome(the_run(tmp_path))
     assert "gradient_norms.csv" not in without
@@ -151,14 +152,25 @@ def truncate(path: Path, place: int) -> None:
     os.truncate(path, place)
 
 
-@pytest.mark.parametrize("damage", [flip_byte, truncate])
+def flip_in_directory(path: Path, _: int) -> None:
+    """A size there: all checksums match, and torch cannot read it."""
+    flip_byte(path, path.read_bytes().rfind(b"PK\1\2") + 20)
+    assert is_whole(path)
+
+
+def remove_newest(path: Path, place: int) -> None:
+    """Only the one before it is left, and damaged."""
+    path.unlink() if path.name == LATEST else truncate(path, place)
+
+
+@pytest.mark.parametrize("damage", [flip_byte, truncate, flip_in_directory, remove_newest])
 def test_damaged_checkpoints(damage: Callable, digits: Path, trained: Path, tmp_path: Path) -> None:
     """With both files damaged there is one clear error, and nothing is overwritten."""
     folder = tmp_path / "trained_models" / trained.name
     shutil.copytree(trained, folder)
     for path in (folder / LATEST, folder / "checkpoint.previous.pth.tar"):
         damage(path, path.stat().st_size // 2)
-    before = (folder / LATEST).read_bytes()
+    before = {path.name: path.read_bytes() for path in folder.glob("check*")}
     words = [digits, "--FN", "True", "--WN", "True", *settings(TRAIN__epochs=6)]
     with forked("main_free.py", *words, "--resume", "auto", cwd=tmp_path) as running:
         done = running.end()
@@ -167,7 +179,16 @@ def test_damaged_checkpoints(damage: Callable, digits: Path, trained: Path, tmp_
         f"error: no checkpoint in {folder.relative_to(tmp_path)} is whole;"
         " start again with --overwrite\n"
     )
-    assert (folder / LATEST).read_bytes() == before
+    assert {path.name: path.read_bytes() for path in folder.glob("check*")} == before
+
+
+def test_a_signal_while_the_figures_are_drawn(digits: Path, tmp_path: Path) -> None:
+    """It came after the last minibatch, and must keep the attacks from starting all the same."""
+    with forked("main_free.py", *arguments(digits), cwd=tmp_path) as running:
+        done = running.saw("training done").send(signal.SIGTERM).end()
+    assert done.status == 143
+    assert "stopped by SIGTERM" in done.out + done.err
+    assert not (the_run(tmp_path) / "attack_standard.json").exists()
 
 
 def test_sigterm_to_the_reading_processes_too(

@@ -27,6 +27,10 @@ BEST = "model_best.pth.tar"
 FORMAT = "freeat-he 1"  # marks our own files
 
 
+class UnreadableCheckpoint(UserError):
+    """A file that torch cannot make anything of: damaged, cut short, or something else."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A file's content, brought to one form.
@@ -82,7 +86,7 @@ def read_checkpoint(path: str) -> Checkpoint:
         )
     if ours and not isinstance(content.get("model"), Mapping):
         raise UserError(f"{path} lacks the settings of its network; take the file as it was saved")
-    if ours and not is_whole(Path(path)):  # torch reads a flipped bit without a word
+    if zipfile.is_zipfile(path) and not is_whole(Path(path)):  # torch reads a flipped bit quietly
         raise UserError(f"{path} is damaged: its checksums do not match; take another copy")
     network, normaliser = plain_keys(state)
     if not network:
@@ -102,7 +106,8 @@ def load_tensors(path: str) -> Any:
     """torch.load of tensors and plain values only.
 
     Raises:
-        UserError: with the reason and the mend.
+        UnreadableCheckpoint: with the reason and the mend.
+        UserError: there is no file to read.
     """
     try:
         file = open(path, "rb")
@@ -116,7 +121,7 @@ def load_tensors(path: str) -> Any:
             raise
         except Exception as error:  # whatever bytes that are no checkpoint make of the unpickler
             file.seek(0)
-            raise UserError(f"{path} {what_is_wrong(file.read(4), error)}") from error
+            raise UnreadableCheckpoint(f"{path} {what_is_wrong(file.read(4), error)}") from error
 
 
 def what_is_wrong(start: bytes, error: Exception) -> str:
@@ -196,5 +201,7 @@ def is_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError, EOFError):
+    except MemoryError:
+        raise
+    except Exception:  # whatever a flipped bit in the archive's directory makes of its reader
         return False
