@@ -71,27 +71,25 @@ def train_until_asked(config: Mapping[str, Any], ranks: Ranks, requests: SignalR
     """Train to the end, or until a signal asks to stop."""
     logger = Logger(ranks.is_main)
     setup = ranks.together(lambda: set_up(config, ranks, logger))
-    require_same_start(setup, ranks)
-    folder = Path(config.DERIVED.run_dir)
-    if ranks.is_main:
-        logger.write_to(folder / "log.txt")
-        atomic_write(folder / "config.yml", dump_yaml(config))
-    run = TrainingRun(config, ranks, logger, setup, requests)
-    run.announce()
-    try:
-        while run.progress.epoch < run.passes:
-            run.one_pass()
-        if stop := ranks.max(requests.stop):  # it came with the last minibatch
-            run.end_early(stop)
-    except RuntimeError:
-        if not requests.stop:
-            raise
-        # The same signal has ended a process that this one needs.
-        run.end_early(requests.stop, "the last checkpoint is whole")
-    finally:
-        run.close()
-    logger.heading(f"training done; best {config.TRAIN.select} top-1 {run.progress.best:.2f} %")
-    run.draw(final=True)
+    with setup.lock:
+        require_same_start(setup, ranks)
+        folder = Path(config.DERIVED.run_dir)
+        if ranks.is_main:
+            logger.write_to(folder / "log.txt")
+            atomic_write(folder / "config.yml", dump_yaml(config))
+        run = TrainingRun(config, ranks, logger, setup, requests)
+        run.announce()
+        try:
+            while run.progress.epoch < run.passes:
+                run.one_pass()
+            run.finish()
+        except RuntimeError:
+            if not requests.stop:
+                raise
+            # The same signal has ended a process that this one needs.
+            run.end_early(requests.stop, "the last checkpoint is whole")
+        finally:
+            run.close()
 
 
 def require_same_start(setup: Setup, ranks: Ranks) -> None:
@@ -189,13 +187,14 @@ class TrainingRun:
 
     def announce(self) -> None:
         """Say what is going to happen."""
-        train, adv = self.config.TRAIN, self.config.ADV
+        train, adv, derived = self.config.TRAIN, self.config.ADV, self.config.DERIVED
         self.logger.heading(
             f"{self.settings.describe()} on {self.order.total} images of"
             f" {len(self.settings.classes)} classes"
         )
         self.logger.info(
-            f"eps {adv.clip_eps:g}/255, step {adv.fgsm_step:g}/255, {adv.n_repeats} replays,"
+            f"eps {255 * derived.eps:g}/255, step {255 * derived.fgsm_step:g}/255,"
+            f" {adv.n_repeats} replays,"
             f" {self.passes} passes ({train.epochs} epochs / {adv.n_repeats}),"
             f" batch {self.order.batch_size}, {train.precision},"
             f" {self.ranks.world_size} x {self.ranks.device.type}; run folder {self.folder}"
@@ -259,6 +258,15 @@ class TrainingRun:
             self.save()
             self.requests.save = False
         if stop:
+            self.end_early(stop)
+
+    def finish(self) -> None:
+        """Say that training is done, and draw it."""
+        best = f"best {self.config.TRAIN.select} top-1 {self.progress.best:.2f} %"
+        self.logger.heading(f"training done; {best}")
+        self.draw(final=True)
+        # It came with the last minibatch or since; nobody looks at requests after this.
+        if stop := self.ranks.max(self.requests.stop):
             self.end_early(stop)
 
     def end_early(self, signum: int, state: str = "saved") -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from utils.distributed import Ranks
 from utils.errors import UserError
 from utils.files import make_folder
 from utils.logger import Logger
-from utils.run_folder import claim
+from utils.run_folder import FolderLock, claim
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Setup:
     settings: ModelSettings
     model: ResNet
     resumed: Checkpoint | None
+    lock: AbstractContextManager  # of the run folder, for the first process
 
 
 def set_up(config: Mapping[str, Any], ranks: Ranks, logger: Logger) -> Setup:
@@ -62,13 +64,19 @@ def set_up(config: Mapping[str, Any], ranks: Ranks, logger: Logger) -> Setup:
     else:
         settings = require_same_run(config, resumed, train_tree.classes, logger)
         model = model_of(resumed, settings)
+    lock: AbstractContextManager = nullcontext()
     if ranks.is_main:
+        make_folder(folder)
+        lock = FolderLock(folder)
         # A model_best holds no training to go on with: beginning from it begins a new run.
         goes_on = resumed is not None and resumed.training is not None
         here = goes_on and Path(resumed.path).resolve().parent == folder.resolve()
-        claim(folder, here, config.OPTIONS.overwrite)
-        make_folder(folder)
-    return Setup(train_tree, val_tree, settings, model, resumed)
+        try:
+            claim(folder, here, config.OPTIONS.overwrite)
+        except UserError:
+            lock.release()
+            raise
+    return Setup(train_tree, val_tree, settings, model, resumed, lock)
 
 
 def require_statistics(total: int, config: Mapping[str, Any], world_size: int) -> None:
@@ -84,7 +92,7 @@ def require_statistics(total: int, config: Mapping[str, Any], world_size: int) -
         raise UserError(
             f"with {total} images, DATA.batch_size {batch} and {world_size} processes, a minibatch"
             f" has a single image, and at crop_size {config.DATA.crop_size} batch-norm needs two;"
-            " choose another DATA.batch_size"
+            + (" choose another DATA.batch_size" if total > 1 else " add images")
         )
 
 

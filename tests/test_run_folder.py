@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import settings
+from conftest import environment, settings
 from in_process import call, only_error
 
+from utils import run_folder
 from utils.checkpoint import is_whole
 from utils.errors import UserError
 from utils.files import atomic_write, file_sha256, make_folder, replacing, write_csv, write_json
@@ -146,6 +149,35 @@ def test_training_does_not_replace_a_run(digits: Path, again: Path) -> None:
     message = only_error(call("main_free.py", digits, "--FN", "--WN", *settings()))
     assert f"trained_models/{again.name} already holds a run" in message
     assert {path.name: file_sha256(path) for path in again.iterdir()} == before
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from utils.run_folder import FolderLock
+with FolderLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_training_in_a_folder_at_a_time(
+    digits: Path, again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.0)
+    before = (again / "checkpoint.pth.tar").read_bytes()
+    words = ("main_free.py", digits, "--FN", "--WN", *settings(TRAIN__epochs=6))
+    other = [sys.executable, "-c", HOLDER, str(again)]
+    with subprocess.Popen(other, env=environment(), stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        for flag in (("--resume", "auto"), ("--overwrite",)):
+            message = only_error(call(*words, *flag))
+            assert message.startswith(f"another training is at work in trained_models/{again.name}")
+        holder.kill()
+    assert (again / "checkpoint.pth.tar").read_bytes() == before
+    done = call(*words, "--resume", "auto")  # the lock has ended with its process
+    assert done.status == 0, done.err
+    assert not (again / ".lock").exists()
 
 
 def test_overwrite_starts_anew(digits: Path, again: Path, trained: Path) -> None:

@@ -143,6 +143,13 @@ def test_fp16_trains(digits: Path) -> None:
     assert all(value.isfinite().all() for value in state["state_dict"].values())
 
 
+def test_another_unit_of_colours_is_announced_in_255ths(digits: Path) -> None:
+    unit = {"DATA__max_color_value": 1, "ADV__clip_eps": "4/255", "ADV__fgsm_step": "2/255"}
+    done = call("main_free.py", digits, *settings(**SHORT, **unit))
+    assert done.status == 0, done.err
+    assert "eps 4/255, step 2/255, 2 replays" in done.out
+
+
 def test_start_epoch_sets_the_schedule(digits: Path) -> None:
     changes = {**SHORT, "TRAIN__epochs": 32, "TRAIN__start_epoch": 15, "TRAIN__print_freq": 1}
     assert call("main_free.py", digits, *settings(**changes)).status == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,8 @@ from typing import Any, TextIO, TypeVar
 
 from termcolor import colored
 from tqdm import tqdm
+
+from utils.errors import UserError
 
 T = TypeVar("T")
 
@@ -29,9 +32,17 @@ class Logger:
             self.write_to(path)
 
     def write_to(self, path: Path) -> None:
-        """Append to this file from now on."""
-        if self.active:
+        """Append to this file from now on.
+
+        Raises:
+            UserError: it cannot be written to.
+        """
+        if not self.active:
+            return
+        try:
             self.file = open(path, "a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; make it writable") from error
 
     def info(self, text: str = "") -> None:
         """A line for the user."""
@@ -48,8 +59,11 @@ class Logger:
     def _say(self, plain: str, coloured: str) -> None:
         if not self.active:
             return
-        tqdm.write(coloured, file=sys.stdout)  # above a bar that may be running
-        sys.stdout.flush()
+        try:
+            tqdm.write(coloured, file=sys.stdout)  # above a bar that may be running
+            sys.stdout.flush()
+        except BrokenPipeError:  # its reader is gone, as in `| head`: the run matters more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if self.file is not None:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S")
             try:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from utils.errors import UserError
 
 ROOT = Path("trained_models")
+PATIENCE = 5.0  # seconds for a training that was killed to be gone
 CHECKPOINTS = ("checkpoint.pth.tar", "checkpoint.previous.pth.tar", "model_best.pth.tar")
 # What takes work to make again. config.yml and log.txt alone are left by a start that failed.
 RESULTS = (
@@ -48,6 +51,54 @@ def find_checkpoint(path: str) -> str:
 def holds_run(folder: Path) -> bool:
     """Whether a training or an evaluation has left anything here."""
     return any(True for pattern in RESULTS for _ in folder.glob(pattern))
+
+
+class FolderLock:
+    """Keeps other trainings out of a run folder, until the end of a `with` block.
+
+    The lock is this process's: it ends with it, however it ends, and the reading processes that
+    are forked do not hold it. Where the system has no such locks, nothing is kept out.
+
+    Raises:
+        UserError: another training is at work there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / ".lock"
+        deadline = time.monotonic() + PATIENCE
+        while not self.acquire():
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"another training is at work in {folder}; wait for its end, or give this one"
+                    " another --output_prefix"
+                )
+            time.sleep(0.1)
+
+    def acquire(self) -> bool:
+        """Try once."""
+        self.file = open(self.path, "w", encoding="utf-8")
+        try:
+            import fcntl
+
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its last holder may have removed the file since it was opened.
+            return os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path))
+        except (BlockingIOError, PermissionError, FileNotFoundError):
+            return False
+        except (ImportError, OSError):  # a system or a file system without locks
+            return True
+
+    def release(self) -> None:
+        """Let others in."""
+        with suppress(OSError):
+            self.path.unlink()
+        self.file.close()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 def claim(folder: Path, resumed: bool, overwrite: bool) -> None:
