@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import settings
+from in_process import call, only_error
 from processes import (
     MARK,
     Running,
@@ -27,6 +29,7 @@ from processes import (
 
 from utils.errors import Interrupted, SharedUserError, UserError
 from utils.launch import OwnUserError, run_command
+from utils.process_group import raise_cause
 from utils.signals import StoppedAtOnce
 
 TRAINING = settings(TRAIN__epochs=4, DATA__batch_size=8)
@@ -188,6 +191,42 @@ def test_exit_statuses(
 ) -> None:
     assert run_command(lambda: ends(error)) == status
     assert tuple(capsys.readouterr()) == ("", message)
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "MASTER_ADDR is 'missing'"),
+        ({"RANK": "x", "WORLD_SIZE": "1"}, "RANK is 'x'"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+    ],
+)
+def test_a_launcher_that_says_too_little(
+    variables: dict[str, str], name: str, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    assert name in only_error(call("main_free.py", digits, *settings()))
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ([], "stopped by SIGTERM; what was saved is whole. Go on with --resume auto\n"),
+        ([("said", Interrupted(signal.SIGTERM))], ""),  # the first process has had its say
+    ],
+)
+def test_a_stop_that_the_first_process_knows_nothing_of(
+    others: list, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    reports = multiprocessing.SimpleQueue()
+    for report in [("stopped", Interrupted(signal.SIGTERM)), *others]:
+        reports.put(report)
+    with pytest.raises(Interrupted):
+        raise_cause({1: 143}, [], reports, [])
+    assert capsys.readouterr().out == message
 
 
 def test_bugs_are_raised() -> None:

@@ -186,6 +186,24 @@ def join(device_name: str, rank: int, world_size: int, local_rank: int, meeting:
     return Ranks(rank, world_size, device, control)
 
 
+def check_launcher() -> None:
+    """What torchrun (or another launcher) has put into the environment must be complete.
+
+    Raises:
+        UserError: names the variable that is missing or wrong.
+    """
+    needed = ["RANK", "WORLD_SIZE"]
+    if os.environ["WORLD_SIZE"] != "1":
+        needed += ["LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"]
+    for name in needed:
+        value = os.environ.get(name, "")
+        if not value or (name != "MASTER_ADDR" and not value.isdecimal()):
+            raise UserError(
+                f"the environment has RANK and WORLD_SIZE, and {name} is {value or 'missing'!r}:"
+                " start by torchrun, or unset them for processes that start themselves"
+            )
+
+
 def join_torchrun(device_name: str) -> Ranks:
     """Meet the processes that torchrun (or another launcher) has started."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

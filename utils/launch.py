@@ -81,10 +81,11 @@ def run_under_torchrun(worker: Worker, config: Any) -> None:
     """Be one of the processes that torchrun (or another launcher) has started.
 
     Raises:
-        UserError: --nproc says another number; or the worker's.
+        UserError: the environment lacks something, --nproc says another number; or the worker's.
     """
     from utils import distributed
 
+    distributed.check_launcher()
     count = int(os.environ["WORLD_SIZE"])
     if config.RUN.nproc not in (0, count):
         raise UserError(

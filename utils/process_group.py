@@ -110,6 +110,12 @@ def raise_cause(failed: dict[int, int], running: list, reports: Any, forwarded: 
     deadline = time.monotonic() + GRACE
     for process in running:
         process.join(max(0.0, deadline - time.monotonic()))
+    kinds = {kind}
+    while not reports.empty():
+        kinds.add(reports.get()[0])
+    if isinstance(detail, Interrupted) and "said" not in kinds:
+        name = signal.Signals(detail.signum).name
+        print(f"stopped by {name}; what was saved is whole. Go on with --resume auto", flush=True)
     raise detail
 
 
@@ -126,7 +132,8 @@ def child(leash: Any, reports: Any, worker: Worker, config: Any, *place: Any) ->
     except UserError as error:
         report, status = ("user", str(error)), 2
     except (Interrupted, StoppedAtOnce) as stop:
-        report, status = ("stopped", stop), 128 + stop.signum
+        # Only the first process prints what it has to say.
+        report, status = ("stopped" if place[0] else "said", stop), 128 + stop.signum
     except BaseException as error:
         report, status = report_of(error), 1
     if report:
