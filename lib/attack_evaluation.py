@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -16,6 +17,7 @@ from lib.autoattack import STANDARD, attack_chunk, chunk_seed
 from lib.validation import AttackRow, CleanRow, EvaluationData, attack_rows, clean_rows
 from utils.attack_list import AttackSpec
 from utils.distributed import Ranks
+from utils.errors import UserError
 from utils.journal import Journal, journal_path, journals, read_journal
 from utils.logger import Logger, ProgressBar
 
@@ -146,8 +148,18 @@ class AttackEvaluation:
         return f"{100 * sum(row.right for row in rows) / max(1, len(rows)):.2f} % right"
 
     def clean(self, positions: list[int]) -> Iterator[dict[str, Rows]]:
-        """Classify the images."""
+        """Classify the images.
+
+        Raises:
+            UserError: an output is not finite, and any class could be called the largest.
+        """
         for rows in clean_rows(self.model, self.data.batches(positions)):
+            for position, row in rows.items():
+                if not math.isfinite(row.loss):
+                    raise UserError(
+                        "the network's outputs are not finite on"
+                        f" {self.data.tree.files[position]}; take another checkpoint"
+                    )
             yield {CLEAN: rows}
 
     def pgd(self, positions: list[int], spec: AttackSpec) -> Iterator[dict[str, Rows]]:

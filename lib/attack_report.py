@@ -129,7 +129,7 @@ def result_table(result: Mapping[str, Any]) -> str:
     eps = f"{origin['eps'] * 255:g}/255"
     title = f"protocol {origin['protocol']}, eps {eps}, {origin['subset']['description']}"
     scales = {attack["scale"] for attack in result["attacks"] if attack["loss"] == "ce"}
-    if origin["checkpoint"]["FN"] or origin["checkpoint"]["WN"]:
+    if scales and (origin["checkpoint"]["FN"] or origin["checkpoint"]["WN"]):
         title += f"; cross-entropy at scale {', '.join(f'{s:g}' for s in sorted(scales))}"
     if origin["precision"] != "fp32":
         title += f"; searched in {origin['precision']}, judged in fp32"

@@ -27,7 +27,9 @@ from lib.evaluation_setup import (
     with_sizes_of,
 )
 from lib.image_folder import ImageTree
+from lib.imagenet_c import choose_corruptions
 from lib.imagenet_c_eval import evaluate_imagenet_c
+from lib.imagenet_c_scan import find_folders
 from lib.validation import EvaluationData
 from utils.attack_list import attack_list
 from utils.checkpoint import BEST
@@ -51,6 +53,9 @@ def evaluate(config: Mapping[str, Any], ranks: Ranks) -> None:
     subject = ranks.together(lambda: load_subject(config, ranks.device))
     config = with_sizes_of(config, subject)
     imagenet, imagenet_c = data_folders(config)
+    if config.OPTIONS.eva_on_imagenet_c:  # before hours of attacks, perhaps
+        names = choose_corruptions(config.OPTIONS.corruptions)
+        ranks.together(lambda: find_folders(imagenet_c, names))
     if config.OPTIONS.evaluate:
         evaluate_attacks(config, ranks, logger, subject, imagenet)
     if config.OPTIONS.eva_on_imagenet_c:
@@ -107,7 +112,7 @@ def evaluate_attacks(
 
     tree, subset, tag = ranks.together(prepare)
     tag += eps_tag(config, subject)
-    stem = subject.folder / f"attack_{protocol}{attack_tag(options.attack)}{tag}"
+    stem = subject.folder / f"attack_{protocol}{subject.tag}{attack_tag(options.attack)}{tag}"
     if config.EVAL.cascade:
         stem = stem.with_name(f"{stem.name}_cascade")
     provenance = origin(config, subject, subset, ranks)
@@ -184,7 +189,7 @@ def fingerprint(provenance: Mapping[str, Any]) -> dict[str, Any]:
         "checkpoint": provenance["checkpoint"]["sha256"],
         "images": provenance["subset"]["sha256"],
         "resize and crop": [data["img_size"], data["crop_size"]],
-        "step size": provenance["config"]["ADV"]["pgd_attack"][0][1],
+        "step sizes": sorted({row[1] for row in provenance["config"]["ADV"]["pgd_attack"]}),
         **{key: provenance[key] for key in keys},
     }
 
@@ -205,7 +210,7 @@ def evaluate_corruptions(
     """ImageNet-C: table, JSON, CSV, figure."""
     options, settings, protocol = config.OPTIONS, config.DATA, config.EVAL.protocol
     announce(subject, f"ImageNet-C at {data}", logger)
-    name = f"imagenet_c_{protocol}"
+    name = f"imagenet_c_{protocol}{subject.tag}"
     if options.corruptions:
         name += "_" + "+".join(options.corruptions)
     if options.n_examples:

@@ -13,7 +13,7 @@ import torch
 from lib.image_folder import ImageTree, evenly_spread, positions_of, read_split
 from lib.model_setup import ModelSettings, model_of, pretrained_model, settings_of
 from models.resnet import ResNet
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import BEST, read_checkpoint
 from utils.config import Config, freeze
 from utils.distributed import Ranks
 from utils.files import file_sha256, make_folder
@@ -38,6 +38,13 @@ class Subject:
     folder: Path
     identity: dict[str, Any]
     trained: Mapping[str, Any] | None = None  # the settings of its training, of our own files
+
+    @property
+    def tag(self) -> str:
+        """What a file other than model_best adds to the names of its results, in one folder."""
+        name = Path(self.identity["path"]).name
+        kind = next((kind for kind in (".pth.tar", ".pth", ".pt") if name.endswith(kind)), None)
+        return "" if kind is None or name == BEST else f"_{name.removesuffix(kind)}"
 
 
 def load_subject(config: Mapping[str, Any], device: torch.device, path: str = "") -> Subject:

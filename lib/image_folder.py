@@ -105,7 +105,11 @@ def read_tree(root: str) -> ImageTree:
             )
         raise UserError(f"{root} is empty; put the images into {root}/CLASS/")
     index = {name: i for i, name in enumerate(classes)}
-    samples = make_dataset(root, index, extensions=IMG_EXTENSIONS, allow_empty=True)
+    found = make_dataset(root, index, extensions=IMG_EXTENSIONS, allow_empty=True)
+    # As `._0001.jpg`, which an archive from macOS leaves beside every image.
+    samples = [
+        (path, label) for path, label in found if f"{os.sep}." not in path.removeprefix(root)
+    ]
     empty = sorted(set(classes) - {classes[label] for _, label in samples})
     if empty:
         raise UserError(

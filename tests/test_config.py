@@ -198,6 +198,13 @@ EVAL: {precison: bf16}
     assert all(line.startswith(("some.yml: ", "--set", "DATA.crop_size")) for line in lines)
 
 
+def test_a_key_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yml"
+    path.write_text("TRAIN:\n  lr: 0.1\n  epochs: 3\n  lr: 0.2\n")
+    with pytest.raises(UserError, match=r"twice\.yml:4 is not valid YAML: lr stands there twice"):
+        read_yaml(str(path))
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [

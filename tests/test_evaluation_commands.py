@@ -265,7 +265,9 @@ def test_a_published_file_of_the_same_network(
     torch.save({"epoch": 1, "arch": "resnet18", "state_dict": wrapped}, "theirs.pth.tar")
     flags = ("--FN", "True", "--WN", "True", "--s_HE", "10.0")
     evaluate(digits, "-e", "--resume", "theirs.pth.tar", *flags, "--attack", "pgd1")
-    assert Path("attack_standard_pgd1_images.csv").read_text() == text("attack_standard_pgd1")
+    assert Path("attack_standard_theirs_pgd1_images.csv").read_text() == text(
+        "attack_standard_pgd1"
+    )
 
 
 # Which images
@@ -518,3 +520,46 @@ def test_the_scripts_docstrings_show_these_calls() -> None:
     assert "python evaluate.py /data/ImageNet -e --resume RUN/model_best.pth.tar" in manual
     manual = (ROOT / "main_free.py").read_text()
     assert "python main_free.py /data/ImageNet -e --resume RUN/model_best.pth.tar" in manual
+
+
+# What would give wrong numbers, or lose right ones
+
+
+def test_attacks_of_one_name_are_refused(digits: Path) -> None:
+    rows = "ADV.pgd_attack=[[2, 0.0157, margin], [2, 1e-6, margin]]"
+    message = only_error(call("evaluate.py", digits, "-e", "--resume", BEST, "--set", rows))
+    assert "pgd2-margin with two step sizes, 0.0157 and 1e-06" in message
+
+
+def test_outputs_that_are_not_finite(digits: Path, weights: dict[str, torch.Tensor]) -> None:
+    broken = {**weights, "layer4.1.bn2.weight": weights["layer4.1.bn2.weight"] * float("nan")}
+    torch.save(broken, "broken.pth")
+    flags = ("--FN", "--WN", "--attack", "pgd1", "-c", "small.yml")
+    message = only_error(call("evaluate.py", digits, "-e", "--resume", "broken.pth", *flags))
+    assert "outputs are not finite on digit_0/" in message
+    assert not list(Path().glob("attack_*.json"))
+    assert not list(Path().glob("attack_*.csv"))
+
+
+def test_both_folders_are_looked_for_before_the_attacks(digits: Path) -> None:
+    missing = ("--set", "DATA.imagenet_c=nowhere")
+    words = (digits, "-e", "--eva_on_imagenet_c", "--resume", BEST, "-c", "small.yml")
+    assert "nowhere" in only_error(call("evaluate.py", *words, *missing))
+    assert not list(FOLDER.glob("attack_*"))
+
+
+def test_a_table_without_cross_entropy_names_no_scale(digits: Path) -> None:
+    done = evaluate(digits, "-e", "--resume", BEST, "--attack", "pgd1-margin")
+    assert "cross-entropy" not in done.out
+
+
+def test_a_reader_of_the_output_that_leaves(digits: Path) -> None:
+    """`evaluate.py ... | head -1`: the evaluation goes on, and its results are kept."""
+    words = command("evaluate.py", digits, "-e", "--resume", BEST, "-c", "small.yml")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, env=environment(), **pipes) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+    recount()

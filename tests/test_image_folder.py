@@ -51,6 +51,7 @@ def test_order_and_labels(tmp_path: Path) -> None:
     (tmp_path / "a" / "notes.txt").touch()
     (tmp_path / ".cache").mkdir()
     (tmp_path / "readme.md").touch()
+    make(tmp_path, "a/._x.JPG", "b/.hidden/1.png")
     tree = read_tree(str(tmp_path))
     assert tree.classes == ("a", "b", "c")
     assert tree.files == ("a/x.JPG", "a/deeper/y.bmp", "b/10.jpeg", "b/2.png", "c/1.webp")

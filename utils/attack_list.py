@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from utils.config_schema import ATTACK_LOSSES
 from utils.errors import UserError
@@ -84,6 +85,9 @@ def attack_list(
         protocol: `standard` adds the longest row again on the `margin` loss when all of `rows`
             ascend cross-entropy, because cross-entropy alone flatters a cosine head.
         scales: further scales at which every cross-entropy attack is repeated.
+
+    Raises:
+        UserError: an unknown name, or two attacks of one name.
     """
     if names:
         specs = [parse_attack(name, rows[0][1]) for name in names]
@@ -98,4 +102,11 @@ def attack_list(
         for scale in scales
         if spec.loss == "ce" and spec.kind == "pgd"
     ]
-    return list(dict.fromkeys(specs + at_scales))
+    chosen = list(dict.fromkeys(specs + at_scales))
+    for one, other in combinations(chosen, 2):
+        if one.name == other.name:  # outcomes and results are kept by name
+            raise UserError(
+                f"ADV.pgd_attack has {one.name} with two step sizes, {one.step_size:g} and"
+                f" {other.step_size:g}; give each an evaluation of its own"
+            )
+    return chosen

@@ -44,7 +44,18 @@ def freeze(config: Config) -> Config:
 
 
 class PlainLoader(yaml.SafeLoader):
-    """SafeLoader that also reads the published files' !!python/tuple, as lists."""
+    """SafeLoader that reads the published files' !!python/tuple as lists, and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # no key of ours, which the schema says
+            if key.value in seen:
+                problem = f"{key.value} stands there twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 PlainLoader.add_constructor(

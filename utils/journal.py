@@ -96,7 +96,7 @@ def read_journal(path: Path, fingerprint: Mapping[str, Any]) -> list[dict[str, A
     found = entries[0]
     differing = [key for key in fingerprint if found.get(key) != fingerprint[key]]
     if differing and len(entries) == 1:  # nothing was finished, so nothing is lost
-        path.unlink()
+        path.unlink(missing_ok=True)  # every process finds it so
         return []
     if differing:
         what = "; ".join(
