@@ -67,14 +67,14 @@ def set_up(config: Mapping[str, Any], ranks: Ranks, logger: Logger) -> Setup:
     lock: AbstractContextManager = nullcontext()
     if ranks.is_main:
         make_folder(folder)
-        lock = FolderLock(folder)
+        lock = held = FolderLock(folder)
         # A model_best holds no training to go on with: beginning from it begins a new run.
         goes_on = resumed is not None and resumed.training is not None
         here = goes_on and Path(resumed.path).resolve().parent == folder.resolve()
         try:
             claim(folder, here, config.OPTIONS.overwrite)
         except UserError:
-            lock.release()
+            held.release()
             raise
     return Setup(train_tree, val_tree, settings, model, resumed, lock)
 
