@@ -14,7 +14,6 @@ from utils.checkpoint import (
     PREVIOUS,
     Checkpoint,
     UnreadableCheckpoint,
-    is_whole,
     read_checkpoint,
 )
 from utils.errors import UserError
@@ -54,8 +53,7 @@ def find_resumption(config: Mapping[str, Any], folder: Path, logger: Logger) -> 
     there = [path for path in (folder / LATEST, folder / PREVIOUS) if path.exists()]
     for path in there:
         with suppress(UnreadableCheckpoint):
-            if is_whole(path):
-                return read_checkpoint(str(path))
+            return read_checkpoint(str(path))
         logger.warning(f"{path} is damaged; passing over it")
     if there:
         raise UserError(f"no checkpoint in {folder} is whole; start again with --overwrite")

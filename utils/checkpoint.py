@@ -86,8 +86,6 @@ def read_checkpoint(path: str) -> Checkpoint:
         )
     if ours and not isinstance(content.get("model"), Mapping):
         raise UserError(f"{path} lacks the settings of its network; take the file as it was saved")
-    if zipfile.is_zipfile(path) and not is_whole(Path(path)):  # torch reads a flipped bit quietly
-        raise UserError(f"{path} is damaged: its checksums do not match; take another copy")
     network, normaliser = plain_keys(state)
     if not network:
         raise UserError(f"{path} holds no weights of a network; save the network's state_dict")
@@ -116,12 +114,17 @@ def load_tensors(path: str) -> Any:
     with file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on odd pickles, which end in an error below
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
         except MemoryError:
             raise
         except Exception as error:  # whatever bytes that are no checkpoint make of the unpickler
             file.seek(0)
             raise UnreadableCheckpoint(f"{path} {what_is_wrong(file.read(4), error)}") from error
+    if zipfile.is_zipfile(path) and not is_whole(Path(path)):  # torch reads a flipped bit quietly
+        raise UnreadableCheckpoint(
+            f"{path} is damaged: its checksums do not match; take another copy"
+        )
+    return content
 
 
 def what_is_wrong(start: bytes, error: Exception) -> str:
