@@ -119,6 +119,28 @@ def test_a_bug_keeps_its_traceback_once(tmp_path: Path) -> None:
     assert done.err.endswith("KeyError: 'a bug in rank 1'\n")
 
 
+CRASH = """
+import sys
+import lib.free_training, main_free
+
+def crash(model):
+    raise KeyError("a bug in a step")
+
+lib.free_training.project_heads_ = crash
+sys.exit(main_free.main(sys.argv[1:]))
+"""
+
+
+@needs_proc
+def test_a_bug_does_not_wait_for_the_readers(tmp_path: Path, digits: Path, mark: str) -> None:
+    """Its traceback keeps the loader; the readers ignore the signal that Python ends them by."""
+    words = [sys.executable, "-c", CRASH, digits, *settings(DATA__workers=1)]
+    with started(words, tmp_path, **{MARK: mark}) as running:
+        done = running.end()
+    assert done.status == 1
+    assert done.err.count("KeyError: 'a bug in a step'") == 1
+
+
 @needs_proc
 def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path, mark: str) -> None:
     with small("wait", tmp_path, mark) as running:

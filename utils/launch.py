@@ -44,10 +44,15 @@ def run_command(command: Callable[[], int | None]) -> int:
         from utils.distributed import lost_peer
 
         if not lost_peer(error):
+            end_readers()  # as below
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":
             say_error("another process has ended, or its machine cannot be reached")
         return 1
+    except BaseException:
+        # The traceback keeps the loaders, and Python would wait for readers that ignore SIGTERM.
+        end_readers()
+        raise
 
 
 def speaks(error: UserError) -> bool:
