@@ -40,19 +40,16 @@ def run_command(command: Callable[[], int | None]) -> int:
             print(f"stopped by {signal.Signals(stop.signum).name}", file=sys.stderr, flush=True)
         end_readers()
         return 128 + stop.signum
-    except RuntimeError as error:
+    except Exception as error:
         from utils.distributed import lost_peer
 
         if not lost_peer(error):
-            end_readers()  # as below
+            # Its traceback keeps the loaders; Python would wait for readers that ignore SIGTERM.
+            end_readers()
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":
             say_error("another process has ended, or its machine cannot be reached")
         return 1
-    except BaseException:
-        # The traceback keeps the loaders, and Python would wait for readers that ignore SIGTERM.
-        end_readers()
-        raise
 
 
 def speaks(error: UserError) -> bool:
