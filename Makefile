@@ -9,7 +9,7 @@ RUN := $(BIN)/python
 .PHONY: demo test benchmark soak clean
 
 demo: $(VENV)/.ready
-	$(RUN) -m utils.demo
+	$(RUN) -m tools.demo
 
 test: $(VENV)/.ready
 	$(BIN)/ruff format --check .
@@ -17,7 +17,7 @@ test: $(VENV)/.ready
 	$(RUN) -m pytest -q -n 2 --dist loadfile --durations 8
 
 benchmark: $(VENV)/.ready
-	$(RUN) -m utils.benchmark
+	$(RUN) -m tools.benchmark
 
 soak: $(VENV)/.ready
 	PYTHONPATH=. $(RUN) tests/soak.py

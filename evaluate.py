@@ -18,18 +18,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lib.imagenet_c import choose_corruptions
-from utils.command_line import parse_command_line
-from utils.launch import launch, run_command
-from utils.memory import keep_freed_memory
+from lib.evaluation.attack_list import attack_list
+from lib.imagenet_c.corruptions import choose_corruptions
+from utils.config.command_line import parse_command_line
+from utils.cpu_memory import keep_freed_memory
+from utils.distributed.launch import launch, run_command
 
 
-def work(config: Any, ranks: Any) -> None:
+def work(config: Any, context: Any) -> None:
     """One process."""
-    from lib.evaluation import evaluate
+    from lib.evaluation.run import evaluate
 
     keep_freed_memory()
-    evaluate(config, ranks)
+    evaluate(config, context)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         config = parse_command_line(argv, "evaluate", __doc__ or "")
-        choose_corruptions(config.OPTIONS.corruptions)  # a wrong name is answered at once
+        # Wrong names are answered at once.
+        attack_list(config.OPTIONS.attack, config.ADV.pgd_attack, config.EVAL.protocol)
+        choose_corruptions(config.OPTIONS.corruptions)
         launch(work, config)
 
     return run_command(command)

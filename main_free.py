@@ -23,29 +23,33 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from utils.command_line import parse_command_line
-from utils.launch import launch, run_command
-from utils.memory import keep_freed_memory
+from lib.evaluation.attack_list import attack_list
+from utils.config.command_line import parse_command_line
+from utils.cpu_memory import keep_freed_memory
+from utils.distributed.launch import launch, run_command
 
 
-def work(config: Any, ranks: Any) -> None:
+def work(config: Any, context: Any) -> None:
     """One process: train and attack what was trained, or only evaluate."""
-    from lib.evaluation import evaluate, evaluate_trained
-    from lib.training import train
+    from lib.evaluation.run import evaluate, evaluate_trained
+    from lib.training.run import train
 
     keep_freed_memory()
     if config.OPTIONS.evaluate:
-        evaluate(config, ranks)
+        evaluate(config, context)
         return
-    train(config, ranks)
-    evaluate_trained(config, ranks)
+    train(config, context)
+    evaluate_trained(config, context)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, then run on every GPU; returns the exit status."""
 
     def command() -> None:
-        launch(work, parse_command_line(argv, "main_free", __doc__ or ""))
+        config = parse_command_line(argv, "main_free", __doc__ or "")
+        # A wrong name is answered at once.
+        attack_list(config.OPTIONS.attack, config.ADV.pgd_attack, config.EVAL.protocol)
+        launch(work, config)
 
     return run_command(command)
 

@@ -2,7 +2,7 @@
 
 Pang et al. 2020, "Boosting Adversarial Training with Hypersphere Embedding", arXiv:2002.08619,
 Eq. 5: feature normalisation (FN), weight normalisation (WN), scale s and angular margin m. The
-scale is applied by the network (`models.resnet`), the margin by the loss (`lib.losses`).
+scale is applied by the network (`models.resnet`), the margin by the loss (`lib.algorithm.losses`).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 import torchvision
 from torch import nn
 
-from models.convolutions import blockwise, make_pointwise_
+from models.cpu_kernels import blockwise, make_pointwise_
 from models.hypersphere import HypersphereHead, heads_of
 from utils.errors import UserError
 

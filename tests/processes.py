@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import torch
 from conftest import ROOT, command, environment
 
-from lib.data import GlobalBatches
-from lib.image_folder import read_split
-from utils import distributed
+from lib.data.folders import read_split
+from lib.data.samplers import GlobalBatches
+from utils.distributed import context as distributed
 
 PATIENCE = 180.0  # seconds; far more than anything here takes
 MARK = "PROCESSES_OF_THIS_TEST"
@@ -146,8 +146,8 @@ def kill_group(pid: int) -> None:
 def nursery() -> Any:
     """What starts processes by forking one that has imported everything and done nothing."""
     context = multiprocessing.get_context("forkserver")
-    modules = ["pytest", "main_free", "evaluate", "lib.training", "lib.evaluation"]
-    context.set_forkserver_preload([*modules, "utils.run_figures", "processes"])
+    modules = ["pytest", "main_free", "evaluate", "lib.training.run", "lib.evaluation.run"]
+    context.set_forkserver_preload([*modules, "utils.figures.run", "processes"])
     before = dict(os.environ)
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     os.environ.update(PYTHONPATH=paths, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
@@ -192,7 +192,7 @@ def launched(world_size: int, name: str, *arguments: object, cwd: Path | list[Pa
 
 
 def gang(count: int, work: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:
-    """What `work(ranks, *arguments)` returns in each of so many processes that have met."""
+    """What `work(context, *arguments)` returns in each of so many processes that have met."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         members = [
             nursery().Process(target=member, args=(place, rank, count, work, arguments))
@@ -211,9 +211,9 @@ def member(
 ) -> None:
     """One process of `gang`."""
     torch.set_num_threads(1)
-    ranks = distributed.join("cpu", rank, count, rank, f"file://{place}/meeting")
-    Path(place, str(rank)).write_bytes(pickle.dumps(work(ranks, *arguments)))
-    distributed.leave()
+    context = distributed.init("cpu", rank, count, rank, f"file://{place}/meeting")
+    Path(place, str(rank)).write_bytes(pickle.dumps(work(context, *arguments)))
+    distributed.destroy()
 
 
 def free_port() -> int:

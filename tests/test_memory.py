@@ -10,7 +10,7 @@ from conftest import ROOT, environment
 # New pages that the system hands out while a large block is allocated, filled and freed again.
 PROGRAM = """
 import resource, torch
-from utils.memory import keep_freed_memory
+from utils.cpu_memory import keep_freed_memory
 print(keep_freed_memory() if {keep} else "")
 for _ in range(3):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -21,7 +21,7 @@ print(pages)
 """
 LARGE = """
 import torch
-from utils.memory import keep_freed_memory
+from utils.cpu_memory import keep_freed_memory
 keep_freed_memory()
 block = torch.ones(2**26)
 lines = open("/proc/self/smaps_rollup").read().splitlines()

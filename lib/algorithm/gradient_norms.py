@@ -1,0 +1,151 @@
+"""Adversarial against clean gradient norms, parameter by parameter.
+
+Pang et al. 2020, arXiv:2002.08619, Fig. 6: E||grad_w L(x*)|| / E||grad_w L(x)|| over an epoch,
+x* the adversarial input of training and x its clean twin. Both gradients are taken at the same
+parameters, in training mode with batch statistics, and averaged over processes before the norm.
+The clean one leaves no trace: no parameter gradient, no running statistic, no noise changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+GROUPS = ("conv", "bn", "fc")
+HEADER = (
+    "epoch",
+    "parameter",
+    "group",
+    "depth",
+    "clean_mean",
+    "clean_std",
+    "adversarial_mean",
+    "adversarial_std",
+    "ratio",
+    "samples",
+)
+# (network, images, labels) to (mean loss, logits)
+LossFunction = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+def layers_of(model: nn.Module) -> list[tuple[str, str, int]]:
+    """(name, group, depth) of every conv, batch-norm and last-layer parameter.
+
+    Depth counts the layers that hold parameters, in the order of the forward pass as torchvision
+    registers them; 0 is the first convolution.
+    """
+    kinds = ((nn.Conv2d, "conv"), (nn.modules.batchnorm._BatchNorm, "bn"), (nn.Linear, "fc"))
+    found, depth = [], 0
+    for layer_name, module in model.named_modules():
+        group = next((group for kind, group in kinds if isinstance(module, kind)), None)
+        if group is not None:
+            found += [(f"{layer_name}.{p}", group, depth) for p, _ in module.named_parameters()]
+            depth += 1
+    return found
+
+
+class GradientNorms:
+    """Sums of gradient norms on the device, read once an epoch.
+
+    Args:
+        model: the raw network.
+        loss: as `FreeTrainer.loss`.
+        average_: averages tensors over the processes, in place.
+        sums: what `state` gave, to go on from.
+        scaler: of fp16's loss, None for other precisions.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossFunction,
+        average_: Callable[[list[torch.Tensor]], None],
+        sums: torch.Tensor | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.scaler = scaler or torch.amp.GradScaler(enabled=False)
+        self.average_ = average_
+        self.layers = layers_of(model)
+        parameters = dict(model.named_parameters())
+        self.parameters = [parameters[name] for name, _, _ in self.layers]
+        device = self.parameters[0].device
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        # Rows: each parameter, then each group as one vector. Columns: sum and sum of squares
+        # of the clean norm, of the adversarial norm, and the number of samples.
+        rows = len(self.layers) + len(GROUPS)
+        self.sums = torch.zeros(rows, 5, dtype=wide, device=device)
+        if sums is not None:
+            self.sums.copy_(sums)
+
+    def probe(self, images: torch.Tensor, labels: torch.Tensor, weight: float) -> None:
+        """Take one sample, between a free step's backward pass and its update.
+
+        A step that fp16's scaler skips, since a gradient has overflowed, gives none.
+
+        Args:
+            images: the clean images (B, 3, H, W) in [0, 1].
+            labels: (B,).
+            weight: of `FreeTrainer.free_step`.
+        """
+        adversarial = [parameter.grad for parameter in self.parameters]
+        clean = self.clean_gradients(images, labels, weight)
+        values = [self.norms(clean), self.norms(adversarial)]
+        columns = [column for value in values for column in (value, value.square())]
+        sample = torch.stack([*columns, torch.ones_like(columns[0])], dim=1)
+        self.sums += torch.where(sample.isfinite().all(), sample, torch.zeros_like(sample))
+
+    def clean_gradients(
+        self, images: torch.Tensor, labels: torch.Tensor, weight: float
+    ) -> list[torch.Tensor]:
+        """Gradients of the training loss on the clean images, averaged over processes."""
+        scratch = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+
+        def network(x: torch.Tensor) -> torch.Tensor:
+            return functional_call(self.model, scratch, (x,))
+
+        loss, _ = self.loss(network, images, labels)
+        # Scaled as the adversarial ones were, so that fp16 loses the same small values.
+        scale = self.scaler.scale(torch.ones_like(loss))
+        gradients = torch.autograd.grad(loss * weight * scale, self.parameters)
+        gradients = [gradient / scale for gradient in gradients]
+        self.average_(gradients)
+        return gradients
+
+    def norms(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        """l2 norms of the parameters' gradients, then of the groups' taken as one vector."""
+        each = torch.stack([torch.linalg.vector_norm(g.to(self.sums.dtype)) for g in gradients])
+        members = [[g == group for _, g, _ in self.layers] for group in GROUPS]
+        inside = torch.tensor(members, dtype=each.dtype).to(each.device, non_blocking=True)
+        return torch.cat([each, (inside @ each.square()).sqrt()])
+
+    def state(self) -> torch.Tensor:
+        """The sums on the CPU, for a checkpoint."""
+        return self.sums.cpu()
+
+    def rows(self, epoch: int) -> list[list]:
+        """The epoch's table, as `HEADER` says, and sums set back to zero."""
+        names = [*self.layers, *(("all", group, "") for group in GROUPS)]
+        table = []
+        for (name, group, depth), sums in zip(names, self.sums.tolist(), strict=True):
+            clean, clean_squares, adversarial, adversarial_squares, n = sums
+            if not n:
+                continue
+            clean_mean, clean_std = mean_and_std(clean, clean_squares, n)
+            mean, std = mean_and_std(adversarial, adversarial_squares, n)
+            ratio = mean / clean_mean if clean_mean else float("nan")
+            table.append(
+                [epoch, name, group, depth, clean_mean, clean_std, mean, std, ratio, int(n)]
+            )
+        self.sums.zero_()
+        return table
+
+
+def mean_and_std(total: float, squares: float, n: float) -> tuple[float, float]:
+    """Mean and population standard deviation from sums."""
+    mean = total / n
+    return mean, max(squares / n - mean * mean, 0.0) ** 0.5

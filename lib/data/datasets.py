@@ -1,0 +1,144 @@
+"""Batches of uint8 pixels: the same images, order and crops for any number of workers, processes.
+
+Everything random is a function of (seed, epoch, image index), and every process takes every
+world_size-th position of a global batch, so that a partial batch is shared out evenly.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+from torchvision import transforms
+
+from lib.algorithm.seeds import derived_seed
+from lib.data.folders import (
+    ImageTree,
+)
+from lib.data.samplers import Keys
+from utils.errors import UserError
+
+Transform = Callable[[Image.Image], Image.Image]
+
+
+class Batch(NamedTuple):
+    """What a loader gives.
+
+    Attributes:
+        pixels: (B, 3, H, W) uint8, channels_last in memory.
+        labels: (B,) int64.
+        indices: (B,) int64, positions in the tree.
+        flips: (B,) bool, which images are to be mirrored; done on the device.
+        error: why an image could not be read; the process that trains raises it, because a
+            message that a worker raises arrives wrapped in a traceback.
+    """
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+    flips: torch.Tensor
+    error: str | None = None
+
+
+def train_transform(crop_size: int, min_area: float = 0.08) -> Transform:
+    """Random resized crop of `min_area` to all of an image's area, from torch's generator."""
+    return transforms.RandomResizedCrop(crop_size, scale=(min_area, 1.0))
+
+
+def eval_transform(img_size: int | None, crop_size: int) -> Transform:
+    """Resize the shorter side to `img_size` and crop the centre; None crops alone."""
+    crop = transforms.CenterCrop(crop_size)
+    if img_size is None:
+        return crop
+    return transforms.Compose([transforms.Resize(img_size), crop])
+
+
+class ImageBatches(Dataset):
+    """Reads batches. A key is (epoch, position in the tree); the epoch seeds the crop.
+
+    Args:
+        tree: the images.
+        transform: image to image of `size` x `size`.
+        size: side in pixels.
+        seed: of the crops and flips, or None where nothing is random.
+        flip: mirror half of the images, where there is a seed.
+    """
+
+    def __init__(
+        self,
+        tree: ImageTree,
+        transform: Transform,
+        size: int,
+        seed: int | None = None,
+        flip: bool = True,
+    ) -> None:
+        self.tree = tree
+        self.transform = transform
+        self.size = size
+        self.seed = seed
+        self.flip = flip
+
+    def __len__(self) -> int:
+        return len(self.tree.files)
+
+    def __getitems__(self, keys: Keys) -> Batch:
+        positions = [position for _, position in keys]
+        # Height, width, colour as PIL has it: permuted below, that is channels_last.
+        pixels = torch.empty((len(keys), self.size, self.size, 3), dtype=torch.uint8)
+        flips = torch.zeros(len(keys), dtype=torch.bool)
+        error = None
+        for row, (epoch, position) in enumerate(keys):
+            try:
+                image, flips[row] = self.load(epoch, position)
+            except UserError as problem:
+                error = str(problem)
+                break
+            pixels[row] = torch.from_numpy(np.array(image))
+        labels = torch.tensor([self.tree.labels[p] for p in positions])
+        return Batch(pixels.permute(0, 3, 1, 2), labels, torch.tensor(positions), flips, error)
+
+    def load(self, epoch: int, position: int) -> tuple[Image.Image, bool]:
+        """One image after its transform, and whether it is to be mirrored."""
+        image = load_rgb(os.path.join(self.tree.root, self.tree.files[position]))
+        if self.seed is None:
+            return self.transform(image), False
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(derived_seed(self.seed, epoch, position))
+            return self.transform(image), self.flip and bool(torch.rand(()) < 0.5)
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """A grey image of 16 bits by its upper 8, as Pillow reads colours; any other as it is.
+
+    Pillow's own conversion clips such greys, which leaves next to nothing but white.
+    """
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    if image.mode == "I" and values.max() <= 255:
+        return image
+    return Image.fromarray((values // 256).clip(0, 255).astype(np.uint8))
+
+
+def load_rgb(path: str | os.PathLike) -> Image.Image:
+    """Read an image of any mode (grey, palette, CMYK, RGBA, ...) as RGB, wholly decoded.
+
+    Raises:
+        UserError: names the file that is not a whole, readable image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata and transparency: no matter here
+            with Image.open(path) as image:
+                return eight_bits(image).convert("RGB")
+    except UnidentifiedImageError:
+        reason = "it is not an image"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    raise UserError(f"cannot read {path}: {reason}; replace or remove it")

@@ -1,0 +1,73 @@
+"""Names of attacks: `pgd10`, `pgd50-margin`, `pgd50-dlr-r5`, `autoattack`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+
+from lib.algorithm.protocols import AttackSpec
+from utils.config.schema import ATTACK_LOSSES
+from utils.errors import UserError
+
+NAME = re.compile(r"pgd([1-9]\d*)(?:-(ce|margin|dlr))?(?:-r([1-9]\d*))?")
+
+
+def parse_attack(name: str, step_size: float) -> AttackSpec:
+    """One name to its meaning.
+
+    Raises:
+        UserError: the name follows no known form.
+    """
+    if name == "autoattack":
+        return AttackSpec("autoattack")
+    match = NAME.fullmatch(name)
+    if match is None:
+        raise UserError(
+            f"--attack: unknown attack {name!r}; use autoattack or pgdSTEPS[-LOSS][-rRESTARTS],"
+            f" LOSS one of {', '.join(ATTACK_LOSSES)}, such as pgd50-margin or pgd50-dlr-r5"
+        )
+    steps, loss, restarts = match.groups()
+    return AttackSpec("pgd", int(steps), step_size, loss or "ce", int(restarts or 1))
+
+
+def attack_list(
+    names: Sequence[str],
+    rows: Sequence[Sequence],
+    protocol: str,
+    scales: Iterable[float] = (),
+) -> list[AttackSpec]:
+    """The attacks of one evaluation, in order.
+
+    Args:
+        names: from `--attack`; where empty, `rows` are used.
+        rows: `ADV.pgd_attack`, each [steps, step size in [0, 1], loss, restarts]. The first
+            row's step size is also that of every `pgd...` in `names`.
+        protocol: `standard` adds the longest row again on the `margin` loss when all of `rows`
+            ascend cross-entropy, because cross-entropy alone flatters a cosine head.
+        scales: further scales at which every cross-entropy attack is repeated.
+
+    Raises:
+        UserError: an unknown name, or two attacks of one name.
+    """
+    if names:
+        specs = [parse_attack(name, rows[0][1]) for name in names]
+    else:
+        specs = [AttackSpec("pgd", *row) for row in rows]
+        if protocol == "standard" and all(spec.loss == "ce" for spec in specs):
+            longest = max(specs, key=lambda spec: spec.steps)
+            specs.append(AttackSpec("pgd", longest.steps, longest.step_size, "margin"))
+    at_scales = [
+        AttackSpec("pgd", spec.steps, spec.step_size, spec.loss, spec.restarts, scale)
+        for spec in specs
+        for scale in scales
+        if spec.loss == "ce" and spec.kind == "pgd"
+    ]
+    chosen = list(dict.fromkeys(specs + at_scales))
+    for one, other in combinations(chosen, 2):
+        if one.name == other.name:  # outcomes and results are kept by name
+            raise UserError(
+                f"ADV.pgd_attack has {one.name} with two step sizes, {one.step_size:g} and"
+                f" {other.step_size:g}; give each an evaluation of its own"
+            )
+    return chosen

@@ -1,0 +1,158 @@
+"""What an evaluation starts from: the network, the images, where results go."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib.data.folders import ImageTree, evenly_spread, positions_of, read_split
+from lib.evaluation.model_settings import ModelSettings, model_of, pretrained_model, settings_of
+from models.resnet import ResNet
+from utils.config.merge import Config, freeze
+from utils.distributed.context import DistributedContext
+from utils.logging import Logger
+from utils.storage.checkpoint import BEST, read_checkpoint
+from utils.storage.files import file_sha256, make_folder
+from utils.storage.provenance import provenance
+from utils.storage.run_folder import ROOT, find_checkpoint
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """The network under evaluation.
+
+    Attributes:
+        model: on the device, channels_last.
+        settings: as it was trained.
+        folder: where results go: the checkpoint's.
+        identity: path, sha256, arch, FN, WN, s_HE, angular_margin_HE; for result files.
+    """
+
+    model: ResNet
+    settings: ModelSettings
+    folder: Path
+    identity: dict[str, Any]
+    trained: Mapping[str, Any] | None = None  # the settings of its training, of our own files
+
+    @property
+    def tag(self) -> str:
+        """What a file other than model_best adds to the names of its results, in one folder."""
+        name = Path(self.identity["path"]).name
+        kind = next((kind for kind in (".pth.tar", ".pth", ".pt") if name.endswith(kind)), None)
+        return "" if kind is None or name == BEST else f"_{name.removesuffix(kind)}"
+
+
+def load_evaluated_model(
+    config: Mapping[str, Any], device: torch.device, path: str = ""
+) -> EvaluatedModel:
+    """The network that `--resume` or `--pretrained` names.
+
+    Args:
+        path: a checkpoint in place of `--resume`.
+
+    Raises:
+        UserError: no such checkpoint, or it contradicts the flags, or the folder is not writable.
+    """
+    given = path or config["OPTIONS"].resume
+    if given:
+        found = find_checkpoint(auto_path(config) if given == "auto" else given)
+        checkpoint = read_checkpoint(found)
+        settings = settings_of(config, checkpoint)
+        model = model_of(checkpoint, settings)
+        folder, source, digest = Path(found).parent, found, file_sha256(found)
+        trained = checkpoint.content.get("config") if checkpoint.is_ours else None
+        make_folder(folder, "results go beside the checkpoint: copy it to where you can write")
+    else:
+        model, settings = pretrained_model(config)
+        folder = ROOT / f"{settings.arch}_pretrained"
+        source, digest = "torchvision IMAGENET1K_V1", state_digest(model)
+        trained = None
+        make_folder(folder)
+    model = model.to(device, memory_format=torch.channels_last).eval()
+    identity = {"path": source, "sha256": digest}
+    for name in ("arch", "FN", "WN", "s_HE", "angular_margin_HE"):
+        identity[name] = getattr(settings, name)
+    return EvaluatedModel(model, settings, folder, identity, trained)
+
+
+def with_sizes_of(config: Config, evaluated: EvaluatedModel) -> Config:
+    """The configuration with the image sizes of the network's training.
+
+    They are part of what a checkpoint carries; sizes on the command line go over them.
+    """
+    sizes = {
+        key: evaluated.trained["DATA"][key]
+        for key in ("img_size", "crop_size")
+        if evaluated.trained is not None and f"DATA.{key}" not in config.OPTIONS.given
+    }
+    return freeze(Config({**config, "DATA": Config({**config.DATA, **sizes})}))
+
+
+def auto_path(config: Mapping[str, Any]) -> str:
+    """`--resume auto` in evaluation: the best model of the run that the settings name."""
+    return str(Path(config["DERIVED"].run_dir) / "model_best.pth.tar")
+
+
+def state_digest(model: ResNet) -> str:
+    """SHA-256 of a network's weights, where there is no file of ours to hash."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_images(
+    config: Mapping[str, Any], data: str, evaluated: EvaluatedModel
+) -> tuple[ImageTree, dict[str, Any], str]:
+    """The validation images that the flags choose, labelled by the network's outputs.
+
+    Returns:
+        The images; for result files the subset's description, size and hash; its tag in names.
+
+    Raises:
+        UserError: bad tree, unknown classes, or a bad list of ids.
+    """
+    whole = read_split(data, "val").with_labels_of(
+        evaluated.settings.classes, evaluated.model.num_classes
+    )
+    options = config["OPTIONS"]
+    tree, total = whole, len(whole.files)
+    description, tag = f"all {total} images", ""
+    if options.n_examples:
+        tree = whole.subset(evenly_spread(total, options.n_examples))
+        description = f"{len(tree.files)} evenly spread of {total} images"
+        tag = f"_n{len(tree.files)}"
+    elif options.image_ids:
+        tree = whole.subset(positions_of(whole, options.image_ids))
+        description = f"{len(tree.files)} listed of {total} images"
+    digest = hashlib.sha256("\n".join(tree.files).encode()).hexdigest()
+    if options.image_ids:
+        tag = f"_ids{digest[:8]}"
+    return tree, {"description": description, "n": len(tree.files), "sha256": digest}, tag
+
+
+def device_name(device: torch.device) -> str:
+    """`cpu`, `mps`, or the GPU's own name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def make_provenance(
+    config: Mapping[str, Any],
+    evaluated: EvaluatedModel,
+    subset: Mapping[str, Any],
+    context: DistributedContext,
+) -> dict[str, Any]:
+    """Provenance of the results of this process's evaluation."""
+    return provenance(config, evaluated.identity, subset, device_name(context.device))
+
+
+def announce(evaluated: EvaluatedModel, what: str, logger: Logger) -> None:
+    """Say what is evaluated on what."""
+    logger.heading(f"{evaluated.identity['path']}: {evaluated.settings.describe()}")
+    logger.info(what)

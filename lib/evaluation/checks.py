@@ -1,0 +1,121 @@
+"""Signs that a robust accuracy is not what it seems: masked gradients, odd outputs.
+
+After Athalye et al. 2018, arXiv:1802.00420, and Carlini et al. 2019, arXiv:1902.06705, Sec. 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import nn
+
+from lib.algorithm.pgd import attacking
+from lib.algorithm.protocols import AttackSpec
+from lib.evaluation.autoattack import STANDARD, square_warnings
+from lib.evaluation.runner import CLEAN, parts_of
+from lib.evaluation.validation import EvaluationData
+
+ZERO_GRADIENT_SHARE = 0.1  # of the attacked images
+MORE_STEPS_SHARE = 0.005  # of all images: more steps may lose a few by chance, not many
+MARGIN_SHARE = 0.05  # of all images
+REPEAT_TOLERANCE = 1e-3  # relative: kernels may round differently from call to call
+
+Rows = Mapping[int, Any]
+
+
+def check_network(model: nn.Module, data: EvaluationData) -> list[str]:
+    """Two looks at the outputs on one batch of this evaluation.
+
+    Returns:
+        A warning for outputs that change between two identical calls, and for outputs that are
+        probabilities.
+    """
+    batch = next(data.batches(range(min(len(data.tree.files), data.batch_size))), None)
+    found = [] if batch is None else output_warnings(model, batch.images)
+    return sorted({warning for warnings in data.context.gather(found) for warning in warnings})
+
+
+@torch.no_grad()
+def output_warnings(model: nn.Module, images: torch.Tensor) -> list[str]:
+    """As `check_network`, on images (B, 3, H, W) in [0, 1]."""
+    with attacking(model):
+        first, second = model(images).float(), model(images).float()
+    warnings = []
+    if (first - second).abs().max() > REPEAT_TOLERANCE * first.abs().max():
+        warnings.append(
+            "the network's outputs change between two identical calls; attacks on random networks"
+            " need expectation over the randomness, so the robust accuracy is overestimated"
+        )
+    if first.min() >= 0 and ((first.sum(dim=1) - 1).abs() < 1e-4).all():
+        warnings.append(
+            "the network's outputs look like probabilities; cross-entropy of a softmax flattens"
+            " gradients, so attack the logits before it"
+        )
+    return warnings
+
+
+def check_attacks(rows: Mapping[str, Rows], specs: Sequence[AttackSpec]) -> list[str]:
+    """Looks at the outcomes of all attacks.
+
+    Returns:
+        A warning for each sign of masked gradients.
+    """
+    pgd = [spec for spec in specs if spec.kind == "pgd"]
+    robust = {spec.name: sum(row.right for row in rows[spec.name].values()) for spec in pgd}
+    n = len(rows[CLEAN])
+    warnings = [w for spec in pgd for w in zero_gradients(spec, rows[spec.name])]
+    if "autoattack" in rows:
+        left = {
+            s: sum(r.right for r in rows[p].values())
+            for s, p in zip(STANDARD, parts_of("autoattack"), strict=True)
+        }
+        warnings += square_warnings(left, n)
+    for one, other in combinations(sorted(pgd, key=lambda spec: spec.steps), 2):
+        same_images = rows[one.name].keys() == rows[other.name].keys()  # not after a cascade
+        if not same_images:
+            continue
+        warnings += more_steps(one, other, robust, n) + margin_below(one, other, robust, n)
+    return warnings
+
+
+def zero_gradients(spec: AttackSpec, rows: Rows) -> list[str]:
+    """Gradients that vanish leave an attack nothing to follow."""
+    zero = sum(row.no_gradient for row in rows.values())
+    if zero <= ZERO_GRADIENT_SHARE * len(rows):
+        return []
+    return [
+        f"{spec.label}: the gradient is zero on {zero} of {len(rows)} images at the first step;"
+        " the attack is blind there, so robust accuracy is overestimated: try margin or autoattack"
+    ]
+
+
+def more_steps(one: AttackSpec, other: AttackSpec, robust: Mapping[str, int], n: int) -> list[str]:
+    """More steps of the same attack must not break fewer images."""
+    alike = (one.loss, one.restarts, one.scale) == (other.loss, other.restarts, other.scale)
+    lost = robust[other.name] - robust[one.name]
+    if not alike or one.steps == other.steps or lost <= MORE_STEPS_SHARE * n:
+        return []
+    return [
+        f"{other.label} breaks {lost} images fewer than {one.label}; its steps overshoot or"
+        " gradients mislead, so take the worst case and a smaller step size"
+    ]
+
+
+def margin_below(
+    one: AttackSpec, other: AttackSpec, robust: Mapping[str, int], n: int
+) -> list[str]:
+    """Cross-entropy that finds far less than the margin loss has a saturated softmax."""
+    by_loss = {one.loss: one, other.loss: other}
+    if set(by_loss) != {"ce", "margin"} or one.steps != other.steps:
+        return []
+    ce, margin = by_loss["ce"], by_loss["margin"]
+    gap = robust[ce.name] - robust[margin.name]
+    if gap <= MARGIN_SHARE * n:
+        return []
+    return [
+        f"{margin.label} leaves {100 * gap / n:.1f} % of the images fewer than {ce.label};"
+        " cross-entropy alone flatters this network: report the worst case"
+    ]

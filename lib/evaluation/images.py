@@ -1,0 +1,116 @@
+"""`--save_images N`: attacked images as PNG, and one figure of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.utils import save_image
+
+from lib.algorithm.pgd import PGDAttack, attacking
+from lib.algorithm.protocols import AttackSpec
+from lib.data.folders import evenly_spread
+from lib.evaluation.autoattack import attack_chunk, chunk_seed
+from lib.evaluation.model_settings import ModelSettings
+from lib.evaluation.runner import CLEAN, AttackEvaluation, parts_of
+from lib.evaluation.validation import EvaluationData
+from utils.distributed.context import DistributedContext
+from utils.figures.attacks import attack_images
+from utils.figures.style import save_figure
+from utils.storage.files import make_folder, replacing
+
+MOST_IN_FIGURE = 12
+
+
+def save_attack_images(
+    evaluation: AttackEvaluation,
+    rows: Mapping[str, Mapping[int, Any]],
+    specs: Sequence[AttackSpec],
+    count: int,
+    stem: Path,
+    settings: ModelSettings,
+) -> None:
+    """Attack `count` evenly spread images again and keep them.
+
+    Each is attacked by the first attack of the list that breaks it, or by the last one where none
+    does. Writes `<stem>_images/<number>_{original,adversarial,perturbation}.png`, 8 bits a colour,
+    with the perturbation scaled so that grey is none and black and white are -eps and eps; and
+    the figure `<stem>_images.png` and `.pdf`.
+    """
+    data = evaluation.data
+    right = [i for i, row in rows[CLEAN].items() if row.right] or list(rows[CLEAN])
+    chosen = [right[i] for i in evenly_spread(len(right), count)]
+    alone = EvaluationData(
+        data.tree, data.img_size, data.images.size, data.batch_size, 0,
+        DistributedContext(0, 1, data.context.device),
+    )  # fmt: skip
+    found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for spec in specs:
+        group = [i for i in chosen if breaking(rows, specs, i) is spec]
+        for index, clean, adversarial in attacked(evaluation, alone, spec, group):
+            found[index] = clean, adversarial
+    clean = torch.stack([found[i][0] for i in chosen])
+    adversarial = torch.stack([found[i][1] for i in chosen])
+    eps = evaluation.threat.eps
+    folder = make_folder(stem.with_name(f"{stem.name}_images"))
+    change = ((adversarial - clean) / (2 * max(eps, 1e-12)) + 0.5).clamp(0, 1)
+    for number in range(len(chosen)):
+        for name, images in (
+            ("original", clean), ("adversarial", adversarial), ("perturbation", change)
+        ):  # fmt: skip
+            with replacing(folder / f"{number:03d}_{name}.png") as file:
+                save_image(images[number], file, format="png")
+    with torch.no_grad(), attacking(evaluation.model):
+        after = evaluation.model(adversarial[:MOST_IN_FIGURE].to(data.context.device)).argmax(1)
+    names = settings.classes or [f"output {i}" for i in range(evaluation.model.num_classes)]
+    shown = chosen[:MOST_IN_FIGURE]
+    figure = attack_images(
+        clean[: len(shown)],
+        adversarial[: len(shown)],
+        [names[data.tree.labels[i]] for i in shown],
+        [names[rows[CLEAN][i].prediction] for i in shown],
+        [names[prediction] for prediction in after.tolist()],
+        eps,
+        title=f"{settings.describe()}, eps {255 * eps:g}/255",
+    )
+    save_figure(figure, stem.with_name(f"{stem.name}_images"))
+
+
+def breaking(
+    rows: Mapping[str, Mapping[int, Any]], specs: Sequence[AttackSpec], index: int
+) -> AttackSpec:
+    """The first attack that breaks an image, or the last one."""
+    for spec in specs:
+        row = rows[parts_of(spec.name)[-1]].get(index)
+        if row is not None and not row.right:
+            return spec
+    return specs[-1]
+
+
+def attacked(
+    evaluation: AttackEvaluation, data: EvaluationData, spec: AttackSpec, positions: list[int]
+) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
+    """(position, clean image, adversarial image) on the CPU."""
+    if not positions:
+        return []
+    clean = {}
+    for images, labels, indices in data.batches(positions):
+        for i, image, label in zip(indices.tolist(), images, labels, strict=True):
+            clean[i] = image, label
+    found = {}
+    with attacking(evaluation.model):
+        if spec.kind == "autoattack":
+            images = torch.stack([clean[i][0] for i in positions])
+            labels = torch.stack([clean[i][1] for i in positions])
+            outcome = attack_chunk(
+                evaluation.model, images, labels, eps=evaluation.threat.eps,
+                seed=chunk_seed(evaluation.threat.seed, positions[0]), batch_size=data.batch_size,
+            )  # fmt: skip
+            found = dict(zip(positions, outcome.adversarial, strict=True))
+        else:
+            attack = PGDAttack(evaluation.model, spec, evaluation.threat)
+            for outcome in attack.run(data.batches(positions), data.batch_size):
+                found |= dict(zip(outcome.indices.tolist(), outcome.adversarial, strict=True))
+    return [(i, clean[i][0].cpu(), found[i].detach().cpu()) for i in positions]

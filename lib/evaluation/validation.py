@@ -1,0 +1,157 @@
+"""Outcomes of clean and attacked images, one row an image, and the sums that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+
+from lib.algorithm.batch import DeviceBatch
+from lib.algorithm.early_exit import Outcome
+from lib.algorithm.losses import ce_loss
+from lib.algorithm.metrics import MetricSums, averages, correct_in_top
+from lib.algorithm.pgd import PGDAttack, Threat, attacking
+from lib.algorithm.protocols import AttackSpec
+from lib.data.datasets import ImageBatches, eval_transform
+from lib.data.folders import ImageTree, evenly_spread
+from lib.data.loader import make_loader, on_device
+from lib.data.samplers import Chunks, Shard
+from utils.distributed.context import DistributedContext
+
+Track = Callable[[Iterable[DeviceBatch], int], Iterable[DeviceBatch]]  # (batches, how many)
+
+
+class CleanRow(NamedTuple):
+    """One clean image: predicted output, top-1 and top-5 right, cross-entropy."""
+
+    prediction: int
+    right: bool
+    right5: bool
+    loss: float
+
+
+class AttackRow(NamedTuple):
+    """One attacked image, as `lib.algorithm.pgd.Outcome` without the image."""
+
+    prediction: int
+    right: bool
+    right5: bool
+    no_gradient: bool
+
+
+class EvaluationData:
+    """How the images of a tree are read for evaluation.
+
+    Args:
+        tree: labels index the network's outputs.
+        img_size: shorter side before the crop, pixels; None crops alone.
+        crop_size: side of the network's input, pixels.
+        batch_size: images in a batch of one process.
+        workers: reading processes of one process.
+        context: the processes that share the images out.
+    """
+
+    def __init__(
+        self,
+        tree: ImageTree,
+        img_size: int | None,
+        crop_size: int,
+        batch_size: int,
+        workers: int,
+        context: DistributedContext,
+    ) -> None:
+        self.tree = tree
+        self.img_size = img_size
+        self.images = ImageBatches(tree, eval_transform(img_size, crop_size), crop_size)
+        self.batch_size = batch_size
+        self.workers = workers
+        self.context = context
+
+    def batches(
+        self, positions: Iterable[int] | None = None, track: Track | None = None
+    ) -> Iterator[DeviceBatch]:
+        """This process's share of some positions (all by default), each image once."""
+        wanted = range(len(self.tree.files)) if positions is None else positions
+        shard = Shard(wanted, self.batch_size, self.context.rank, self.context.world_size)
+        yield from self.read(shard, track)
+
+    def chunks(self, chunks: list[list[int]]) -> Iterator[DeviceBatch]:
+        """Whole batches of this process alone, each of the positions of one chunk."""
+        yield from self.read(Chunks(chunks))
+
+    def read(self, shard: Sampler, track: Track | None = None) -> Iterator[DeviceBatch]:
+        """The batches of a sampler on the device; none where it has none."""
+        if len(shard):
+            workers = min(self.workers, len(shard))
+            loader = make_loader(self.images, shard, workers, self.context.device)
+            moved = on_device(loader, self.context.device)
+            yield from track(moved, len(shard)) if track else moved
+
+
+@torch.no_grad()
+def clean_rows(model: nn.Module, batches: Iterable[DeviceBatch]) -> Iterator[dict[int, CleanRow]]:
+    """Classify clean images; one dictionary by position for each batch."""
+    with attacking(model):
+        for images, labels, indices in batches:
+            logits = model(images)
+            columns = (
+                logits.argmax(1),
+                correct_in_top(logits, labels, 1),
+                correct_in_top(logits, labels, 5),
+                ce_loss(logits, labels),
+            )
+            rows = zip(*(column.tolist() for column in columns), strict=True)
+            yield {i: CleanRow(*row) for i, row in zip(indices.tolist(), rows, strict=True)}
+
+
+def attack_rows(outcome: Outcome) -> dict[int, AttackRow]:
+    """Rows by position, without the images."""
+    columns = (outcome.predictions, outcome.robust, outcome.robust5, outcome.no_gradient)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return {i: AttackRow(*row) for i, row in zip(outcome.indices.tolist(), rows, strict=True)}
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module, data: EvaluationData, track: Track | None = None
+) -> dict[str, float]:
+    """Clean loss and top-1, top-5 in percent, over all processes."""
+    sums = MetricSums(data.context.device)
+    with attacking(model):
+        for images, labels, _ in data.batches(track=track):
+            logits = model(images)
+            sums.update(ce_loss(logits, labels).mean(), logits, labels, len(images))
+    return averages(data.context.sum(sums.totals()))
+
+
+def validate_pgd(
+    model: nn.Module, data: EvaluationData, spec: AttackSpec, threat: Threat, examples: int
+) -> float:
+    """Robust top-1 in percent on evenly spread images, over all processes."""
+    positions = evenly_spread(len(data.tree.files), examples)
+    if threat.protocol == "standard":
+        rows: dict[int, Any] = {}
+        for part in clean_rows(model, data.batches(positions)):
+            rows.update(part)
+        standing = {i for part in data.context.gather(rows) for i, row in part.items() if row.right}
+    else:
+        standing = set(positions)
+    attack = PGDAttack(model, spec, threat)
+    robust = 0
+    with attacking(model):
+        for outcome in attack.run(data.batches(sorted(standing)), data.batch_size):
+            robust += int(outcome.robust.sum())
+    return 100 * sum(data.context.gather(robust)) / len(positions)
+
+
+def adversarial_examples(
+    model: nn.Module, data: EvaluationData, spec: AttackSpec, threat: Threat, count: int = 16
+) -> torch.Tensor:
+    """The last iterates of PGD on evenly spread images of this process, for people to look at."""
+    positions = evenly_spread(len(data.tree.files), count * data.context.world_size)
+    batch = next(data.batches(positions))
+    with attacking(model):
+        return PGDAttack(model, spec, threat).attack_final_iterate(*batch).adversarial

@@ -1,0 +1,122 @@
+"""What a training starts from, all of it checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lib.data.folders import ImageTree, read_split, require_same_classes
+from lib.evaluation.model_settings import ModelSettings, model_of, new_model, settings_from
+from lib.training.resumption import find_resumption, require_same_run
+from lib.training.tensorboard import require_tensorboard
+from models.resnet import ResNet
+from utils.distributed.context import DistributedContext
+from utils.errors import UserError
+from utils.logging import Logger
+from utils.storage.checkpoint import Checkpoint
+from utils.storage.files import make_folder
+from utils.storage.run_folder import FolderLock, claim
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run starts from."""
+
+    train: ImageTree
+    val: ImageTree
+    settings: ModelSettings
+    model: ResNet
+    resumed: Checkpoint | None
+    lock: AbstractContextManager  # of the run folder, for the first process
+
+
+def set_up(config: Mapping[str, Any], context: DistributedContext, logger: Logger) -> Setup:
+    """Read the data's file lists and the weights, and claim the run folder, before any work.
+
+    Raises:
+        UserError: anything that would stop the run later.
+    """
+    if config.DATA.batch_size % context.world_size:
+        raise UserError(
+            f"DATA.batch_size {config.DATA.batch_size} is the batch over all processes and does"
+            f" not divide by {context.world_size}; change it or --nproc"
+        )
+    if config.TRAIN.sync_bn and context.device.type != "cuda":
+        raise UserError("TRAIN.sync_bn needs CUDA; leave it out")
+    if config.OPTIONS.tensorboard:
+        require_tensorboard()
+    data = config.OPTIONS.data or config.DATA.imagenet
+    train_tree, val_tree = read_split(data, "train"), read_split(data, "val")
+    require_same_classes(train_tree, val_tree)
+    require_statistics(len(train_tree.files), config, context.world_size)
+    folder = Path(config.DERIVED.run_dir)
+    resumed = find_resumption(config, folder, logger)
+    if resumed is None:
+        settings = settings_from(config, train_tree.classes)
+        model = new_model(settings, config.RUN.seed, config.OPTIONS.pretrained)
+    else:
+        settings = require_same_run(config, resumed, train_tree.classes, logger)
+        model = model_of(resumed, settings)
+    lock: AbstractContextManager = nullcontext()
+    if context.is_main:
+        make_folder(folder)
+        lock = held = FolderLock(folder)
+        # A model_best holds no training to go on with: beginning from it begins a new run.
+        goes_on = resumed is not None and resumed.training is not None
+        here = goes_on and Path(resumed.path).resolve().parent == folder.resolve()
+        try:
+            claim(folder, here, config.OPTIONS.overwrite)
+        except UserError:
+            held.release()
+            raise
+    return Setup(train_tree, val_tree, settings, model, resumed, lock)
+
+
+def require_statistics(total: int, config: Mapping[str, Any], world_size: int) -> None:
+    """Batch-norm needs two values a channel; small crops leave one pixel an image at the end.
+
+    Raises:
+        UserError: some minibatch would have a single image in a process.
+    """
+    batch = config.DATA.batch_size
+    sizes = {min(batch, total), total % batch or batch}
+    smallest = min(max(1, size // world_size) for size in sizes)
+    if config.DATA.crop_size <= 32 and smallest == 1:
+        raise UserError(
+            f"with {total} images, DATA.batch_size {batch} and {world_size} processes, a minibatch"
+            f" has a single image, and at crop_size {config.DATA.crop_size} batch-norm needs two;"
+            + (" choose another DATA.batch_size" if total > 1 else " add images")
+        )
+
+
+def make_network(
+    model: ResNet, config: Mapping[str, Any], context: DistributedContext
+) -> nn.Module:
+    """What forward passes of training go through: the model, in DDP and compiled as asked."""
+    network: Any = model
+    if context.world_size > 1:
+        ids = [context.device.index] if context.device.type == "cuda" else None
+        # Buffers follow rank 0 at every forward pass, as in the published DataParallel.
+        network = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    return torch.compile(network) if config.TRAIN.compile else network
+
+
+def make_optimizer(model: nn.Module, config: Mapping[str, Any], kind: str) -> torch.optim.SGD:
+    """SGD as published; one fused kernel where the device has it."""
+    train = config.TRAIN
+    # The fused kernel lets an overflow, whose step fp16's scaler skips, into the momentum.
+    fused = kind in ("cpu", "cuda") and train.precision != "fp16"
+    return torch.optim.SGD(
+        model.parameters(),
+        train.lr,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        fused=True if fused else None,
+    )

@@ -1,0 +1,149 @@
+"""The state of a training: what a checkpoint holds, and going on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib.algorithm.free_training import FreeTrainer
+from lib.evaluation.model_settings import ModelSettings
+from utils.config.merge import settings_only
+from utils.distributed.context import DistributedContext
+from utils.errors import UserError
+from utils.logging import Logger
+from utils.storage.checkpoint import LATEST, Checkpoint, save_best, save_checkpoint
+from utils.storage.provenance import versions
+
+
+@dataclass
+class Progress:
+    """Where a run stands; what a checkpoint keeps beside weights, momentum and noise.
+
+    Attributes:
+        epoch: pass over the data, counted from 0.
+        position: minibatches of the pass that are done, over all processes.
+        totals: `MetricSums.totals` of the pass so far.
+        seconds: time spent on the pass so far.
+        best: the largest value of what `TRAIN.select` looks at, percent.
+        history: rows of metrics.csv.
+        gradient_sums: of `GradientNorms`, or None.
+    """
+
+    epoch: int = 0
+    position: int = 0
+    totals: list[float] = field(default_factory=lambda: [0.0, 0, 0, 0])
+    seconds: float = 0.0
+    best: float = -1.0
+    history: list[list] = field(default_factory=list)
+    gradient_sums: torch.Tensor | None = None
+
+
+def save_state(
+    folder: Path,
+    config: Mapping[str, Any],
+    settings: ModelSettings,
+    trainer: FreeTrainer,
+    progress: Progress,
+    context: DistributedContext,
+    best: bool = False,
+) -> None:
+    """Write checkpoint.pth.tar; rank 0 writes, every process gives its share of the noise.
+
+    Args:
+        best: write model_best.pth.tar first, which keeps the network and how to use it, without
+            the state of the training.
+
+    Raises:
+        UserError: weights are not finite, or the disk is full; the last checkpoint stays.
+    """
+    noise = context.gather_strided(trainer.noise)
+    if not context.is_main:
+        return
+    state_dict = cpu_copy(trainer.model.state_dict())
+    if not all(bool(value.isfinite().all()) for value in state_dict.values()):
+        raise diverged(f"weights are not finite in epoch {progress.epoch + 1}", folder)
+    content = {
+        "epoch": progress.epoch,
+        "arch": settings.arch,
+        "best_prec1": progress.best,
+        "model": settings.as_dict(),
+        "state_dict": state_dict,
+        "config": settings_only(config),
+        "versions": versions(),
+    }
+    if best:
+        save_best(folder, content)
+    content["optimizer"] = trainer.optimizer.state_dict()
+    content["training"] = {
+        **vars(progress),
+        "noise": noise,
+        "scaler": trainer.scaler.state_dict(),
+        "random_state": torch.get_rng_state(),
+    }
+    save_checkpoint(folder, content)
+
+
+def diverged(what: str, folder: Path) -> UserError:
+    """The error of a training whose numbers are not finite any more, and how to go on."""
+    mend = "lower TRAIN.lr or use TRAIN.precision fp32"
+    if (folder / LATEST).exists():
+        what += f"; the last checkpoint in {folder} is good"
+        return UserError(f"{what}: {mend}, and --resume auto")
+    return UserError(f"{what}, before anything was saved: {mend}, and start again")
+
+
+def restore_state(
+    checkpoint: Checkpoint,
+    trainer: FreeTrainer,
+    context: DistributedContext,
+    start_epoch: int,
+    logger: Logger,
+) -> Progress:
+    """Go on from a checkpoint: exactly, where it is a training checkpoint of ours.
+
+    Args:
+        start_epoch: the earliest pass to begin with, where the file holds no training state.
+    """
+    content, state = checkpoint.content, checkpoint.training
+    restore_momentum(trainer.optimizer, content.get("optimizer"), checkpoint.path, logger)
+    if state is None:
+        epoch = max(int(content.get("epoch", 0)), start_epoch)
+        logger.warning(
+            f"{checkpoint.path} holds no training state: epoch {epoch + 1} begins with zero noise"
+        )
+        return Progress(epoch=epoch)
+    trainer.noise.copy_(state["noise"][context.rank :: context.world_size])
+    trainer.scaler.load_state_dict(state["scaler"])
+    torch.set_rng_state(state["random_state"])
+    progress = Progress(**{name: state[name] for name in vars(Progress())})
+    logger.info(
+        f"resumed {checkpoint.path}: epoch {progress.epoch + 1}, minibatch {progress.position}"
+    )
+    return progress
+
+
+def restore_momentum(
+    optimizer: torch.optim.Optimizer, saved: Any, path: str, logger: Logger
+) -> None:
+    """Take the momentum buffers over; momentum and weight decay stay as configured now."""
+    if saved is None:
+        return
+    now = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    try:
+        kinds = {name for state in saved["state"].values() for name in state}
+        if not kinds <= {"momentum_buffer"}:
+            raise ValueError("not SGD's")
+        optimizer.load_state_dict(saved)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning(f"{path}: its optimizer state does not fit ({error}); momentum begins at 0")
+    for group, values in zip(optimizer.param_groups, now, strict=True):
+        group.update(values)
+
+
+def cpu_copy(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors on the CPU in plain layout, whatever they were trained in."""
+    return {key: value.detach().cpu().contiguous() for key, value in state.items()}

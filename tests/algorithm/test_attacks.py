@@ -1,0 +1,236 @@
+"""What the attacks guarantee, and the three protocols against plain loops written out here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lib.algorithm.batch import DeviceBatch
+from lib.algorithm.early_exit import Queue
+from lib.algorithm.pgd import PGDAttack, Threat, attacking, project, random_start
+from lib.algorithm.protocols import AttackSpec
+from lib.algorithm.seeds import derived_seed
+from models.hypersphere import HypersphereHead
+
+EPS, STEP, SIZE, CLASSES, IMAGES = 8 / 255, 2 / 255, 16, 5, 11
+
+
+class SmallNet(nn.Module):
+    """Convolution, batch-norm with statistics of its own, and a hypersphere head."""
+
+    scale = 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer1 = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU())
+        self.layer2 = nn.Sequential(nn.Conv2d(8, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU())
+        self.fc = HypersphereHead(16, CLASSES, feature_norm=True, weight_norm=True)
+
+    def outputs(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.layer2(self.layer1(x)).mean(dim=(2, 3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.outputs(x)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    network = SmallNet().double()
+    network.train()
+    with torch.no_grad():
+        for _ in range(50):
+            network(torch.rand(16, 3, SIZE, SIZE, dtype=torch.float64))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def batch(model: nn.Module) -> DeviceBatch:
+    """Images with their predicted class as label, so that all are right before the attack."""
+    images = torch.rand(IMAGES, 3, SIZE, SIZE, dtype=torch.float64)
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    return DeviceBatch(images, labels, torch.arange(100, 100 + IMAGES))
+
+
+def run(model: nn.Module, batch: DeviceBatch, spec: AttackSpec, threat: Threat, size: int) -> dict:
+    """Outcomes by index: (robust, robust5, adversarial image)."""
+    parts = zip(*(field.split(size) for field in batch), strict=True)
+    found = {}
+    with attacking(model):
+        for outcome in PGDAttack(model, spec, threat).run(
+            (DeviceBatch(*part) for part in parts), size
+        ):
+            for i, robust, robust5, image in zip(
+                outcome.indices.tolist(),
+                outcome.robust.tolist(),
+                outcome.robust5.tolist(),
+                outcome.adversarial,
+                strict=True,
+            ):
+                assert i not in found
+                found[i] = robust, robust5, image
+    return found
+
+
+def test_project_is_the_nearest_point() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.rand(4, 3, 5, 5, generator=generator)
+    away = centre + torch.empty_like(centre).uniform_(-0.5, 0.5, generator=generator)
+    projected = project(away, centre, 0.1)
+    assert (projected - centre).abs().max() <= 0.1 + 1e-7
+    assert projected.min() >= 0
+    assert projected.max() <= 1
+    assert torch.allclose(project(projected, centre, 0.1), projected, atol=1e-7)
+    inside = ((away - centre).abs() <= 0.1) & (away >= 0) & (away <= 1)
+    assert torch.equal(projected[inside], away[inside])
+
+
+def test_random_start_depends_on_the_image_alone() -> None:
+    like = torch.zeros(6, 3, 4, 4)
+    indices = torch.tensor([5, 1, 9, 3, 3, 0])
+    starts = random_start(indices, like, 0.1, seed=7, restart=2)
+    assert starts.abs().max() <= 0.1
+    assert starts.std() == pytest.approx(0.1 / 3**0.5, rel=0.1)
+    assert torch.equal(starts[3], starts[4])
+    assert torch.equal(starts[2:3], random_start(indices[2:3], like[:1], 0.1, 7, 2))
+    assert not torch.equal(starts, random_start(indices, like, 0.1, 7, 1))
+    assert not torch.equal(starts, random_start(indices, like, 0.1, 8, 2))
+
+
+def plain_loop(
+    model: nn.Module, batch: DeviceBatch, steps: int, protocol: str, restart: int = 0
+) -> Iterator[torch.Tensor]:
+    """PGD on cross-entropy as the protocols define it; the start, then every iterate."""
+    images, labels, indices = batch
+    start = []
+    for index in indices.tolist():
+        generator = torch.Generator().manual_seed(derived_seed(3, restart, index))
+        start.append((torch.rand(3, SIZE, SIZE, generator=generator) * 2 - 1) * EPS)
+    x = (images + torch.stack(start).double()).clamp(0, 1)
+    centre = x.clone() if protocol == "paper" else images
+    yield x
+    for _ in range(steps):
+        x = x.detach().requires_grad_()
+        outputs = model.outputs(x) if protocol == "paper" else model(x)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(outputs, labels), x)
+        x = x.detach() + STEP * gradient.sign()
+        x = torch.max(torch.min(x, centre + EPS), centre - EPS).clamp(0, 1)
+        yield x
+
+
+@pytest.mark.parametrize("protocol", ["freeat", "paper"])
+def test_last_iterate_protocols(model: nn.Module, batch: DeviceBatch, protocol: str) -> None:
+    threat = Threat(EPS, protocol, seed=3)
+    found = run(model, batch, AttackSpec("pgd", 4, STEP), threat, IMAGES)
+    *_, last = plain_loop(model, batch, 4, protocol)
+    with torch.no_grad():
+        logits = model(last)
+    for row, index in enumerate(batch.indices.tolist()):
+        robust, robust5, image = found[index]
+        assert robust == (logits[row].argmax() == batch.labels[row])
+        assert robust5  # five classes
+        # The start is drawn in float32 as low + u * (high - low), which rounds its own way.
+        assert torch.allclose(image, last[row], atol=1e-7)
+    distance = max((found[i][2] - x).abs().max() for i, x in zip(found, batch.images, strict=True))
+    assert distance <= (2 if protocol == "paper" else 1) * EPS + 1e-7
+
+
+def test_paper_protocol_leaves_the_ball_that_freeat_keeps(model, batch) -> None:
+    *_, last = plain_loop(model, batch, 8, "paper")
+    assert (last - batch.images).abs().max() > EPS * 1.2
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_standard_counts_every_iterate_of_every_restart(model, batch, restarts: int) -> None:
+    spec = AttackSpec("pgd", 4, STEP, "ce", restarts)
+    found = run(model, batch, spec, Threat(EPS, "standard", seed=3), 4)
+    right = torch.ones(IMAGES, dtype=torch.bool)
+    for restart in range(restarts):
+        for iterate in plain_loop(model, batch, 4, "standard", restart):
+            right &= model(iterate).argmax(1) == batch.labels
+    assert {i: r for i, (r, _, _) in found.items()} == dict(
+        zip(batch.indices.tolist(), right.tolist(), strict=True)
+    )
+    assert 0 < int(right.sum()) < IMAGES  # the case tells robust from fallen
+
+
+@pytest.mark.parametrize("protocol", ["standard", "freeat", "paper"])
+@pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
+def test_exact_under_any_batch_size_and_inside_the_ball(model, batch, protocol, loss) -> None:
+    spec, threat = AttackSpec("pgd", 3, STEP, loss), Threat(EPS, protocol, seed=3)
+    results = [run(model, batch, spec, threat, size) for size in (1, 4, IMAGES)]
+    for other in results[1:]:
+        for i in batch.indices.tolist():
+            assert other[i][:2] == results[0][i][:2]
+            assert torch.allclose(other[i][2], results[0][i][2], atol=1e-12)
+    radius = (2 if protocol == "paper" else 1) * EPS
+    for i, clean in zip(batch.indices.tolist(), batch.images, strict=True):
+        image = results[0][i][2]
+        assert (image - clean).abs().max() <= radius + 1e-7
+        assert image.min() >= 0
+        assert image.max() <= 1
+
+
+def test_a_fallen_image_is_one_that_fools_the_network(model, batch) -> None:
+    found = run(model, batch, AttackSpec("pgd", 6, STEP, "margin"), Threat(EPS, seed=3), 5)
+    with torch.no_grad():
+        for i, label in zip(batch.indices.tolist(), batch.labels, strict=True):
+            robust, _, image = found[i]
+            assert robust == bool(model(image[None]).argmax() == label)
+
+
+def test_low_precision_search_is_judged_in_full(model, batch) -> None:
+    spec = AttackSpec("pgd", 6, STEP)
+    single = model.float()
+    images = DeviceBatch(batch.images.float(), batch.labels, batch.indices)
+    found = run(single, images, spec, Threat(EPS, seed=3, precision="bf16"), 5)
+    with torch.no_grad():
+        for i, label in zip(batch.indices.tolist(), batch.labels, strict=True):
+            robust, _, image = found[i]
+            assert robust == bool(single(image[None]).argmax() == label)
+    model.double()
+    assert any(not robust for robust, _, _ in found.values())
+
+
+def test_the_scale_changes_what_cross_entropy_ascends(model, batch) -> None:
+    threat = Threat(EPS, "freeat", seed=3)
+    own = run(model, batch, AttackSpec("pgd", 3, STEP), threat, IMAGES)
+    same = run(model, batch, AttackSpec("pgd", 3, STEP, scale=10.0), threat, IMAGES)
+    unscaled = run(model, batch, AttackSpec("pgd", 3, STEP, scale=1.0), threat, IMAGES)
+    first = int(batch.indices[0])
+    assert torch.allclose(own[first][2], same[first][2])
+    assert not torch.allclose(own[first][2], unscaled[first][2])
+
+
+def test_mode_and_gradients_are_restored(model, batch) -> None:
+    model.train()
+    model.layer1.eval()
+    model.layer2[0].weight.requires_grad_(False)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    run(model, batch, AttackSpec("pgd", 1, STEP), Threat(EPS), IMAGES)
+    assert model.training
+    assert not model.layer1.training
+    assert not model.layer2[0].weight.requires_grad
+    assert model.fc.weight.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    model.layer2[0].weight.requires_grad_(True)
+    model.eval()
+
+
+def test_queue_hands_out_every_image_once() -> None:
+    batches = [DeviceBatch(*(torch.arange(n) + 10 * n,) * 3) for n in (3, 1, 5)]
+    queue = Queue(batches)
+    taken = []
+    for wanted in (2, 4, 0, 1, 9):
+        part = queue.take(wanted)
+        if part is not None:
+            assert len(part.labels) <= wanted
+            taken += part.labels.tolist()
+    assert taken == torch.cat([b.labels for b in batches]).tolist()
+    assert queue.take(3) is None

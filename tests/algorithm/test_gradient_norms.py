@@ -1,0 +1,276 @@
+"""Gradient norms against ones computed by hand, and that measuring them leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from processes import gang
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from lib.algorithm.free_training import FreeSettings, FreeTrainer, make_noise
+from lib.algorithm.gradient_norms import HEADER, GradientNorms, layers_of, mean_and_std
+from lib.training.gradient_table import write_rows
+from models.hypersphere import HypersphereHead
+from models.resnet import build_model
+from utils.distributed import context as distributed
+
+NOBODY = distributed.DistributedContext(0, 1, torch.device("cpu"))
+
+
+def tiny_model(hypersphere: bool = False) -> nn.Module:
+    """A convolution, batch-norm and a last layer, in float64."""
+    torch.manual_seed(0)
+    layers = nn.Sequential()
+    layers.add_module("conv", nn.Conv2d(3, 4, 3))
+    layers.add_module("bn", nn.BatchNorm2d(4))
+    layers.add_module("relu", nn.ReLU())
+    layers.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    layers.add_module("flatten", nn.Flatten())
+    layers.add_module("fc", HypersphereHead(4, 3, True, True) if hypersphere else nn.Linear(4, 3))
+    return layers.double()
+
+
+def learner_of(model: nn.Module, batch: int, margin: float = 0.0) -> FreeTrainer:
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    noise = make_noise(batch, 6, "cpu", torch.float64)
+    settings = FreeSettings(eps=0.1, step=0.05, n_repeats=3, scaled_margin=margin)
+    return FreeTrainer(model, optimizer, noise, settings)
+
+
+def minibatch(batch: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(batch, 3, 6, 6, generator=generator, dtype=torch.float64)
+    return images, torch.randint(3, (batch,), generator=generator)
+
+
+def norms_by_hand(
+    model: nn.Module, x: torch.Tensor, labels: torch.Tensor, margin: float
+) -> dict[str, float]:
+    """l2 norm of every parameter's gradient at x, on a copy in training mode."""
+    model = copy.deepcopy(model).train()
+    logits = model(x)
+    loss = F.cross_entropy(logits - margin * F.one_hot(labels, logits.shape[1]), labels)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(loss, parameters)
+    return {n: math.sqrt(float((g**2).sum())) for n, g in zip(names, gradients, strict=True)}
+
+
+def summary(values: list[float]) -> tuple[float, float]:
+    mean = math.fsum(values) / len(values)
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.2])
+def test_norms_are_those_computed_by_hand(margin: float) -> None:
+    """Every replay: both gradients at the parameters before the update, in training mode."""
+    model = tiny_model(hypersphere=margin > 0).train()
+    trainer = learner_of(model, 5, margin)
+    norms = GradientNorms(model, trainer.loss, NOBODY.average_)
+    expected: dict[str, list[list[float]]] = {n: [[], []] for n, _ in model.named_parameters()}
+    for seed in (1, 2):
+        images, labels = minibatch(5, seed)
+        for _ in range(2):
+            adversarial = (images + trainer.noise).clamp(0, 1)
+            pair = [norms_by_hand(model, x, labels, margin) for x in (images, adversarial)]
+            for name in expected:
+                for column, one in zip(expected[name], pair, strict=True):
+                    column.append(one[name])
+            trainer.free_step(images, labels, probe=norms.probe)
+    rows = [dict(zip(HEADER, row, strict=True)) for row in norms.rows(7)]
+    assert [row["parameter"] for row in rows[:-3]] == list(expected)
+    for row in rows[:-3]:
+        clean, adversarial = (summary(values) for values in expected[row["parameter"]])
+        found = row["clean_mean"], row["clean_std"], row["adversarial_mean"]
+        assert found == pytest.approx((*clean, adversarial[0]), rel=1e-9, abs=1e-12)
+        assert row["adversarial_std"] == pytest.approx(adversarial[1], rel=1e-6, abs=1e-9)
+        if row["parameter"] != "conv.bias":  # zero but for rounding, ahead of a batch-norm
+            assert row["ratio"] == pytest.approx(adversarial[0] / clean[0], rel=1e-9)
+        assert (row["epoch"], row["samples"]) == (7, 4)
+    check_groups(rows, expected)
+    assert norms.rows(8) == []  # an epoch begins with nothing
+
+
+def check_groups(rows: list[dict], expected: dict[str, list[list[float]]]) -> None:
+    """The last three rows hold the norm of each group's gradients as one vector."""
+    for row in rows[-3:]:
+        assert row["parameter"] == "all"
+        members = [r["parameter"] for r in rows[:-3] if r["group"] == row["group"]]
+        columns = zip(*(expected[name][1] for name in members), strict=True)
+        whole = [math.sqrt(math.fsum(v * v for v in column)) for column in columns]
+        assert row["adversarial_mean"] == pytest.approx(summary(whole)[0], rel=1e-9)
+
+
+def test_the_first_sample_has_ratio_one() -> None:
+    """With zero noise the adversarial image is the clean one."""
+    model = tiny_model().train()
+    trainer = learner_of(model, 5)
+    norms = GradientNorms(model, trainer.loss, NOBODY.average_)
+    trainer.free_step(*minibatch(5), probe=norms.probe)
+    rows = norms.rows(1)
+    assert len(rows) == 6 + 3
+    assert all(row[HEADER.index("ratio")] == 1.0 for row in rows)
+
+
+def test_measuring_leaves_no_trace() -> None:
+    """Weights, statistics, momentum, noise and gradients are those of a training without it."""
+    learners = [learner_of(tiny_model().train(), 5) for _ in range(2)]
+    norms = GradientNorms(learners[0].model, learners[0].loss, NOBODY.average_)
+    seen = []
+
+    def probe(images: torch.Tensor, labels: torch.Tensor, weight: float) -> None:
+        trainer = learners[0]
+        before = [p.grad.clone() for p in trainer.model.parameters()]
+        before += [*copy.deepcopy(list(trainer.model.buffers())), trainer.noise.clone()]
+        norms.probe(images, labels, weight)
+        after = [p.grad for p in trainer.model.parameters()]
+        after += [*trainer.model.buffers(), trainer.noise]
+        seen.append(all(map(torch.equal, before, after)))
+
+    for seed in range(4):
+        images, labels = minibatch(5, seed=seed)
+        losses = [
+            learners[0].free_step(images, labels, probe=probe)[0],
+            learners[1].free_step(images, labels)[0],
+        ]
+        assert torch.equal(*losses)
+    assert seen == [True] * 4
+    states = [trainer.model.state_dict() for trainer in learners]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert torch.equal(learners[0].noise, learners[1].noise)
+    assert learners[0].noise.any()
+    assert states[0]["bn.num_batches_tracked"] == 4  # and not twice as many
+
+
+def test_every_parameter_of_a_resnet_is_there() -> None:
+    model = build_model("resnet50", 4)
+    found = layers_of(model)
+    assert [name for name, _, _ in found] == [name for name, _ in model.named_parameters()]
+    groups = {name: group for name, group, _ in found}
+    assert groups["conv1.weight"] == "conv"
+    assert groups["bn1.weight"] == groups["bn1.bias"] == "bn"
+    assert groups["layer2.0.downsample.0.weight"] == "conv"
+    assert groups["layer2.0.downsample.1.bias"] == "bn"
+    assert groups["fc.weight"] == groups["fc.bias"] == "fc"
+    depths = {name: depth for name, _, depth in found}
+    assert depths["conv1.weight"] == 0
+    assert depths["bn1.weight"] == depths["bn1.bias"] == 1
+    assert max(depths.values()) == depths["fc.weight"] == 53 + 53  # 53 convolutions, 53 norms
+    with_head = dict.fromkeys(name for name, _, _ in layers_of(build_model("resnet18", 4, True)))
+    assert "fc.weight" in with_head
+    assert "fc.bias" not in with_head
+
+
+def test_sums_go_on_from_a_checkpoint() -> None:
+    model = tiny_model().train()
+    trainer = learner_of(model, 5)
+    whole = GradientNorms(model, trainer.loss, NOBODY.average_)
+    before = GradientNorms(model, trainer.loss, NOBODY.average_)
+    after: GradientNorms | None = None
+
+    def probe(images: torch.Tensor, labels: torch.Tensor, weight: float) -> None:
+        whole.probe(images, labels, weight)
+        (after or before).probe(images, labels, weight)
+
+    for seed in range(4):
+        if seed == 2:
+            saved = before.state()
+            after = GradientNorms(model, trainer.loss, NOBODY.average_, saved)
+        trainer.free_step(*minibatch(5, seed=seed), probe=probe)
+    assert after is not None
+    assert after.rows(1) == whole.rows(1)
+
+
+def test_only_every_nth_minibatch() -> None:
+    from types import SimpleNamespace
+
+    from lib.training.run import TrainingRun
+
+    config = SimpleNamespace(TRAIN=SimpleNamespace(gradient_every=3))
+    norms = SimpleNamespace(probe=object())
+    run = SimpleNamespace(norms=norms, config=config)
+    probes = [TrainingRun.probe_of(run, number) for number in range(7)]
+    assert [probe is not None for probe in probes] == [True, False, False, True] + [False] * 2 + [
+        True
+    ]
+    run.norms = None
+    assert TrainingRun.probe_of(run, 0) is None
+
+
+def test_rows_of_an_interrupted_epoch_give_way(tmp_path: Path) -> None:
+    path = tmp_path / "gradient_norms.csv"
+
+    def rows(epoch: int, mean: float) -> list[list]:
+        return [[epoch, "conv.weight", "conv", 0, mean, 0.0, mean, 0.0, 1.0, 4]]
+
+    for epoch, mean in ((1, 1.0), (2, 2.0), (3, 3.0), (2, 5.0)):
+        write_rows(path, epoch, rows(epoch, mean))
+    with open(path, newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [(row["epoch"], row["clean_mean"]) for row in found] == [("1", "1.0"), ("2", "5.0")]
+
+
+def test_mean_and_std_never_below_zero() -> None:
+    values = [0.1] * 3
+    mean, std = mean_and_std(sum(values), sum(v * v for v in values), 3)
+    assert mean == pytest.approx(0.1)
+    assert std == pytest.approx(0, abs=1e-8)
+
+
+def test_a_step_that_overflows_is_no_sample(tmp_path: Path) -> None:
+    """fp16's scaler finds its scale by overflowing; those steps change nothing, nor do they count.
+
+    The clean gradient is scaled like the adversarial one, and both are measured unscaled.
+    """
+    model = tiny_model().float().train()
+    trainer = learner_of(model, 5)
+    trainer.noise = trainer.noise.float()
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, backoff_factor=2.0**-110)
+    norms = GradientNorms(model, trainer.loss, NOBODY.average_, scaler=trainer.scaler)
+    images, labels = minibatch(5)
+    trainer.free_step(images.float(), labels, weight=1e6, probe=norms.probe)  # beyond float32
+    assert norms.rows(1) == []
+    trainer.noise.zero_()
+    expected = norms_by_hand(model, images.float(), labels, 0.0)
+    trainer.free_step(images.float(), labels, probe=norms.probe)
+    rows = [dict(zip(HEADER, row, strict=True)) for row in norms.rows(1)]
+    assert {row["samples"] for row in rows} == {1}
+    for row in rows[:-3]:
+        if row["parameter"] != "conv.bias":  # zero but for rounding, ahead of a batch-norm
+            assert row["clean_mean"] == pytest.approx(expected[row["parameter"]], rel=1e-5)
+            assert row["ratio"] == pytest.approx(1.0, rel=1e-5)
+
+
+# Two processes
+
+
+def share_of_a_batch(context: distributed.DistributedContext) -> list[list]:
+    """Rows after two replays of this process's share of five images."""
+    model = tiny_model()
+    model.bn.eval()  # statistics of the share would be another loss
+    images, labels = minibatch(5)
+    mine = images[context.rank :: context.world_size], labels[context.rank :: context.world_size]
+    trainer = learner_of(model, 3 if context.world_size == 2 else 5)
+    if context.world_size == 2:
+        trainer.network = DistributedDataParallel(model)
+    norms = GradientNorms(model, trainer.loss, context.average_)
+    for _ in range(2):
+        trainer.free_step(*mine, len(mine[0]) * context.world_size / 5, norms.probe)
+    return norms.rows(1)
+
+
+def test_two_processes_average_the_gradients_before_the_norm(tmp_path: Path) -> None:
+    rows = gang(2, share_of_a_batch, folder=tmp_path)
+    assert rows[0] == rows[1]
+    alone = share_of_a_batch(NOBODY)
+    assert [row[:4] for row in rows[0]] == [row[:4] for row in alone]
+    for row, other in zip(rows[0], alone, strict=True):
+        mean = [HEADER.index("clean_mean"), HEADER.index("adversarial_mean")]
+        assert [row[i] for i in mean] == pytest.approx([other[i] for i in mean], rel=1e-12)
+        assert row[-1] == 2

@@ -1,0 +1,319 @@
+"""Flags of both scripts: what they mean, and that every wrong one is answered at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Run
+
+from utils.config.command_line import parse_command_line
+from utils.config.merge import Config, settings_only
+from utils.errors import UserError
+
+SWITCHES = ("--FN", "--WN", "--pretrained", "--print_gradients", "--overwrite")
+ON_BOTH = (
+    "--FN --WN --s_HE --angular_margin_HE --output_prefix --config --resume --pretrained"
+    " --print_gradients --seed --device --set --protocol --n_examples --image_ids --save_images"
+).split()
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with a data folder `data` and a file `w.pth` that is some checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "w.pth").touch()
+    return tmp_path
+
+
+def parse(script: str, *arguments: str) -> Config:
+    """Parse the arguments of `main_free` or `evaluate`."""
+    return parse_command_line(arguments, script, "the manual")
+
+
+def train(*arguments: str) -> Config:
+    """Parse the arguments of a training."""
+    return parse("main_free", *arguments)
+
+
+def error(script: str, *arguments: str) -> str:
+    """The error that arguments raise."""
+    with pytest.raises(UserError) as caught:
+        parse(script, *arguments)
+    return str(caught.value)
+
+
+def value_of(config: Config, flag: str) -> bool:
+    """What a switch was parsed to."""
+    name = flag.removeprefix("--")
+    return config.HE[name] if name in ("FN", "WN") else config.OPTIONS[name]
+
+
+@pytest.mark.parametrize("flag", SWITCHES)
+def test_strict_booleans(flag: str) -> None:
+    assert value_of(train(), flag) is False
+    assert value_of(train(flag), flag) is True
+    assert value_of(train(flag, "--seed", "3"), flag) is True
+    for word in ("True", "true", "TRUE", "yes", "Yes", "1"):
+        assert value_of(train("data", flag, word), flag) is True
+        assert value_of(train(f"{flag}={word}", "data"), flag) is True
+    for word in ("False", "false", "no", "NO", "0"):
+        assert value_of(train("data", flag, word), flag) is False
+    for word in ("maybe", "2", "t", "on", "", "None", "data"):
+        message = error("main_free", flag, word)
+        assert flag in message
+        assert f"{word!r} is neither True nor False" in message
+        assert "\n" not in message
+
+
+def test_flags_over_yaml(folder: Path) -> None:
+    (folder / "mine.yml").write_text("HE: {FN: true, s_HE: 5}\nRUN: {seed: 4}\nTRAIN: {lr: 1}\n")
+    config = train("-c", "mine.yml")
+    assert (config.HE.FN, config.HE.s_HE, config.RUN.seed) == (True, 5.0, 4)
+    config = train("-c", "mine.yml", "--FN", "no", "--seed", "9", "--set", "TRAIN.lr=0.5")
+    assert (config.HE.FN, config.HE.s_HE, config.RUN.seed, config.TRAIN.lr) == (False, 5.0, 9, 0.5)
+    assert set(config.OPTIONS.given) == {"HE.FN", "RUN.seed", "TRAIN.lr"}
+
+
+def test_every_flag_that_is_a_setting() -> None:
+    config = train(
+        *("--FN", "--WN", "True", "--s_HE", "15", "--angular_margin_HE", "0.1"),
+        *("--output_prefix", "again", "--seed", "7", "--device", "cpu", "--nproc", "2"),
+        *("--protocol", "freeat"),
+    )
+    assert dict(config.HE) == {"FN": True, "WN": True, "s_HE": 15.0, "angular_margin_HE": 0.1}
+    assert dict(config.RUN) == {"seed": 7, "device": "cpu", "nproc": 2, "output_prefix": "again"}
+    assert config.EVAL.protocol == "freeat"
+    assert config.DERIVED.output_name == (
+        "resnet50_again_step4_eps4_repeat4_bs256_FN_WN_s15.0_margin0.1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("assignment", "section", "key", "value"),
+    [
+        ("TRAIN.lr=1e-2", "TRAIN", "lr", 0.01),
+        ("TRAIN.epochs=1e1", "TRAIN", "epochs", 10),
+        ("TRAIN.arch=resnet18", "TRAIN", "arch", "resnet18"),
+        ("TRAIN.compile=yes", "TRAIN", "compile", True),
+        ("TRAIN.mean=[0.5, 0.5, 0.5]", "TRAIN", "mean", [0.5, 0.5, 0.5]),
+        ("ADV.clip_eps=8/4", "ADV", "clip_eps", 2.0),
+        ("ADV.pgd_attack=[[20, 1/255], [5, 0.01, dlr]]", "ADV", "pgd_attack",
+         [[20, 1 / 255, "ce", 1], [5, 0.01, "dlr", 1]]),
+        ("EVAL.scales=[1, 10]", "EVAL", "scales", [1.0, 10.0]),
+        # Text stays text, whatever it looks like.
+        ("DATA.imagenet=123", "DATA", "imagenet", "123"),
+        ("DATA.imagenet=/a=b", "DATA", "imagenet", "/a=b"),
+        ("RUN.output_prefix=1e3", "RUN", "output_prefix", "1e3"),
+        ("RUN.output_prefix=yes", "RUN", "output_prefix", "yes"),
+    ],
+)  # fmt: skip
+def test_set_is_typed_by_its_key(assignment: str, section: str, key: str, value: object) -> None:
+    config = train("--set", "TRAIN.print_freq=3", "--set", assignment)
+    assert config[section][key] == value
+    assert type(config[section][key]) is type(value)
+    assert config.TRAIN.print_freq == 3
+
+
+def test_the_last_of_two_sets_counts() -> None:
+    assert train("--set", "TRAIN.lr=1", "--set", "TRAIN.lr=2").TRAIN.lr == 2.0
+
+
+@pytest.mark.parametrize("assignment", ["TRAIN.lr", "lr=1", "=1", "TRAIN"])
+def test_set_without_key_or_value(assignment: str) -> None:
+    assert "write SECTION.key=value, such as TRAIN.lr=0.05" in error(
+        "main_free", "--set", assignment
+    )
+
+
+def test_all_wrong_settings_at_once(folder: Path) -> None:
+    (folder / "mine.yml").write_text("ADV: {clip_esp: 4}\n")
+    message = error(
+        "main_free",
+        *("-c", "mine.yml", "--FN", "maybe", "--s_HE", "-1", "--seed", "x", "--device", "gpu"),
+        *("--set", "TRAIN.precison=bf16", "--set", "train.lr=1", "--set", "ADV.n_repeats=0"),
+    )
+    assert message.splitlines() == [
+        "mine.yml: ADV.clip_esp: unknown key; did you mean ADV.clip_eps?",
+        "--FN: 'maybe' is neither True nor False (yes/no and 1/0 work too)",
+        "--s_HE: '-1' must be above 0",
+        "--seed: 'x' is not a number",
+        "--device: 'gpu' is not one of auto, cpu, cuda, cuda:1, mps",
+        "--set TRAIN.precison: unknown key; did you mean TRAIN.precision?",
+        "--set train.lr: unknown key; did you mean TRAIN.lr?",
+        "--set ADV.n_repeats: 0 must be at least 1",
+    ]
+
+
+def test_dir_is_optional_and_recorded() -> None:
+    config = parse("evaluate", "-e", "--resume", "w.pth")
+    assert config.OPTIONS.data is None
+    assert config.DATA.imagenet == "data/ImageNet"
+    assert train("data").DATA.imagenet == "data"
+    config = parse("evaluate", "data", "--eva_on_imagenet_c", "--resume", "w.pth")
+    assert (config.DATA.imagenet, config.DATA.imagenet_c) == ("data/ImageNet", "data")
+    config = parse("evaluate", "data", "-e", "--eva_on_imagenet_c", "--resume", "w.pth")
+    assert config.OPTIONS.data == "data"  # whichever of the two it looks like
+    assert (config.DATA.imagenet, config.DATA.imagenet_c) == ("data/ImageNet", "data/ImageNet-C")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["data -e --resume w.pth", "-e data --resume w.pth", "-e --resume w.pth data"],
+)
+@pytest.mark.parametrize("script", ["main_free", "evaluate"])
+def test_dir_may_stand_anywhere(script: str, arguments: str) -> None:
+    options = parse(script, *arguments.split()).OPTIONS
+    assert (options.data, options.evaluate, options.resume) == ("data", True, "w.pth")
+
+
+@pytest.mark.parametrize("script", ["main_free", "evaluate"])
+def test_both_scripts_take_the_common_flags(script: str) -> None:
+    values = {"--s_HE": "10", "--angular_margin_HE": "0.2", "--output_prefix": "x", "--seed": "1",
+              "--config": str(ROOT / "configs.yml"), "--resume": "w.pth", "--device": "cpu",
+              "--set": "TRAIN.lr=1", "--protocol": "paper", "--n_examples": "3",
+              "--image_ids": "w.pth", "--save_images": "2"}  # fmt: skip
+    flags = [flag for flag in ON_BOTH if flag != "--image_ids"]  # which excludes --n_examples
+    words = [word for flag in flags for word in (flag, values.get(flag, "True"))]
+    options = parse(script, "data", "-e", *words).OPTIONS
+    assert (options.print_gradients, options.pretrained, options.n_examples) == (True, True, 3)
+    assert parse(script, "-e", "--resume", "w.pth", "--image_ids", "w.pth").OPTIONS.image_ids
+
+
+def test_evaluation_flags() -> None:
+    config = parse(
+        "evaluate",
+        *("-e", "--eva_on_imagenet_c", "--resume", "w.pth", "--protocol", "paper"),
+        *("--attack", "pgd10,pgd50-dlr-r5", "--n_examples", "100", "--save_images", "8"),
+    )
+    options = config.OPTIONS
+    assert options.evaluate
+    assert options.eva_on_imagenet_c
+    assert options.attack == ["pgd10", "pgd50-dlr-r5"]
+    assert (options.n_examples, options.save_images) == (100, 8)
+    assert config.EVAL.protocol == "paper"
+    assert options.command == (
+        "python evaluate.py -e --eva_on_imagenet_c --resume w.pth --protocol paper"
+        " --attack pgd10,pgd50-dlr-r5 --n_examples 100 --save_images 8"
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("evaluate", "", ["-e", "--eva_on_imagenet_c"]),
+        ("evaluate", "data --resume w.pth", ["-e", "--eva_on_imagenet_c"]),
+        ("evaluate", "-e", ["--resume PATH", "--pretrained"]),
+        ("main_free", "-e", ["--resume PATH", "--pretrained"]),
+        ("evaluate", "-e --resume w.pth --n_examples 5 --image_ids w.pth",
+         ["--n_examples", "--image_ids", "give one"]),
+        ("main_free", "--overwrite --resume auto", ["--overwrite", "--resume", "give one"]),
+        ("main_free", "--eva_on_imagenet_c", ["unrecognized", "--eva_on_imagenet_c", "--help"]),
+        ("main_free", "--ful True", ["unrecognized", "--ful"]),
+        ("main_free", "data more", ["unrecognized", "more"]),
+        ("main_free", "--s_H 3", ["unrecognized", "--s_H"]),  # no abbreviations
+        ("main_free", "--seed", ["--seed", "expected one argument"]),
+        ("main_free", "--n_examples ten", ["--n_examples", "'ten' is not a number"]),
+        ("main_free", "--n_examples 0", ["--n_examples", "at least 1"]),
+        ("main_free", "--save_images -1", ["--save_images", "at least 0"]),
+        ("evaluate", "--clean_accuracy 76", ["--clean_accuracy", "at most 1"]),
+        ("main_free", "--protocol mine", ["--protocol", "standard, freeat, paper"]),
+        ("main_free", "-c none.yml", ["none.yml", "No such file"]),
+        ("main_free", "nowhere", ["no folder nowhere", "DIR"]),
+        ("main_free", "w.pth", ["no folder w.pth", "DIR"]),
+        ("main_free", "--resume none.pth", ["--resume none.pth", "no such checkpoint", "w.pth"]),
+        ("evaluate", "-e --resume w.pth --image_ids none.txt", ["--image_ids none.txt", "no such"]),
+    ],
+)  # fmt: skip
+def test_wrong_arguments(script: str, arguments: str, words: list[str]) -> None:
+    message = error(script, *arguments.split())
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_configuration_is_frozen_and_complete() -> None:
+    config = train("data")
+    with pytest.raises(AttributeError):
+        config.TRAIN.lr = 3
+    with pytest.raises(AttributeError):
+        config.OPTIONS.data = "other"
+    assert settings_only(config)["ADV"]["n_repeats"] == 4
+
+
+@pytest.fixture
+def no_torch(folder: Path) -> dict[str, str]:
+    """An environment in which importing torch, torchvision, numpy or PIL ends the command."""
+    for name in ("torch", "torchvision", "numpy", "PIL", "matplotlib"):
+        package = folder / "fakes" / name
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(f"raise SystemExit('{name} was imported')\n")
+    return {"PYTHONPATH": f"{folder / 'fakes'}:{ROOT}"}
+
+
+def test_the_fake_torch_is_what_a_command_would_import(run: Run, no_torch: dict) -> None:
+    done = run("main_free.py", "data", **no_torch)
+    assert done.returncode == 1
+    assert "torch was imported" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["main_free.py", "evaluate.py"])
+def test_help_answers_without_torch(script: str, run: Run, no_torch: dict) -> None:
+    done = run(script, "--help", COLUMNS="100", **no_torch)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    words = done.stdout.split()
+    for flag in (*ON_BOTH, "-e", "-c"):
+        shown = any(word.strip("[],") == flag for word in words)
+        assert shown or (script, flag) == (
+            "evaluate.py",
+            "--print_gradients",
+        )  # means nothing there
+    assert f"python {script} /data/ImageNet" in done.stdout  # examples to paste
+    assert "SECTION.key=value" in done.stdout
+    # Defaults with their units, of the flags and of every setting.
+    for text in (
+        "cosines (default 10.0)",
+        "ADV.clip_eps               4.0                      radius of the l-infinity ball, of",
+        "DATA.crop_size             224                      side of the network's input, pixels",
+        "TRAIN.checkpoint_minutes   10.0                     minutes between checkpoints",
+    ):
+        assert text in done.stdout
+    assert ("[--eva_on_imagenet_c]" in done.stdout) == (script == "evaluate.py")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("main_free.py", ["--FN", "maybe"], "--FN: 'maybe' is neither True nor False"),
+        ("main_free.py", ["--bogus"], "unrecognized arguments: --bogus"),
+        ("main_free.py", ["--device", "gpu"], "--device: 'gpu' is not one of"),
+        ("main_free.py", ["--set", "DATA.crop_size=300"], "larger than DATA.img_size 256"),
+        ("main_free.py", ["--attack", "pgd"], "unknown attack 'pgd'"),
+        ("main_free.py", ["--resume", "none.pth"], "no such checkpoint"),
+        ("main_free.py", ["nowhere"], "no folder nowhere"),
+        ("main_free.py", ["-c", "evil.yml"], "no Python objects"),
+        ("evaluate.py", [], "nothing to evaluate"),
+        ("evaluate.py", ["-e"], "no weights to evaluate"),
+    ],
+)
+def test_errors_answer_without_torch(
+    script: str, arguments: list[str], words: str, run: Run, no_torch: dict, folder: Path
+) -> None:
+    (folder / "evil.yml").write_text("TRAIN: !!python/object/apply:os.system ['touch pwned']\n")
+    done = run(script, *arguments, **no_torch)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert not (folder / "pwned").exists()
+
+
+def test_two_wrong_settings_are_two_lines(run: Run, no_torch: dict) -> None:
+    done = run("main_free.py", "--s_HE", "0", "--set", "TRAIN.lrr=1", **no_torch)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: --s_HE: '0' must be above 0",
+        "error: --set TRAIN.lrr: unknown key; did you mean TRAIN.lr?",
+    ]

@@ -1,0 +1,321 @@
+"""configs.yml, its schema, and how YAML files are read, merged and refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from utils.config.merge import Config, derive, dump_yaml, freeze, merge, read_yaml, settings_only
+from utils.config.schema import SCHEMA
+from utils.errors import UserError
+
+DEFAULTS = {section: {k: s.default for k, s in keys.items()} for section, keys in SCHEMA.items()}
+
+# Keys and values of the published configs.yml of FreeAT (and of FreeAT + HE), tuples included.
+PUBLISHED = """
+TRAIN:
+    epochs: 90
+    arch: 'resnet50'
+    start_epoch: 0
+    lr: 0.1
+    momentum: 0.9
+    weight_decay: 0.0001
+    print_freq: 10
+    mean: !!python/tuple [0.485, 0.456, 0.406]
+    std: !!python/tuple [0.229, 0.224, 0.225]
+
+ADV:
+    clip_eps: 4.0
+    fgsm_step: 4.0
+    n_repeats: 4
+    pgd_attack:
+    - !!python/tuple [10, 0.00392156862]
+    - !!python/tuple [50, 0.00392156862]
+
+DATA:
+    workers: 4
+    batch_size: 256
+    img_size: 256
+    crop_size: 224
+    max_color_value: 255.0
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    """A YAML file; its path."""
+    path = folder / "some.yml"
+    path.write_text(text)
+    return str(path)
+
+
+def resolve(text: str, folder: Path, **flags: object) -> Config:
+    """A YAML text and `--set` values, merged."""
+    overrides = {name.replace("__", "."): ("--set", value) for name, value in flags.items()}
+    return merge(read_yaml(write(folder, text)), overrides, "some.yml")
+
+
+def problems(text: str, folder: Path, **flags: object) -> list[str]:
+    """The lines of the error that a YAML text raises."""
+    with pytest.raises(UserError) as caught:
+        resolve(text, folder, **flags)
+    return str(caught.value).splitlines()
+
+
+def test_configs_yml_shows_exactly_the_defaults() -> None:
+    shown = yaml.safe_load((ROOT / "configs.yml").read_text())
+    assert {section: set(keys) for section, keys in shown.items()} == {
+        section: set(keys) for section, keys in DEFAULTS.items()
+    }
+    from_file = merge(shown, {}, "configs.yml")
+    from_nothing = merge({}, {}, "nothing")
+    assert settings_only(from_file) == settings_only(from_nothing)
+
+
+def test_every_key_of_configs_yml_has_a_comment() -> None:
+    lines = (ROOT / "configs.yml").read_text().splitlines()
+    for section, keys in SCHEMA.items():
+        start = lines.index(f"{section}:")
+        for key in keys:
+            row = lines[start:].index(next(x for x in lines[start:] if x.startswith(f"  {key}:")))
+            above = lines[start + 1 : start + row]
+            assert any(line.lstrip().startswith("#") for line in above), f"{section}.{key}"
+
+
+def test_defaults_are_the_published_ones() -> None:
+    config = merge({}, {}, "nothing")
+    assert config.TRAIN.arch == "resnet50"
+    assert (config.TRAIN.epochs, config.ADV.n_repeats, config.DATA.batch_size) == (90, 4, 256)
+    assert (config.TRAIN.lr, config.TRAIN.momentum, config.TRAIN.weight_decay) == (0.1, 0.9, 1e-4)
+    assert (config.DATA.img_size, config.DATA.crop_size) == (256, 224)
+    assert (config.ADV.clip_eps, config.ADV.fgsm_step) == (4.0, 4.0)
+    assert [row[0] for row in config.ADV.pgd_attack] == [10, 50]
+    assert all(row[1] == pytest.approx(1 / 255, rel=1e-8) for row in config.ADV.pgd_attack)
+
+
+def test_published_file_loads_and_means_the_defaults(tmp_path: Path) -> None:
+    assert "!!python/tuple" in PUBLISHED
+    assert settings_only(resolve(PUBLISHED, tmp_path)) == settings_only(merge({}, {}, ""))
+    changed = PUBLISHED.replace("[0.485, 0.456, 0.406]", "[0.5, 0.25, 0.125]").replace(
+        "- !!python/tuple [10, 0.00392156862]", "- !!python/tuple [20, 0.0078]"
+    )
+    config = resolve(changed, tmp_path)
+    assert config.TRAIN.mean == [0.5, 0.25, 0.125]
+    assert config.ADV.pgd_attack[0] == [20, 0.0078, "ce", 1]
+    nested = "ADV:\n  pgd_attack: !!python/tuple [!!python/tuple [7, 0.01]]\n"
+    assert resolve(nested, tmp_path).ADV.pgd_attack == [[7, 0.01, "ce", 1]]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object/apply:os.system ['touch pwned']",
+        "!!python/object/new:os.system ['touch pwned']",
+        "!!python/object:argparse.Namespace {a: 1}",
+        "!!python/name:os.system",
+        "!!python/module:os",
+        "!!python/set {1, 2}",
+        "!!python/complex 1+2j",
+    ],
+)
+def test_python_objects_are_refused_and_do_nothing(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        read_yaml(write(tmp_path, f"TRAIN:\n  lr: 0.1\n  arch: {value}\n"))
+    message = str(caught.value)
+    assert "some.yml:3" in message
+    assert "no Python objects" in message
+    assert "\n" not in message
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("TRAIN:\n  lr: [1, 2\n", ["some.yml:3", "not valid YAML"]),
+        ("just words\n", ["holds no sections"]),
+        ("- 1\n- 2\n", ["holds no sections"]),
+        ("TRAIN: 3\n", ["TRAIN must hold keys"]),
+        ("TRAINING:\n  lr: 0.1\n", ["unknown section TRAINING", "did you mean TRAIN?"]),
+        ("lr: 0.1\n", ["unknown section lr"]),
+        ("TRAIN:\n  1: 2\n", ["unknown key"]),
+    ],
+)
+def test_files_that_hold_something_else(text: str, words: list[str], tmp_path: Path) -> None:
+    (line,) = problems(text, tmp_path)
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00binary", None])
+def test_unreadable_files(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "some.yml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot read the configuration .*some\.yml"):
+        read_yaml(str(path))
+
+
+def test_empty_file_means_the_defaults(tmp_path: Path) -> None:
+    assert settings_only(resolve("", tmp_path)) == settings_only(merge({}, {}, ""))
+
+
+def test_command_line_over_yaml_over_defaults(tmp_path: Path) -> None:
+    text = "TRAIN: {lr: 0.3, epochs: 12}\n"
+    config = resolve(text, tmp_path, TRAIN__epochs=8)
+    assert (config.TRAIN.epochs, config.TRAIN.lr, config.TRAIN.momentum) == (8, 0.3, 0.9)
+
+
+def test_everything_wrong_is_said_at_once_with_the_nearest_key(tmp_path: Path) -> None:
+    text = """
+TRAIN: {epoch: 90, momentum: 1.5, precison: bf16, lr: fast}
+ADV: {clip_eps: -1, n_repeats: 0, clip_esp: 4}
+DATA: {img_size: 32, crop_size: 64, batch_size: 2.5}
+EVAL: {precison: bf16}
+"""
+    lines = problems(text, tmp_path, TRAIN__start_epoch="soon")
+    expected = [
+        ("TRAIN.epoch:", "did you mean TRAIN.epochs?"),
+        ("TRAIN.momentum:", "1.5 must be at least 0 and at most 1"),
+        ("TRAIN.precison:", "did you mean TRAIN.precision?"),
+        ("TRAIN.lr:", "'fast' is not a number"),
+        ("ADV.clip_eps:", "-1 must be at least 0"),
+        ("ADV.n_repeats:", "0 must be at least 1"),
+        ("ADV.clip_esp:", "did you mean ADV.clip_eps?"),
+        ("DATA.batch_size:", "2.5 is not a whole number"),
+        ("EVAL.precison:", "did you mean EVAL.precision?"),
+        ("--set:", "'soon' is not a number"),
+        ("DATA.crop_size 64", "larger than DATA.img_size 32"),
+    ]
+    assert len(lines) == len(expected)
+    for where, what in expected:
+        assert any(where in line and what in line for line in lines), (where, what, lines)
+    assert all(line.startswith(("some.yml: ", "--set", "DATA.crop_size")) for line in lines)
+
+
+def test_a_key_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yml"
+    path.write_text("TRAIN:\n  lr: 0.1\n  epochs: 3\n  lr: 0.2\n")
+    with pytest.raises(UserError, match=r"twice\.yml:4 is not valid YAML: lr stands there twice"):
+        read_yaml(str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("TRAIN.arch", "resnet51", "is not one of resnet18, resnet34"),
+        ("TRAIN.epochs", 0, "at least 1"),
+        ("TRAIN.epochs", True, "not a number"),
+        ("TRAIN.lr", 0, "above 0"),
+        ("TRAIN.lr", float("nan"), "not finite"),
+        ("TRAIN.lr", float("inf"), "not finite"),
+        ("TRAIN.weight_decay", -1e-4, "at least 0"),
+        ("TRAIN.mean", [0.5, 0.5], "not a list of 3 numbers"),
+        ("TRAIN.mean", [123.7, 116.3, 103.5], "at most 1"),
+        ("TRAIN.std", [0.2, 0.2, 0], "above 0"),
+        ("TRAIN.compile", "maybe", "neither True nor False"),
+        ("TRAIN.start_epoch", 23, "leaves nothing to train"),
+        ("ADV.clip_eps", 256, "more than DATA.max_color_value 255"),
+        ("ADV.fgsm_step", 300, "more than DATA.max_color_value 255"),
+        ("ADV.clip_eps", None, "not a number"),
+        ("ADV.pgd_attack", [], "not a list of [steps, step size]"),
+        ("ADV.pgd_attack", [10, 0.004], "is not [steps, step size]"),
+        ("ADV.pgd_attack", [[10, 1]], "write 1/255"),
+        ("ADV.pgd_attack", [[0, 0.004]], "at least 1"),
+        ("ADV.pgd_attack", [[10, 0.004, "cw"]], "is not one of ce, margin, dlr"),
+        ("ADV.pgd_attack", [[10, 0.004, "ce", 0]], "at least 1"),
+        ("DATA.workers", -1, "at least 0"),
+        ("DATA.batch_size", 0, "at least 1"),
+        ("DATA.imagenet", 7, "not text"),
+        ("DATA.max_color_value", 0, "above 0"),
+        ("HE.s_HE", 0, "above 0"),
+        ("HE.angular_margin_HE", -0.1, "at least 0"),
+        ("EVAL.protocol", "mine", "is not one of standard, freeat, paper"),
+        ("EVAL.scales", 3, "not a list of numbers"),
+        ("RUN.seed", -1, "at least 0"),
+        ("RUN.device", "gpu", "is not one of auto, cpu, cuda"),
+        ("RUN.output_prefix", "a/b", "holds no slash"),
+        ("RUN.output_prefix", "", "not text"),
+    ],
+)
+def test_unusable_values(key: str, value: object, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        merge({}, {key: (f"--set {key}", value)}, "configs.yml")
+    message = str(caught.value)
+    assert words in message
+    assert key in message
+    assert "\n" not in message
+
+
+def test_values_in_other_spellings() -> None:
+    content = {
+        "TRAIN": {"lr": "1e-2", "epochs": 8.0, "compile": "Yes"},  # 1e-2 is text to YAML 1.1
+        "ADV": {"pgd_attack": [[3, "2/255"], [5, "1/255", "dlr", 2]]},
+        "RUN": {"seed": 2**62 + 1, "device": "cuda:1"},
+    }
+    config = merge(content, {}, "some.yml")
+    assert (config.TRAIN.lr, config.TRAIN.epochs, config.TRAIN.compile) == (0.01, 8, True)
+    assert config.ADV.pgd_attack == [[3, 2 / 255, "ce", 1], [5, 1 / 255, "dlr", 2]]
+    assert config.RUN.seed == 2**62 + 1  # exact, though a float could not hold it
+
+
+def test_eps_in_another_unit() -> None:
+    content = {"ADV": {"clip_eps": 0.5, "fgsm_step": 0.25}, "DATA": {"max_color_value": 1.0}}
+    config = merge(content, {}, "some.yml")
+    derive(config)
+    assert (config.DERIVED.eps, config.DERIVED.fgsm_step) == (0.5, 0.25)
+    with pytest.raises(UserError, match=r"clip_eps 4 is more than DATA\.max_color_value 1"):
+        merge({"DATA": {"max_color_value": 1.0}, "ADV": {"fgsm_step": 0.1}}, {}, "some.yml")
+
+
+def test_dumped_configuration_reads_back_the_same(tmp_path: Path) -> None:
+    content = {
+        "TRAIN": {"lr": 1e-5, "mean": [0.1, 0.2, 0.3]},
+        "ADV": {"pgd_attack": [[2, "1/255", "margin", 3]]},
+        "HE": {"FN": True, "s_HE": 15},
+        "RUN": {"seed": 2**63 - 1},
+    }
+    config = merge(content, {}, "some.yml")
+    again = merge(read_yaml(write(tmp_path, dump_yaml(config))), {}, "config.yml")
+    assert settings_only(again) == settings_only(config)
+    assert again.TRAIN.lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("he", "name"),
+    [
+        ({}, "resnet50_free_adv_step4_eps4_repeat4_bs256"),
+        (
+            {"FN": True, "WN": True},
+            "resnet50_free_adv_step4_eps4_repeat4_bs256_FN_WN_s10.0_margin0.2",
+        ),
+        ({"WN": True, "s_HE": 5}, "resnet50_free_adv_step4_eps4_repeat4_bs256_WN_s5.0_margin0.2"),
+        ({"FN": True}, "resnet50_free_adv_step4_eps4_repeat4_bs256_FN_s10.0_margin0.2"),
+        ({"s_HE": 5}, "resnet50_free_adv_step4_eps4_repeat4_bs256"),
+    ],
+)
+def test_derived_values(he: dict, name: str) -> None:
+    config = merge({"HE": he}, {}, "some.yml")
+    derive(config)
+    assert config.DERIVED.output_name == name
+    assert config.DERIVED.run_dir == f"trained_models/{name}"
+    assert math.isclose(config.DERIVED.eps, 4 / 255)
+    assert math.isclose(config.DERIVED.fgsm_step, 4 / 255)
+
+
+def test_configuration_is_read_only_once_frozen() -> None:
+    config = merge({}, {}, "some.yml")
+    derive(config)
+    freeze(config)
+    with pytest.raises(AttributeError, match="frozen"):
+        config.TRAIN.lr = 1.0
+    with pytest.raises(AttributeError, match="frozen"):
+        config["TRAIN"]["lr"] = 1.0
+    with pytest.raises(AttributeError, match="frozen"):
+        config.EXTRA = 1
+    assert config.TRAIN.lr == 0.1

@@ -1,0 +1,315 @@
+"""Batches: the same images, order and crops for any number of workers and processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torchvision import datasets, transforms
+
+from lib.algorithm.seeds import derived_seed
+from lib.data.datasets import Batch, ImageBatches, eval_transform, train_transform
+from lib.data.folders import ImageTree, read_tree
+from lib.data.loader import make_loader, on_device, share_of_workers, to_device
+from lib.data.samplers import GlobalBatches, Shard
+from lib.evaluation.validation import EvaluationData
+from utils.distributed.context import DistributedContext
+from utils.errors import UserError
+
+CPU = torch.device("cpu")
+SIZES = ((60, 40), (40, 60), (33, 32), (80, 81), (50, 37))
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> ImageTree:
+    """20 images of many shapes in 3 classes."""
+    root = tmp_path_factory.mktemp("tree")
+    generator = np.random.default_rng(0)
+    for number in range(20):
+        width, height = SIZES[number % len(SIZES)]
+        small = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        folder = root / f"class{number % 3}"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(small).resize((width, height)).save(folder / f"{number:02}.png")
+    return read_tree(str(root))
+
+
+def augmented(tree: ImageTree, seed: int = 0) -> ImageBatches:
+    """Training's images."""
+    return ImageBatches(tree, train_transform(32), 32, seed)
+
+
+def epoch_of(
+    tree: ImageTree,
+    *,
+    epoch: int = 0,
+    start: int = 0,
+    seed: int = 0,
+    batch_size: int = 6,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+) -> list[Batch]:
+    """One process's batches of an epoch of training."""
+    order = GlobalBatches(len(tree.files), batch_size, rank, world_size, seed)
+    order.set_position(epoch, start)
+    return list(make_loader(augmented(tree, seed), order, workers, CPU))
+
+
+def by_position(batches: list[Batch]) -> dict[int, torch.Tensor]:
+    """Each image's pixels."""
+    pairs = [zip(batch.indices.tolist(), batch.pixels, strict=True) for batch in batches]
+    return {position: pixels for pair in pairs for position, pixels in pair}
+
+
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    """Whether two lists hold the same batches in the same order."""
+    pairs = zip(one, other, strict=True)
+    return all(torch.equal(x, y) for a, b in pairs for x, y in zip(a[:4], b[:4], strict=True))
+
+
+# Training
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than there are cores
+def test_any_number_of_workers_gives_the_same_batches(tree: ImageTree) -> None:
+    alone = epoch_of(tree, epoch=3)
+    assert [len(batch.labels) for batch in alone] == [6, 6, 6, 2]  # the partial one included
+    for workers in (1, 3):
+        assert same(epoch_of(tree, epoch=3, workers=workers), alone)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_processes_share_each_global_batch(tree: ImageTree, world_size: int) -> None:
+    whole = epoch_of(tree)
+    shares = [epoch_of(tree, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for number, batch in enumerate(whole):
+        for rank, share in enumerate(batches[number] for batches in shares):
+            expected = Batch(*(field[rank::world_size] for field in batch[:4]))
+            if not len(expected.labels):  # two images for three processes: one borrows the first
+                assert (world_size, rank, number) == (3, 2, 3)
+                expected = Batch(*(field[:1] for field in batch[:4]))
+            assert same([share], [expected])
+
+
+def test_an_epoch_has_every_image_once(tree: ImageTree) -> None:
+    for epoch in range(3):
+        seen = torch.cat([batch.indices for batch in epoch_of(tree, epoch=epoch)]).tolist()
+        assert sorted(seen) == list(range(20))
+        assert seen != sorted(seen)
+
+
+def test_epochs_and_seeds_differ_and_repeat(tree: ImageTree) -> None:
+    first = epoch_of(tree)
+    assert same(epoch_of(tree), first)
+    for other in (epoch_of(tree, epoch=1), epoch_of(tree, seed=1)):
+        assert [b.indices.tolist() for b in other] != [b.indices.tolist() for b in first]
+        pixels, others = by_position(first), by_position(other)
+        assert sum(torch.equal(pixels[i], others[i]) for i in range(20)) <= 1
+
+
+def test_going_on_within_an_epoch(tree: ImageTree) -> None:
+    whole = epoch_of(tree, epoch=2)
+    for start in (1, 3, 4):
+        assert same(epoch_of(tree, epoch=2, start=start), whole[start:])
+
+
+def test_a_loader_goes_through_epochs_with_the_same_workers(tree: ImageTree) -> None:
+    order = GlobalBatches(len(tree.files), 6, seed=0)
+    loader = make_loader(augmented(tree), order, 2, CPU)
+    for epoch, start in ((0, 2), (1, 0)):
+        order.set_position(epoch, start)
+        assert same(list(loader), epoch_of(tree, epoch=epoch, start=start))
+
+
+def test_augmentation_leaves_the_random_state_alone(tree: ImageTree) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    images = augmented(tree)
+    images.load(0, 1)
+    assert torch.equal(torch.rand(3), expected)
+    torch.manual_seed(99)  # nor does it depend on it
+    again = images.load(0, 1)
+    torch.manual_seed(98)
+    assert np.array_equal(np.asarray(images.load(0, 1)[0]), np.asarray(again[0]))
+
+
+def test_crops_are_torchvisions(tree: ImageTree) -> None:
+    image = Image.open(Path(tree.root, tree.files[4])).convert("RGB")
+    torch.manual_seed(derived_seed(7, 2, 4))
+    expected = transforms.RandomResizedCrop(32)(image)
+    crop, _ = augmented(tree, seed=7).load(2, 4)
+    assert np.array_equal(np.asarray(crop), np.asarray(expected))
+
+
+def test_flips_on_the_device_are_pils_mirror(tree: ImageTree) -> None:
+    images = augmented(tree)
+    batch = images.__getitems__([(1, position) for position in range(20)])
+    sent = to_device(batch, CPU)
+    for position in range(20):
+        crop, flip = images.load(1, position)
+        assert flip == batch.flips[position]
+        wanted = ImageOps.mirror(crop) if flip else crop
+        assert torch.equal(sent.images[position], transforms.functional.to_tensor(wanted))
+    assert 0 < batch.flips.sum() < 20
+
+
+def test_flips_can_be_left_out_and_crops_kept_large(tree: ImageTree) -> None:
+    whole = ImageBatches(tree, train_transform(32, min_area=0.9), 32, seed=0, flip=False)
+    small = augmented(tree)
+    image = Image.open(Path(tree.root, tree.files[0])).convert("RGB")
+    nearly = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
+    errors = {}
+    for name, images in (("whole", whole), ("small", small)):
+        crops = [images.load(epoch, 0) for epoch in range(12)]
+        errors[name] = np.mean([np.abs(np.asarray(crop) - nearly).mean() for crop, _ in crops])
+        assert any(flip for _, flip in crops) == (name == "small")
+    assert errors["whole"] < errors["small"] / 2
+
+
+def test_half_of_the_images_are_flipped(tree: ImageTree) -> None:
+    images = augmented(tree)
+    flips = [images.load(epoch, position)[1] for epoch in range(20) for position in range(20)]
+    assert 160 < sum(flips) < 240
+
+
+def test_batches_are_bytes_and_become_floats_on_the_device(tree: ImageTree) -> None:
+    batch = augmented(tree).__getitems__([(0, position) for position in range(5)])
+    assert batch.pixels.dtype == torch.uint8
+    assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
+    for dtype in (torch.float32, torch.float64):
+        sent = to_device(batch, CPU, dtype)
+        assert sent.images.dtype == dtype
+        assert sent.images.is_contiguous(memory_format=torch.channels_last)
+        assert 0 <= sent.images.min() < sent.images.max() <= 1
+        assert sent.labels.tolist() == [tree.labels[i] for i in range(5)]
+    unflipped = batch._replace(flips=torch.zeros(5, dtype=torch.bool))
+    bytes_again = (to_device(unflipped, CPU).images * 255).round().to(torch.uint8)
+    assert torch.equal(bytes_again, batch.pixels)
+
+
+# Evaluation
+
+
+def test_evaluation_is_torchvisions_preprocessing(tree: ImageTree) -> None:
+    reference = datasets.ImageFolder(
+        tree.root,
+        transforms.Compose(
+            [transforms.Resize(48), transforms.CenterCrop(32), transforms.ToTensor()]
+        ),
+    )
+    data = EvaluationData(tree, 48, 32, 7, 0, DistributedContext(0, 1, CPU))
+    for images, labels, indices in data.batches():
+        for image, label, index in zip(images, labels.tolist(), indices.tolist(), strict=True):
+            wanted, wanted_label = reference[index]
+            assert torch.equal(image, wanted)
+            assert label == wanted_label
+
+
+def test_centre_crop_alone(tree: ImageTree) -> None:
+    image = Image.open(Path(tree.root, tree.files[0])).convert("RGB")
+    expected = transforms.CenterCrop(32)(image)
+    assert np.array_equal(np.asarray(eval_transform(None, 32)(image)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
+def test_evaluation_shares_are_exact(tree: ImageTree, world_size: int, batch_size: int) -> None:
+    for positions in (None, [0, 5, 6, 19], [3], []):
+        wanted = list(range(20)) if positions is None else positions
+        seen = []
+        for rank in range(world_size):
+            data = EvaluationData(
+                tree, 48, 32, batch_size, 0, DistributedContext(rank, world_size, CPU)
+            )
+            batches = list(data.batches(positions))
+            assert all(1 <= len(batch.labels) <= batch_size for batch in batches)
+            shard = Shard(wanted, batch_size, rank, world_size)
+            assert len(batches) == len(shard) == len(list(shard))
+            seen += [i for batch in batches for i in batch.indices.tolist()]
+        assert sorted(seen) == wanted  # each once, none twice, none left out
+
+
+def test_evaluation_has_the_same_images_with_workers(tree: ImageTree) -> None:
+    found = []
+    for workers in (0, 2):
+        data = EvaluationData(tree, 48, 32, 6, workers, DistributedContext(0, 1, CPU))
+        found.append(torch.cat([batch.images for batch in data.batches()]))
+    assert torch.equal(*found)
+
+
+# Images that cannot be read
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_main_process_raises_what_a_worker_met(
+    tree: ImageTree, workers: int, tmp_path: Path
+) -> None:
+    bad = tmp_path / "class0" / "bad.jpg"
+    bad.parent.mkdir()
+    bad.write_text("I am a text file.")
+    good = Path(tree.root, tree.files[0])
+    files = (str(good), "class0/bad.jpg", str(good))  # an absolute path stays itself
+    broken = ImageTree(str(tmp_path), ("class0",), files, (0, 0, 0))
+    images = ImageBatches(broken, eval_transform(48, 32), 32)
+    batches = on_device(make_loader(images, Shard(range(3), 1), workers, CPU), CPU)
+    assert next(batches).indices.tolist() == [0]
+    with pytest.raises(UserError, match=f"^cannot read {bad}: it is not an image; replace"):
+        next(batches)
+
+
+# Arithmetic
+
+
+def test_derived_seeds() -> None:
+    seeds = {derived_seed(a, b, c) for a in range(4) for b in range(4) for c in range(4)}
+    assert len(seeds) == 64
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derived_seed(2**63 - 1, 5) != derived_seed(2**63 - 2, 5)
+    assert derived_seed(1, 2) == derived_seed(1, 2)
+
+
+def test_sizes_of_global_batches() -> None:
+    order = GlobalBatches(20, 6)
+    assert order.batches_per_epoch() == 4
+    assert [order.images_in(batch) for batch in range(4)] == [6, 6, 6, 2]
+    order.set_position(0, 3)
+    assert len(order) == 1
+    assert list(order) == [[(0, 18), (0, 19)]]
+
+
+@pytest.mark.parametrize(
+    ("workers", "world_size", "share"), [(0, 4, 0), (4, 1, 4), (4, 2, 2), (2, 8, 1), (7, 2, 3)]
+)
+def test_workers_are_shared_out(
+    workers: int, world_size: int, share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert share_of_workers(workers, world_size) == share
+
+
+def test_slots_are_not_written_while_a_batch_is_in_use(tree: ImageTree) -> None:
+    """More batches than slots, all held until the end, and a slow consumer: the same pixels."""
+    expected = [(image.clone(), label) for image, label in whole_epoch(tree, workers=0)]
+    assert len(expected) > 2 * 4 + 1
+    found = []
+    for image, label in whole_epoch(tree, workers=2):
+        time.sleep(0.01)  # the workers run ahead as far as they can
+        found.append((image, label))
+    assert len(found) == len(expected)
+    for (image, label), (wanted, wanted_label) in zip(found, expected, strict=True):
+        assert torch.equal(image, wanted)
+        assert torch.equal(label, wanted_label)
+
+
+def whole_epoch(tree: ImageTree, workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of one image, so that there are many."""
+    images = ImageBatches(tree, eval_transform(48, 32), 32)
+    loader = make_loader(images, Shard(range(len(tree.files)), 1), workers, CPU)
+    yield from ((batch.pixels, batch.labels) for batch in loader)

@@ -1,0 +1,262 @@
+"""Trees of class folders and the images in them."""
+
+from __future__ import annotations
+
+import io
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lib.data.datasets import load_rgb
+from lib.data.folders import (
+    ImageTree,
+    evenly_spread,
+    positions_of,
+    read_split,
+    read_tree,
+    require_same_classes,
+)
+from utils.errors import UserError
+
+COLOURS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+
+
+def make(root: Path, *files: str) -> Path:
+    """Small images at these paths."""
+    for name in files:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(COLOURS).save(path)
+    return root
+
+
+def error_of(root: Path, split: str = "") -> str:
+    """What reading a tree, or a split of one, says."""
+    with pytest.raises(UserError) as caught:
+        read_split(str(root), split) if split else read_tree(str(root))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# Trees
+
+
+def test_order_and_labels(tmp_path: Path) -> None:
+    make(tmp_path, "b/2.png", "b/10.jpeg", "a/x.JPG", "a/deeper/y.bmp", "c/1.webp")
+    (tmp_path / "a" / "notes.txt").touch()
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "readme.md").touch()
+    make(tmp_path, "a/._x.JPG", "b/.hidden/1.png")
+    tree = read_tree(str(tmp_path))
+    assert tree.classes == ("a", "b", "c")
+    assert tree.files == ("a/x.JPG", "a/deeper/y.bmp", "b/10.jpeg", "b/2.png", "c/1.webp")
+    assert tree.labels == (0, 0, 1, 1, 2)
+
+
+def test_subset_keeps_labels(tmp_path: Path) -> None:
+    tree = read_tree(str(make(tmp_path, "a/1.png", "a/2.png", "b/3.png")))
+    part = tree.subset([2, 0])
+    assert (part.files, part.labels) == (("b/3.png", "a/1.png"), (1, 0))
+    assert (part.root, part.classes) == (tree.root, tree.classes)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    message = error_of(tmp_path / "none", "train")
+    assert f"no folder {tmp_path}/none" in message
+    assert "DATA.imagenet" in message
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_missing_split(split: str, tmp_path: Path) -> None:
+    message = error_of(tmp_path, split)
+    assert f"{tmp_path} has no folder {split}" in message
+    assert f"put the images into {tmp_path}/{split}/CLASS/" in message
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "val").mkdir()
+    message = error_of(tmp_path, "val")
+    assert f"{tmp_path}/val is empty; put the images into {tmp_path}/val/CLASS/" in message
+
+
+def test_empty_class_folders_are_named(tmp_path: Path) -> None:
+    make(tmp_path, "cat/1.png")
+    for name in ("dog", "eel", "fox", "gnu"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "dog" / "1.gif").touch()  # no format of a photograph
+    message = error_of(tmp_path)
+    assert "no images in class folder dog, eel, fox and 1 more" in message
+    assert "fill or remove it" in message
+    assert ".jpg .jpeg .png" in message
+
+
+def test_flat_folder_says_how_to_mend(tmp_path: Path) -> None:
+    make(tmp_path, "val/ILSVRC2012_val_00000001.JPEG", "val/ILSVRC2012_val_00000002.JPEG")
+    message = error_of(tmp_path, "val")
+    assert "holds 2 images such as ILSVRC2012_val_00000001.JPEG and no class folders" in message
+    assert f"move each image into {tmp_path}/val/CLASS/" in message
+
+
+def test_classes_that_differ(tmp_path: Path) -> None:
+    make(tmp_path, "train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "val/eel/1.png")
+    train, val = (read_split(str(tmp_path), split) for split in ("train", "val"))
+    with pytest.raises(UserError) as caught:
+        require_same_classes(train, val)
+    assert f"class dog is in {tmp_path}/train and not in {tmp_path}/val" in str(caught.value)
+    with pytest.raises(UserError, match=f"class eel is in {tmp_path}/val and not"):
+        require_same_classes(ImageTree(train.root, ("cat",), (), ()), val)
+    require_same_classes(train, ImageTree(val.root, train.classes, (), ()))
+
+
+# Which output a class is
+
+
+def test_labels_follow_the_networks_class_names(tmp_path: Path) -> None:
+    tree = read_tree(str(make(tmp_path, "cat/1.png", "eel/2.png")))
+    relabelled = tree.with_labels_of(["ant", "eel", "bee", "cat"], 4)
+    assert relabelled.labels == (3, 1)
+    assert relabelled.files == tree.files
+    with pytest.raises(UserError, match="class eel is none of the network's 2 classes"):
+        tree.with_labels_of(["ant", "cat"], 2)
+
+
+def test_labels_without_class_names(tmp_path: Path) -> None:
+    tree = read_tree(str(make(tmp_path, "cat/1.png", "eel/2.png")))
+    assert tree.with_labels_of(None, 2).labels == (0, 1)
+    with pytest.raises(UserError, match="has 2 classes and the network 1000"):
+        tree.with_labels_of(None, 1000)
+
+
+# Subsets
+
+
+@pytest.mark.parametrize(("total", "wanted"), [(10, 3), (50_000, 5000), (7, 7), (5, 9), (1, 1)])
+def test_evenly_spread(total: int, wanted: int) -> None:
+    positions = evenly_spread(total, wanted)
+    assert len(positions) == min(total, wanted)
+    assert positions[0] == 0
+    gaps = np.diff([*positions, total])
+    assert gaps.min() >= 1
+    assert gaps.max() - gaps.min() <= 1
+    assert positions == evenly_spread(total, wanted)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_image_ids(encoding: str, tmp_path: Path) -> None:
+    tree = read_tree(str(make(tmp_path / "val", "a/1.png", "a/2.png", "b/3 4.png", "b/ü.png")))
+    ids = tmp_path / "ids.txt"
+    ids.write_text("b/ü.png\n# a comment\r\n\nb/3 4.png  \na/1.png\na/1.png\n", encoding)
+    assert positions_of(tree, str(ids)) == [0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a/1.png\na/9.png\n", "a/9.png is not in"),
+        (b"1.png\n", "write one class/filename a line"),
+        (b"\n# nothing\n", "no image is named"),
+        (b"\x89PNG\xff\xfe", "not a text file"),
+        (None, "No such file"),
+    ],
+)
+def test_wrong_image_ids(content: bytes | None, words: str, tmp_path: Path) -> None:
+    tree = read_tree(str(make(tmp_path / "val", "a/1.png")))
+    ids = tmp_path / "ids.txt"
+    if content is not None:
+        ids.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        positions_of(tree, str(ids))
+    assert words in str(caught.value)
+    assert f"--image_ids {ids}" in str(caught.value)
+
+
+# Images
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "RGBA", "LA", "YCbCr"])
+def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / ("x.jpg" if mode in ("CMYK", "YCbCr") else "x.png")
+    Image.fromarray(COLOURS).convert(mode).save(path)
+    if mode != "YCbCr":  # which JPEG gives back as RGB
+        assert Image.open(path).mode == mode
+    image = load_rgb(path)
+    assert image.mode == "RGB"
+    assert image.size == (40, 24)
+    wanted = Image.open(path).convert("RGB")
+    assert np.array_equal(np.asarray(image), np.asarray(wanted))
+    assert np.asarray(image).std() > 10  # a picture, not one colour
+
+
+def test_palette_with_transparency(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    palette = Image.fromarray(COLOURS).convert("P")
+    palette.save(path, transparency=bytes(range(256)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Pillow's, which is of no use in a log
+        image = load_rgb(path)
+    assert np.array_equal(np.asarray(image), np.asarray(palette.convert("RGB")))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_greys_keep_their_tones(suffix: str, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 24 * 40).reshape(24, 40).astype(np.uint16)
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(ramp).save(path)
+    values = np.asarray(load_rgb(path))
+    assert np.array_equal(values[..., 0], (ramp >> 8).astype(np.uint8))
+    assert np.array_equal(values[..., 0], values[..., 2])
+
+
+def encoded(form: str) -> bytes:
+    """An image's file."""
+    buffer = io.BytesIO()
+    Image.fromarray(COLOURS).save(buffer, form)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (encoded("JPEG")[:-200], "image file is truncated"),
+        (encoded("PNG")[:300], "truncated"),
+        (b"I am a text file.\n", "it is not an image"),
+        (b"", "it is not an image"),
+        (None, "No such file"),
+    ],
+)
+def test_unreadable_images_are_named(content: bytes | None, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_rgb(path)
+    message = str(caught.value)
+    assert message.startswith(f"cannot read {path}: ")
+    assert words in message
+    assert message.endswith("; replace or remove it")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP"])
+def test_no_damage_makes_anything_but_an_image_or_a_user_error(form: str, tmp_path: Path) -> None:
+    whole, chance = encoded(form), random.Random(form)
+    path = tmp_path / "image"
+    refused = []
+    for attempt in range(60):
+        content = bytearray(whole)
+        if attempt % 2:
+            del content[chance.randrange(len(content)) :]
+        for _ in range(chance.choice([1, 5, 20]) if content and attempt % 2 == 0 else 0):
+            content[chance.randrange(len(content))] = chance.randrange(256)
+        path.write_bytes(content)
+        try:
+            load_rgb(path)
+        except UserError as error:
+            refused.append(str(error))
+    assert len(refused) > 20
+    assert not [message for message in refused if "\n" in message]

@@ -1,0 +1,519 @@
+"""Several processes: the same noise, weights and counts as one; torchrun on one machine and two."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, settings
+from PIL import Image
+from processes import (
+    Done,
+    Running,
+    differences,
+    forked,
+    free_port,
+    gang,
+    image_of_rank_1,
+    launched,
+    outcome,
+    rows_of,
+    script,
+    started,
+    the_run,
+)
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from lib.algorithm.free_training import FreeSettings, FreeTrainer, make_noise, train_pass
+from lib.algorithm.metrics import MetricSums
+from lib.algorithm.pgd import attacking
+from lib.data.datasets import ImageBatches, eval_transform, train_transform
+from lib.data.folders import read_split
+from lib.data.loader import make_loader, on_device, to_device
+from lib.data.samplers import GlobalBatches
+from lib.evaluation.model_settings import ModelSettings
+from lib.training.run import TrainingRun
+from models.resnet import build_model
+from utils.distributed import context as distributed
+from utils.distributed.context import DistributedContext
+from utils.errors import SharedUserError, UserError
+from utils.storage.checkpoint import save_best
+
+ALONE = DistributedContext(0, 1, torch.device("cpu"))
+
+
+# What processes say to each other
+
+
+def talk(context: DistributedContext) -> dict[str, Any]:
+    rank = context.rank
+    tensors = [torch.full((2, 3), float(rank)), torch.tensor([rank * 10.0])]
+    context.average_(tensors)
+    copied = [torch.full((2,), rank + 5.0), torch.tensor(rank + 7)]
+    context.copy_from_main_(copied)
+    found = {
+        "gather": context.gather({"rank": rank}),
+        "sum": context.sum([rank, 0.5]),
+        "max": context.max(rank * 3),
+        "average": [tensor.tolist() for tensor in tensors],
+        "copied": [tensor.tolist() for tensor in copied],
+        "whole": context.gather_strided(torch.arange(rank, 12, context.world_size)),
+    }
+    context.barrier()
+
+    def work() -> int:
+        if rank > 0:
+            raise UserError(f"rank {rank} cannot")
+        return rank
+
+    try:
+        context.run_and_share_errors(work)
+    except SharedUserError as error:
+        found["error"] = str(error)
+    assert context.run_and_share_errors(lambda: rank) == rank
+    return found
+
+
+def test_what_processes_say_to_each_other(tmp_path: Path) -> None:
+    for rank, found in enumerate(gang(3, talk, folder=tmp_path)):
+        assert found["gather"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
+        assert found["sum"] == [3, 1.5]
+        assert found["max"] == 6
+        assert found["average"] == [[[1.0] * 3] * 2, [10.0]]
+        assert found["copied"] == [[5.0, 5.0], 7]
+        assert found["error"] == "rank 1 cannot"  # on all of them, the lowest rank's
+        if rank == 0:
+            assert torch.equal(found["whole"], torch.arange(12))
+        else:
+            assert found["whole"] is None
+
+
+def test_alone_there_is_nobody_to_wait_for() -> None:
+    assert ALONE.gather("x") == ["x"]
+    assert ALONE.sum([1.5, 2]) == [1.5, 2]
+    assert ALONE.max(4) == 4
+    ALONE.barrier()
+    ALONE.average_([torch.ones(2)])
+    ALONE.copy_from_main_([torch.ones(2)])
+    share = torch.arange(3)
+    whole = ALONE.gather_strided(share)
+    assert torch.equal(whole, share)
+    assert whole.data_ptr() != share.data_ptr()
+
+
+def test_a_lost_peer_is_told_from_other_errors() -> None:
+    texts = [
+        "[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:8351: Connection reset by peer",
+        "[gloo/transport/tcp/pair.cc:525] Connection closed by peer [127.0.0.1]:29500",
+        "NCCL error: remote process exited or there was a network error",
+        "writev [10.0.0.1]: Broken pipe",
+    ]
+    assert all(distributed.lost_peer(RuntimeError(text)) for text in texts)
+    assert not distributed.lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not distributed.lost_peer(KeyError("closed by peer"))
+
+
+# Training: the noise belongs to the position in the global batch
+
+
+class SteadyNetwork(nn.Sequential):
+    """A network whose batch-norm stays in evaluation mode."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        for module in self:
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+def steady_network() -> nn.Module:
+    torch.manual_seed(3)
+    return SteadyNetwork(
+        nn.Conv2d(3, 6, 5, stride=3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    ).double()
+
+
+def train_steadily(
+    context: DistributedContext, data: str, images: int, batch: int
+) -> dict[str, Any]:
+    """Two passes of free training in float64 over the first images of a data set."""
+    tree = read_split(data, "train").subset(range(images))
+    model = steady_network()
+    network = DistributedDataParallel(model) if context.world_size > 1 else model
+    noise = make_noise(batch // context.world_size, 24, "cpu", torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    settings = FreeSettings(eps=16 / 255, step=5 / 255, n_repeats=3)
+    trainer = FreeTrainer(model, optimizer, noise, settings, network)
+    order = GlobalBatches(images, batch, context.rank, context.world_size, seed=1)
+    loader = make_loader(ImageBatches(tree, train_transform(24), 24, 1), order, 0, context.device)
+    run, seen = SimpleNamespace(order=order, context=context), []
+    sums = MetricSums("cpu")
+    for epoch in range(2):
+        order.set_position(epoch)
+        train_pass(
+            trainer,
+            on_device(loader, context.device, torch.float64),
+            sums,
+            weight_of=lambda number, here: TrainingRun.weight_of(run, number, here),
+            probe_of=lambda _: None,
+            after=lambda _: seen.append(context.gather_strided(noise)),
+        )
+    return {
+        "weights": {key: value.numpy() for key, value in model.state_dict().items()},
+        "noise": [None if tensor is None else tensor.numpy() for tensor in seen],
+        "sums": context.sum(sums.totals()),
+    }
+
+
+# 61 = 5 * 12 + 1: the last minibatch has fewer images than processes. 64 = 5 * 12 + 4: it does not
+# divide by three.
+@pytest.mark.parametrize(("count", "images"), [(2, 61), (3, 61), (3, 64)])
+def test_many_processes_train_like_one(
+    count: int, images: int, digits: Path, tmp_path: Path
+) -> None:
+    """The same noise after every minibatch, the same weights and sums, to float64 rounding."""
+    alone = train_steadily(ALONE, str(digits), images, 12)
+    found = gang(count, train_steadily, str(digits), images, 12, folder=tmp_path)
+    assert len(alone["noise"]) == 2 * 6
+    for noise, expected in zip(found[0]["noise"], alone["noise"], strict=True):
+        assert (noise == expected).all()
+    assert abs(alone["noise"][-1]).max() == 15 / 255 or abs(alone["noise"][-1]).max() == 16 / 255
+    for other in found:
+        assert other["sums"][1:] == alone["sums"][1:]  # top-1, top-5, images: three times each
+        assert other["sums"][3] == 3 * 2 * images
+        assert other["sums"][0] == pytest.approx(alone["sums"][0], rel=1e-12)
+        for key, value in alone["weights"].items():
+            assert other["weights"][key] == pytest.approx(value, rel=1e-10, abs=1e-13), key
+
+
+# The commands
+
+
+@pytest.fixture(scope="module")
+def knowing(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a network that knows the digits, so that its answers vary."""
+    tree = read_split(str(digits), "train")
+    images = ImageBatches(tree, eval_transform(32, 32), 32)
+    keys = [(0, position) for position in range(len(tree.files))]
+    pixels, labels, _ = to_device(images.__getitems__(keys), torch.device("cpu"))
+    torch.manual_seed(0)
+    model = build_model("resnet18", 4, True, True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    for _ in range(12):
+        chosen = torch.randperm(len(labels))[:32]
+        loss = F.cross_entropy(model(pixels[chosen]), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with attacking(model):
+        assert 0.5 < (model(pixels).argmax(1) == labels).float().mean() <= 1
+    names = [f"digit_{i}" for i in range(4)]
+    colours = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    carried = ModelSettings("resnet18", True, True, 10.0, 0.2, *colours, names)
+    folder = tmp_path_factory.mktemp("knowing")
+    save_best(folder, {"model": carried.as_dict(), "state_dict": model.state_dict()})
+    return folder / "model_best.pth.tar"
+
+
+@pytest.fixture(scope="module")
+def corrupted(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageNet-C's tree for two corruptions: 11 images in each folder, more or less noisy."""
+    root = tmp_path_factory.mktemp("corrupted")
+    names = sorted(path.relative_to(digits / "val") for path in digits.glob("val/*/*"))
+    generator = torch.Generator().manual_seed(0)
+    for corruption in ("fog", "contrast"):
+        for severity in range(1, 6):
+            for name in names[::4] + names[1:6:4]:
+                copy_with_noise(
+                    digits / "val" / name,
+                    root / corruption / str(severity) / name,
+                    severity * 25,
+                    generator,
+                )
+    assert len(list(root.glob("fog/3/*/*"))) == 11
+    return root
+
+
+def copy_with_noise(source: Path, target: Path, spread: int, generator: torch.Generator) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    image = torch.from_numpy(np.array(Image.open(source).convert("RGB")))
+    noise = torch.randn(image.shape, generator=generator) * spread
+    Image.fromarray((image + noise).clamp(0, 255).byte().numpy()).save(target)
+
+
+def evaluation(count: int, checkpoint: Path, digits: Path, corrupted: Path, cwd: Path) -> Any:
+    """Counts and outcomes by so many processes: clean, attacked, corrupted."""
+    path = cwd / "model_best.pth.tar"
+    shutil.copy(checkpoint, path)
+    words = ["-e", "--eva_on_imagenet_c", "--corruptions", "fog,contrast", "--resume", path]
+    changes = {"ADV__clip_eps": 1, "ADV__pgd_attack": "[[3, 1/510]]", "DATA__batch_size": 8}
+    folders = {"DATA__imagenet": digits, "DATA__imagenet_c": corrupted}
+    words += settings(**changes, **folders)
+    done = launched(count, "evaluate.py", *words, cwd=cwd)
+    assert [one.status for one in done] == [0] * count, done
+    assert [one.err for one in done] == [""] * count
+    assert all(one.out == "" for one in done[1:])
+    attacks = json.loads((cwd / "attack_standard.json").read_text())
+    assert not list(cwd.glob("*.jsonl"))
+    corruptions = json.loads((cwd / "imagenet_c_standard_fog+contrast.json").read_text())[
+        "corruptions"
+    ]
+    return (
+        {key: attacks[key] for key in ("clean", "attacks", "worst_case")},
+        rows_of(cwd / "attack_standard_images.csv"),
+        corruptions,
+    )
+
+
+def test_evaluation_counts_the_same(
+    knowing: Path, digits: Path, corrupted: Path, tmp_path: Path
+) -> None:
+    """36 and 11 images over 1, 2 and 3 processes, in batches of 8, 4 and 2 images."""
+    folders = [tmp_path / str(count) for count in (1, 2, 3)]
+    for folder in folders:
+        folder.mkdir()
+    found = [
+        evaluation(count, knowing, digits, corrupted, folder)
+        for count, folder in enumerate(folders, 1)
+    ]
+    sums, rows, corruptions = found[0]
+    assert sums["clean"]["top1"]["n"] == len(rows) == 36
+    assert sums["clean"]["top1"]["correct"] > sums["worst_case"]["top1"]["correct"] > 0
+    counts = [entry["correct"] for entry in corruptions["fog"]["top1"]]
+    assert len(set(counts)) > 1  # some images are lost with the severity
+    assert [entry["n"] for entry in corruptions["fog"]["top1"]] == [11] * 5
+    for others, other_rows, other_corruptions in found[1:]:
+        loss, other = sums["clean"].pop("loss", None), others["clean"].pop("loss")
+        if loss is not None:
+            mean_loss = loss
+        assert other == pytest.approx(mean_loss, rel=1e-6)
+        assert others == sums
+        assert other_rows == rows
+        assert other_corruptions == corruptions
+
+
+TRAINING = settings(TRAIN__epochs=4, DATA__batch_size=8)
+ALWAYS = ("--set", "TRAIN.checkpoint_minutes=1e-9")
+
+
+@pytest.fixture(scope="module")
+def by_two(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Done]]:
+    """Where two processes have trained, with nothing happening, and what they said."""
+    cwd = tmp_path_factory.mktemp("by_two")
+    done = launched(2, "main_free.py", digits, *TRAINING, cwd=cwd)
+    assert [one.status for one in done] == [0, 0], done
+    return the_run(cwd), done
+
+
+def test_only_rank_0_writes_and_prints(by_two: tuple[Path, list[Done]]) -> None:
+    folder, (first, second) = by_two
+    assert second.out == first.err == second.err == ""
+    for line in (r"epoch 1/2 \[3/8\]", "epoch 2/2: train loss", "attacks on all 36 images"):
+        assert len(re.findall(line, first.out)) == 1
+    assert "2 x cpu" in first.out
+    logged = [line[20:] for line in (folder / "log.txt").read_text().splitlines()]
+    assert [line for line in logged if line.startswith("epoch 2/2 [8/8]")] != []
+    assert len(logged) == len(set(logged)) + logged.count("")
+
+
+def test_ctrl_c_on_two_processes_and_going_on(
+    digits: Path, by_two: tuple[Path, list[Done]], tmp_path: Path
+) -> None:
+    """--nproc 2; Ctrl-C in a terminal reaches every process, the reading ones, too."""
+    words = [digits, "--resume", "auto", "--set", "DATA.workers=2", *TRAINING]
+    with script("main_free.py", *words, "--nproc", 2, cwd=tmp_path) as running:
+        done = running.saw(r"epoch 1/2 \[2/8\]").send(signal.SIGINT, everyone=True).end()
+    assert (done.status, done.err) == (130, "")
+    assert done.out.count("stopped by SIGINT; saved. Go on with --resume auto") == 1
+    assert "2 x cpu" in done.out
+
+    done = launched(2, "main_free.py", *words, cwd=tmp_path)
+    assert [(one.status, one.err) for one in done] == [(0, "")] * 2
+    assert done[0].out.count("resumed") == 1
+    assert differences(outcome(the_run(tmp_path)), outcome(by_two[0])) == []
+
+
+def test_validation_is_of_the_network_that_is_saved(
+    by_two: tuple[Path, list[Done]], digits: Path
+) -> None:
+    """Batch-norm's statistics differ among processes; all validate with the first one's."""
+    folder, _ = by_two
+    content = torch.load(folder / "checkpoint.pth.tar", weights_only=True)
+    model = build_model("resnet18", 4)
+    model.load_state_dict(content["state_dict"])
+    tree = read_split(str(digits), "val")
+    images = ImageBatches(tree, eval_transform(32, 32), 32)
+    keys = [(0, position) for position in range(len(tree.files))]
+    pixels, labels, _ = to_device(images.__getitems__(keys), torch.device("cpu"))
+    with attacking(model), torch.no_grad():
+        logits = model(pixels)
+    row = rows_of(folder / "metrics.csv")[-1]
+    assert float(row["val_loss"]) == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
+    right = (logits.argmax(1) == labels).float().mean()
+    assert float(row["val_top1"]) == pytest.approx(100 * float(right))
+
+
+def test_resuming_with_another_number_of_processes(digits: Path, tmp_path: Path) -> None:
+    """One process begins, two go on, one ends; the noise goes from hand to hand."""
+    words = [digits, "--resume", "auto", *TRAINING, *ALWAYS]
+    with forked("main_free.py", *words, cwd=tmp_path) as running:
+        assert running.saw(r"\[2/8\]").send(signal.SIGTERM).end().status == 143
+    folder = the_run(tmp_path)
+    first = torch.load(folder / "checkpoint.pth.tar", weights_only=True)["training"]
+    shares = gang(2, restored_noise, str(folder / "checkpoint.pth.tar"), folder=tmp_path)
+    assert torch.equal(torch.stack(shares, dim=1).flatten(0, 1), first["noise"])
+    assert first["noise"].any()
+
+    done = launched(2, "main_free.py", *words, "--set", "DATA.workers=2", cwd=tmp_path)
+    assert [one.status for one in done] == [0, 0], done
+    assert f"epoch 1, minibatch {first['position']}\n" in done[0].out
+    assert f"epoch 1/2 [{first['position']}/8]" not in done[0].out
+    assert f"epoch 1/2 [{first['position'] + 1}/8]" in done[0].out
+    totals = torch.load(folder / "checkpoint.pth.tar", weights_only=True)["training"]
+    assert (totals["epoch"], totals["position"]) == (2, 0)
+    assert len(totals["history"]) == 2
+
+
+def restored_noise(context: DistributedContext, path: str) -> torch.Tensor:
+    """This process's share, as a training goes on with it."""
+    from lib.training.state import restore_state
+    from utils.logging import Logger
+    from utils.storage.checkpoint import read_checkpoint
+
+    model = build_model("resnet18", 4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    noise = make_noise(8 // context.world_size, 32, "cpu")
+    trainer = FreeTrainer(model, optimizer, noise, FreeSettings(0.1, 0.1, 2))
+    restore_state(read_checkpoint(path), trainer, context, 0, Logger(False))
+    return trainer.noise.contiguous()
+
+
+# Errors
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_work(digits: Path, tmp_path: Path) -> None:
+    done = launched(3, "main_free.py", digits, *TRAINING, cwd=tmp_path)
+    assert [one.status for one in done] == [2, 2, 2]
+    assert done[0].err == (
+        "error: DATA.batch_size 8 is the batch over all processes and does not divide by 3;"
+        " change it or --nproc\n"
+    )
+    assert [one.err for one in done[1:]] == ["", ""]
+    assert not (tmp_path / "trained_models").exists()
+
+
+def test_nproc_that_contradicts_the_launcher(digits: Path, tmp_path: Path) -> None:
+    done = launched(2, "main_free.py", digits, *TRAINING, "--nproc", 3, cwd=tmp_path)
+    assert [one.status for one in done] == [2, 2]
+    assert done[0].err == "error: --nproc 3: torchrun has started 2 processes; leave it out\n"
+    assert done[1].err == ""
+
+
+def test_machines_that_share_no_disk(
+    digits: Path, by_two: tuple[Path, list[Done]], tmp_path: Path
+) -> None:
+    folder, _ = by_two
+    empty = tmp_path / "other"
+    empty.mkdir()
+    words = [digits, *TRAINING, "--resume", "auto"]
+    done = launched(2, "main_free.py", *words, cwd=[folder.parent.parent, empty])
+    assert [one.status for one in done] == [2, 2]
+    assert done[0].err == (
+        "error: process 1 sees another checkpoint than process 0; all machines need the same"
+        " files, on a shared disk\n"
+    )
+    assert done[1].err == ""
+
+
+def test_an_image_that_only_one_process_reads(digits: Path, tmp_path: Path) -> None:
+    """Its process says so; the other one says no more than that it has lost it."""
+    data = tmp_path / "digits"
+    shutil.copytree(digits, data)
+    bad = image_of_rank_1(data, minibatch=2)
+    bad.write_bytes(bad.read_bytes()[:60])
+    words = [data, *TRAINING, "--set", "DATA.workers=2"]
+    done = launched(2, "main_free.py", *words, cwd=tmp_path)
+    assert done[1].status == 2
+    assert done[1].err.startswith(f"error: cannot read {bad}: ")
+    assert done[1].err.count("\n") == 1
+    assert done[0].status == 1
+    assert done[0].err == "error: another process has ended, or its machine cannot be reached\n"
+    assert "[2/8]" in done[0].out
+    assert "[3/8]" not in done[0].out
+
+
+# torchrun
+
+
+@contextmanager
+def torchrun(*words: object, data: Path, cwd: Path) -> Iterator[Running]:
+    """torchrun with two processes of a training of two."""
+    start = [sys.executable, "-m", "torch.distributed.run", *words]
+    training = [ROOT / "main_free.py", data, "--resume", "auto", *TRAINING, *ALWAYS]
+    with started([*start, *training], cwd) as running:
+        yield running
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return sorted(found)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_torchrun_survives_a_killed_worker(
+    digits: Path, by_two: tuple[Path, list[Done]], tmp_path: Path
+) -> None:
+    """--max-restarts and --resume auto: the outcome of a training that nothing happened to."""
+    words = ("--standalone", "--nproc-per-node", 2, "--max-restarts", 2)
+    with torchrun(*words, data=digits, cwd=tmp_path) as running:
+        running.saw(r"epoch 1/2 \[3/8\]")
+        os.kill(children_of(running.pid)[-1], signal.SIGKILL)
+        done = running.end()
+    assert done.status == 0, done
+    assert "nothing to resume" in done.out
+    assert len(re.findall("resumed .*checkpoint.pth.tar: epoch 1, minibatch", done.out)) == 1
+    assert "Traceback" not in done.err
+    assert differences(outcome(the_run(tmp_path)), outcome(by_two[0])) == []
+
+
+def test_two_machines(digits: Path, by_two: tuple[Path, list[Done]], tmp_path: Path) -> None:
+    """Two torchrun agents that meet over a port, each with one process."""
+    place = f"127.0.0.1:{free_port()}"
+    words = ("--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d")
+    words += ("--rdzv-id", "job", "--rdzv-endpoint", place)
+    with (
+        torchrun(*words, data=digits, cwd=tmp_path) as one,
+        torchrun(*words, data=digits, cwd=tmp_path) as other,
+    ):
+        done = [one.end(), other.end()]
+    assert [d.status for d in done] == [0, 0], done
+    assert sorted(len(d.out) > 0 for d in done) == [False, True]  # either may get rank 0
+    assert differences(outcome(the_run(tmp_path)), outcome(by_two[0])) == []

@@ -1,0 +1,124 @@
+"""Each warning on a network that has the defect, and none on a healthy one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lib.algorithm.batch import DeviceBatch
+from lib.algorithm.pgd import PGDAttack, Threat, attacking
+from lib.algorithm.protocols import AttackSpec
+from lib.evaluation.checks import check_attacks, output_warnings
+from lib.evaluation.validation import attack_rows, clean_rows
+
+EPS, STEP, SIZE = 0.1, 0.02, 8
+SPECS = [
+    AttackSpec("pgd", 3, STEP),
+    AttackSpec("pgd", 10, STEP),
+    AttackSpec("pgd", 10, STEP, "margin"),
+]
+
+
+class Linear(nn.Module):
+    """Four classes by the brightness of four quarters of the image: its PGD is exact."""
+
+    def __init__(self, gain: float = 5.0) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(gain))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        half = SIZE // 2
+        corners = [x[..., i : i + half, j : j + half] for i in (0, half) for j in (0, half)]
+        return self.gain * torch.stack([c.mean(dim=(1, 2, 3)) for c in corners], dim=1)
+
+
+class Staircase(Linear):
+    """Rounds the pixels, so that no gradient comes through."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + ((x * 4).round() / 4 - x).detach() - (x - x.detach()))
+
+
+class Noisy(Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + torch.rand(len(x), 4)
+
+
+class Probabilities(Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).softmax(dim=1)
+
+
+@pytest.fixture(scope="module")
+def batch() -> DeviceBatch:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(40, 3, SIZE, SIZE, generator=generator) * 0.6 + 0.2
+    labels = Linear()(images).argmax(1)
+    return DeviceBatch(images, labels, torch.arange(40))
+
+
+def warnings_of(model: nn.Module, batch: DeviceBatch, specs=SPECS, protocol="freeat") -> list[str]:
+    rows = {"clean": {}}
+    for part in clean_rows(model, [batch]):
+        rows["clean"].update(part)
+    for spec in specs:
+        rows[spec.name] = {}
+        with attacking(model):
+            for outcome in PGDAttack(model, spec, Threat(EPS, protocol)).run([batch], 40):
+                rows[spec.name].update(attack_rows(outcome))
+    return check_attacks(rows, specs)
+
+
+@pytest.mark.parametrize("protocol", ["standard", "freeat"])
+def test_healthy_network(batch: DeviceBatch, protocol: str) -> None:
+    model = Linear()
+    assert warnings_of(model, batch, protocol=protocol) == []
+    assert output_warnings(model, batch.images) == []
+
+
+def test_zero_gradients(batch: DeviceBatch) -> None:
+    model = Staircase()
+    labels = model(batch.images).argmax(1)
+    found = warnings_of(model, batch._replace(labels=labels))
+    assert any("gradient is zero on 40 of 40 images" in warning for warning in found)
+
+
+def test_more_steps_that_break_fewer_images(batch: DeviceBatch) -> None:
+    class Flip(Linear):
+        """From the fourth forward pass on, the gradient points the wrong way."""
+
+        passes = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits = super().forward(x)
+            if x.requires_grad:
+                self.passes += 1
+            right_way = self.passes <= 3
+            return logits if right_way else 2 * logits.detach() - logits
+
+    def fresh(spec: AttackSpec) -> dict:
+        model, rows = Flip(), {}
+        with attacking(model):
+            for outcome in PGDAttack(model, spec, Threat(EPS, "freeat")).run([batch], 40):
+                rows.update(attack_rows(outcome))
+        return rows
+
+    rows = {"clean": next(iter(clean_rows(Linear(), [batch])))}
+    rows |= {spec.name: fresh(spec) for spec in SPECS[:2]}
+    assert any("images fewer than" in warning for warning in check_attacks(rows, SPECS[:2]))
+
+
+def test_margin_far_below_cross_entropy(batch: DeviceBatch) -> None:
+    # A huge gain saturates the softmax in float32: cross-entropy's gradient is exactly zero.
+    found = warnings_of(Linear(gain=1e5), batch)
+    assert any("cross-entropy alone flatters" in warning for warning in found)
+
+
+def test_random_outputs(batch: DeviceBatch) -> None:
+    assert any("between two identical calls" in w for w in output_warnings(Noisy(), batch.images))
+
+
+def test_probabilities(batch: DeviceBatch) -> None:
+    found = output_warnings(Probabilities(), batch.images)
+    assert any("probabilities" in warning for warning in found)

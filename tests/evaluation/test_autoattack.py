@@ -1,0 +1,262 @@
+"""The adapter to AutoAttack against the package itself, on a small trained network."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lib.evaluation.autoattack import (
+    STANDARD,
+    attack_chunk,
+    chunk_seed,
+    square_warnings,
+    standard_version,
+)
+from utils.errors import UserError
+
+pyautoattack = pytest.importorskip("pyautoattack")
+
+EPS = 20 / 255  # about a third of the digits survive
+FATAL = 0.75  # nothing survives the first attack, so a run takes a fraction of a second
+SEED = 11
+BATCH = 16
+
+
+class TinyHypersphere(nn.Module):
+    """A convolution and a head of scaled cosines, as with HE."""
+
+    def __init__(self, classes: int, scale: float = 10.0) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(2)
+        )
+        self.weight = nn.Parameter(torch.randn(classes, 8 * 4 * 4))
+        self.scale = scale
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = F.normalize(self.trunk(images).flatten(1), dim=1)
+        return self.scale * features @ F.normalize(self.weight, dim=1).T
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    """scikit-learn's digits as (1797, 3, 8, 8) in [0, 1], and their labels."""
+    data = pytest.importorskip("sklearn.datasets").load_digits()
+    images = torch.tensor(data.images / 16, dtype=torch.float32)
+    return images.unsqueeze(1).repeat(1, 3, 1, 1), torch.tensor(data.target)
+
+
+@pytest.fixture(scope="module")
+def model(digits) -> TinyHypersphere:
+    """Trained on the first 1500, with the margin of HE."""
+    return train(digits, classes=10)
+
+
+def train(digits: tuple[torch.Tensor, torch.Tensor], classes: int) -> TinyHypersphere:
+    images, labels = digits[0][:1500], digits[1][:1500]
+    images, labels = images[labels < classes], labels[labels < classes]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = TinyHypersphere(classes)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(120):
+            chosen = torch.randint(len(labels), (100,))
+            margin = model.scale * 0.2 * F.one_hot(labels[chosen], classes)
+            optimizer.zero_grad()
+            F.cross_entropy(model(images[chosen]) - margin, labels[chosen]).backward()
+            optimizer.step()
+    model.zero_grad(set_to_none=True)
+    return model
+
+
+@pytest.fixture(scope="module")
+def chunk(digits) -> tuple[torch.Tensor, torch.Tensor]:
+    return digits[0][1500:1530], digits[1][1500:1530]
+
+
+@pytest.fixture(scope="module")
+def outcome(model, chunk):
+    images = chunk[0].contiguous(memory_format=torch.channels_last)  # the package cannot take it
+    return attack_chunk(model, images, chunk[1], eps=EPS, seed=SEED, batch_size=BATCH)
+
+
+@pytest.fixture(scope="module")
+def direct(model, chunk):
+    """The package called on its own: adversarial images, predictions, accuracies it logs."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("auto-attack")
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        with torch.random.fork_rng():
+            package = pyautoattack.AutoAttack(model.eval(), eps=EPS, seed=SEED, device="cpu")
+            found, predicted = package.run_standard_evaluation(*chunk, batch_size=BATCH)
+    finally:
+        logger.setLevel(logging.NOTSET)
+        logger.removeHandler(handler)
+    model.zero_grad(set_to_none=True)
+    matches = (re.match(r"robust accuracy after (\S+): ([\d.]+)%", line) for line in lines)
+    return found, predicted, {m[1].lower(): float(m[2]) for m in matches if m}
+
+
+def test_every_image_ends_as_in_the_package(outcome, direct, chunk):
+    found, predicted, _ = direct
+    assert torch.equal(outcome.robust, predicted == chunk[1])
+    assert 4 <= int(outcome.robust.sum()) <= len(chunk[1]) - 4  # both kinds, or nothing is shown
+    torch.testing.assert_close(outcome.adversarial, found, rtol=0, atol=0)
+
+
+def test_accuracy_after_each_attack_is_the_packages(outcome, direct, chunk):
+    assert list(outcome.robust_after) == list(STANDARD) == list(direct[2])
+    for attack, robust in outcome.robust_after.items():
+        assert 100 * robust.float().mean().item() == pytest.approx(direct[2][attack], abs=0.005)
+
+
+def test_it_is_at_or_below_pgd(outcome, model, chunk):
+    images, labels = chunk
+    generator = torch.Generator().manual_seed(0)
+    x = images + (2 * torch.rand(images.shape, generator=generator) - 1) * EPS
+    model.eval()
+    standing = model(images).argmax(1) == labels
+    for _ in range(50):
+        x = x.clamp(0, 1).detach().requires_grad_()
+        logits = model(x)
+        standing &= logits.argmax(1) == labels
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels), x)
+        x = torch.clamp(x + EPS / 4 * gradient.sign(), images - EPS, images + EPS)
+    standing &= model(x.clamp(0, 1)).argmax(1) == labels
+    assert int(outcome.robust.sum()) <= int(standing.sum())
+
+
+def test_what_it_returns_holds_on_the_network(outcome, model, chunk):
+    images, labels = chunk
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(outcome.clean, model(images).argmax(1) == labels)
+        assert torch.equal(outcome.robust, model(outcome.adversarial).argmax(1) == labels)
+    distance = (outcome.adversarial - images).abs().amax(dim=(1, 2, 3))
+    assert distance.max() <= EPS + 1e-6
+    assert outcome.adversarial.min() >= 0
+    assert outcome.adversarial.max() <= 1
+    untouched = outcome.robust | ~outcome.clean
+    assert torch.equal(distance == 0, untouched)
+    survivors = [outcome.clean, *outcome.robust_after.values()]
+    assert all(bool((~late | early).all()) for early, late in itertools.pairwise(survivors))
+
+
+def test_outcome_depends_on_the_seed_alone(model, chunk):
+    images, labels = chunk[0][:6], chunk[1][:6]
+    seed = chunk_seed(5, 1500)
+    torch.manual_seed(1)
+    first = attack_chunk(model, images, labels, eps=FATAL, seed=seed, batch_size=6)
+    torch.rand(7)
+    second = attack_chunk(model, images, labels, eps=FATAL, seed=seed, batch_size=6)
+    other = chunk_seed(5, 1506)
+    third = attack_chunk(model, images, labels, eps=FATAL, seed=other, batch_size=6)
+    assert torch.equal(first.adversarial, second.adversarial)
+    assert not torch.equal(first.adversarial, third.adversarial)
+    assert len({chunk_seed(s, i) for s in range(3) for i in range(3)}) == 9
+
+
+def test_it_leaves_no_trace(model, chunk):
+    model.train()
+    model.weight.requires_grad_(False)
+    before = torch.get_rng_state()
+    trace = sys.gettrace()
+    attack_chunk(model, chunk[0][:4], chunk[1][:4], eps=FATAL, seed=1, batch_size=4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert sys.gettrace() is trace
+    assert all(module.training for module in model.modules())
+    assert [p.requires_grad for p in model.parameters()].count(False) == 1
+    assert not model.weight.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+    model.weight.requires_grad_(True)
+
+
+def test_progress_is_told_after_each_attack(model, chunk):
+    told = []
+    record = {"progress": lambda *each: told.append(each)}
+    attack_chunk(model, *chunk, eps=FATAL, seed=1, batch_size=30, **record)
+    assert told == [(attack, 0) for attack in STANDARD]
+
+
+def test_a_network_in_double_precision(model, chunk):
+    images, labels = chunk[0][:4], chunk[1][:4]
+    plain = attack_chunk(model, images, labels, eps=FATAL, seed=1, batch_size=4)
+    double = copy_of(model).double()
+    wide = attack_chunk(double, images.double(), labels, eps=FATAL, seed=1, batch_size=4)
+    assert torch.equal(wide.clean, plain.clean)
+    assert torch.equal(wide.robust, plain.robust)
+
+
+def copy_of(model: TinyHypersphere) -> TinyHypersphere:
+    copy = TinyHypersphere(len(model.weight))
+    copy.load_state_dict(model.state_dict())
+    return copy
+
+
+def test_fewer_classes_than_ten_take_fewer_targets(digits):
+    small = train(digits, classes=4).eval().requires_grad_(False)
+    few = digits[1][1500:] < 4
+    images, labels = digits[0][1500:][few][:2], digits[1][1500:][few][:2]
+    with torch.random.fork_rng():
+        adversary = standard_version(small, 4, 0.01, 1, torch.device("cpu"))
+        adversary.fab.targeted = True
+        for attack in (adversary.apgd_targeted, adversary.fab):  # they run past the last class
+            assert torch.equal(attack.perturb(images, labels), images)  # too near to be fooled
+
+
+def test_three_classes_are_refused(chunk):
+    with pytest.raises(UserError, match=r"needs 4 classes or more.*this network has 3"):
+        attack_chunk(TinyHypersphere(3), *chunk, eps=EPS, seed=1, batch_size=8)
+
+
+def test_a_missing_package_is_named(model, chunk, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(UserError, match=r"pyautoattack; pip install -r requirements-extra\.txt"):
+        attack_chunk(model, *chunk, eps=EPS, seed=1, batch_size=8)
+
+
+def test_the_packages_warnings_are_kept(model, chunk, capfd):
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = copy_of(model)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits = self.inner(images)
+            return logits + 0.1 * torch.randn_like(logits)
+
+    noisy = attack_chunk(Noisy(), *chunk, eps=FATAL, seed=1, batch_size=30)
+    assert any("randomized" in warning for warning in noisy.warnings)
+    assert "randomized" not in capfd.readouterr().err
+    sound = attack_chunk(model, *chunk, eps=FATAL, seed=1, batch_size=30)
+    assert sound.warnings == ()
+
+
+def test_square_alone_breaking_images_is_told():
+    after = {"apgd-ce": 600, "apgd-t": 510, "fab-t": 500, "square": 498}
+    assert square_warnings(after, 1000) == []
+    (warning,) = square_warnings(after | {"square": 497}, 1000)
+    assert "3 images" in warning
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu(model, chunk):
+    there = copy_of(model).cuda().to(memory_format=torch.channels_last)
+    before = torch.cuda.get_rng_state()
+    outcome = attack_chunk(there, *chunk, eps=EPS, seed=SEED, batch_size=BATCH, device="cuda")
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    there.eval()
+    with torch.no_grad():
+        predicted = there(outcome.adversarial).argmax(1).cpu()
+    assert torch.equal(outcome.robust.cpu(), predicted == chunk[1])

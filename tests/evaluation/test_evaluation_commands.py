@@ -1,0 +1,566 @@
+"""Evaluation through the commands: every call of the manual, and what it leaves, recounted."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, command, environment, settings
+from in_process import Done, call, only_error, unchanged
+from PIL import Image
+from torch import nn
+from torchvision import datasets, transforms
+
+from lib.data.datasets import ImageBatches, eval_transform
+from lib.data.folders import read_split
+from lib.data.loader import to_device
+from lib.evaluation import runner as attack_evaluation
+from lib.evaluation.attack_list import parse_attack
+from lib.evaluation.model_settings import ModelSettings
+from lib.evaluation.runner import AttackEvaluation
+from models.resnet import build_model
+from utils.storage.checkpoint import save_best
+
+EPS = 16
+RUN = "resnet18_HE"
+BEST = f"{RUN}/model_best.pth.tar"
+FOLDER = Path("trained_models", RUN)
+ATTACKS = ("pgd1", "pgd3", "pgd3-margin")
+SMALL = f"""
+ADV: {{clip_eps: {EPS}, pgd_attack: [[1, 8/255], [3, 8/255]]}}
+DATA: {{imagenet: IMAGENET, img_size: 16, crop_size: 16, batch_size: 16, workers: 0}}
+"""
+
+
+@pytest.fixture(scope="module")
+def weights(digits: Path) -> dict[str, torch.Tensor]:
+    """A network that knows the digits, and that small perturbations fool now and then."""
+    tree = read_split(str(digits), "train")
+    images = ImageBatches(tree, eval_transform(16, 16), 16)
+    keys = [(0, position) for position in range(len(tree.files))]
+    pixels, labels, _ = to_device(images.__getitems__(keys), torch.device("cpu"))
+    with unchanged():  # and on one thread
+        torch.manual_seed(0)
+        model = build_model("resnet18", 4, feature_norm=True, weight_norm=True, scale=10.0)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.3
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+        for _ in range(10):  # by twelve, some versions of torch make no mistake any more
+            chosen = torch.randperm(len(labels))[:32]
+            loss = nn.functional.cross_entropy(model(pixels[chosen]), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.state_dict()
+
+
+def prepare(weights: dict[str, torch.Tensor], digits: Path) -> None:
+    """Put a run of that network under trained_models/, and settings for small images beside."""
+    FOLDER.mkdir(parents=True)
+    names = ModelSettings(
+        "resnet18", True, True, 10.0, 0.2, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225],
+        [f"digit_{i}" for i in range(4)],
+    )  # fmt: skip
+    save_best(FOLDER, {"model": names.as_dict(), "state_dict": weights})
+    Path("small.yml").write_text(SMALL.replace("IMAGENET", str(digits)))
+
+
+@pytest.fixture(autouse=True)
+def here(
+    weights: dict[str, torch.Tensor],
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A prepared folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    prepare(weights, digits)
+    return tmp_path
+
+
+def evaluate(*arguments: object, script: str = "evaluate.py") -> Done:
+    """A call that must succeed."""
+    done = call(script, *arguments, "-c", "small.yml")
+    assert (done.status, done.err) == (0, ""), done
+    return done
+
+
+def result(name: str = "attack_standard") -> dict[str, Any]:
+    """A result file."""
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def rows(name: str = "attack_standard") -> list[dict[str, str]]:
+    """The outcomes of single images."""
+    with open(FOLDER / f"{name}_images.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def text(name: str = "attack_standard") -> str:
+    """The outcomes of single images, as they stand in the file."""
+    return (FOLDER / f"{name}_images.csv").read_text()
+
+
+def wilson(correct: int, n: int) -> list[float]:
+    """The ends of Wilson's interval: where |p - correct/n| is 1.96 standard deviations of p."""
+    z, share = 1.959963984540054, correct / n
+    b, a, c = -(2 * share + z * z / n), 1 + z * z / n, share * share
+    root = math.sqrt(max(0.0, b * b - 4 * a * c))
+    return [(-b - root) / (2 * a), (-b + root) / (2 * a)]
+
+
+def check_entry(entry: dict[str, Any], correct: int, n: int) -> None:
+    """An accuracy in a result file against a count."""
+    assert (entry["correct"], entry["n"]) == (correct, n)
+    assert entry["accuracy"] == pytest.approx(correct / n)
+    assert entry["interval95"] == pytest.approx(wilson(correct, n), abs=1e-12)
+
+
+def recount(name: str = "attack_standard", attacks: tuple[str, ...] = ATTACKS) -> None:
+    """Count the CSV again, and compare the JSON with it."""
+    found, table = result(name), rows(name)
+    n = len(table)
+    assert list(table[0]) == [
+        *("image", "label", "clean_prediction", "clean_correct"),
+        *(f"{attack}_robust" for attack in attacks),
+        "worst_case_robust",
+    ]
+    for row in table:
+        assert row["clean_correct"] == str(int(row["label"] == row["clean_prediction"]))
+        robust = [row[f"{attack}_robust"] == "1" for attack in attacks]
+        standing = all(robust)
+        if found["provenance"]["protocol"] == "standard":
+            assert not any(robust) or row["clean_correct"] == "1"
+            standing = standing and row["clean_correct"] == "1"
+        assert row["worst_case_robust"] == str(int(standing))
+    total = {column: sum(row[column] == "1" for row in table) for column in table[0]}
+    check_entry(found["clean"]["top1"], total["clean_correct"], n)
+    check_entry(found["clean"]["top5"], n, n)  # of four classes
+    assert [attack["name"] for attack in found["attacks"]] == list(attacks)
+    for attack in found["attacks"]:
+        check_entry(attack["top1"], total[f"{attack['name']}_robust"], n)
+    check_entry(found["worst_case"]["top1"], total["worst_case_robust"], n)
+    assert found["provenance"]["subset"]["n"] == n
+    listed = "\n".join(row["image"] for row in table).encode()
+    assert found["provenance"]["subset"]["sha256"] == hashlib.sha256(listed).hexdigest()
+
+
+# The calls of the manual
+
+
+def test_the_standard_call(digits: Path) -> None:
+    done = evaluate(digits, "-e", "--resume", BEST)
+    recount()
+    found = result()
+    assert found["kind"] == "attack"
+    assert found["warnings"] == []
+    origin = found["provenance"]
+    best = FOLDER / "model_best.pth.tar"
+    assert origin["checkpoint"] == {
+        "path": str(best),
+        "sha256": hashlib.sha256(best.read_bytes()).hexdigest(),
+        "arch": "resnet18",
+        "FN": True,
+        "WN": True,
+        "s_HE": 10.0,
+        "angular_margin_HE": 0.2,
+    }
+    assert origin["command"] == f"python evaluate.py {digits} -e --resume {BEST} -c small.yml"
+    assert (origin["protocol"], origin["precision"], origin["seed"]) == ("standard", "fp32", 0)
+    assert origin["eps"] == pytest.approx(EPS / 255)
+    assert origin["config"]["DATA"]["imagenet"] == str(digits)
+    assert origin["subset"]["description"] == "all 36 images"
+    assert {"python", "torch", "torchvision"} <= set(origin["versions"])
+    one = found["attacks"][2]
+    assert (one["label"], one["steps"], one["loss"], one["restarts"]) == (
+        "PGD-3 (margin)", 3, "margin", 1,
+    )  # fmt: skip
+    assert one["step_size"] == pytest.approx(8 / 255)
+    # A contest, so that the counts above can be wrong.
+    counts = [attack["top1"]["correct"] for attack in found["attacks"]]
+    assert 36 >= found["clean"]["top1"]["correct"] > counts[0] > counts[1] > 0
+    # The table on the terminal says the same.
+    for name, entry in (("clean", found["clean"]), ("PGD-3 (ce)", found["attacks"][1]),
+                        ("worst case", found["worst_case"])):  # fmt: skip
+        line = next(x for x in done.out.splitlines() if x.startswith(f"{name}  "))
+        assert f"{100 * entry['top1']['accuracy']:.2f}" in line.split()
+        assert f"{100 * entry['top1']['interval95'][0]:.2f}" in line.split()
+    assert f"protocol standard, eps {EPS}/255, all 36 images" in done.out
+    assert f"results: {FOLDER}/attack_standard.json" in done.out
+    assert not list(FOLDER.glob("*.jsonl"))
+
+
+def test_clean_outcomes_are_torchvisions(digits: Path, weights: dict[str, torch.Tensor]) -> None:
+    evaluate(digits, "-e", "--resume", BEST, "--attack", "pgd1")
+    small = transforms.Compose([transforms.Resize(16), transforms.ToTensor()])
+    reference = datasets.ImageFolder(str(digits / "val"), small)
+    model = build_model("resnet18", 4, feature_norm=True, weight_norm=True, scale=10.0).eval()
+    model.load_state_dict(weights)
+    with torch.no_grad():
+        logits = model(torch.stack([image for image, _ in reference]))
+    table = rows("attack_standard_pgd1")
+    for row, (path, label), output in zip(table, reference.samples, logits, strict=True):
+        assert path.endswith(f"val/{row['image']}")
+        assert int(row["label"]) == label
+        assert int(row["clean_prediction"]) == int(output.argmax())
+    loss = nn.functional.cross_entropy(logits, torch.tensor(reference.targets)).item()
+    assert result("attack_standard_pgd1")["clean"]["loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_main_free_evaluates_the_same(digits: Path) -> None:
+    evaluate(digits, "-e", "--resume", BEST, "--attack", "pgd1")
+    expected = text("attack_standard_pgd1")
+    for path in FOLDER.glob("attack_*"):
+        path.unlink()
+    arguments = ("-e", digits, "--resume", f"trained_models/{BEST}", "--attack", "pgd1")
+    evaluate(*arguments, script="main_free.py")
+    assert text("attack_standard_pgd1") == expected
+
+
+def test_without_dir_the_configuration_says_where() -> None:
+    evaluate("-e", "--resume", BEST, "--attack", "pgd1")
+    recount("attack_standard_pgd1", ("pgd1",))
+
+
+@pytest.mark.parametrize("protocol", ["freeat", "paper"])
+def test_the_other_protocols(protocol: str, digits: Path) -> None:
+    evaluate(digits, "-e", "--resume", BEST, "--protocol", protocol)
+    name = f"attack_{protocol}"
+    recount(name, ("pgd1", "pgd3"))  # the published rows, without one on margin
+    assert result(name)["provenance"]["protocol"] == protocol
+
+
+def test_what_was_trained_is_evaluated_as_at_its_end(digits: Path, trained: Path) -> None:
+    shutil.copy(trained / "model_best.pth.tar", "model_best.pth.tar")
+    done = call(
+        "evaluate.py", digits, "-e", "--resume", "model_best.pth.tar", *settings(TRAIN__epochs=4)
+    )
+    assert done.status == 0, done.err
+    again = Path("attack_standard_images.csv").read_text()
+    assert again == (trained / "attack_standard_images.csv").read_text()
+    first, second = (
+        json.loads((folder / "attack_standard.json").read_text()) for folder in (trained, Path())
+    )
+    for part in ("clean", "attacks", "worst_case"):
+        assert second[part] == first[part]
+
+
+def test_a_published_file_of_the_same_network(
+    digits: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    evaluate(digits, "-e", "--resume", BEST, "--attack", "pgd1")
+    wrapped = {f"module.{key}": value for key, value in weights.items()}
+    torch.save({"epoch": 1, "arch": "resnet18", "state_dict": wrapped}, "theirs.pth.tar")
+    flags = ("--FN", "True", "--WN", "True", "--s_HE", "10.0")
+    evaluate(digits, "-e", "--resume", "theirs.pth.tar", *flags, "--attack", "pgd1")
+    assert Path("attack_standard_theirs_pgd1_images.csv").read_text() == text(
+        "attack_standard_pgd1"
+    )
+
+
+# Which images
+
+
+def test_n_examples(digits: Path) -> None:
+    done = evaluate(digits, "-e", "--resume", BEST, "--n_examples", "10")
+    name = "attack_standard_n10"
+    recount(name)
+    every = sorted(str(p.relative_to(digits / "val")) for p in (digits / "val").glob("*/*"))
+    assert [row["image"] for row in rows(name)] == [every[i * 36 // 10] for i in range(10)]
+    assert result(name)["provenance"]["subset"]["description"] == "10 evenly spread of 36 images"
+    assert "10 evenly spread of 36 images" in done.out
+
+
+def test_image_ids(digits: Path) -> None:
+    every = sorted(str(p.relative_to(digits / "val")) for p in (digits / "val").glob("*/*"))
+    chosen = [every[30], every[2], every[11]]
+    Path("ids.txt").write_text("\n".join(chosen))
+    evaluate(digits, "-e", "--resume", BEST, "--image_ids", "ids.txt")
+    (path,) = FOLDER.glob("attack_standard_ids*.json")
+    recount(path.stem)
+    assert [row["image"] for row in rows(path.stem)] == sorted(chosen)
+    Path("ids.txt").write_text("digit_0/nothing.png")
+    message = only_error(
+        call("evaluate.py", digits, "-e", "--resume", BEST, "--image_ids", "ids.txt")
+    )
+    assert "digit_0/nothing.png is not in" in message
+
+
+def test_some_of_the_classes(digits: Path, here: Path) -> None:
+    shutil.copytree(digits / "val" / "digit_2", here / "part" / "val" / "digit_2")
+    evaluate("part", "-e", "--resume", BEST, "--attack", "pgd1")
+    recount("attack_standard_pgd1", ("pgd1",))
+    assert {row["label"] for row in rows("attack_standard_pgd1")} == {"2"}
+
+
+def test_any_batch_size_gives_the_same_outcomes(digits: Path) -> None:
+    outcomes = set()
+    for size in (16, 5):
+        flags = ("--attack", "pgd3", "--set", f"DATA.batch_size={size}")
+        evaluate(digits, "-e", "--resume", BEST, *flags)
+        outcomes.add(text("attack_standard_pgd3"))
+    assert len(outcomes) == 1
+
+
+# Which attacks
+
+
+def test_attacks_by_name(digits: Path) -> None:
+    names = "pgd2,pgd2-dlr,pgd1-margin-r2"
+    evaluate(digits, "-e", "--resume", BEST, "--attack", names, "--n_examples", "12")
+    name = f"attack_standard_{names.replace(',', '+')}_n12"
+    recount(name, tuple(names.split(",")))
+    found = result(name)["attacks"]
+    assert [(a["steps"], a["loss"], a["restarts"]) for a in found] == [
+        (parse_attack(name, 0.1).steps, parse_attack(name, 0.1).loss, restarts)
+        for name, restarts in zip(names.split(","), (1, 1, 2), strict=True)
+    ]
+
+
+def test_scales_of_the_cross_entropy(digits: Path) -> None:
+    flags = ("--attack", "pgd1,pgd1-margin", "--set", "EVAL.scales=[1, 30]")
+    evaluate(digits, "-e", "--resume", BEST, *flags, "--n_examples", "12")
+    names = ("pgd1", "pgd1-margin", "pgd1-s1", "pgd1-s30")
+    recount("attack_standard_pgd1+pgd1-margin_n12", names)
+
+
+def test_cascade_finds_the_same_worst_case(digits: Path) -> None:
+    done = evaluate(digits, "-e", "--resume", BEST)
+    whole = {row["image"]: row["worst_case_robust"] for row in rows()}
+    done = evaluate(digits, "-e", "--resume", BEST, "--set", "EVAL.cascade=True")
+    name = "attack_standard_cascade"
+    assert {row["image"]: row["worst_case_robust"] for row in rows(name)} == whole
+    assert result(name)["worst_case"] == result()["worst_case"]
+    assert result(name)["clean"] == result()["clean"]
+    assert result(name)["attacks"] == []  # each has seen a part of the images only
+    assert result(name)["cascade"] == list(ATTACKS)
+    attacked = [sum(row[f"{attack}_robust"] != "" for row in rows(name)) for attack in ATTACKS]
+    assert attacked[0] > attacked[1] >= attacked[2] > 0
+    standing = [sum(row[f"{attack}_robust"] == "1" for row in rows(name)) for attack in ATTACKS]
+    assert attacked[1:] == standing[:2]
+    assert "worst case" in done.out
+
+
+# ImageNet-C
+
+
+@pytest.fixture
+def corrupted(digits: Path, here: Path) -> Path:
+    """A tree of two corruptions, all of whose images are the clean ones."""
+    for name in ("gaussian_noise", "fog"):
+        for severity in range(1, 6):
+            folder = here / "corrupted" / name / str(severity)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.symlink_to(digits / "val")
+    return here / "corrupted"
+
+
+def check_corruptions(name: str, corrupted: Path, clean: int) -> None:
+    """All accuracies are the clean one."""
+    found = result(name)
+    assert found["kind"] == "imagenet_c"
+    assert set(found["corruptions"]) == {"gaussian_noise", "fog"}
+    for entry in found["corruptions"].values():
+        assert [(a["correct"], a["n"]) for a in entry["top1"]] == [(clean, 36)] * 5
+    assert found["provenance"]["config"]["DATA"]["imagenet_c"] == str(corrupted)
+
+
+def test_attacks_and_imagenet_c_together_and_apart(digits: Path, corrupted: Path) -> None:
+    flags = ("--protocol", "freeat", "--corruptions", "gaussian_noise,fog", "--resume", BEST)
+    both = ("-e", "--eva_on_imagenet_c", "--attack", "pgd1")
+    evaluate(*both, *flags, "--set", f"DATA.imagenet_c={corrupted}")
+    recount("attack_freeat_pgd1", ("pgd1",))
+    clean = result("attack_freeat_pgd1")["clean"]["top1"]["correct"]
+    assert 9 < clean < 36
+    (path,) = FOLDER.glob("imagenet_c_freeat*.json")
+    check_corruptions(path.stem, corrupted, clean)
+    path.unlink()
+    evaluate(corrupted, "--eva_on_imagenet_c", *flags)
+    check_corruptions(path.stem, corrupted, clean)
+    message = only_error(
+        call("evaluate.py", digits, "--eva_on_imagenet_c", *flags, "-c", "small.yml")
+    )
+    assert "gaussian_noise" in message
+    assert str(digits) in message
+
+
+# Pictures
+
+
+@pytest.mark.parametrize(("protocol", "reach"), [("standard", EPS), ("paper", 2 * EPS)])
+def test_saved_images_are_within_eps(protocol: str, reach: int, digits: Path) -> None:
+    flags = ("--protocol", protocol, "--save_images", "3", "--n_examples", "12")
+    evaluate(digits, "-e", "--resume", BEST, *flags)
+    folder = FOLDER / f"attack_{protocol}_n12_images"
+    kinds = ("original", "adversarial", "perturbation")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        f"{number:03}_{kind}.png" for number in range(3) for kind in kinds
+    )
+    small = transforms.Resize(16)
+    every = [np.asarray(small(Image.open(path))) for path in (digits / "val").glob("*/*")]
+    changes = []
+    for number in range(3):
+        original, adversarial, perturbation = (
+            np.asarray(Image.open(folder / f"{number:03}_{kind}.png")).astype(int) for kind in kinds
+        )
+        assert any(np.array_equal(original, image) for image in every)
+        change = adversarial - original
+        changes.append(np.abs(change).max())
+        grey = ((change / (2 * EPS) + 0.5) * 255).clip(0, 255)
+        assert np.abs(perturbation - grey).max() <= 255 / (2 * EPS) / 2 + 1  # rounded to 8 bits
+    assert max(changes) <= reach
+    assert min(changes) > EPS / 2
+    for suffix in ("png", "pdf"):
+        assert (FOLDER / f"attack_{protocol}_n12_images.{suffix}").stat().st_size > 5000
+
+
+def test_more_images_than_there_are(digits: Path) -> None:
+    arguments = ("--n_examples", "2", "--attack", "pgd1", "--save_images", "9")
+    evaluate(digits, "-e", "--resume", BEST, *arguments)
+    originals = list((FOLDER / "attack_standard_pgd1_n2_images").glob("*_original.png"))
+    assert 1 <= len(originals) <= 2
+
+
+# Interruptions
+
+LONG = ("--attack", "pgd1,pgd20-margin", "--set", "ADV.clip_eps=4")  # most images stand
+LONG_NAME = "attack_standard_pgd1+pgd20-margin"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    weights: dict[str, torch.Tensor], digits: Path, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """What a long evaluation gives when nothing happens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("uninterrupted"))
+        prepare(weights, digits)
+        evaluate(digits, "-e", "--resume", BEST, *LONG)
+        recount(LONG_NAME, ("pgd1", "pgd20-margin"))
+        return text(LONG_NAME)
+
+
+def test_a_killed_evaluation_goes_on(
+    uninterrupted: str, digits: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (digits, "-e", "--resume", BEST, *LONG, "-c", "small.yml")
+    journal = FOLDER / f"{LONG_NAME}.rank0of1.jsonl"
+    process = subprocess.Popen(
+        command("evaluate.py", *arguments), env=environment(), stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and '"pgd1"' in journal.read_text()):
+        assert process.poll() is None, "ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (FOLDER / f"{LONG_NAME}.json").exists()
+
+    worked, pgd = [], AttackEvaluation.pgd
+
+    def no_clean_pass(*_: object) -> None:
+        raise AssertionError("this was done before")
+
+    def spy(self: AttackEvaluation, positions: list[int], spec: Any) -> Any:
+        worked.append(spec.name)
+        return pgd(self, positions, spec)
+
+    monkeypatch.setattr(AttackEvaluation, "clean", no_clean_pass)
+    monkeypatch.setattr(AttackEvaluation, "pgd", spy)
+    evaluate(digits, "-e", "--resume", BEST, *LONG)
+    assert worked == ["pgd20-margin"]
+    assert text(LONG_NAME) == uninterrupted
+    recount(LONG_NAME, ("pgd1", "pgd20-margin"))
+    assert not list(FOLDER.glob("*.jsonl"))
+
+
+def test_a_signal_in_the_midst_of_an_attack(
+    uninterrupted: str, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, write = [], AttackEvaluation.write
+
+    def write_and_stop(self: AttackEvaluation, unsaved: dict) -> None:
+        write(self, unsaved)
+        written.extend(part for part in unsaved if part == "pgd20-margin")
+        if len(written) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    arguments = ("evaluate.py", digits, "-e", "--resume", BEST, *LONG, "-c", "small.yml")
+    with monkeypatch.context() as patch:
+        patch.setattr(attack_evaluation, "SECONDS_BETWEEN_WRITES", -1.0)
+        patch.setattr(AttackEvaluation, "write", write_and_stop)
+        done = call(*arguments)
+    assert done.status == 130
+    assert done.err == "stopped by SIGINT\n"
+    assert list(FOLDER.glob("*.jsonl"))
+    message = only_error(call(*arguments, "--seed", "1"))
+    assert "unfinished evaluation of something else (seed 0, now 1)" in message
+    done = evaluate(digits, "-e", "--resume", BEST, *LONG)
+    assert "PGD-20 (margin): " in done.out
+    assert "images were done before" in done.out
+    assert text(LONG_NAME) == uninterrupted
+    assert not list(FOLDER.glob("*.jsonl"))
+
+
+def test_the_scripts_docstrings_show_these_calls() -> None:
+    manual = (ROOT / "evaluate.py").read_text()
+    assert "python evaluate.py /data/ImageNet -e --resume RUN/model_best.pth.tar" in manual
+    manual = (ROOT / "main_free.py").read_text()
+    assert "python main_free.py /data/ImageNet -e --resume RUN/model_best.pth.tar" in manual
+
+
+# What would give wrong numbers, or lose right ones
+
+
+def test_attacks_of_one_name_are_refused(digits: Path) -> None:
+    rows = "ADV.pgd_attack=[[2, 0.0157, margin], [2, 1e-6, margin]]"
+    message = only_error(call("evaluate.py", digits, "-e", "--resume", BEST, "--set", rows))
+    assert "pgd2-margin with two step sizes, 0.0157 and 1e-06" in message
+
+
+def test_outputs_that_are_not_finite(digits: Path, weights: dict[str, torch.Tensor]) -> None:
+    broken = {**weights, "layer4.1.bn2.weight": weights["layer4.1.bn2.weight"] * float("nan")}
+    torch.save(broken, "broken.pth")
+    flags = ("--FN", "--WN", "--attack", "pgd1", "-c", "small.yml")
+    message = only_error(call("evaluate.py", digits, "-e", "--resume", "broken.pth", *flags))
+    assert "outputs are not finite on digit_0/" in message
+    assert not list(Path().glob("attack_*.json"))
+    assert not list(Path().glob("attack_*.csv"))
+
+
+def test_both_folders_are_looked_for_before_the_attacks(digits: Path) -> None:
+    missing = ("--set", "DATA.imagenet_c=nowhere")
+    words = (digits, "-e", "--eva_on_imagenet_c", "--resume", BEST, "-c", "small.yml")
+    assert "nowhere" in only_error(call("evaluate.py", *words, *missing))
+    assert not list(FOLDER.glob("attack_*"))
+
+
+def test_a_table_without_cross_entropy_names_no_scale(digits: Path) -> None:
+    done = evaluate(digits, "-e", "--resume", BEST, "--attack", "pgd1-margin")
+    assert "cross-entropy" not in done.out
+
+
+def test_a_reader_of_the_output_that_leaves(digits: Path) -> None:
+    """`evaluate.py ... | head -1`: the evaluation goes on, and its results are kept."""
+    words = command("evaluate.py", digits, "-e", "--resume", BEST, "-c", "small.yml")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, env=environment(), **pipes) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+    recount()

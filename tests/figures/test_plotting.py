@@ -1,0 +1,352 @@
+"""Figures: what they show, that they are readable files, and the command line's errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lib.imagenet_c.corruptions import CORRUPTIONS, EXTRA, STANDARD
+from lib.imagenet_c.mce import summarise
+from tools import plot as plotting
+from utils.errors import UserError
+from utils.figures.attacks import attack_images
+from utils.figures.imagenet_c import imagenet_c
+from utils.figures.style import COLOURS, run_label, run_labels, save_figure
+from utils.figures.training import (
+    gradient_ratio,
+    read_gradient_norms,
+    read_metrics,
+    training_curves,
+)
+from utils.storage.intervals import accuracy_entry
+
+ROOT = Path(__file__).resolve().parents[2]
+FREE = "resnet18_free_adv_step4_eps4_repeat4_bs256"
+HE = f"{FREE}_FN_WN_s10.0_margin0.2"
+METRICS = (
+    "epoch,lr,train_loss,train_top1,train_top5,val_loss,val_top1,val_top5,val_pgd_top1,"
+    "images_per_second,seconds"
+)
+GRADIENTS = (
+    "epoch,parameter,group,depth,clean_mean,clean_std,"
+    "adversarial_mean,adversarial_std,ratio,samples"
+)
+
+
+def write(path: Path, header: str, rows: list) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([header.split(","), *rows])
+
+
+def write_run(folder: Path, epochs: int = 4, robust: bool = False) -> Path:
+    """A run folder with both CSV files; the ratio is 10 * epoch + depth, halved for biases."""
+    rows = [
+        [e, 0.1 if e < 3 else 0.01, 2 / e, 20 * e, 50, 1 / e, 22 * e, 60, 9 * e if robust else ""]
+        for e in range(1, epochs + 1)
+    ]
+    write(folder / "metrics.csv", METRICS, [[*row, 100, 5] for row in rows])
+    layers = [("conv1.weight", "conv", 0), ("bn1.weight", "bn", 1), ("bn1.bias", "bn", 1)]
+    layers += [("layer1.0.conv1.weight", "conv", 2), ("layer1.0.downsample.0.weight", "conv", 3)]
+    layers += [("fc.weight", "fc", 4), ("all", "conv", 3), ("all", "bn", 1), ("all", "fc", 4)]
+    ratios = [
+        [e, name, group, depth, 1, 0, 1, 0, (10 * e + depth) / (1 + name.endswith("bias")), 9]
+        for e in range(1, epochs + 1)
+        for name, group, depth in layers
+    ]
+    write(folder / "gradient_norms.csv", GRADIENTS, ratios)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path) -> list[Path]:
+    return [write_run(tmp_path / FREE), write_run(tmp_path / HE, epochs=2, robust=True)]
+
+
+def result(level: float, names=STANDARD) -> dict:
+    """An ImageNet-C result whose accuracies fall with severity from `level`."""
+    fractions = {name: [level * (6 - s) / 5 for s in range(1, 6)] for name in names}
+    corruptions = {
+        name: {
+            "group": CORRUPTIONS[name].group,
+            "top1": [accuracy_entry(round(1000 * value), 1000) for value in values],
+        }
+        for name, values in fractions.items()
+    }
+    return {
+        "kind": "imagenet_c",
+        "provenance": {},
+        "corruptions": corruptions,
+        "summary": summarise(fractions, []),
+    }
+
+
+def lines_of(axes) -> dict[str, list[float]]:
+    """Drawn curves by label."""
+    return {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
+
+
+def texts(fig: Figure) -> str:
+    return "\n".join(text.get_text() for text in fig.findobj(matplotlib.text.Text))
+
+
+def assert_readable(paths: list[Path]) -> None:
+    """A PNG that is wide enough and not empty, and a PDF."""
+    png, pdf = paths
+    with Image.open(png) as image:
+        assert image.width >= 900
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 20
+    assert pdf.read_bytes().startswith(b"%PDF")
+
+
+# Saving and names
+
+
+def test_saved_as_png_and_pdf(tmp_path):
+    fig = Figure(figsize=(6, 3))
+    fig.subplots().plot([0, 1], [0, 1])
+    for name in ("fig", "fig.png", "fig.pdf"):
+        written = save_figure(fig, tmp_path / "new" / name)
+        assert [path.name for path in written] == ["fig.png", "fig.pdf"]
+    assert_readable(written)
+    before = [path.read_bytes() for path in written]
+    assert [path.read_bytes() for path in save_figure(fig, tmp_path / "new/fig")] == before
+    dotted = save_figure(fig, tmp_path / "s10.0_margin0.2")
+    assert [path.name for path in dotted] == ["s10.0_margin0.2.png", "s10.0_margin0.2.pdf"]
+
+
+def test_unwritable_place(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        save_figure(Figure(), tmp_path / "file" / "fig.png")
+
+
+@pytest.mark.parametrize(
+    ("folder", "label"),
+    [
+        (FREE, "FreeAT"),
+        (HE, "FreeAT + HE (s = 10, m = 0.2)"),
+        (f"{FREE}_WN_s15.5_margin0.0", "FreeAT + WN (s = 15.5, m = 0)"),
+        (f"{FREE}_FN_s10.0_margin0.2", "FreeAT + FN (s = 10, m = 0.2)"),
+        ("my_run", "my_run"),
+    ],
+)
+def test_short_names(folder, label):
+    assert run_label(folder) == label
+
+
+def test_names_are_distinct(tmp_path):
+    assert run_labels([tmp_path / "a" / FREE / "x.json", tmp_path / "a" / HE / "x.json"]) == [
+        "FreeAT",
+        "FreeAT + HE (s = 10, m = 0.2)",
+    ]
+    other = FREE.replace("resnet18", "resnet50")
+    assert run_labels([tmp_path / FREE / "x.json", tmp_path / other / "x.json"]) == [FREE, other]
+    same = [tmp_path / FREE / "standard.json", tmp_path / FREE / "paper.json"]
+    assert run_labels(same) == [f"{FREE}/standard", f"{FREE}/paper"]
+    assert run_labels(same, ["one", "two"]) == ["one", "two"]
+    with pytest.raises(UserError, match="1 names for 2 runs"):
+        run_labels(same, ["one"])
+
+
+def test_colours_stay_apart_for_the_colour_blind():
+    """Simulated by Viénot et al. 1999 (deuteranopia, protanopia), in linear RGB."""
+    simulations = {
+        "deuteranopia": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+        "protanopia": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+    }
+    srgb = np.array([matplotlib.colors.to_rgb(colour) for colour in COLOURS])
+    for matrix in simulations.values():
+        seen = np.clip((srgb**2.2) @ np.array(matrix).T, 0, 1) ** (1 / 2.2)
+        for one in range(len(seen)):
+            for other in range(one):
+                assert np.abs(seen[one] - seen[other]).max() > 0.1, (COLOURS[one], COLOURS[other])
+
+
+# Figures
+
+
+def test_training_curves(runs):
+    fig = training_curves(read_metrics(runs[0]), "a title")
+    loss, accuracy, rate = fig.axes
+    assert lines_of(loss)["validation (clean)"] == pytest.approx([1 / e for e in range(1, 5)])
+    assert lines_of(accuracy)["training (adversarial)"] == [20, 40, 60, 80]
+    assert len(accuracy.get_lines()) == 2
+    assert list(rate.get_lines()[0].get_ydata()) == [0.1, 0.1, 0.01, 0.01]
+    assert [axes.get_xlabel() for axes in fig.axes] == ["epoch"] * 3
+    assert accuracy.get_ylabel() == "top-1 accuracy (%)"
+    assert "a title" in texts(fig)
+
+
+def test_training_curves_with_robust_selection(runs):
+    _, accuracy, _ = training_curves(read_metrics(runs[1])).axes
+    assert lines_of(accuracy)["validation (PGD-10)"] == [9, 18]
+
+
+def test_training_curves_of_one_epoch(runs, tmp_path):
+    assert_readable(save_figure(training_curves(read_metrics(runs[0])[:1]), tmp_path / "one"))
+
+
+def test_gradient_ratio(runs):
+    rows = {name: read_gradient_norms(run) for name, run in zip(("A", "B"), runs, strict=True)}
+    fig = gradient_ratio(rows)
+    conv, bn, fc = fig.axes
+    drawn = [sorted(line.get_ydata()) for line in conv.get_lines()]
+    assert [1, 1] in drawn  # the line at 1
+    assert [40, 42] in drawn  # A, last epoch, the main path
+    assert [43] in drawn  # its shortcut
+    assert [20, 22] in drawn  # B
+    biases = [list(line.get_ydata()) for line in bn.get_lines() if line.get_linestyle() == ":"]
+    assert [20.5] in biases
+    assert [text.get_text() for text in conv.get_legend().get_texts()] == ["43.00", "23.00"]
+    assert [text.get_text() for text in fc.get_legend().get_texts()] == ["44.00", "24.00"]
+    assert conv.get_yscale() == "log"
+    assert {"A", "B", "weight", "bias", "shortcut (downsample)", "equal norms"} <= {
+        text.get_text() for text in fig.legends[0].get_texts()
+    }
+    low, high = conv.get_ylim()
+    assert low < 1 < 44 < high
+
+
+def test_gradient_ratio_of_one_epoch(runs):
+    assert {row["epoch"] for row in read_gradient_norms(runs[0], 2)} == {"2"}
+    with pytest.raises(UserError, match="epochs 1 to 4, not 5"):
+        read_gradient_norms(runs[0], 5)
+
+
+def test_imagenet_c_of_one_result():
+    fig = imagenet_c({"FreeAT": result(0.8)})
+    noise, *_, bars = (axes for part in fig.subfigs for axes in part.axes)
+    assert set(lines_of(noise)) == {"gaussian noise", "shot noise", "impulse noise"}
+    assert lines_of(noise)["shot noise"] == pytest.approx([80, 64, 48, 32, 16])
+    assert [bar.get_height() for bar in bars.patches] == pytest.approx([48] * 16)
+    labels = [label.get_text() for label in bars.get_xticklabels()]
+    assert labels[0] == "gaussian noise"
+    assert labels[-1] == "mean of the 15"
+    assert noise.get_xlabel() == "severity"
+    assert noise.get_ylabel() == "top-1 accuracy (%)"
+
+
+def test_imagenet_c_of_several_results(tmp_path):
+    results = {"A": result(0.8), "B": result(0.6, STANDARD + EXTRA), "C": result(0.4, ["snow"])}
+    fig = imagenet_c(results)
+    above, below = fig.subfigs
+    assert [axes.get_title() for axes in above.axes] == [
+        f"{group} (mean)" for group in ("noise", "blur", "weather", "digital", "extra")
+    ]
+    noise, _, weather, _, extra = above.axes
+    assert set(lines_of(weather)) == {"A", "B"}  # C's snow alone is no mean of the weather
+    assert lines_of(weather)["B"] == pytest.approx([60, 48, 36, 24, 12])
+    assert set(lines_of(noise)) == {"A", "B"}
+    assert set(lines_of(extra)) == {"B"}
+    assert extra.get_lines()[0].get_color() == COLOURS[1]  # B keeps its colour
+    assert len(below.axes[0].patches) == 16 + 20 + 1
+    assert [text.get_text() for text in above.legends[0].get_texts()] == ["A", "B", "C"]
+    assert_readable(save_figure(fig, tmp_path / "several"))
+
+
+def test_attack_images(tmp_path):
+    rng = np.random.default_rng(0)
+    clean = rng.uniform(0.2, 0.8, (3, 3, 16, 16))
+    adversarial = clean + 8 / 255 * rng.choice([-1, 0, 1], clean.shape)
+    names = ["cat", "dog", "bird"]
+    fig = attack_images(clean, adversarial, names, names, ["cat", "cat", "bird"], 8 / 255, "PGD")
+    shown = [axes.get_images()[0].get_array() for axes in fig.axes if axes.get_images()]
+    assert len(shown) == 9
+    # Black, grey and white are -eps, no change and +eps.
+    assert np.unique(np.round(shown[1], 6)).tolist() == [0, 0.5, 1]
+    assert np.allclose(shown[2], np.moveaxis(adversarial[0], 0, 2))
+    words = texts(fig)
+    for word in ("change, ±8/255", "true: dog", "✗ cat", "✓ bird", "PGD"):
+        assert word in words
+    assert_readable(save_figure(fig, tmp_path / "attack"))
+
+
+def test_drawing_leaves_matplotlib_as_it_was(runs):
+    before = dict(matplotlib.rcParams)
+    training_curves(read_metrics(runs[0]))
+    assert dict(matplotlib.rcParams) == before
+
+
+# Command line
+
+
+def test_commands_without_a_display(runs, tmp_path):
+    for folder, level in zip(runs, (0.8, 0.7), strict=True):
+        (folder / "imagenet_c_standard.json").write_text(json.dumps(result(level)))
+    a, b = (str(run / "imagenet_c_standard.json") for run in runs)
+    commands = [
+        ["imagenet_c", a, b, "-o", str(tmp_path / "c.png")],
+        ["gradient_ratio", *map(str, runs), "-o", str(tmp_path / "g.png"), "--epoch", "2"],
+        ["training", str(runs[0]), "-o", str(tmp_path / "t.png")],
+    ]
+    code = f"""
+import sys
+from tools import plot as plotting
+for command in {commands!r}:
+    assert plotting.main(command) == 0
+assert "matplotlib.pyplot" not in sys.modules
+assert "torch" not in sys.modules
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "DISPLAY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for stem in "cgt":
+        assert_readable([tmp_path / f"{stem}.png", tmp_path / f"{stem}.pdf"])
+        assert f"{stem}.pdf" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ([], "FIGURE"),
+        (["pie"], "invalid choice: 'pie'"),
+        (["training", "{run}"], "-o/--output"),
+        (["training", "{run}/nowhere", "-o", "x"], "No such file"),
+        (["training", "{run}/empty", "-o", "x"], "no rows yet"),
+        (["training", "{run}/other", "-o", "x"], "has no column lr, train_loss"),
+        (["training", "{run}/words", "-o", "x"], "column train_loss holds something else"),
+        (["gradient_ratio", "{run}/nowhere", "-o", "x"], "--print_gradients True"),
+        (["gradient_ratio", "{run}", "-o", "x", "--epoch", "9"], "epochs 1 to 4, not 9"),
+        (["gradient_ratio", "{run}", "-o", "x", "--labels", "a", "b"], "2 names for 1 runs"),
+        (["imagenet_c", "{run}/nowhere.json", "-o", "x"], "No such file"),
+        (["imagenet_c", "{run}/metrics.csv", "-o", "x"], "is not JSON"),
+        (["imagenet_c", "{run}/attack.json", "-o", "x"], "is no ImageNet-C result"),
+        (["imagenet_c", "{run}/cut.json", "-o", "x"], "is no ImageNet-C result"),
+    ],
+)
+def test_errors_are_one_line(runs, tmp_path, capsys, monkeypatch, command, says):
+    monkeypatch.chdir(tmp_path)
+    run = runs[0]
+    write(run / "empty/metrics.csv", METRICS, [])
+    write(run / "other/metrics.csv", "epoch,loss", [[1, 2]])
+    write(run / "words/metrics.csv", METRICS, [[1, 0.1, "x", 1, 1, 1, 1, 1, "", 1, 1]])
+    (run / "attack.json").write_text(json.dumps({"kind": "attack", "provenance": {}}))
+    (run / "cut.json").write_text(json.dumps({"kind": "imagenet_c", "provenance": {}}))
+    assert plotting.main([word.format(run=run) for word in command]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert says in err
+    assert not list(tmp_path.glob("x.*"))
+
+
+def test_ratios_that_are_not_numbers_do_not_break_the_axis(runs):
+    rows = [dict(row) for row in read_gradient_norms(runs[0])]
+    rows[0]["ratio"], rows[1]["ratio"] = "inf", ""
+    low, high = gradient_ratio({"A": rows}).axes[0].get_ylim()
+    assert 0 < low < high < math.inf

@@ -1,0 +1,699 @@
+"""ImageNet-C: published figures, trees and their faults, exact and resumable counts."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision import datasets, transforms
+
+import utils.figures.style
+from lib.data.datasets import eval_transform
+from lib.data.loader import make_loader
+from lib.imagenet_c import evaluation as imagenet_c_eval
+from lib.imagenet_c.corruptions import CORRUPTIONS, EXTRA, STANDARD, choose_corruptions
+from lib.imagenet_c.dataset import CorruptionBatches, GroupPlan
+from lib.imagenet_c.evaluation import evaluate_imagenet_c
+from lib.imagenet_c.mce import summarise
+from lib.imagenet_c.scan import read_corruptions
+from tools.corruption_tree import CORRUPTION_NAMES, EXTRA_CORRUPTION_NAMES
+from utils.distributed.context import DistributedContext, SharedUserError
+from utils.errors import UserError
+from utils.figures import imagenet_c as figures_imagenet_c
+from utils.logging import Logger
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "imagenet_c_standard_r50.json"
+SEVERITIES = (1, 2, 3, 4, 5)
+CLASSES = ["0", "1", "2", "3"]
+PER_CLASS = 2
+SIDE = 36
+WNIDS = [f"n{number:08d}" for number in range(1000)]
+PROVENANCE = {"command": "test", "checkpoint": {"path": "m.pth", "sha256": "a" * 64}}
+ONE = DistributedContext(0, 1, torch.device("cpu"))
+
+
+# Metrics
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict:
+    return json.loads(GOLDEN.read_text())
+
+
+def test_figures_are_the_published_ones(golden):
+    summary = summarise(golden["accuracy"], WNIDS, golden["clean_accuracy"])
+    expected = golden["expected"]
+    assert summary["mCE"] == pytest.approx(expected["mCE"], abs=5e-5)
+    assert summary["relative_mCE"] == pytest.approx(expected["relative_mCE"], abs=5e-5)
+    assert 100 * summary["mean_accuracy"] == pytest.approx(expected["mean_accuracy"], abs=5e-5)
+    assert summary["mean_error"] == 1 - summary["mean_accuracy"]
+    assert summary["left_out"] == {}
+
+
+def test_figures_do_not_depend_on_order(golden):
+    backwards = dict(reversed(golden["accuracy"].items()))
+    one, other = (summarise(a, WNIDS, 0.7) for a in (golden["accuracy"], backwards))
+    assert one == other
+
+
+def test_extra_corruptions_count_in_nothing(golden):
+    more = golden["accuracy"] | dict.fromkeys(EXTRA, [0.0] * 5)
+    assert summarise(more, WNIDS, 0.7) == summarise(golden["accuracy"], WNIDS, 0.7)
+
+
+def test_nothing_is_computed_over_a_part(golden):
+    part = {name: values for name, values in golden["accuracy"].items() if name != "fog"}
+    summary = summarise(part, WNIDS, 0.7)
+    for figure in ("mean_accuracy", "mean_error", "mCE", "relative_mCE"):
+        assert summary[figure] is None
+        assert "fog" in summary["left_out"][figure]
+    assert summary["groups"]["weather"] is None
+    assert "fog" in summary["left_out"]["weather"]
+    assert summary["groups"]["noise"] is not None
+
+
+@pytest.mark.parametrize("classes", [WNIDS[:999], [f"class{i}" for i in range(1000)]])
+def test_mce_needs_the_classes_of_imagenet(golden, classes):
+    summary = summarise(golden["accuracy"], classes, 0.7)
+    assert summary["mCE"] is None
+    assert summary["relative_mCE"] is None
+    assert "1000 classes" in summary["left_out"]["mCE"]
+    assert summary["mean_accuracy"] is not None
+
+
+def test_relative_mce_needs_the_clean_accuracy(golden):
+    summary = summarise(golden["accuracy"], WNIDS)
+    assert summary["mCE"] is not None
+    assert summary["relative_mCE"] is None
+    assert "--clean_accuracy" in summary["left_out"]["relative_mCE"]
+
+
+def test_choice_of_corruptions():
+    assert choose_corruptions(None) == choose_corruptions([]) == STANDARD
+    assert len(STANDARD) == 15
+    assert choose_corruptions(["extra"]) == STANDARD + EXTRA
+    assert choose_corruptions(["snow", "gaussian_noise"]) == ("gaussian_noise", "snow")
+    assert choose_corruptions(["snow", "extra"]) == ("snow", *EXTRA)
+    with pytest.raises(UserError, match=r"'frst'; did you mean frost\?"):
+        choose_corruptions(["frst"])
+
+
+def test_corruptions_are_those_that_check_data_knows():
+    assert set(STANDARD) == set(CORRUPTION_NAMES)
+    assert set(EXTRA) == set(EXTRA_CORRUPTION_NAMES)
+
+
+# Trees
+
+
+@pytest.fixture(scope="session")
+def corrupted(tmp_path_factory) -> Path:
+    """A flat tree of real handwritten digits, all 19 corruptions."""
+    pytest.importorskip("imagecorruptions")
+    root = tmp_path_factory.mktemp("digits") / "digits-C"
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    for label in CLASSES:
+        for number in np.flatnonzero(digits.target == int(label))[:PER_CLASS]:
+            write_corruptions(enlarge(digits.images[number]), root, f"{label}/{number:04d}.png")
+    return root
+
+
+def enlarge(scan: np.ndarray) -> np.ndarray:
+    """A scan (8, 8) of values 0 to 16 as (SIDE, SIDE, 3) uint8."""
+    grey = Image.fromarray(np.round(scan * 255 / 16).astype(np.uint8))
+    return np.array(grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB"))
+
+
+def write_corruptions(image: np.ndarray, root: Path, name: str, corruptions=CORRUPTIONS) -> None:
+    from imagecorruptions import corrupt
+
+    np.random.seed(0)  # the package draws from numpy's global state
+    for corruption in corruptions:
+        for severity in SEVERITIES:
+            place = root / corruption / str(severity) / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            pixels = corrupt(image, severity=severity, corruption_name=corruption)
+            Image.fromarray(pixels).save(place)
+
+
+@pytest.fixture
+def tree(corrupted, tmp_path) -> Path:
+    """A copy that a test may damage: two corruptions of it."""
+    for name in ("snow", "contrast"):
+        shutil.copytree(corrupted / name, tmp_path / "C" / name)
+    return tmp_path / "C"
+
+
+def read(root: Path, names=("snow", "contrast")):
+    return read_corruptions(root, names)
+
+
+def test_flat_and_grouped_trees_are_the_same(corrupted, tmp_path):
+    flat = read_corruptions(corrupted, STANDARD + EXTRA)
+    for name, entry in CORRUPTIONS.items():
+        (tmp_path / entry.group).mkdir(exist_ok=True)
+        (tmp_path / entry.group / name).symlink_to(corrupted / name)
+    grouped = read_corruptions(tmp_path, STANDARD + EXTRA)
+    assert flat.names == grouped.names
+    assert len(flat.names) == 95
+    assert flat.sizes == grouped.sizes == [len(CLASSES) * PER_CLASS] * 95
+    assert flat.classes == grouped.classes == CLASSES
+    assert [t.files for t in flat.images.values()] == [t.files for t in grouped.images.values()]
+
+
+def test_names_are_kept_once(corrupted):
+    images = read_corruptions(corrupted, STANDARD).images.values()
+    assert len({id(tree.files) for tree in images}) == 1
+
+
+def damage(tree: Path, how: str) -> None:
+    first = next((tree / "snow/3/1").iterdir())
+    if how == "corruption":
+        shutil.rmtree(tree / "snow")
+    elif how == "severity":
+        shutil.rmtree(tree / "snow/3")
+    elif how == "fewer":
+        first.unlink()
+    elif how == "other":
+        first.rename(first.with_name("other.png"))
+    elif how == "empty":
+        for severity in SEVERITIES:
+            for file in (tree / f"snow/{severity}/1").iterdir():
+                file.unlink()
+    elif how == "flat":
+        for file in list((tree / "snow/3").glob("*/*.png")):
+            file.rename(tree / "snow/3" / file.name)
+        for folder in (tree / "snow/3").glob("*/"):
+            folder.rmdir()
+    elif how == "twice":
+        shutil.copytree(tree / "snow", tree / "weather/snow")
+    elif how == "root":
+        shutil.rmtree(tree)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("root", "cannot read the ImageNet-C folder .*C: No such file"),
+        ("corruption", "no folder for snow .*--corruptions"),
+        ("severity", "cannot read .*snow/3: No such file"),
+        ("fewer", "snow/3, against its siblings, lacks 1 image, such as 1/"),
+        ("other", "snow/3.* lacks 1 image.* and alone has 1 image, such as 1/other.png"),
+        ("empty", "snow/1 has no images in class folder 1"),
+        ("flat", "snow/3 has no class folders"),
+        ("twice", "snow is there twice"),
+    ],
+)
+def test_faults_are_named(tree, how, says):
+    read(tree)
+    damage(tree, how)
+    with pytest.raises(UserError, match=says) as caught:
+        read(tree)
+    assert "\n" not in str(caught.value)
+
+
+def test_many_faults_are_one_line(tree):
+    for severity in (1, 2):
+        shutil.rmtree(tree / f"snow/{severity}")
+        shutil.rmtree(tree / f"contrast/{severity}/1")
+    with pytest.raises(UserError, match=r"snow/1.*and \d more") as caught:
+        read(tree, ("snow", "contrast", "fog"))
+    assert len(str(caught.value)) < 600
+
+
+def test_other_files_do_not_count(tree):
+    for severity in SEVERITIES:
+        (tree / f"snow/{severity}/1/._0001.png").write_bytes(b"left by an archiver")
+        (tree / f"snow/{severity}/1/notes.txt").write_text("no image")
+    assert set(read(tree).sizes) == {len(CLASSES) * PER_CLASS}
+
+
+def test_corruptions_with_other_images_are_a_warning(tree):
+    for severity in SEVERITIES:
+        next((tree / f"snow/{severity}/1").iterdir()).unlink()
+    found = read(tree, ("contrast", "snow"))
+    assert "snow hold other images" in found.warnings()[0]
+    assert found.sizes == [8] * 5 + [7] * 5
+
+
+def test_classes_map_by_name(tree):
+    names = ["9", "3", "2", "1", "0", "7"]
+    labelled = read(tree).with_labels_of(names, 6).images["snow"]
+    for file, label in zip(labelled.files, labelled.labels, strict=True):
+        assert names[label] == file.partition("/")[0]
+    with pytest.raises(UserError, match="class 2 is none of the network's 3 classes"):
+        read(tree).with_labels_of(["0", "1", "3"], 3)
+
+
+def test_without_class_names_the_tree_must_be_whole(tree):
+    assert read(tree).with_labels_of(None, 4).images["snow"].labels == (0, 0, 1, 1, 2, 2, 3, 3)
+    with pytest.raises(UserError, match="4 classes and the network 10"):
+        read(tree).with_labels_of(None, 10)
+
+
+def test_subsets(tree, tmp_path):
+    whole, about = read(tree).subset()
+    assert about["description"] == "all 8 images"
+    few, about_few = read(tree).subset(n_examples=4)
+    assert set(few.sizes) == {4}
+    assert few.images["snow"].files == whole.images["snow"].files[::2]
+    assert about_few["sha256"] != about["sha256"]
+    chosen = whole.images["snow"].files[1:6:4]
+    (tmp_path / "ids.txt").write_text("\n".join(chosen))
+    listed, about_listed = read(tree).subset(ids_file=str(tmp_path / "ids.txt"))
+    assert listed.images["contrast"].files == chosen
+    assert about_listed["description"] == "2 listed of 8 images"
+    assert listed.classes == ["0", "2"]
+    (tmp_path / "ids.txt").write_text("0/nowhere.png")
+    with pytest.raises(UserError, match="nowhere"):
+        read(tree).subset(ids_file=str(tmp_path / "ids.txt"))
+
+
+# Batches
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_every_image_is_in_one_batch_of_one_process(world_size, batch_size):
+    sizes = [5, 1, 0, 8, 3]
+    plans = [GroupPlan(sizes, batch_size, rank, world_size) for rank in range(world_size)]
+    keys = Counter(key for plan in plans for batch in plan for key in batch)
+    assert keys == Counter((g, i) for g, size in enumerate(sizes) for i in range(size))
+    for plan in plans:
+        assert len(plan) == len(list(plan))
+        assert all(len(batch) == batch_size for batch in list(plan)[:-1])
+
+
+def test_groups_are_finished_when_their_last_image_is_through():
+    plan = GroupPlan([5, 1, 0, 8, 3], 4)
+    seen: Counter[int] = Counter()
+    for number, batch in zip(plan.batches, plan, strict=True):
+        seen.update(group for group, _ in batch)
+        through = plan.finished_with(number)
+        assert [seen[g] for g in range(through)] == [5, 1, 0, 8, 3][:through]
+        assert through == 5 or seen[through] < [5, 1, 0, 8, 3][through]
+
+
+def test_resuming_keeps_the_batches():
+    sizes, whole = [5, 1, 8, 3], list(GroupPlan([5, 1, 8, 3], 4))
+    resumed = GroupPlan(sizes, 4, done={0, 1})
+    assert list(resumed) == whole[1:]
+    resumed = GroupPlan(sizes, 4, done={0, 1, 2})
+    assert list(resumed) == whole[3:]
+    assert list(GroupPlan(sizes, 4, done=range(4))) == []
+
+
+PUBLISHED = transforms.Compose([transforms.CenterCrop(224), transforms.PILToTensor()])
+RESIZED = transforms.Compose([transforms.Resize(256), PUBLISHED])
+
+
+@pytest.mark.parametrize(("resize", "reference"), [(None, PUBLISHED), (256, RESIZED)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_preprocessing_is_torchvisions(photos, resize, reference, workers):
+    found = read_corruptions(photos, ["fog", "pixelate"]).with_labels_of(None, 2)
+    dataset = CorruptionBatches(found, eval_transform(resize, 224), 224)
+    loader = make_loader(dataset, GroupPlan(found.sizes, 4), workers, torch.device("cpu"))
+    batches = list(loader)
+    pixels, labels, groups = (torch.cat([b[i] for b in batches]) for i in range(3))
+    assert pixels.dtype == torch.uint8
+    assert batches[0].pixels.is_contiguous(memory_format=torch.channels_last)
+    assert groups.tolist() == [g for g in range(10) for _ in range(3)]
+    folders = [datasets.ImageFolder(photos / name, reference) for name in found.names]
+    expected = [item for folder in folders for item in folder]
+    assert torch.equal(pixels, torch.stack([image for image, _ in expected]))
+    assert labels.tolist() == [label for _, label in expected]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Two corruptions of photographs of several shapes, as JPEG, two classes."""
+    pytest.importorskip("imagecorruptions")
+    root = tmp_path_factory.mktemp("photos")
+    temple, flower = pytest.importorskip("sklearn.datasets").load_sample_images().images
+    cuts = {"a/1.JPEG": temple[:224, :224], "a/2.JPEG": temple[100:400, 200:500]}
+    cuts["b/3.JPEG"] = flower[:250, 100:550]
+    for name, cut in cuts.items():
+        write_corruptions(np.ascontiguousarray(cut), root, name, ("fog", "pixelate"))
+    return root
+
+
+# Evaluation
+
+
+class Glance(nn.Module):
+    """Ridge regression on 8 x 8 means: learns digits in a moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_classes = 10
+        self.pool = nn.AdaptiveAvgPool2d(8)
+        self.fc = nn.Linear(64, 10)
+        self.batches = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.batches += 1
+        return self.fc(self.pool(x.mean(dim=1, keepdim=True)).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def model() -> Glance:
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    images = torch.from_numpy(np.stack([enlarge(scan) for scan in digits.images[200:]]))
+    glance, x = Glance(), images.permute(0, 3, 1, 2).double() / 255
+    features = glance.pool(x.mean(dim=1, keepdim=True)).flatten(1)
+    features = torch.cat([features, torch.ones(len(features), 1)], dim=1)
+    targets = nn.functional.one_hot(torch.tensor(digits.target[200:])).double()
+    gram = features.T @ features + 0.1 * torch.eye(65)
+    weights = torch.linalg.solve(gram, features.T @ targets).T.float()
+    with torch.no_grad():
+        glance.fc.weight.copy_(weights[:, :64])
+        glance.fc.bias.copy_(weights[:, 64])
+    return glance
+
+
+@pytest.fixture
+def figures() -> None:
+    """For a test that wants the figure drawn."""
+
+
+@pytest.fixture(autouse=True)
+def no_figures(request, monkeypatch) -> None:
+    """Drawing takes longer than everything else here together."""
+    if "figures" not in request.fixturenames:
+        monkeypatch.setattr(figures_imagenet_c, "imagenet_c", lambda *_: None)
+        monkeypatch.setattr(utils.figures.style, "save_figure", lambda *_: [])
+
+
+def run(model: nn.Module, root: Path, stem: Path, **changes) -> dict:
+    settings = {
+        "protocol": "standard",
+        "corruptions": None,
+        "img_size": 40,
+        "crop_size": 32,
+        "batch_size": 5,
+        "workers": 0,
+        "context": ONE,
+        "output_stem": stem,
+        "provenance": PROVENANCE,
+        "logger": Logger(active=False),
+    }
+    names = [str(digit) for digit in range(10)]
+    return evaluate_imagenet_c(model, str(root), names, **(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model, corrupted, tmp_path_factory) -> str:
+    """The JSON of a run in one go."""
+    stem = tmp_path_factory.mktemp("uninterrupted") / "imagenet_c_standard"
+    run(model, corrupted, stem)
+    return stem.with_name("imagenet_c_standard.json").read_text()
+
+
+@pytest.mark.parametrize("protocol", ["standard", "freeat", "paper"])
+def test_counts_are_those_of_a_plain_loop(model, corrupted, tmp_path, protocol, monkeypatch):
+    loaders = []
+    monkeypatch.setattr(
+        imagenet_c_eval, "make_loader", lambda *a: loaders.append(make_loader(*a)) or loaders[-1]
+    )
+    result = run(model, corrupted, tmp_path / "r", protocol=protocol, workers=2)
+    steps = [] if protocol == "standard" else [transforms.Resize(40)]
+    steps += [transforms.CenterCrop(32), transforms.ToTensor()]
+    for name, entry in result["corruptions"].items():
+        for severity, top1, top5 in zip(SEVERITIES, entry["top1"], entry["top5"], strict=True):
+            folder = datasets.ImageFolder(
+                corrupted / name / str(severity), transforms.Compose(steps)
+            )
+            images = torch.stack([image for image, _ in folder])
+            labels = torch.tensor([label for _, label in folder])
+            with torch.no_grad():
+                ranking = model(images).argsort(dim=1, descending=True)
+            assert top1["correct"] == (ranking[:, 0] == labels).sum()
+            assert top5["correct"] == (ranking[:, :5] == labels[:, None]).sum()
+            assert top1["n"] == top5["n"] == len(folder)
+    assert len(loaders) == 1  # one for all 75 folders
+    assert loaders[0].persistent_workers
+
+
+def test_what_an_evaluation_leaves(model, corrupted, tmp_path, capsys, figures):
+    stem = tmp_path / "run" / "imagenet_c_standard"
+    model.train()
+    result = run(model, corrupted, stem, corruptions=["extra"], logger=Logger())
+    assert model.training
+    written = sorted(path.name for path in stem.parent.iterdir())
+    assert written == [f"imagenet_c_standard.{kind}" for kind in ("csv", "json", "pdf", "png")]
+    assert json.loads(stem.with_name("imagenet_c_standard.json").read_text()) == result
+    assert result["kind"] == "imagenet_c"
+    assert result["provenance"]["checkpoint"] == PROVENANCE["checkpoint"]
+    assert result["provenance"]["subset"]["n"] == 8
+    assert list(result["corruptions"]) == list(STANDARD + EXTRA)
+    with open(stem.with_name("imagenet_c_standard.csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 95
+    for row in rows:
+        entry = result["corruptions"][row["corruption"]]["top1"][int(row["severity"]) - 1]
+        assert float(row["top1_accuracy"]) == entry["accuracy"]
+    accuracies = [e["accuracy"] for n in STANDARD for e in result["corruptions"][n]["top1"]]
+    assert result["summary"]["mean_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert result["summary"]["mean_accuracy"] > 0.4  # chance is 0.1: something was learnt
+    said = capsys.readouterr().out
+    for words in ("gaussian_noise", "saturate", "weather (mean)", "all 15 (mean)"):
+        assert words in said
+    mean = 100 * result["summary"]["mean_accuracy"]
+    assert f"mean accuracy over the 15  {mean:.2f} %" in said
+    assert "mCE                        left out: needs ImageNet's 1000 classes" in said
+
+
+class Interrupting(Glance):
+    """Stops in the middle of batch number `after`."""
+
+    def __init__(self, model: Glance, after: int, error: BaseException) -> None:
+        super().__init__()
+        self.load_state_dict(model.state_dict())
+        self.after = after
+        self.error = error
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.batches == self.after:
+            raise self.error
+        return super().forward(x)
+
+
+def interrupted(model, root, stem, after=40, **changes) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupting(model, after, KeyboardInterrupt()), root, stem, **changes)
+
+
+def test_an_interrupted_evaluation_goes_on(model, corrupted, tmp_path, uninterrupted):
+    stem = tmp_path / "imagenet_c_standard"
+    interrupted(model, corrupted, stem, after=40)
+    (journal,) = tmp_path.iterdir()
+    finished = journal.read_text().splitlines()[1:]
+    assert len(finished) == 40 * 5 // 8  # every folder that was through, each with 8 images
+    journal.write_bytes(journal.read_bytes() + b'{"group": "fog/1", "top1"')  # cut short
+    interrupted(model, corrupted, stem, after=20)
+    model.batches = 0
+    run(model, corrupted, stem)
+    assert stem.with_name("imagenet_c_standard.json").read_text() == uninterrupted
+    assert model.batches == 120 - 59  # batch 60 reaches into an unfinished folder
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = [sys.argv[1], sys.argv[2], sys.argv[2] + "/tests"]
+import torch
+import test_imagenet_c as t
+
+class Killed(t.Glance):
+    def forward(self, x):
+        if self.batches == 50:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+model = Killed()
+model.load_state_dict(torch.load(sys.argv[3], weights_only=True))
+t.run(model, sys.argv[4], t.Path(sys.argv[5]), workers=1)
+"""
+
+
+def test_a_killed_evaluation_goes_on(model, corrupted, tmp_path, uninterrupted):
+    here = Path(__file__).resolve().parent
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    stem = tmp_path / "out" / "imagenet_c_standard"
+    arguments = [here, here.parents[1], tmp_path / "weights.pt", corrupted, stem]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    model.batches = 0
+    run(model, corrupted, stem)
+    assert stem.with_name("imagenet_c_standard.json").read_text() == uninterrupted
+    assert model.batches < 75
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"provenance": {"checkpoint": {"sha256": "b" * 64}}}, "checkpoint aaaaaaaaaaaa..., now b"),
+        ({"protocol": "freeat"}, "protocol standard, now freeat"),
+        ({"n_examples": 4}, "images "),
+        ({"corruptions": ["snow", "fog"]}, "corruptions "),
+        ({"crop_size": 28}, "resize and crop None, 32, now None, 28"),
+    ],
+)
+def test_results_of_something_else_are_not_mixed_in(model, corrupted, tmp_path, changes, says):
+    stem = tmp_path / "imagenet_c"
+    interrupted(model, corrupted, stem, after=5)
+    (journal,) = tmp_path.iterdir()
+    before = journal.read_bytes()
+    with pytest.raises(UserError, match="unfinished evaluation of something else") as caught:
+        run(model, corrupted, stem, **changes)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert journal.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["{}\n[1, 2]\n", "what\n", '{"checkpoint": "a"}\n{"group": 1}\n'])
+def test_a_damaged_journal_is_named(model, corrupted, tmp_path, text):
+    journal = tmp_path / "imagenet_c.rank0of1.jsonl"
+    interrupted(model, corrupted, tmp_path / "imagenet_c", after=5)
+    first = journal.read_text().splitlines()[0] + "\n"
+    journal.write_text(text if text == "what\n" else first + text.partition("\n")[2])
+    with pytest.raises(UserError, match="damaged"):
+        run(model, corrupted, tmp_path / "imagenet_c")
+
+
+class ThreadRanks(DistributedContext):
+    """Processes played by threads."""
+
+    def __init__(self, rank: int, world_size: int, meeting: threading.Barrier, table: list) -> None:
+        super().__init__(rank, world_size, torch.device("cpu"), (meeting, table))
+
+    def gather(self, value):
+        meeting, table = self.control
+        table[self.rank] = value
+        meeting.wait()
+        values = list(table)
+        meeting.wait()
+        return values
+
+
+def run_together(models: list[nn.Module], root: Path, stem: Path, **changes) -> list:
+    """What every rank returns or raises."""
+    size = len(models)
+    meeting, table, ended = threading.Barrier(size), [None] * size, [None] * size
+
+    def work(rank: int) -> None:
+        context = ThreadRanks(rank, size, meeting, table)
+        try:
+            ended[rank] = run(models[rank], root, stem, context=context, **changes)
+        except (UserError, KeyboardInterrupt, threading.BrokenBarrierError) as error:
+            ended[rank] = error
+            if not isinstance(error, SharedUserError):  # then every rank is on its way out
+                meeting.abort()
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return ended
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_counts_do_not_depend_on_the_number_of_processes(
+    model, corrupted, tmp_path, uninterrupted, world_size
+):
+    models = [copy.deepcopy(model) for _ in range(world_size)]
+    results = run_together(models, corrupted, tmp_path / "imagenet_c_standard")
+    assert all(result == json.loads(uninterrupted) for result in results)
+    assert (tmp_path / "imagenet_c_standard.json").read_text() == uninterrupted
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("then", [1, 2, 3])
+def test_resuming_with_another_number_of_processes(model, corrupted, tmp_path, uninterrupted, then):
+    stem = tmp_path / "imagenet_c_standard"
+    models = [copy.deepcopy(model), Interrupting(model, 30, KeyboardInterrupt())]
+    first, second = run_together(models, corrupted, stem)
+    assert isinstance(first, threading.BrokenBarrierError)
+    assert isinstance(second, KeyboardInterrupt)
+    lines = [len(path.read_text().splitlines()) - 1 for path in sorted(tmp_path.iterdir())]
+    assert lines == [75, 37]
+    models = [copy.deepcopy(model) for _ in range(then)]
+    for each in models:
+        each.batches = 0
+    run_together(models, corrupted, stem)
+    assert (tmp_path / "imagenet_c_standard.json").read_text() == uninterrupted
+    assert models[0].batches == {1: 61, 2: 0, 3: 23}[then]
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_an_error_of_one_process_is_an_error_of_all(model, tree, tmp_path):
+    shutil.rmtree(tree / "snow/3")
+    models = [copy.deepcopy(model) for _ in range(2)]
+    ended = run_together(models, tree, tmp_path / "r", corruptions=["snow"])
+    assert [str(error) for error in ended] == [str(ended[0])] * 2
+    assert "snow/3" in str(ended[0])
+
+
+def test_images_smaller_than_the_crop_are_refused(model, tree, tmp_path):
+    with pytest.raises(UserError, match="36 x 36 pixels, less than the crop of 40"):
+        run(model, tree, tmp_path / "r", corruptions=["snow"], crop_size=40)
+    run(model, tree, tmp_path / "r", corruptions=["snow"], crop_size=40, protocol="freeat")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_named(model, tree, tmp_path, workers):
+    broken = sorted((tree / "snow/4/2").iterdir())[1]
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(UserError, match=f"cannot read .*snow/4/2/{broken.name}"):
+        run(model, tree, tmp_path / "r", corruptions=["snow"], workers=workers)
+    kept = (tmp_path / "r.rank0of1.jsonl").read_text()
+    assert '"snow/2"' in kept
+
+
+def test_outputs_that_are_not_finite_are_refused(model, tree, tmp_path):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.fc.bias[3] = float("nan")
+    with pytest.raises(UserError, match="not finite on 8 of 8 images"):
+        run(broken, tree, tmp_path / "r", corruptions=["snow"])
+
+
+def attack_json(sha256: str, n: int, accuracy: float, subset: str = "other") -> str:
+    checkpoint, images = {"sha256": sha256}, {"sha256": subset, "n": n}
+    entry = {"top1": {"accuracy": accuracy, "n": n}}
+    provenance = {"checkpoint": checkpoint, "subset": images}
+    return json.dumps({"kind": "attack", "provenance": provenance, "clean": entry})
+
+
+def test_clean_accuracy_is_found_beside_the_results(model, tree, tmp_path):
+    stem, own = tmp_path / "r", PROVENANCE["checkpoint"]["sha256"]
+
+    def clean(**changes):
+        return run(model, tree, stem, corruptions=["snow"], **changes)["clean"]
+
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "attack_a.json").write_text(attack_json("b" * 64, 50, 0.1))
+    (tmp_path / "attack_b.json").write_text(attack_json(own, 5, 0.2))  # of too few images
+    assert clean() == {"accuracy": None, "source": None}
+    (tmp_path / "attack_c.json").write_text(attack_json(own, 20, 0.3))
+    assert clean() == {"accuracy": 0.3, "source": "attack_c.json"}
+    (tmp_path / "attack_d.json").write_text(attack_json(own, 50, 0.4))
+    assert clean() == {"accuracy": 0.4, "source": "attack_d.json"}
+    _, subset = read(tree, ["snow"]).subset()
+    (tmp_path / "attack_e.json").write_text(attack_json(own, 8, 0.5, subset["sha256"]))
+    assert clean() == {"accuracy": 0.5, "source": "attack_e.json"}
+    assert clean(clean_accuracy=0.6) == {"accuracy": 0.6, "source": "--clean_accuracy"}

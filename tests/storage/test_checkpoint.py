@@ -1,0 +1,585 @@
+"""Checkpoints: our own, other people's, damaged and malicious ones."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import resource
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import settings
+from in_process import call, only_error, unchanged
+
+from lib.evaluation.model_settings import model_of, new_model, settings_from, settings_of
+from models.resnet import ResNet, build_model
+from utils.config.command_line import parse_command_line
+from utils.config.merge import Config
+from utils.errors import UserError
+from utils.storage.checkpoint import (
+    BEST,
+    LATEST,
+    PREVIOUS,
+    Checkpoint,
+    is_whole,
+    read_checkpoint,
+    save_best,
+    save_checkpoint,
+)
+
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+HE = ("--FN", "True", "--WN", "True")
+
+
+@pytest.fixture(scope="module")
+def plain() -> ResNet:
+    """A resnet18 with an ordinary last layer of 4 classes."""
+    torch.manual_seed(0)
+    return build_model("resnet18", 4).eval()
+
+
+@pytest.fixture(scope="module")
+def hypersphere() -> ResNet:
+    """A resnet18 with a hypersphere head of 4 classes."""
+    torch.manual_seed(0)
+    return build_model("resnet18", 4, feature_norm=True, weight_norm=True, scale=10.0).eval()
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to work in, on one thread."""
+    monkeypatch.chdir(tmp_path)
+    with unchanged():
+        yield tmp_path
+
+
+def flags(*arguments: str) -> Config:
+    """The configuration of an evaluation with these flags."""
+    return parse_command_line(["-e", "--pretrained", *arguments], "evaluate", "")
+
+
+def load(path: str, *arguments: str) -> ResNet:
+    """The network of a checkpoint, as an evaluation builds it."""
+    checkpoint = read_checkpoint(path)
+    return model_of(checkpoint, settings_of(flags(*arguments), checkpoint)).eval()
+
+
+def saved(content: Any, **options: Any) -> str:
+    """A file of torch's; its path."""
+    torch.save(content, "some.pth.tar", **options)
+    return "some.pth.tar"
+
+
+def published(model: ResNet, **more: Any) -> dict[str, Any]:
+    """A checkpoint as the published releases save them: DataParallel's keys and some state."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    return {
+        "epoch": 23,
+        "arch": "resnet18",
+        "state_dict": OrderedDict((f"module.{k}", v) for k, v in model.state_dict().items()),
+        "best_prec1": torch.tensor(60.5),
+        "optimizer": optimizer.state_dict(),
+        **more,
+    }
+
+
+def madry(model: ResNet) -> dict[str, Any]:
+    """A checkpoint as MadryLab's robustness library saves them, of tensors only."""
+    state = {}
+    for prefix in ("module.model.", "module.attacker.model."):
+        state |= {prefix + k: v for k, v in model.state_dict().items()}
+    for prefix in ("module.normalizer.", "module.attacker.normalize."):
+        state[f"{prefix}new_mean"] = torch.tensor([0.5, 0.25, 0.125]).view(3, 1, 1)
+        state[f"{prefix}new_std"] = torch.tensor([0.2, 0.4, 0.8]).view(3, 1, 1)
+    return {"model": state, "epoch": 90, "optimizer": {}, "schedule": None}
+
+
+def same(one: ResNet, other: ResNet) -> bool:
+    """Whether two networks give the same logits, bit by bit."""
+    with torch.no_grad():
+        return torch.equal(one(IMAGES), other(IMAGES))
+
+
+# Other people's
+
+
+def test_published_release(plain: ResNet) -> None:
+    checkpoint = read_checkpoint(saved(published(plain)))
+    assert not checkpoint.is_ours
+    assert checkpoint.training is None
+    assert checkpoint.state_dict.keys() == plain.state_dict().keys()
+    assert same(load("some.pth.tar"), plain)
+
+
+def test_published_release_in_torchs_old_format(plain: ResNet) -> None:
+    content = published(plain)
+    del content["state_dict"]["module.bn1.num_batches_tracked"]  # older still
+    path = saved(content, _use_new_zipfile_serialization=False)
+    assert same(load(path), plain)
+
+
+def test_published_release_with_he_needs_flags(hypersphere: ResNet) -> None:
+    path = saved(published(hypersphere))
+    with pytest.raises(UserError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert "has a hypersphere head (no fc.bias)" in message
+    assert "FN False, WN False" in message
+    assert "--FN True --WN True --s_HE 10.0" in message
+    assert same(load(path, *HE), hypersphere)
+    with torch.no_grad():
+        tripled = load(path, *HE, "--s_HE", "30")(IMAGES)
+    assert torch.allclose(tripled, 3 * hypersphere(IMAGES))
+
+
+def test_training_goes_on_from_a_published_release(digits: Path, plain: ResNet) -> None:
+    saved(published(plain, epoch=1))
+    arguments = ("main_free.py", digits, "--resume", "some.pth.tar")
+    done = call(*arguments, *settings(TRAIN__epochs=4), "--attack", "pgd1")
+    assert done.status == 0, done.err
+    assert "holds no training state: epoch 2 begins with zero noise" in done.out
+    (folder,) = Path("trained_models").iterdir()
+    _, *rows = (folder / "metrics.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in rows] == ["2"]
+    message = only_error(call(*arguments, *settings(TRAIN__epochs=2), "--output_prefix", "other"))
+    assert "some.pth.tar has 1 passes behind it" in message
+    assert "TRAIN.epochs 2 in ADV.n_repeats 2 are 1; raise TRAIN.epochs, or evaluate" in message
+
+
+def test_he_flags_on_an_ordinary_release_name_both(plain: ResNet) -> None:
+    path = saved(published(plain))
+    with pytest.raises(UserError) as caught:
+        load(path, "--FN", "True")
+    message = str(caught.value)
+    assert "FN False, WN False" in message
+    assert "the command says FN True, WN False" in message
+
+
+def test_weights_saved_unprojected_are_cosines_all_the_same(hypersphere: ResNet) -> None:
+    content = published(hypersphere)
+    content["state_dict"]["module.fc.weight"] = 7 * hypersphere.fc.weight.detach()
+    model = load(saved(content), *HE)
+    with torch.no_grad():
+        assert torch.allclose(model(IMAGES), hypersphere(IMAGES), atol=1e-5)
+        assert model.outputs(IMAGES).abs().max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet34"])
+def test_plain_torchvision_state_dict(arch: str) -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(arch, num_classes=7).eval()
+    path = saved(theirs.state_dict())
+    model = load(path)  # the architecture is told by the shapes
+    assert model.arch == arch
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in model.normalisation.values())
+    with torch.no_grad():
+        assert torch.allclose(model(IMAGES), theirs((IMAGES - mean) / std), atol=1e-4)
+    with pytest.raises(UserError, match=f"holds a {arch}, and the command says resnet101"):
+        load(path, "--set", "TRAIN.arch=resnet101")
+
+
+def test_keys_of_compiled_and_wrapped_networks(plain: ResNet) -> None:
+    for prefix in ("_orig_mod.", "module._orig_mod.", "_orig_mod.module."):
+        path = saved({prefix + k: v for k, v in plain.state_dict().items()})
+        found = read_checkpoint(path).state_dict
+        assert found.keys() == plain.state_dict().keys()
+    assert same(load(path), plain)
+
+
+def test_madrylab_state_dict(plain: ResNet) -> None:
+    path = saved(madry(plain))
+    model = load(path)
+    wanted = build_model("resnet18", 4, mean=(0.5, 0.25, 0.125), std=(0.2, 0.4, 0.8)).eval()
+    wanted.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(model(IMAGES), wanted(IMAGES), atol=1e-6)
+    assert not torch.allclose(model(IMAGES), plain(IMAGES), atol=1e-2)
+
+
+def test_foreign_network_is_refused() -> None:
+    path = saved({"features.0.weight": torch.zeros(9, 3, 3, 3), "fc.weight": torch.zeros(4, 512)})
+    with pytest.raises(UserError, match="no network of torchvision's ResNet family"):
+        load(path)
+
+
+def test_tensors_that_do_not_fit_are_named(plain: ResNet) -> None:
+    state = plain.state_dict()
+    del state["layer1.0.conv1.weight"]
+    with pytest.raises(UserError, match=r"lacks layer1\.0\.conv1\.weight"):
+        load(saved({"arch": "resnet18", "state_dict": state}))
+    state = plain.state_dict()
+    del state["fc.weight"]
+    with pytest.raises(UserError, match=r"no last layer \(fc\.weight\)"):
+        load(saved({"arch": "resnet18", "state_dict": state}))
+
+
+# Our own
+
+
+def own(model: ResNet, **settings: Any) -> str:
+    """A checkpoint of this suite; its path."""
+    config = flags("--set", "TRAIN.arch=resnet18")
+    names = settings_from(config, [f"class{i}" for i in range(model.num_classes)])
+    save_best(Path(), {"model": {**names.as_dict(), **settings}, "state_dict": model.state_dict()})
+    return BEST
+
+
+def test_own_checkpoints_need_no_flags(hypersphere: ResNet) -> None:
+    path = own(hypersphere, FN=True, WN=True, mean=[0.1, 0.2, 0.3])
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.is_ours
+    settings = settings_of(flags(), checkpoint)
+    assert (settings.arch, settings.FN, settings.WN) == ("resnet18", True, True)
+    assert settings.classes == ["class0", "class1", "class2", "class3"]
+    assert settings.mean == [0.1, 0.2, 0.3]
+    model = model_of(checkpoint, settings)
+    assert model.normalisation["mean"] == (0.1, 0.2, 0.3)
+    assert model.scale == 10.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "its", "given"),
+    [
+        (("--FN", "False"), "FN True", "False"),
+        (("--WN", "no"), "WN True", "False"),
+        (("--s_HE", "15"), "s_HE 10.0", "15.0"),
+        (("--angular_margin_HE", "0.1"), "angular_margin_HE 0.2", "0.1"),
+        (("--set", "TRAIN.arch=resnet34"), "arch resnet18", "resnet34"),
+        (("--set", "TRAIN.std=[1, 1, 1]"), "std [0.229, 0.224, 0.225]", "[1.0, 1.0, 1.0]"),
+    ],
+)
+def test_contradicting_flags_name_both_values(
+    hypersphere: ResNet, arguments: tuple[str, ...], its: str, given: str
+) -> None:
+    checkpoint = read_checkpoint(own(hypersphere, FN=True, WN=True))
+    with pytest.raises(UserError) as caught:
+        settings_of(flags(*arguments), checkpoint)
+    message = str(caught.value)
+    assert its in message
+    assert f"the command says {given}" in message
+    assert "leave the flag out" in message
+
+
+def test_agreeing_flags_are_fine(hypersphere: ResNet) -> None:
+    path = own(hypersphere, FN=True, WN=True)
+    assert same(load(path, *HE, "--s_HE", "10"), hypersphere)
+
+
+def test_evaluation_of_what_was_trained_needs_no_flags(trained: Path) -> None:
+    checkpoint = read_checkpoint(str(trained / BEST))
+    settings = settings_of(flags(), checkpoint)
+    assert settings.hypersphere
+    assert settings.classes == [f"digit_{i}" for i in range(4)]
+    assert checkpoint.training is None
+    latest = read_checkpoint(str(trained / LATEST))
+    assert latest.training is not None
+    assert latest.training["noise"].shape == (16, 3, 32, 32)
+    assert set(latest.content["versions"]) >= {"python", "torch", "torchvision"}
+    assert latest.content["config"]["HE"]["FN"] is True
+
+
+# Not to be loaded
+
+
+class Evil:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch pwned",)
+
+
+class Sneaky:
+    """Runs code when it is unpickled, through a builtin."""
+
+    def __reduce__(self) -> tuple:
+        return eval, ("open('pwned', 'w')",)
+
+
+@pytest.mark.parametrize("evil", [Evil(), Sneaky()], ids=["command", "builtin"])
+@pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle"])
+def test_malicious_pickles_are_refused_and_do_not_run(
+    evil: object, form: str, here: Path, plain: ResNet
+) -> None:
+    content = {"state_dict": plain.state_dict(), "extra": evil}
+    if form == "bare pickle":
+        Path("some.pth.tar").write_bytes(pickle.dumps(evil))
+        pickle.loads(Path("some.pth.tar").read_bytes())  # it does run where it is let
+        assert (here / "pwned").exists()
+        (here / "pwned").unlink()
+    else:
+        saved(content, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(UserError) as caught:
+        read_checkpoint("some.pth.tar")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not (here / "pwned").exists()
+    if form != "bare pickle":
+        assert f"holds a Python object ({'eval' if evil.__class__ is Sneaky else ''}" in message
+        assert "save its state_dict alone" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ({"state_dict": {}, "args": argparse.Namespace(lr=1)}, "argparse.Namespace"),
+        ({"state_dict": {}, "best": np.float64(3)}, "numpy"),
+        (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+    ],
+)
+def test_python_objects_are_refused_by_name(content: object, name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_checkpoint(saved(content))
+    assert f"holds a Python object ({name}" in str(caught.value)
+    assert "loading it could run code" in str(caught.value)
+
+
+def test_nothing_is_ever_loaded_without_weights_only(
+    plain: ResNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, calls, real = saved(published(plain)), [], torch.load
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        calls.append(options)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(torch, "load", spy)
+    read_checkpoint(path)
+    with pytest.raises(UserError):
+        read_checkpoint(saved({"extra": Evil()}))
+    assert [options["weights_only"] for options in calls] == [True, True]  # no second try
+
+
+def flip(content: bytes, place: int, bits: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ bits]) + content[place + 1 :]
+
+
+def damaged(kind: str) -> bytes:
+    """The bytes of a file that is no whole checkpoint."""
+    saved({"format": "freeat-he 1", "model": {}, "state_dict": {"fc.weight": torch.ones(99, 99)}})
+    whole = Path("some.pth.tar").read_bytes()
+    kinds = {
+        "half": whole[: len(whole) // 2],
+        "last bytes": whole[:-20],
+        "first bytes": whole[:20],
+        "flipped bit": flip(whole, len(whole) // 2, 64),
+        "flag": flip(whole, whole.rfind(b"PK\1\2") + 8, 1),  # of an encrypted entry
+        "empty": b"",
+        "text": b"This is a text file.\n" * 9,
+        "web page": b"<!DOCTYPE html><html>404</html>",
+        "noise": bytes(range(256)) * 40,
+    }
+    return kinds[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("half", "is damaged or was cut short"),
+        ("last bytes", "is damaged or was cut short"),
+        ("first bytes", "is damaged or was cut short"),
+        ("flipped bit", "is damaged: its checksums do not match"),
+        ("flag", "is damaged"),
+        ("empty", "is not a checkpoint; it is empty"),
+        ("text", "is not a checkpoint"),
+        ("web page", "is not a checkpoint"),
+        ("noise", "is not a checkpoint"),
+    ],
+)
+def test_damaged_and_other_files(kind: str, words: str) -> None:
+    content = damaged(kind)
+    Path("some.pth.tar").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_checkpoint("some.pth.tar")
+    message = str(caught.value)
+    assert message.startswith("some.pth.tar ")
+    assert words in message
+    assert "\n" not in message
+    assert not is_whole(Path("some.pth.tar"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([1, 2], "holds a list, not a state_dict"),
+        (torch.zeros(3), "holds a Tensor, not a state_dict"),
+        ({}, "no weights of a network"),
+        ({"state_dict": {"epoch": 3}}, "no weights of a network"),
+        ({"format": "freeat-he 99", "state_dict": {}}, "has format 'freeat-he 99'"),
+        ({"format": "freeat-he 1", "state_dict": {}}, "lacks the settings of its network"),
+    ],
+)
+def test_files_of_torch_that_are_no_checkpoints(content: object, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read_checkpoint(saved(content))
+
+
+def test_missing_and_unreadable_files(here: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read none\.pth: No such file"):
+        read_checkpoint("none.pth")
+    with pytest.raises(UserError, match=r"cannot read .*: Is a directory"):
+        read_checkpoint(str(here))
+
+
+# Through the command: one line, status 2
+
+
+def test_commands_refuse_in_one_line(digits: Path, plain: ResNet, here: Path) -> None:
+    evaluation = ("evaluate.py", digits, "-e", "--resume")
+    saved({"extra": Evil()})
+    assert "holds a Python object" in only_error(call(*evaluation, "some.pth.tar"))
+    assert not (here / "pwned").exists()
+    Path("some.pth.tar").write_bytes(damaged("half"))
+    assert "cut short" in only_error(call(*evaluation, "some.pth.tar"))
+    assert "cut short" in only_error(call("main_free.py", digits, "--resume", "some.pth.tar"))
+    torch.manual_seed(0)
+    saved(published(build_model("resnet18", 7)))
+    message = only_error(call(*evaluation, "some.pth.tar"))
+    assert "has 4 classes and the network 7" in message
+    message = only_error(call("main_free.py", digits, "--resume", "some.pth.tar"))
+    assert "7 outputs and this data set 4 classes" in message
+    message = only_error(call(*evaluation, own(plain)))
+    assert "class digit_0 is none of the network's 4 classes (class0, class1, class2 and" in message
+    message = only_error(call(*evaluation, BEST, "--set", "TRAIN.arch=resnet50"))
+    assert "was trained with arch resnet18, and the command says resnet50" in message
+    assert sorted(os.listdir(here)) == [BEST, "some.pth.tar"]  # nothing begun
+
+
+# --pretrained
+
+
+@pytest.fixture
+def offline(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No internet, and an empty folder of torchvision's weights."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("Temporary failure in name resolution")
+
+    monkeypatch.setenv("TORCH_HOME", str(here / "hub"))
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    folder = here / "hub" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize("script", ["main_free.py", "evaluate.py"])
+def test_pretrained_offline_says_what_to_do(script: str, digits: Path, offline: Path) -> None:
+    arguments = ["--pretrained", "--set", "TRAIN.arch=resnet18"]
+    arguments += ["-e"] if script == "evaluate.py" else []
+    message = only_error(call(script, digits, *arguments))
+    assert "cannot get torchvision's weights for resnet18" in message
+    assert "Temporary failure in name resolution" in message
+    assert f"connect to the internet, or put resnet18-f37072fd.pth into {offline}" in message
+    assert not Path("trained_models").exists()
+
+
+def test_pretrained_takes_torchvisions_weights(offline: Path) -> None:
+    torch.manual_seed(5)
+    theirs = torchvision.models.resnet18()
+    torch.save(theirs.state_dict(), offline / "resnet18-f37072fd.pth")
+    for he in ((), HE):
+        config = flags("--set", "TRAIN.arch=resnet18", *he)
+        four = new_model(settings_from(config, list("abcd")), seed=0, pretrained=True)
+        assert torch.equal(four.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
+        assert four.fc.weight.shape == (4, 512)
+        classes = [str(i) for i in range(1000)]
+        all_classes = new_model(settings_from(config, classes), seed=0, pretrained=True)
+        weight = theirs.fc.weight.detach()
+        if he:  # its rows at length 1, as the head keeps them
+            weight = torch.nn.functional.normalize(weight, dim=1)
+        assert torch.allclose(all_classes.fc.weight, weight)
+        assert (all_classes.fc.bias is None) == bool(he)
+
+
+def test_pretrained_weights_have_no_he_head_to_evaluate(digits: Path) -> None:
+    message = only_error(call("evaluate.py", digits, "-e", "--pretrained", "--FN"))
+    assert "--pretrained has no hypersphere head" in message
+
+
+# Saving
+
+
+def content_of(value: float) -> dict[str, Any]:
+    """Something that takes half a megabyte."""
+    return {"state_dict": {"fc.weight": torch.full((100, 1300), value)}, "model": {"arch": "a"}}
+
+
+def value_in(path: Path) -> float:
+    """Which of them a file holds."""
+    return read_checkpoint(str(path)).state_dict["fc.weight"].mean().item()
+
+
+def test_the_checkpoint_before_stays(here: Path) -> None:
+    for value in (1.0, 2.0, 3.0):
+        save_checkpoint(here, content_of(value))
+        assert value_in(here / LATEST) == value
+    assert value_in(here / PREVIOUS) == 2.0
+    assert sorted(os.listdir(here)) == [PREVIOUS, LATEST]
+
+
+def test_without_hard_links_the_checkpoint_before_stays_too(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for value in (1.0, 2.0):
+        save_checkpoint(here, content_of(value))
+    assert (value_in(here / PREVIOUS), value_in(here / LATEST)) == (1.0, 2.0)
+
+
+def test_full_disk_keeps_both_checkpoints(here: Path) -> None:
+    for value in (1.0, 2.0):
+        save_checkpoint(here, content_of(value))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (1, 1_000, 300_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            with pytest.raises(UserError, match=f"cannot write .*{LATEST}: File too large; free"):
+                save_checkpoint(here, content_of(3.0))
+            with pytest.raises(UserError, match=f"cannot write .*{BEST}: File too large; free"):
+                save_best(here, content_of(3.0))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert sorted(os.listdir(here)) == [PREVIOUS, LATEST]
+        assert (value_in(here / PREVIOUS), value_in(here / LATEST)) == (1.0, 2.0)
+
+
+def test_whole_checkpoints_are_told_from_damaged_ones(here: Path) -> None:
+    save_checkpoint(here, content_of(1.0))
+    path = here / LATEST
+    whole = path.read_bytes()
+    assert is_whole(path)
+    for position in (100, len(whole) // 3, len(whole) // 2):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        assert not is_whole(path)
+    path.write_bytes(whole[:-1])
+    assert not is_whole(path)
+    assert not is_whole(here / "missing")
+
+
+def test_checkpoint_knows_what_it_is(plain: ResNet) -> None:
+    ours = read_checkpoint(own(plain))
+    theirs = read_checkpoint(saved(published(plain)))
+    assert isinstance(ours, Checkpoint)
+    assert (ours.is_ours, ours.arch, theirs.is_ours, theirs.arch) == (
+        True,
+        "resnet18",
+        False,
+        "resnet18",
+    )
+
+
+def test_a_flipped_bit_in_somebody_elses_file() -> None:
+    saved({"fc.weight": torch.ones(99, 99)})
+    path = Path("some.pth.tar")
+    path.write_bytes(flip(path.read_bytes(), path.stat().st_size // 2, 64))
+    with pytest.raises(UserError, match="is damaged: its checksums do not match"):
+        read_checkpoint(str(path))

@@ -1,0 +1,324 @@
+"""One run, one folder: found again, repeated, and never replaced silently; whole files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import environment, settings
+from in_process import call, only_error
+
+from utils.errors import UserError
+from utils.storage import run_folder
+from utils.storage.checkpoint import is_whole
+from utils.storage.files import (
+    atomic_write,
+    file_sha256,
+    make_folder,
+    replacing,
+    write_csv,
+    write_json,
+)
+from utils.storage.run_folder import claim, find_checkpoint
+
+BIG = ("checkpoint.pth.tar", "checkpoint.previous.pth.tar", "model_best.pth.tar")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def again(trained: Path, here: Path) -> Path:
+    """The trained run in a folder of its own, to go on with; weights are linked, not copied."""
+    folder = here / "trained_models" / trained.name
+    folder.mkdir(parents=True)
+    for path in trained.iterdir():
+        if path.name in BIG:
+            os.link(path, folder / path.name)
+        elif path.is_file():
+            shutil.copy(path, folder / path.name)
+    return folder
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """The network's tensors of a checkpoint."""
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two checkpoints hold the same network, bit by bit."""
+    first, second = weights(one), weights(other)
+    return all(torch.equal(first[key], second[key]) for key in first | second)
+
+
+# --resume PATH
+
+
+def test_path_as_given_goes_over_trained_models(here: Path) -> None:
+    inside = here / "trained_models" / "run" / "model_best.pth.tar"
+    inside.parent.mkdir(parents=True)
+    inside.touch()
+    assert find_checkpoint("run/model_best.pth.tar") == "trained_models/run/model_best.pth.tar"
+    assert find_checkpoint("trained_models/run/model_best.pth.tar") == (
+        "trained_models/run/model_best.pth.tar"
+    )
+    assert find_checkpoint(str(inside)) == str(inside)
+    as_given = here / "run" / "model_best.pth.tar"
+    as_given.parent.mkdir()
+    as_given.touch()
+    assert find_checkpoint("run/model_best.pth.tar") == "run/model_best.pth.tar"
+
+
+def test_missing_checkpoint_lists_what_is_there(here: Path) -> None:
+    with pytest.raises(UserError, match="no such checkpoint, here or under trained_models/; there"):
+        find_checkpoint("run/model_best.pth.tar")
+    for number in range(8):
+        folder = here / "trained_models" / f"run{number}"
+        folder.mkdir(parents=True)
+        (folder / "model_best.pth.tar").touch()
+    (here / "mine").mkdir()
+    (here / "mine" / "resnet.pt").touch()
+    with pytest.raises(UserError) as caught:
+        find_checkpoint("run/model_best.pth.tar")
+    message = str(caught.value)
+    assert "trained_models/run0/model_best.pth.tar, trained_models/run1/" in message
+    assert "and 2 more" in message
+    assert "\n" not in message
+    shutil.rmtree(here / "trained_models")
+    with pytest.raises(UserError, match=r"there is mine/resnet\.pt"):
+        find_checkpoint("mine/model.pt")
+
+
+def test_folder_in_place_of_a_checkpoint(here: Path) -> None:
+    folder = here / "trained_models" / "run"
+    folder.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"is a folder, not a checkpoint$"):
+        find_checkpoint("run")
+    (folder / "checkpoint.pth.tar").touch()
+    (folder / "model_best.pth.tar").touch()
+    with pytest.raises(UserError, match=r"give trained_models/run/model_best\.pth\.tar$"):
+        find_checkpoint("run")
+
+
+# A run is never replaced silently
+
+
+@pytest.mark.parametrize(
+    "file",
+    [*BIG, "metrics.csv", "gradient_norms.csv", "attack_standard.json",
+     "attack_paper_n100_images.csv", "imagenet_c_freeat.json", "attack_x.rank0of1.jsonl"],
+)  # fmt: skip
+def test_whatever_took_work_makes_a_run(file: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("kept")
+    with pytest.raises(UserError) as caught:
+        claim(tmp_path, resumed=False, overwrite=False)
+    message = str(caught.value)
+    for offer in ("already holds a run", "--resume auto", "--overwrite", "--output_prefix"):
+        assert offer in message
+    assert (tmp_path / file).read_text() == "kept"
+    claim(tmp_path, resumed=True, overwrite=False)
+    assert (tmp_path / file).read_text() == "kept"
+
+
+def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
+    written = [*BIG, "config.yml", "log.txt", "metrics.csv", "training_curves.png", "a.pdf",
+               "attack_standard.json", "attack_standard_images.csv", "imagenet_c_standard.csv",
+               "attack_standard_images/000_original.png", ".checkpoint.pth.tar.x1y2"]  # fmt: skip
+    for name in (*written, "notes.txt", "mine/thoughts.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    claim(tmp_path, resumed=False, overwrite=True)
+    left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert left == ["mine/thoughts.md", "notes.txt"]
+
+
+def test_a_start_that_failed_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yml").touch()
+    (tmp_path / "log.txt").write_text("what went wrong")
+    claim(tmp_path, resumed=False, overwrite=False)
+    claim(tmp_path / "not there", resumed=False, overwrite=False)
+    assert (tmp_path / "log.txt").read_text() == "what went wrong"
+
+
+def test_training_does_not_replace_a_run(digits: Path, again: Path) -> None:
+    before = {path.name: file_sha256(path) for path in again.iterdir()}
+    message = only_error(call("main_free.py", digits, "--FN", "--WN", *settings()))
+    assert f"trained_models/{again.name} already holds a run" in message
+    assert {path.name: file_sha256(path) for path in again.iterdir()} == before
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from utils.storage.run_folder import FolderLock
+with FolderLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_training_in_a_folder_at_a_time(
+    digits: Path, again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.0)
+    before = (again / "checkpoint.pth.tar").read_bytes()
+    words = ("main_free.py", digits, "--FN", "--WN", *settings(TRAIN__epochs=6))
+    other = [sys.executable, "-c", HOLDER, str(again)]
+    with subprocess.Popen(other, env=environment(), stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        for flag in (("--resume", "auto"), ("--overwrite",)):
+            message = only_error(call(*words, *flag))
+            assert message.startswith(f"another training is at work in trained_models/{again.name}")
+        holder.kill()
+    assert (again / "checkpoint.pth.tar").read_bytes() == before
+    done = call(*words, "--resume", "auto")  # the lock has ended with its process
+    assert done.status == 0, done.err
+    assert not (again / ".lock").exists()
+
+
+def test_overwrite_starts_anew(digits: Path, again: Path, trained: Path) -> None:
+    (again / "attack_paper.json").write_text("{}")
+    (again / "notes.txt").write_text("mine")
+    changed = settings(TRAIN__epochs=2, TRAIN__lr=0.01)
+    done = call("main_free.py", digits, "--FN", "--WN", "--overwrite", *changed)
+    assert done.status == 0, done.err
+    assert not (again / "attack_paper.json").exists()
+    assert (again / "notes.txt").read_text() == "mine"
+    assert len((again / "metrics.csv").read_text().splitlines()) == 2
+    assert yaml.safe_load((again / "config.yml").read_text())["TRAIN"]["lr"] == 0.01
+    assert not same_weights(again / "model_best.pth.tar", trained / "model_best.pth.tar")
+
+
+def test_config_yml_repeats_the_run(trained: Path, here: Path) -> None:
+    done = call("main_free.py", "-c", trained / "config.yml")
+    assert done.status == 0, done.err
+    repeated = here / "trained_models" / trained.name
+    assert same_weights(repeated / "checkpoint.pth.tar", trained / "checkpoint.pth.tar")
+    assert (repeated / "config.yml").read_text() == (trained / "config.yml").read_text()
+    images = "attack_standard_images.csv"
+    assert (repeated / images).read_text() == (trained / images).read_text()
+
+
+def test_a_run_leaves_what_the_manual_says(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert {*BIG, "config.yml", "log.txt", "metrics.csv", "training_curves.png",
+            "attack_standard.json", "attack_standard_images.csv"} <= names  # fmt: skip
+    assert not [name for name in names if name.startswith(".")]
+    header, *rows = (trained / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 2
+    for column in ("epoch", "lr", "train_loss", "val_top1", "val_top5", "images_per_second"):
+        assert column in header.split(",")
+
+
+# --resume auto
+
+
+def test_resume_auto_takes_the_newest_whole_checkpoint(digits: Path, again: Path) -> None:
+    newest = again / "checkpoint.pth.tar"
+    content = newest.read_bytes()
+    arguments = ("main_free.py", digits, "--FN", "--WN", "--resume", "auto")
+    done = call(*arguments, *settings(TRAIN__epochs=4))
+    assert done.status == 0, done.err
+    assert f"resumed trained_models/{again.name}/checkpoint.pth.tar" in done.out
+    assert newest.read_bytes() == content
+    newest.unlink()  # a link, so it is not written into
+    newest.write_bytes(content[:-1000])
+    done = call(*arguments, *settings(TRAIN__epochs=4))
+    assert done.status == 0, done.err
+    assert "checkpoint.pth.tar is damaged; passing over it" in done.out
+    assert "checkpoint.previous.pth.tar" in done.out
+    assert is_whole(newest)
+
+
+def test_resume_auto_without_a_whole_checkpoint(digits: Path, again: Path) -> None:
+    for name in BIG[:2]:
+        (again / name).unlink()
+        (again / name).write_bytes(b"PK\3\4 cut short")
+    arguments = (digits, "--FN", "--WN", "--resume", "auto", *settings(TRAIN__epochs=4))
+    message = only_error(call("main_free.py", *arguments))
+    assert f"no checkpoint in trained_models/{again.name} is whole" in message
+    assert "--overwrite" in message
+
+
+def test_resume_auto_with_other_settings_names_both(digits: Path, again: Path) -> None:
+    arguments = (digits, "--FN", "--WN", "--resume", "auto", "--seed", "5")
+    message = only_error(call("main_free.py", *arguments, *settings(TRAIN__epochs=4)))
+    assert "RUN.seed 0, now 5" in message
+    assert "config.yml" in message
+
+
+def test_resume_auto_in_evaluation_takes_the_best(digits: Path, again: Path) -> None:
+    arguments = (digits, "-e", "--FN", "--WN", "--resume", "auto", "--n_examples", "4")
+    done = call("evaluate.py", *arguments, "--attack", "pgd1", *settings())
+    assert done.status == 0, done.err
+    assert f"trained_models/{again.name}/model_best.pth.tar: resnet18, FN, WN" in done.out
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "words"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), UserError, "No space left on device"),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), UserError, "Permission denied"),
+        (ZeroDivisionError("a bug"), ZeroDivisionError, "a bug"),
+        (RuntimeError("a bug"), RuntimeError, "a bug"),
+    ],
+)
+def test_a_failed_write_leaves_the_old_file(
+    error: Exception, expected: type[Exception], words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "result.json"
+    atomic_write(path, "old")
+
+    def write_half() -> None:
+        with replacing(path) as file:
+            file.write(b"half of the new")
+            raise error
+
+    with pytest.raises(expected) as caught:
+        write_half()
+    assert words in str(caught.value)
+    assert (expected is not UserError) or f"cannot write {path}: " in str(caught.value)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_written_files_have_ordinary_permissions(tmp_path: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        atomic_write(tmp_path / "file", b"\0")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_json_holds_no_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_csv_quotes(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", ["image", "n"], [["a,b.png", 1], ['"c".png', 2]])
+    assert (tmp_path / "a.csv").read_text() == 'image,n\n"a,b.png",1\n"""c"".png",2\n'
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to .*Not a directory; copy it"):
+        make_folder(tmp_path / "file" / "inside", "copy it")
+    assert make_folder(tmp_path / "a" / "b").is_dir()
+    assert os.listdir(tmp_path / "a" / "b") == []

@@ -1,0 +1,236 @@
+"""Whole trainings through the command: what they leave, select, what they refuse."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import settings
+from in_process import call, only_error
+
+from lib.algorithm.schedules import lr_at
+from utils.config.merge import read_yaml
+
+SHORT = {"TRAIN__epochs": 2, "DATA__batch_size": 32, "ADV__pgd_attack": "[[1, 8/255]]"}
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def the_run() -> Path:
+    (folder,) = Path("trained_models").iterdir()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_what_a_run_leaves(trained: Path) -> None:
+    assert trained.name == "resnet18_free_adv_step16_eps16_repeat2_bs16_FN_WN_s10.0_margin0.2"
+    expected = {"checkpoint.pth.tar", "checkpoint.previous.pth.tar", "model_best.pth.tar"}
+    expected |= {"config.yml", "log.txt", "metrics.csv", "training_curves.png"}
+    expected |= {"training_curves.pdf", "attack_standard.json", "attack_standard_images.csv"}
+    assert {path.name for path in trained.iterdir()} == expected
+    rows = rows_of(trained)
+    assert [row["epoch"] for row in rows] == ["1", "2"]  # 4 epochs / 2 repeats
+    assert [float(row["lr"]) for row in rows] == [lr_at(i, 0.02, 2) for i in range(2)]
+    assert all(float(row["images_per_second"]) > 0 and not row["val_pgd_top1"] for row in rows)
+    best = torch.load(trained / "model_best.pth.tar", weights_only=True)
+    assert best["best_prec1"] == max(float(row["val_top1"]) for row in rows)
+    assert best["model"]["classes"] == [f"digit_{i}" for i in range(4)]
+    weight = best["state_dict"]["fc.weight"]
+    assert torch.allclose(weight.norm(dim=1), torch.ones(len(weight)), atol=1e-6)
+    log = (trained / "log.txt").read_text()
+    assert "FN, WN, s 10, margin 0.2" in log
+    assert "PGD-2 (margin)" in log
+
+
+def test_metrics_are_those_of_the_model(trained: Path, digits: Path) -> None:
+    """The validation columns, recounted with torchvision's own folder reader."""
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    from models.resnet import build_model, load_weights
+
+    saved = torch.load(trained / "checkpoint.pth.tar", weights_only=True)
+    model = build_model("resnet18", 4, True, True, 10.0)
+    load_weights(model, saved["state_dict"])
+    images = ImageFolder(str(digits / "val"), transforms.ToTensor())
+    x, y = torch.stack([image for image, _ in images]), torch.tensor(images.targets)
+    with torch.no_grad():
+        logits = model.eval()(x)
+    row = rows_of(trained)[-1]
+    assert 100 * (logits.argmax(1) == y).double().mean().item() == pytest.approx(
+        float(row["val_top1"])
+    )
+    loss = torch.nn.functional.cross_entropy(logits, y).item()
+    assert loss == pytest.approx(float(row["val_loss"]), rel=1e-4)
+    assert float(row["val_top5"]) == 100  # four classes
+
+
+def test_the_loss_falls_and_classes_are_learnt(digits: Path) -> None:
+    changes = {"TRAIN__epochs": 16, "ADV__clip_eps": 4, "ADV__fgsm_step": 4, "TRAIN__lr": 0.004}
+    changes |= {"DATA__min_area": 0.6, "DATA__flip": False}  # a digit mirrored is none
+    done = call("main_free.py", digits, *settings(**changes))
+    assert done.status == 0, done.err
+    rows = rows_of(the_run())
+    assert float(rows[-1]["train_loss"]) < 0.6 * float(rows[0]["train_loss"])
+    assert max(float(row["val_top1"]) for row in rows) > 80
+
+
+def test_config_yml_repeats_the_run(digits: Path, tmp_path: Path) -> None:
+    assert call("main_free.py", digits, "--WN", *settings(**SHORT)).status == 0
+    first = the_run()
+    weights = torch.load(first / "checkpoint.pth.tar", weights_only=True)["state_dict"]
+    config = tmp_path / "again.yml"
+    config.write_text((first / "config.yml").read_text())
+    assert read_yaml(str(config))["HE"]["WN"] is True
+    assert call("main_free.py", digits, "-c", config, "--overwrite").status == 0
+    again = torch.load(the_run() / "checkpoint.pth.tar", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, again[key]) for key, value in weights.items())
+
+
+def test_select_pgd_keeps_the_most_robust(digits: Path) -> None:
+    changes = {**SHORT, "TRAIN__epochs": 6, "TRAIN__select": "pgd", "TRAIN__select_examples": 18}
+    assert call("main_free.py", digits, *settings(**changes)).status == 0
+    robust = [float(row["val_pgd_top1"]) for row in rows_of(the_run())]
+    best = torch.load(the_run() / "model_best.pth.tar", weights_only=True)
+    assert best["best_prec1"] == max(robust)
+    assert best["epoch"] == 1 + robust.index(max(robust))
+    # The same number from a hand-made evaluation of that file.
+    done = call(
+        *("evaluate.py", digits, "-e", "--resume", the_run() / "model_best.pth.tar"),
+        *("--attack", "pgd10", "--n_examples", 18, *settings(**changes)),
+    )
+    assert done.status == 0, done.err
+    result = json.loads((the_run() / "attack_standard_pgd10_n18.json").read_text())
+    assert 100 * result["attacks"][0]["top1"]["accuracy"] == pytest.approx(max(robust))
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(digits: Path) -> None:
+    assert call("main_free.py", digits, *settings(**SHORT)).status == 0
+    good = (the_run() / "checkpoint.pth.tar").read_bytes()
+    changes = {**SHORT, "TRAIN__epochs": 8, "TRAIN__lr": 1e30}
+    done = call("main_free.py", digits, *settings(**changes), "--resume", "auto")
+    message = only_error(done)
+    assert "not finite" in message
+    assert "TRAIN.lr" in message
+    assert message.endswith("and --resume auto")
+    assert (the_run() / "checkpoint.pth.tar").read_bytes() == good
+
+
+def test_a_loss_that_is_not_finite_before_any_checkpoint_promises_none(digits: Path) -> None:
+    message = only_error(call("main_free.py", digits, *settings(**SHORT, TRAIN__lr=1e30)))
+    assert "not finite" in message
+    assert message.endswith("and start again")
+    assert not (the_run() / "checkpoint.pth.tar").exists()
+    # A run folder that holds no result is no obstacle.
+    assert call("main_free.py", digits, *settings(**SHORT)).status == 0
+
+
+def test_fp16_trains(digits: Path) -> None:
+    done = call("main_free.py", digits, *settings(**SHORT, TRAIN__precision="fp16"))
+    assert done.status == 0, done.err
+    state = torch.load(the_run() / "checkpoint.pth.tar", weights_only=True)
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
+
+
+def test_another_unit_of_colours_is_announced_in_255ths(digits: Path) -> None:
+    unit = {"DATA__max_color_value": 1, "ADV__clip_eps": "4/255", "ADV__fgsm_step": "2/255"}
+    done = call("main_free.py", digits, *settings(**SHORT, **unit))
+    assert done.status == 0, done.err
+    assert "eps 4/255, step 2/255, 2 replays" in done.out
+
+
+def test_start_epoch_sets_the_schedule(digits: Path) -> None:
+    changes = {**SHORT, "TRAIN__epochs": 32, "TRAIN__start_epoch": 15, "TRAIN__print_freq": 1}
+    assert call("main_free.py", digits, *settings(**changes)).status == 0
+    rows = rows_of(the_run())
+    assert [row["epoch"] for row in rows] == ["16"]
+    assert float(rows[0]["lr"]) == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_low_precision_trains(digits: Path, precision: str) -> None:
+    changes = {**SHORT, "TRAIN__precision": precision, "EVAL__precision": precision}
+    done = call("main_free.py", digits, "--FN", "--WN", *settings(**changes))
+    assert done.status == 0, done.err
+    assert f"searched in {precision}, judged in fp32" in done.out
+    assert json.loads((the_run() / "attack_standard.json").read_text())["provenance"][
+        "precision"
+    ] == (precision)
+
+
+def test_tensorboard_holds_the_same_numbers(digits: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    flags = ["--tensorboard", "--print_gradients", "True"]
+    assert call("main_free.py", digits, *flags, *settings(**SHORT)).status == 0
+    events = accumulator.EventAccumulator(str(the_run() / "tensorboard"))
+    events.Reload()
+    row = rows_of(the_run())[0]
+    for name in ("train_loss", "val_top1"):
+        (event,) = events.Scalars(f"{name.partition('_')[0]}/{name}")
+        assert event.value == pytest.approx(float(row[name]), rel=1e-6)
+    assert events.Scalars("run/lr")[0].value == pytest.approx(float(row["lr"]))
+    with open(the_run() / "gradient_norms.csv", newline="") as file:
+        ratios = {r["group"]: r for r in csv.DictReader(file) if r["parameter"] == "all"}
+    for group, entry in ratios.items():
+        (event,) = events.Scalars(f"gradient_ratio/{group}")
+        assert event.value == pytest.approx(float(entry["ratio"]), rel=1e-6)
+    assert len(events.Images("adversarial")) == 1
+
+
+def test_tensorboard_that_is_missing_is_said_before_work(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    done = call("main_free.py", digits, "--tensorboard", *settings(**SHORT))
+    assert "requirements-extra.txt" in only_error(done)
+    assert not Path("trained_models").exists()
+
+
+def test_pretrained_offline_is_one_clear_error(
+    digits: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
+    message = only_error(call("main_free.py", digits, "--pretrained", *settings(**SHORT)))
+    assert "resnet18" in message
+    assert "put resnet18-f37072fd.pth into" in message
+
+
+def test_pretrained_weights_are_the_start(
+    digits: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The file of torchvision's name in the cache, as a download leaves it; hash included."""
+    import hashlib
+
+    import torchvision
+    from torch import hub
+
+    cache = tmp_path / "cache" / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    state = torchvision.models.resnet18().state_dict()
+    torch.save(state, cache / "weights.pth")
+    digest = hashlib.sha256((cache / "weights.pth").read_bytes()).hexdigest()
+    (cache / "weights.pth").rename(cache / f"resnet18-{digest[:8]}.pth")
+    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    monkeypatch.setattr(
+        type(weights), "url", f"http://127.0.0.1:9/resnet18-{digest[:8]}.pth", raising=False
+    )
+    assert hub.get_dir().startswith(str(tmp_path))
+    changes = {**SHORT, "TRAIN__lr": 1e-12, "ADV__n_repeats": 1, "TRAIN__epochs": 1}
+    done = call("main_free.py", digits, "--pretrained", "--WN", *settings(**changes))
+    assert done.status == 0, done.err
+    saved = torch.load(the_run() / "checkpoint.pth.tar", weights_only=True)["state_dict"]
+    assert torch.allclose(saved["layer3.0.conv1.weight"], state["layer3.0.conv1.weight"])
+    assert saved["fc.weight"].shape == (4, 512)

@@ -1,0 +1,216 @@
+"""Real data to try everything with, offline: scikit-learn's 1797 handwritten digits.
+
+    python -m tools.demo_data data/digits                 # an ImageFolder: data/digits/{train,val}
+    python -m tools.demo_data data/digits --corruptions   # and data/digits-C, as ImageNet-C is
+
+The 8 x 8 scans become 32 x 32 RGB PNGs. Every fifth image of a class goes to `val`. digits-C holds
+the 15 corruptions of ImageNet-C at 5 severities of some `val` images, evenly spread. The same
+command gives the same bytes; what is there and complete is left alone. A tree is built beside its
+place and moved there whole, so an interrupted command leaves nothing that looks complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tools.corruption_tree import CORRUPTION_NAMES, SEVERITIES
+from tools.parallel import image_bar, in_parallel
+from utils.config.parser import OneLineParser
+from utils.distributed.launch import run_command
+from utils.errors import UserError
+from utils.storage.files import make_folder, write_json
+
+SIZE = 32  # pixels; the corruptions need 32 at least
+VAL_EVERY = 5
+MARKER = ".complete.json"
+REQUIREMENTS = "pip install -r requirements-dev.txt"
+OWN_SEED = (
+    "glass_blur",
+    "impulse_noise",
+)  # they draw from generators other than NumPy's global one
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit status."""
+    return run_command(lambda: write_data(parse(argv)))
+
+
+def write_data(arguments: argparse.Namespace) -> None:
+    """Write the digits and, if asked for, their corrupted twins.
+
+    Raises:
+        UserError: something else is there already, or the disk is full.
+    """
+    build(arguments.dir, {"digits": SIZE, "val_every": VAL_EVERY}, write_digits)
+    if arguments.corruptions:
+        recipe = {"corrupted": arguments.images, "of": "digits", "pixels": SIZE}
+        build(
+            corrupted_folder(arguments.dir),
+            recipe,
+            lambda folder: write_corruptions(arguments.dir / "val", folder, arguments),
+        )
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments.
+
+    Raises:
+        UserError: a flag is wrong.
+    """
+    parser = OneLineParser(
+        prog="python -m tools.demo_data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("dir", metavar="DIR", type=Path, help="folder to make")
+    add("--corruptions", action="store_true", help="also make DIR-C, laid out as ImageNet-C")
+    images = "val images that DIR-C holds in each of its 75 folders (default: %(default)s)"
+    add("--images", type=int, default=120, metavar="N", help=images)
+    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
+    arguments = parser.parse_args(argv)
+    for name in ("images", "workers"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} {getattr(arguments, name)}: at least 1 is needed")
+    return arguments
+
+
+def corrupted_folder(folder: Path) -> Path:
+    """Where DIR's corrupted images go: `digits` to `digits-C`, as ImageNet to ImageNet-C."""
+    folder = Path(os.path.abspath(folder))
+    return folder.with_name(f"{folder.name}-C")
+
+
+def build(folder: Path, recipe: dict[str, Any], write: Callable[[Path], None]) -> None:
+    """Make a tree whole, or not at all; one that is there and complete is left alone.
+
+    Args:
+        folder: its place.
+        recipe: what tells it from another tree of this module.
+        write: fills an empty folder.
+
+    Raises:
+        UserError: something else is in its place, or it is damaged.
+    """
+    folder = Path(os.path.abspath(folder))
+    if folder.is_dir() and any(folder.iterdir()):
+        check_complete(folder, recipe)
+        print(f"{folder}: already complete")
+        return
+    make_folder(folder.parent)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed
+    try:
+        partial.mkdir()
+        write(partial)
+        write_json(partial / MARKER, recipe | {"images": count_images(partial)})
+        os.replace(partial, folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}: {error.strerror}; choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"{folder}: {count_images(folder)} images written")
+
+
+def check_complete(folder: Path, recipe: dict[str, Any]) -> None:
+    """A folder that is not empty must be this very tree, complete.
+
+    Raises:
+        UserError: it is not.
+    """
+    mend = "remove it or choose another folder"
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is not empty and not made by this command; {mend}") from error
+    expected = marker.pop("images", None)
+    if marker != recipe:
+        raise UserError(f"{folder} was made with other settings, {marker}; {mend}")
+    if (found := count_images(folder)) != expected:
+        raise UserError(f"{folder} holds {found} images of its {expected}; {mend}")
+
+
+def count_images(folder: Path) -> int:
+    """Number of PNG files anywhere below."""
+    return sum(name.endswith(".png") for _, _, names in os.walk(folder) for name in names)
+
+
+def write_digits(folder: Path) -> None:
+    """The digits as an ImageFolder, `train/CLASS/NUMBER.png` and `val/CLASS/NUMBER.png`."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UserError(f"the digits come with scikit-learn; {REQUIREMENTS}") from error
+    digits = load_digits()
+    seen = dict.fromkeys(digits.target.tolist(), 0)
+    for number, (scan, label) in enumerate(zip(digits.images, digits.target.tolist(), strict=True)):
+        split = "val" if seen[label] % VAL_EVERY == VAL_EVERY - 1 else "train"
+        seen[label] += 1
+        place = folder / split / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        enlarge(scan).save(place / f"{number:04d}.png")
+
+
+def enlarge(scan: np.ndarray) -> Image.Image:
+    """A scan (8, 8) of values 0 to 16 as an RGB image."""
+    grey = Image.fromarray(np.round(scan * (255 / 16)).astype(np.uint8))
+    return grey.resize((SIZE, SIZE), Image.Resampling.BILINEAR).convert("RGB")
+
+
+def write_corruptions(val: Path, folder: Path, arguments: argparse.Namespace) -> None:
+    """Every corruption and severity of evenly spread images, under a progress bar."""
+    files = sorted(path.relative_to(val).as_posix() for path in val.glob("*/*.png"))
+    wanted = min(arguments.images, len(files))
+    chosen = [files[i * len(files) // wanted] for i in range(wanted)]
+    batches = (
+        [(str(val), str(folder), corruption, severity, name) for name in chosen]
+        for corruption, severity in product(CORRUPTION_NAMES, SEVERITIES)
+    )
+    total = len(CORRUPTION_NAMES) * len(SEVERITIES) * wanted
+    bar = image_bar("corrupting", total)
+    with bar, closing(in_parallel(corrupt_images, batches, arguments.workers)) as results:
+        for count, _ in results:
+            bar.update(count)
+
+
+def corrupt_images(jobs: list[tuple[str, str, str, str, str]]) -> None:
+    """Write `folder/corruption/severity/name` of each (val, folder, corruption, severity, name)."""
+    try:
+        import cv2
+        from imagecorruptions import corrupt
+    except ImportError as error:
+        raise UserError(f"corruptions need imagecorruptions-imaug; {REQUIREMENTS}") from error
+    cv2.setNumThreads(1)  # there is one process per core already
+    for val, folder, corruption, severity, name in jobs:
+        with Image.open(os.path.join(val, name)) as image:
+            pixels = np.array(image)
+        # Of the image's own name, so that neither order nor number of processes matters.
+        seed = zlib.crc32(f"{corruption}/{severity}/{name}".encode())
+        np.random.seed(seed)
+        own = {"seed": seed} if corruption in OWN_SEED else {}
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints when it meets small images
+            result = corrupt(pixels, int(severity), corruption_name=corruption, **own)
+        path = Path(folder, corruption, severity, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(result).save(path, compress_level=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The demo's REPORT.md: what was done, the comparison, the figures, and what the numbers say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.storage.files import atomic_write
+
+TEXT = """# FreeAT and FreeAT + HE on handwritten digits
+
+Made by `make demo` on {date} with torch {torch} on {device}. {train_images} training and
+{val_images} validation images of 32 px (scikit-learn's digits), {arch}, {passes} passes of
+{repeats} replays, eps {eps}/255; the same settings for both methods ({config}).
+
+{comparison}
+
+Top-1 accuracy in percent with 95 % Wilson intervals. The worst case counts an image as robust when
+the clean image and every iterate of every attack is classified right.
+
+{verdict}
+
+![accuracies](comparison.png)
+
+## Attacked images
+
+What the attacks change, FreeAT above and FreeAT + HE below.
+
+{attack_figures}
+
+## Corruptions
+
+Mean accuracy over the 15 corruptions and 5 severities: {corruptions}. mCE is left out: it is
+defined by ImageNet's 1000 classes.
+
+![accuracy per corruption](corruptions.png)
+
+## Gradient norms
+
+Adversarial over clean gradient norm of the last pass, layer by layer: {ratios}. The gradients of
+whole groups are taken as one vector.
+
+![gradient norm ratios](gradient_ratio.png)
+
+## Training
+
+{training_figures}
+"""
+
+
+def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
+    """Write DIR/REPORT.md from the files that the commands have left.
+
+    Args:
+        folder: the demo's folder.
+        runs: name to run folder of both methods.
+
+    Returns:
+        The report's path.
+    """
+    attacks = {name: read(run / "attack_standard.json") for name, run in runs.items()}
+    corrupted = {name: read(run / "imagenet_c_standard.json") for name, run in runs.items()}
+    first = next(iter(attacks.values()))
+    config, versions = first["provenance"]["config"], first["provenance"]["versions"]
+    values = {
+        "date": first["provenance"]["date"][:10],
+        "torch": versions["torch"],
+        "device": first["provenance"]["device"],
+        "train_images": count_images(folder / "digits" / "train"),
+        "val_images": first["provenance"]["subset"]["n"],
+        "arch": config["TRAIN"]["arch"],
+        "passes": -(-config["TRAIN"]["epochs"] // config["ADV"]["n_repeats"]),
+        "repeats": config["ADV"]["n_repeats"],
+        "eps": f"{config['ADV']['clip_eps']:g}",
+        "config": "tools/demo_configs.yml",
+        "comparison": (folder / "comparison.md").read_text().strip(),
+        "verdict": verdict(attacks),
+        "attack_figures": figures(folder, runs, "attack_standard_images.png"),
+        "corruptions": listed(
+            {n: f"{100 * r['summary']['mean_accuracy']:.2f} %" for n, r in corrupted.items()}
+        ),
+        "ratios": listed({name: group_ratios(run) for name, run in runs.items()}),
+        "training_figures": figures(folder, runs, "training_curves.png"),
+    }
+    path = folder / "REPORT.md"
+    atomic_write(path, TEXT.format(**values))
+    return path
+
+
+def verdict(attacks: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the intervals allow to be said, no more."""
+    lines = []
+    for name, result in attacks.items():
+        clean, worst = (result[key]["top1"]["accuracy"] for key in ("clean", "worst_case"))
+        lines.append(f"- {name}: {100 * clean:.2f} % clean, {100 * worst:.2f} % in the worst case.")
+    (one, first), (other, second) = ((n, r["worst_case"]["top1"]) for n, r in attacks.items())
+    low, high = sorted((first, second), key=lambda entry: entry["accuracy"])
+    better = one if high is first else other
+    apart = low["interval95"][1] < high["interval95"][0]
+    conclusion = f"{better} is the more robust here" if high != low else "Both are equally robust"
+    certain = "their intervals do not overlap" if apart else (
+        "but the intervals overlap: with this few images and one seed that is no finding"
+    )  # fmt: skip
+    return "\n".join([*lines, "", f"{conclusion}; {certain}."])
+
+
+def group_ratios(run: Path) -> str:
+    """The last epoch's ratios of the three groups."""
+    with open(run / "gradient_norms.csv", newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["parameter"] == "all"]
+    last = rows[-1]["epoch"]
+    return ", ".join(
+        f"{row['group']} {float(row['ratio']):.2f}" for row in rows if row["epoch"] == last
+    )
+
+
+def listed(values: Mapping[str, str]) -> str:
+    """`FreeAT 1; FreeAT + HE 2`."""
+    return "; ".join(f"{name} {value}" for name, value in values.items())
+
+
+def figures(folder: Path, runs: Mapping[str, Path], name: str) -> str:
+    """One figure of each run as Markdown."""
+    paths = {label: Path(os.path.relpath(run / name, folder)) for label, run in runs.items()}
+    return "\n\n".join(f"![{label}]({path.as_posix()})" for label, path in paths.items())
+
+
+def count_images(folder: Path) -> int:
+    """Files in the class folders."""
+    return sum(1 for _ in folder.glob("*/*"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result file."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,114 @@
+"""Figures from the files that runs leave. Each is written as PNG and as PDF.
+
+    python -m tools.plot imagenet_c A.json B.json -o fig.png
+    python -m tools.plot gradient_ratio RUN_A RUN_B -o fig.png
+    python -m tools.plot training RUN -o fig.png
+
+imagenet_c takes results of `evaluate.py --eva_on_imagenet_c`, gradient_ratio run folders trained
+with `--print_gradients True`, training one run folder. Exit status 2 after an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.config.parser import OneLineParser
+from utils.distributed.launch import run_command
+from utils.errors import UserError
+from utils.storage.results import is_evaluation, read_json
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit status."""
+    return run_command(lambda: plot(build_parser().parse_args(argv)))
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    """Draw and save the figure.
+
+    Raises:
+        UserError: an input is not what the figure is drawn from.
+    """
+    paths = arguments.draw(arguments)
+    print(f"written: {', '.join(str(path) for path in paths)}")
+
+
+def build_parser() -> OneLineParser:
+    """The parser; each figure is a command."""
+    parser = OneLineParser(
+        prog="python -m tools.plot",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    figures = parser.add_subparsers(metavar="FIGURE", required=True)
+    for name, draw, inputs, count, text in (
+        ("imagenet_c", draw_imagenet_c, "JSON", "+", "accuracy per corruption and severity"),
+        ("gradient_ratio", draw_gradient_ratio, "RUN", "+", "adversarial over clean gradients"),
+        ("training", draw_training, "RUN", 1, "loss, accuracy and learning rate over epochs"),
+    ):
+        figure = figures.add_parser(name, help=text, description=text)
+        figure.add_argument("inputs", metavar=inputs, nargs=count)
+        figure.add_argument("-o", "--output", required=True, metavar="PATH", help="fig or fig.png")
+        figure.add_argument("--title", default="", help="text above the figure")
+        figure.set_defaults(draw=draw, labels=None, epoch=None)
+        if count == "+":
+            figure.add_argument("--labels", nargs="+", metavar="NAME", help="a name per input")
+        if name == "gradient_ratio":
+            figure.add_argument("--epoch", type=int, metavar="N", help="from 1; default the last")
+    return parser
+
+
+# matplotlib takes a second to load, so it is loaded once the arguments are known to be right.
+
+
+def draw_imagenet_c(arguments: argparse.Namespace) -> list[Path]:
+    """Curves and bars of one or more results."""
+    results = [read_result(path) for path in arguments.inputs]
+
+    from utils.figures.imagenet_c import imagenet_c
+    from utils.figures.style import run_labels, save_figure
+
+    labels = run_labels(arguments.inputs, arguments.labels)
+    fig = imagenet_c(dict(zip(labels, results, strict=True)), arguments.title)
+    return save_figure(fig, arguments.output)
+
+
+def read_result(path: str) -> dict[str, Any]:
+    """An ImageNet-C result file.
+
+    Raises:
+        UserError: it is none.
+    """
+    data = read_json(Path(path))
+    whole = is_evaluation(data) and data["kind"] == "imagenet_c" and "summary" in data
+    if not whole or not data.get("corruptions"):
+        raise UserError(f"{path} is no ImageNet-C result; make one with --eva_on_imagenet_c")
+    return data
+
+
+def draw_gradient_ratio(arguments: argparse.Namespace) -> list[Path]:
+    """Gradient norm ratios of one or more runs."""
+    from utils.figures.style import run_labels, save_figure
+    from utils.figures.training import gradient_ratio, read_gradient_norms
+
+    labels = run_labels(arguments.inputs, arguments.labels)
+    runs = [read_gradient_norms(run, arguments.epoch) for run in arguments.inputs]
+    fig = gradient_ratio(dict(zip(labels, runs, strict=True)), arguments.title)
+    return save_figure(fig, arguments.output)
+
+
+def draw_training(arguments: argparse.Namespace) -> list[Path]:
+    """Training curves of one run."""
+    from utils.figures.style import save_figure
+    from utils.figures.training import read_metrics, training_curves
+
+    (run,) = arguments.inputs
+    return save_figure(training_curves(read_metrics(run), arguments.title), arguments.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

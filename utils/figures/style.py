@@ -1,0 +1,130 @@
+"""What all figures share: style, colours, saving, and short names for runs.
+
+Figures are made of `matplotlib.figure.Figure` alone: no pyplot, no window, no display needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from utils.errors import UserError
+from utils.storage.files import make_folder, replacing
+
+# Okabe & Ito's palette, told apart under every common colour blindness; line styles and markers
+# say the same a second time, for print in grey. The yellow is left out: too pale for a line.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (3, 3)))
+HATCHES = ("", "///", "...", "\\\\\\", "xxx", "++", "oo")
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8.5,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "lines.markeredgewidth": 1.0,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.6,
+    "pdf.fonttype": 42,  # text stays text
+    "savefig.dpi": 180,
+}
+
+styled = matplotlib.rc_context(STYLE)  # decorator: the style holds inside the function alone
+
+
+def save_figure(fig: Figure, stem: str | Path) -> list[Path]:
+    """Write `stem.png` and `stem.pdf`, each whole or not at all.
+
+    Args:
+        fig: the figure.
+        stem: path; an ending .png or .pdf is dropped.
+
+    Returns:
+        the two paths.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    stem = Path(stem)
+    if stem.suffix.lower() in (".png", ".pdf"):
+        stem = stem.with_suffix("")
+    make_folder(stem.parent)
+    # Not with_suffix: a stem such as `s10.0_margin0.2` has no suffix to replace.
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
+    # No date inside the file: the same numbers give the same bytes.
+    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
+    with matplotlib.rc_context(STYLE):
+        for path in paths:
+            kind = path.suffix[1:]
+            with replacing(path) as file:
+                fig.savefig(file, format=kind, metadata=metadata[kind])
+    return paths
+
+
+def percent_axis(axes: Axes, label: str, values: Sequence[float] = ()) -> None:
+    """A vertical axis of percents from 0, with room above the largest value."""
+    top = max([*values, 1.0])
+    axes.set_ylim(0, min(102.0, top * 1.12) if top > 15 else top * 1.25)
+    axes.set_ylabel(label)
+
+
+def run_label(name: str) -> str:
+    """A legend's name for a run folder: `FreeAT + HE (s = 10, m = 0.2)`; others as they are.
+
+    Run folders are named `<arch>_free_adv_step4_..._bs256`, then `_FN`, `_WN`, `_s10.0_margin0.2`.
+    """
+    match = re.fullmatch(
+        r"[a-z0-9_]+?_free_adv_step.*?_bs\d+(_FN)?(_WN)?(?:_s([\d.]+)_margin([\d.]+))?", name
+    )
+    if match is None:
+        return name
+    feature_norm, weight_norm, scale, margin = match.groups()
+    if not scale:
+        return "FreeAT"
+    head = {(True, True): "HE", (True, False): "FN", (False, True): "WN"}[
+        bool(feature_norm), bool(weight_norm)
+    ]
+    return f"FreeAT + {head} (s = {float(scale):g}, m = {float(margin):g})"
+
+
+def run_labels(paths: Sequence[str | Path], given: Sequence[str] | None = None) -> list[str]:
+    """One distinct name per run: those given, else short names, else folder names, else paths.
+
+    Args:
+        paths: run folders, or files inside them.
+        given: the caller's names; as many as paths.
+
+    Raises:
+        UserError: another number of names than of runs.
+    """
+    if given:
+        if len(given) != len(paths):
+            raise UserError(f"--labels has {len(given)} names for {len(paths)} runs; give one each")
+        return list(given)
+    folders = [Path(p).resolve() if Path(p).is_dir() else Path(p).resolve().parent for p in paths]
+    for names in (
+        [run_label(folder.name) for folder in folders],
+        [folder.name for folder in folders],
+        [f"{folder.name}/{Path(p).stem}" for folder, p in zip(folders, paths, strict=True)],
+    ):
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]

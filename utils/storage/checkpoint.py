@@ -1,0 +1,210 @@
+"""Checkpoints: safe to load, atomic to save, ours and other people's.
+
+Everything is loaded with weights_only=True and nothing else: a file can hold tensors and plain
+values, and no file can run code.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.errors import UserError
+from utils.storage.files import replacing
+
+LATEST = "checkpoint.pth.tar"
+PREVIOUS = "checkpoint.previous.pth.tar"
+BEST = "model_best.pth.tar"
+FORMAT = "freeat-he 1"  # marks our own files
+
+
+class UnreadableCheckpoint(UserError):
+    """A file that torch cannot make anything of: damaged, cut short, or something else."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file's content, brought to one form.
+
+    Attributes:
+        path: where it was read from.
+        state_dict: the network's tensors under torchvision's keys.
+        model: our own files: arch, FN, WN, s_HE, angular_margin_HE, classes, mean, std.
+        arch: the architecture that it names, ours or not.
+        mean: per colour, where another library keeps it in the file; else None.
+        std: likewise.
+        content: everything the file holds.
+    """
+
+    path: str
+    state_dict: dict[str, torch.Tensor]
+    model: dict[str, Any] | None
+    arch: str | None
+    mean: list[float] | None
+    std: list[float] | None
+    content: Mapping[str, Any]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this suite wrote it."""
+        return self.model is not None
+
+    @property
+    def training(self) -> dict[str, Any] | None:
+        """The state of the training that goes on from here; None in model_best."""
+        return self.content.get("training") if self.is_ours else None
+
+
+def read_checkpoint(path: str) -> Checkpoint:
+    """Load a checkpoint of ours, of the published releases, torchvision's or MadryLab's.
+
+    Raises:
+        UserError: missing, damaged, not a checkpoint, or holding Python objects.
+    """
+    content = load_tensors(path)
+    if not isinstance(content, Mapping):
+        kind = type(content).__name__
+        raise UserError(f"{path} holds a {kind}, not a state_dict; save the network's state_dict")
+    state = next(
+        (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)),
+        content,
+    )
+    ours = content.get("format") == FORMAT
+    if "format" in content and not ours:
+        raise UserError(
+            f"{path} has format {content['format']!r} and this version reads {FORMAT!r}; use the"
+            " version that saved it"
+        )
+    if ours and not isinstance(content.get("model"), Mapping):
+        raise UserError(f"{path} lacks the settings of its network; take the file as it was saved")
+    network, normaliser = plain_keys(state)
+    if not network:
+        raise UserError(f"{path} holds no weights of a network; save the network's state_dict")
+    return Checkpoint(
+        path=path,
+        state_dict=network,
+        model=dict(content["model"]) if ours else None,
+        arch=content["model"]["arch"] if ours else text_or_none(content.get("arch")),
+        mean=normaliser.get("new_mean"),
+        std=normaliser.get("new_std"),
+        content=content,
+    )
+
+
+def load_tensors(path: str) -> Any:
+    """torch.load of tensors and plain values only.
+
+    Raises:
+        UnreadableCheckpoint: with the reason and the mend.
+        UserError: there is no file to read.
+    """
+    try:
+        file = open(path, "rb")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    with file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on odd pickles, which end in an error below
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever bytes that are no checkpoint make of the unpickler
+            file.seek(0)
+            raise UnreadableCheckpoint(f"{path} {what_is_wrong(file.read(4), error)}") from error
+    if zipfile.is_zipfile(path) and not is_whole(Path(path)):  # torch reads a flipped bit quietly
+        raise UnreadableCheckpoint(
+            f"{path} is damaged: its checksums do not match; take another copy"
+        )
+    return content
+
+
+def what_is_wrong(start: bytes, error: Exception) -> str:
+    """Why a file that begins with these bytes did not load, and the mend."""
+    found = re.search(r"GLOBAL (?:builtins\.)?([\w.]+)", str(error))
+    if found is not None:
+        return (
+            f"holds a Python object ({found.group(1)}) beside its tensors; it is refused, because"
+            " loading it could run code from the file: save its state_dict alone, with plain"
+            " numbers"
+        )
+    if "TorchScript" in str(error):
+        return "is a TorchScript archive, which is code; save the state_dict of its network"
+    if start == b"PK\3\4" or "unexpected EOF" in str(error):  # a zip archive, as torch.save makes
+        return "is damaged or was cut short; copy or download it again"
+    return "is not a checkpoint" + ("; it is empty" if not start else "; give one saved by torch")
+
+
+def text_or_none(value: Any) -> str | None:
+    """A string, or None for anything else."""
+    return value if isinstance(value, str) else None
+
+
+def plain_keys(
+    state: Mapping[str, Any],
+) -> tuple[dict[str, torch.Tensor], dict[str, list[float]]]:
+    """Strip wrappers off the keys: DataParallel, torch.compile, MadryLab's AttackerModel.
+
+    Returns:
+        The network's tensors, and MadryLab's normaliser (new_mean, new_std) as lists.
+    """
+    network, normaliser = {}, {}
+    for key, value in state.items():
+        if not isinstance(value, torch.Tensor) or not isinstance(key, str):
+            continue
+        key = re.sub(r"^((module|_orig_mod)\.)+", "", key)
+        if key.startswith("attacker."):  # a second copy of the same network
+            continue
+        if key.startswith("normalizer."):
+            normaliser[key.removeprefix("normalizer.")] = value.flatten().tolist()
+        else:
+            network[key.removeprefix("model.")] = value
+    return network, normaliser
+
+
+def save_checkpoint(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write checkpoint.pth.tar; the file before it stays as checkpoint.previous.pth.tar.
+
+    At every instant there is a whole newest file, and after the first save a whole older one.
+
+    Raises:
+        UserError: it cannot be written; the old files are as they were.
+    """
+    latest, previous = folder / LATEST, folder / PREVIOUS
+    with replacing(latest) as file:
+        torch.save({"format": FORMAT, **content}, file)
+        # Before the new file takes its place: give the old one its second name.
+        if latest.exists():
+            second = folder / f".{PREVIOUS}"
+            with suppress(FileNotFoundError):
+                second.unlink()
+            try:
+                os.link(latest, second)
+                os.replace(second, previous)
+            except OSError:  # a file system without links
+                os.replace(latest, previous)
+
+
+def save_best(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write model_best.pth.tar atomically."""
+    with replacing(folder / BEST) as file:
+        torch.save({"format": FORMAT, **content}, file)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every byte of a checkpoint is as it was written, by the file's own checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except MemoryError:
+        raise
+    except Exception:  # whatever a flipped bit in the archive's directory makes of its reader
+        return False

@@ -1,0 +1,52 @@
+"""Where a number comes from: command, settings, checkpoint, versions."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from utils.config.merge import settings_only
+
+PACKAGES = ("torch", "torchvision", "numpy", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        found[package] = metadata.version(package)
+    return found
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def provenance(
+    config: Mapping[str, Any], checkpoint: Mapping[str, Any], subset: Mapping[str, Any], device: str
+) -> dict[str, Any]:
+    """What every result file says of its origin.
+
+    Args:
+        config: the parsed configuration.
+        checkpoint: path, sha256, arch, FN, WN, s_HE, angular_margin_HE.
+        subset: description, n, and sha256 of the image ids.
+        device: a name such as `cpu`, or the GPU's.
+    """
+    return {
+        "command": config["OPTIONS"]["command"],
+        "config": settings_only(config),
+        "checkpoint": dict(checkpoint),
+        "protocol": config["EVAL"]["protocol"],
+        "precision": config["EVAL"]["precision"],
+        "eps": config["DERIVED"]["eps"],
+        "seed": config["RUN"]["seed"],
+        "subset": dict(subset),
+        "device": device,
+        "versions": versions(),
+        "date": now(),
+    }
