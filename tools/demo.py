@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.storage.files import make_folder
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = ["-c", str(ROOT / "utils" / "demo_configs.yml")]
+CONFIG = ["-c", str(ROOT / "tools" / "demo_configs.yml")]
 HE = ["--FN", "True", "--WN", "True", "--s_HE", "10.0", "--angular_margin_HE", "0.2"]
 METHODS = {"FreeAT": [], "FreeAT + HE": HE}
 
