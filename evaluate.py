@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from lib.algorithm.protocols import PROTOCOLS
 from lib.evaluation.attack_list import attack_list
 from lib.imagenet_c.corruptions import choose_corruptions
 from utils.config.command_line import parse_command_line
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> None:
         config = parse_command_line(argv, "evaluate", __doc__ or "")
         # Wrong names are answered at once.
-        attack_list(config.OPTIONS.attack, config.ADV.pgd_attack, config.EVAL.protocol)
+        attack_list(config.OPTIONS.attack, config.ADV.pgd_attack, PROTOCOLS[config.EVAL.protocol])
         choose_corruptions(config.OPTIONS.corruptions)
         launch(work, config)
 

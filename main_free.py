@@ -23,6 +23,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from lib.algorithm.protocols import PROTOCOLS
 from lib.evaluation.attack_list import attack_list
 from utils.config.command_line import parse_command_line
 from utils.cpu_memory import keep_freed_memory
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> None:
         config = parse_command_line(argv, "main_free", __doc__ or "")
         # A wrong name is answered at once.
-        attack_list(config.OPTIONS.attack, config.ADV.pgd_attack, config.EVAL.protocol)
+        attack_list(config.OPTIONS.attack, config.ADV.pgd_attack, PROTOCOLS[config.EVAL.protocol])
         launch(work, config)
 
     return run_command(command)

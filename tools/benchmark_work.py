@@ -142,7 +142,9 @@ def pgd_plain(case: Case) -> dict[str, Work]:
 
 def pgd_suite(case: Case) -> dict[str, Work]:
     """A step of the suite's PGD, counted in the same way."""
-    from lib.algorithm.pgd import PGDAttack, Threat, attacking, pgd
+    from lib.algorithm.pgd import attacking, pgd
+    from lib.algorithm.pgd_attack import PGDAttack
+    from lib.algorithm.protocols import ThreatModel
     from lib.evaluation.attack_list import parse_attack
     from models.resnet import build_model
 
@@ -150,7 +152,7 @@ def pgd_suite(case: Case) -> dict[str, Work]:
     images = images.to(memory_format=torch.channels_last)
     model = build_model(case.arch, 1000).to(case.device, memory_format=torch.channels_last)
     outputs = torch.compile(model.outputs) if case.compiled else None
-    threat = Threat(EPS, precision=case.precision)
+    threat = ThreatModel(EPS, precision=case.precision)
 
     def steps() -> Iterator[Any]:
         attack = PGDAttack(model, parse_attack(f"pgd{PGD_STEPS}", STEP_SIZE), threat, outputs)
@@ -261,7 +263,7 @@ def standard_plain(case: Case) -> dict[str, Work]:
 
 def standard_suite(case: Case) -> dict[str, Work]:
     """The suite's evaluation, which drops what has fallen and refills the batch."""
-    from lib.algorithm.pgd import Threat
+    from lib.algorithm.protocols import ThreatModel
     from lib.data.folders import read_split
     from lib.evaluation.attack_list import parse_attack
     from lib.evaluation.runner import AttackEvaluation
@@ -276,7 +278,7 @@ def standard_suite(case: Case) -> dict[str, Work]:
     tree, context = read_split(case.data, "val"), one_rank(case)
     data = EvaluationData(tree, None, case.crop_size, case.batch_size, case.workers, context)
     outputs = torch.compile(model) if case.compiled else None
-    threat = Threat(EPS, precision=case.precision)
+    threat = ThreatModel(EPS, precision=case.precision)
 
     def evaluate() -> float:
         with tempfile.TemporaryDirectory() as folder:

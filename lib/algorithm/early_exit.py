@@ -1,94 +1,57 @@
-"""Images on their way through an attack: queued, under attack, ended."""
+"""PGD that leaves an image alone once it is misclassified, over a batch that stays full.
+
+An image that has ended makes room for the next at once, so the cost of an evaluation follows the
+robust accuracy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
-from lib.algorithm.batch import DeviceBatch
+from lib.algorithm.batch import DeviceBatch, Outcome
+from lib.algorithm.metrics import correct_in_top
+from lib.algorithm.pgd import Step
 
-
-class Outcome(NamedTuple):
-    """Images whose attack has ended.
-
-    Attributes:
-        indices: (B,) int64, positions in the tree.
-        robust: (B,) bool, top-1 right wherever the protocol looks.
-        robust5: (B,) bool, the same of top-5. Under `standard` the attack stops once top-1 has
-            fallen, so this is an upper bound there.
-        predictions: (B,) int64, of the image that ended the attack.
-        no_gradient: (B,) bool, the first step's gradient was zero in every pixel.
-        adversarial: (B, 3, H, W), the image that ended the attack.
-    """
-
-    indices: torch.Tensor
-    robust: torch.Tensor
-    robust5: torch.Tensor
-    predictions: torch.Tensor
-    no_gradient: torch.Tensor
-    adversarial: torch.Tensor
-
-
-def worst_per_image(one: Outcome, other: Outcome) -> Outcome:
-    """Of two restarts, each image's worse: a fallen one stays, else the later one counts."""
-    keep = ~one.robust
-    return Outcome(
-        one.indices,
-        one.robust & other.robust,
-        one.robust5 & other.robust5,
-        torch.where(keep, one.predictions, other.predictions),
-        one.no_gradient,
-        torch.where(keep.view(-1, 1, 1, 1), one.adversarial, other.adversarial),
-    )
+# (clean images, indices, number of the restart, (B,) or one for all) to images at a random start
+Begin = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | int], torch.Tensor]
+# (images, labels, clean images) to one step of PGD
+Ascend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Step]
+# (images, labels, the search's logits, whether this is the last iterate) to logits to judge by
+Judge = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Images under attack; every field has one row an image."""
+    """Images under attack; every field has one row an image.
 
-    images: torch.Tensor  # the clean ones
+    Attributes:
+        images: the clean ones.
+        iterate: number of the iterate, counted over all restarts.
+        robust5: top-5 right at all iterates so far.
+        no_gradient: the first step's gradient was zero in every pixel.
+    """
+
+    images: torch.Tensor
     adversarial: torch.Tensor
     labels: torch.Tensor
     indices: torch.Tensor
-    step: torch.Tensor
-    restart: torch.Tensor
-    right5: torch.Tensor
+    iterate: torch.Tensor
+    robust5: torch.Tensor
     no_gradient: torch.Tensor
 
-    @staticmethod
-    def empty() -> Pool:
-        """No images."""
-        return Pool(*(torch.empty(0) for _ in range(8)))
-
-    def fields(self) -> list[torch.Tensor]:
-        """All tensors, in order."""
-        return list(vars(self).values())
-
     def select(self, rows: torch.Tensor) -> Pool:
-        """Only some rows."""
-        return Pool(*(field[rows] for field in self.fields()))
+        """Only some rows, by their numbers."""
+        return Pool(*(field[rows] for field in vars(self).values()))
 
-    def join(self, other: Pool) -> Pool:
+    def join(self, other: Pool | None) -> Pool:
         """These rows and those."""
-        if not len(other.labels):
+        if other is None:
             return self
-        return Pool(*(torch.cat(pair) for pair in zip(self.fields(), other.fields(), strict=True)))
-
-    def outcome(
-        self, ended: torch.Tensor, right: torch.Tensor, predictions: torch.Tensor
-    ) -> Outcome:
-        """What became of the rows that have ended."""
-        return Outcome(
-            self.indices[ended],
-            right[ended],
-            self.right5[ended],
-            predictions[ended],
-            self.no_gradient[ended],
-            self.adversarial[ended],
-        )
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Pool(*(torch.cat(pair) for pair in pairs))
 
 
 class Queue:
@@ -112,3 +75,100 @@ class Queue:
         if not parts:
             return None
         return DeviceBatch(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+
+
+def attack_until_misclassified(
+    batches: Iterable[DeviceBatch],
+    batch_size: int,
+    *,
+    steps: int,
+    restarts: int,
+    begin: Begin,
+    ascend: Ascend,
+    judge: Judge,
+) -> Iterator[Outcome]:
+    """Attack images that stay in a pool until misclassified, or through with all restarts.
+
+    A step's logits judge the iterate that it starts from, so `steps` steps have `steps` + 1
+    iterates to judge, the random start being the first.
+
+    Args:
+        batches: images that are classified right.
+        batch_size: the most that are attacked at once.
+        steps: of each restart.
+        restarts: random starts of each image.
+        begin, ascend, judge: see their types.
+    """
+    queue = Queue(batches)
+    pool = enter(queue.take(batch_size), begin)
+    while pool is not None and len(pool.labels):
+        step = ascend(pool.adversarial, pool.labels, pool.images)
+        last = pool.iterate % (steps + 1) == steps
+        logits = judge(pool.adversarial, pool.labels, step.logits, last)
+        robust = correct_in_top(logits, pool.labels, 1)
+        first = pool.iterate == 0
+        pool = replace(
+            pool,
+            robust5=pool.robust5 & correct_in_top(logits, pool.labels, 5),
+            no_gradient=torch.where(first, is_zero(step.gradient), pool.no_gradient),
+        )
+        through = pool.iterate == restarts * (steps + 1) - 1
+        ended, restarting, staying = sort_rows(~robust | through, last)
+        if len(ended):
+            yield outcome_of(pool, ended, robust, logits.argmax(1))
+        pool = advance(pool, step.adversarial, restarting, steps, begin)
+        if len(ended):
+            pool = pool.select(staying)
+            pool = pool.join(enter(queue.take(batch_size - len(staying)), begin))
+
+
+def enter(batch: DeviceBatch | None, begin: Begin) -> Pool | None:
+    """New images at their first random start."""
+    if batch is None:
+        return None
+    images, labels, indices = batch
+    seen = torch.ones_like(labels, dtype=torch.bool)
+    adversarial = begin(images, indices, 0)
+    return Pool(images, adversarial, labels, indices, torch.zeros_like(labels), seen, ~seen)
+
+
+def sort_rows(ended: torch.Tensor, last: torch.Tensor) -> list[torch.Tensor]:
+    """Numbers of the rows that have ended, that begin another restart, that have not ended.
+
+    Both flags come to the CPU together, the only synchronisation of a step.
+    """
+    flags = torch.stack([ended, last]).cpu()
+    chosen = flags[0], flags[1] & ~flags[0], ~flags[0]
+    return [rows.nonzero().squeeze(1).to(ended.device) for rows in chosen]
+
+
+def outcome_of(
+    pool: Pool, rows: torch.Tensor, robust: torch.Tensor, predictions: torch.Tensor
+) -> Outcome:
+    """What became of the rows that have ended."""
+    ended = pool.select(rows)
+    return Outcome(
+        ended.indices,
+        robust[rows],
+        ended.robust5,
+        predictions[rows],
+        ended.no_gradient,
+        ended.adversarial,
+    )
+
+
+def advance(
+    pool: Pool, moved: torch.Tensor, restarting: torch.Tensor, steps: int, begin: Begin
+) -> Pool:
+    """Everybody's next iterate; after the last one, the next restart's first."""
+    iterate = pool.iterate + 1
+    if len(restarting):
+        restart = iterate[restarting] // (steps + 1)
+        start = begin(pool.images[restarting], pool.indices[restarting], restart)
+        moved = moved.index_copy(0, restarting, start)
+    return replace(pool, adversarial=moved, iterate=iterate)
+
+
+def is_zero(gradient: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) to (B,): the gradient vanishes in every pixel."""
+    return gradient.flatten(1).abs().amax(dim=1) == 0

@@ -1,4 +1,7 @@
-"""Whose evaluation: what the protocols attack with and how they judge."""
+"""Whose evaluation: what the protocols attack with and how they judge, in one table.
+
+Nothing here needs torch, so that the command line is checked before it is imported.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ class AttackSpec:
         kind: `pgd` or `autoattack`.
         steps: sign steps per restart; 0 for AutoAttack, which sets its own.
         step_size: step in units of [0, 1].
-        loss: what PGD ascends, one of `ATTACK_LOSSES`.
+        loss: what PGD ascends, one of `ATTACK_LOSS`.
         restarts: random starts; an image must survive all of them.
         scale: the factor on the network's raw outputs under the loss; None is the network's own.
     """
@@ -42,3 +45,85 @@ class AttackSpec:
         extra = f", {self.restarts} restarts" if self.restarts > 1 else ""
         extra += f", scale {self.scale:g}" if self.scale is not None else ""
         return f"PGD-{self.steps} ({self.loss}{extra})"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How an evaluation attacks and judges.
+
+    Attributes:
+        name: as `--protocol` takes it.
+        ball_around_start: the eps-ball is centred on the image after its random start, so the
+            result is up to 2 eps from the clean image; else on the clean image.
+        scaled_cross_entropy: PGD ascends the cross-entropy of `model(x)`, with HE of s * cosines;
+            else that of the unscaled outputs.
+        every_iterate: an image is robust when the clean image and every iterate of every restart
+            are classified right; else when the last iterate of every restart is.
+        resize_imagenet_c: ImageNet-C's 224 px images are resized before the crop.
+        repeat_on: the losses on which the longest of the default attacks is repeated, because
+            cross-entropy alone flatters a cosine head.
+    """
+
+    name: str
+    ball_around_start: bool
+    scaled_cross_entropy: bool
+    every_iterate: bool
+    resize_imagenet_c: bool
+    repeat_on: tuple[str, ...] = ()
+
+    def search_scale(self, spec: AttackSpec, own: float) -> float:
+        """The factor on the raw outputs under an attack's loss; `own` is the network's s, or 1."""
+        if spec.scale is not None:
+            return spec.scale
+        return own if self.scaled_cross_entropy or spec.loss != "ce" else 1.0
+
+    def default_attacks(self, specs: list[AttackSpec]) -> list[AttackSpec]:
+        """The configured attacks and, where all of them ascend cross-entropy, what is repeated."""
+        if any(spec.loss != "ce" for spec in specs):
+            return specs
+        longest = max(specs, key=lambda spec: spec.steps)
+        repeated = (AttackSpec("pgd", longest.steps, longest.step_size, x) for x in self.repeat_on)
+        return [*specs, *repeated]
+
+
+STANDARD = Protocol(
+    "standard",
+    ball_around_start=False,
+    scaled_cross_entropy=True,
+    every_iterate=True,
+    resize_imagenet_c=False,
+    repeat_on=("margin",),
+)
+FREEAT = Protocol(
+    "freeat",
+    ball_around_start=False,
+    scaled_cross_entropy=True,
+    every_iterate=False,
+    resize_imagenet_c=True,
+)
+PAPER = Protocol(  # the release of arXiv:2002.08619
+    "paper",
+    ball_around_start=True,
+    scaled_cross_entropy=False,
+    every_iterate=False,
+    resize_imagenet_c=True,
+)
+PROTOCOLS = {protocol.name: protocol for protocol in (STANDARD, FREEAT, PAPER)}
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What an attack may do and how it is judged.
+
+    Attributes:
+        eps: radius of the l-infinity ball, in units of [0, 1].
+        protocol: where the ball is centred, and when an image counts as robust.
+        seed: of the random starts.
+        precision: fp32, bf16 or fp16, of the search; images found are judged in the
+            parameters' own precision, so a low one can only weaken the attack.
+    """
+
+    eps: float
+    protocol: Protocol = STANDARD
+    seed: int = 0
+    precision: str = "fp32"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 
-from lib.algorithm.protocols import AttackSpec
+from lib.algorithm.protocols import AttackSpec, Protocol
 from utils.config.schema import ATTACK_LOSSES
 from utils.errors import UserError
 
@@ -34,7 +34,7 @@ def parse_attack(name: str, step_size: float) -> AttackSpec:
 def attack_list(
     names: Sequence[str],
     rows: Sequence[Sequence],
-    protocol: str,
+    protocol: Protocol,
     scales: Iterable[float] = (),
 ) -> list[AttackSpec]:
     """The attacks of one evaluation, in order.
@@ -43,8 +43,7 @@ def attack_list(
         names: from `--attack`; where empty, `rows` are used.
         rows: `ADV.pgd_attack`, each [steps, step size in [0, 1], loss, restarts]. The first
             row's step size is also that of every `pgd...` in `names`.
-        protocol: `standard` adds the longest row again on the `margin` loss when all of `rows`
-            ascend cross-entropy, because cross-entropy alone flatters a cosine head.
+        protocol: may repeat one of `rows` on another loss.
         scales: further scales at which every cross-entropy attack is repeated.
 
     Raises:
@@ -53,10 +52,7 @@ def attack_list(
     if names:
         specs = [parse_attack(name, rows[0][1]) for name in names]
     else:
-        specs = [AttackSpec("pgd", *row) for row in rows]
-        if protocol == "standard" and all(spec.loss == "ce" for spec in specs):
-            longest = max(specs, key=lambda spec: spec.steps)
-            specs.append(AttackSpec("pgd", longest.steps, longest.step_size, "margin"))
+        specs = protocol.default_attacks([AttackSpec("pgd", *row) for row in rows])
     at_scales = [
         AttackSpec("pgd", spec.steps, spec.step_size, spec.loss, spec.restarts, scale)
         for spec in specs

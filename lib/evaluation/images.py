@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torchvision.utils import save_image
 
-from lib.algorithm.pgd import PGDAttack, attacking
+from lib.algorithm.pgd import attacking
+from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.protocols import AttackSpec
 from lib.data.folders import evenly_spread
 from lib.evaluation.autoattack import attack_chunk, chunk_seed

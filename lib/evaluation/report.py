@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.algorithm.pgd import search_scale
-from lib.algorithm.protocols import AttackSpec
+from lib.algorithm.protocols import PROTOCOLS, AttackSpec, Protocol
 from lib.data.folders import ImageTree
 from lib.evaluation.runner import CLEAN, parts_of
 from utils.logging import table
@@ -20,13 +19,14 @@ Rows = Mapping[int, Any]
 def summarise(
     rows: Mapping[str, Rows],
     specs: Sequence[AttackSpec],
-    protocol: str,
+    protocol: Protocol,
     cascade: bool,
     own_scale: float,
 ) -> dict[str, Any]:
     """The counts of an evaluation, as result files hold them.
 
-    Under `standard` an image that is misclassified clean was not attacked and is not robust.
+    Where every iterate counts, an image that is misclassified clean was not attacked and is not
+    robust.
     With a cascade an attack has seen only a part of the images, so only the worst case counts.
     """
     clean = rows[CLEAN]
@@ -41,7 +41,7 @@ def summarise(
     }
     for spec in () if cascade else specs:
         for name in parts_of(spec.name):
-            scale = search_scale(spec, protocol, own_scale)
+            scale = protocol.search_scale(spec, own_scale)
             result["attacks"].append(attack_entry(spec, name, rows, scale))
     robust = worst_case(rows, protocol)
     result["worst_case"] = {"top1": accuracy_entry(sum(robust.values()), n)}
@@ -73,18 +73,22 @@ def attack_entry(
     return entry
 
 
-def worst_case(rows: Mapping[str, Rows], protocol: str) -> dict[int, bool]:
-    """For each image, whether it stood against every attack (and, under `standard`, clean)."""
-    standard = protocol == "standard"
+def worst_case(rows: Mapping[str, Rows], protocol: Protocol) -> dict[int, bool]:
+    """For each image, whether it is robust against every attack of the list."""
     attacks = [attacked for name, attacked in rows.items() if name != CLEAN]
     return {
-        i: (clean.right or not standard) and all(i not in a or a[i].right for a in attacks)
+        i: (clean.right or not protocol.every_iterate)
+        and all(i not in a or a[i].right for a in attacks)
         for i, clean in rows[CLEAN].items()
     }
 
 
 def image_table(
-    tree: ImageTree, rows: Mapping[str, Rows], names: Sequence[str], protocol: str, cascade: bool
+    tree: ImageTree,
+    rows: Mapping[str, Rows],
+    names: Sequence[str],
+    protocol: Protocol,
+    cascade: bool,
 ) -> tuple[list[str], Iterable[list]]:
     """Header and lines of the per-image CSV; with a cascade, empty where not attacked."""
     header = ["image", "label", "clean_prediction", "clean_correct"]
@@ -112,7 +116,7 @@ def write_results(
 ) -> None:
     """`<stem>_images.csv`, then `<stem>.json`, whose being there means that all is there."""
     names = [name for spec in specs for name in parts_of(spec.name)]
-    protocol, cascade = result["provenance"]["protocol"], "cascade" in result
+    protocol, cascade = PROTOCOLS[result["provenance"]["protocol"]], "cascade" in result
     write_csv(
         stem.with_name(f"{stem.name}_images.csv"),
         *image_table(tree, rows, names, protocol, cascade),

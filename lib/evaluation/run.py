@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lib.algorithm.pgd import Threat
+from lib.algorithm.protocols import PROTOCOLS, ThreatModel
 from lib.data.folders import ImageTree
 from lib.data.loader import share_of_workers
 from lib.evaluation.attack_list import attack_list
@@ -99,7 +99,7 @@ def evaluate_attacks(
     Args:
         again: evaluate anew when a result of the same checkpoint and settings is there.
     """
-    options, protocol = config.OPTIONS, config.EVAL.protocol
+    options, protocol = config.OPTIONS, PROTOCOLS[config.EVAL.protocol]
     specs = attack_list(
         options.attack, config.ADV.pgd_attack, protocol, scales_of(config, evaluated, logger)
     )
@@ -114,7 +114,9 @@ def evaluate_attacks(
 
     tree, subset, tag = context.run_and_share_errors(prepare)
     tag += eps_tag(config, evaluated)
-    stem = evaluated.folder / f"attack_{protocol}{evaluated.tag}{attack_tag(options.attack)}{tag}"
+    stem = (
+        evaluated.folder / f"attack_{protocol.name}{evaluated.tag}{attack_tag(options.attack)}{tag}"
+    )
     if config.EVAL.cascade:
         stem = stem.with_name(f"{stem.name}_cascade")
     provenance = make_provenance(config, evaluated, subset, context)
@@ -125,7 +127,7 @@ def evaluate_attacks(
     evaluation = AttackEvaluation(
         evaluated.model,
         evaluation_data(config, tree, context),
-        Threat(config.DERIVED.eps, protocol, config.RUN.seed, config.EVAL.precision),
+        ThreatModel(config.DERIVED.eps, protocol, config.RUN.seed, config.EVAL.precision),
         logger,
         stem,
         fingerprint(provenance),
@@ -220,9 +222,9 @@ def evaluate_corruptions(
     data: str,
 ) -> None:
     """ImageNet-C: table, JSON, CSV, figure."""
-    options, settings, protocol = config.OPTIONS, config.DATA, config.EVAL.protocol
+    options, settings, protocol = config.OPTIONS, config.DATA, PROTOCOLS[config.EVAL.protocol]
     announce(evaluated, f"ImageNet-C at {data}", logger)
-    name = f"imagenet_c_{protocol}{evaluated.tag}"
+    name = f"imagenet_c_{protocol.name}{evaluated.tag}"
     if options.corruptions:
         name += "_" + "+".join(options.corruptions)
     if options.n_examples:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lib.algorithm.pgd import Logits, PGDAttack, Threat, attacking
-from lib.algorithm.protocols import AttackSpec
+from lib.algorithm.pgd import Logits, attacking
+from lib.algorithm.pgd_attack import PGDAttack
+from lib.algorithm.protocols import AttackSpec, ThreatModel
 from lib.evaluation.autoattack import STANDARD, attack_chunk, chunk_seed
 from lib.evaluation.validation import (
     AttackRow,
@@ -49,7 +50,7 @@ class AttackEvaluation:
         self,
         model: nn.Module,
         data: EvaluationData,
-        threat: Threat,
+        threat: ThreatModel,
         logger: Logger,
         stem: Path,
         fingerprint: Mapping[str, Any],
@@ -98,12 +99,12 @@ class AttackEvaluation:
 
     def targets(self, everything: Iterable[int]) -> list[int]:
         """Positions that the next attack has to try."""
-        standard = self.threat.protocol == "standard"
-        alive = [i for i in everything if self.rows[CLEAN][i].right or not standard]
+        every_iterate = self.threat.protocol.every_iterate
+        robust = [i for i in everything if self.rows[CLEAN][i].right or not every_iterate]
         if not self.cascade:
-            return alive
+            return robust
         attacks = [rows for name, rows in self.rows.items() if name != CLEAN]
-        return [i for i in alive if all(i not in rows or rows[i].right for rows in attacks)]
+        return [i for i in robust if all(i not in rows or rows[i].right for rows in attacks)]
 
     def phase(
         self, name: str, label: str, positions: Iterable[int], before: Mapping[str, Rows], work: Any

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.data import Sampler
 
-from lib.algorithm.batch import DeviceBatch
-from lib.algorithm.early_exit import Outcome
+from lib.algorithm.batch import DeviceBatch, Outcome
 from lib.algorithm.losses import ce_loss
 from lib.algorithm.metrics import MetricSums, averages, correct_in_top
-from lib.algorithm.pgd import PGDAttack, Threat, attacking
-from lib.algorithm.protocols import AttackSpec
+from lib.algorithm.pgd import attacking
+from lib.algorithm.pgd_attack import PGDAttack
+from lib.algorithm.protocols import AttackSpec, ThreatModel
 from lib.data.datasets import ImageBatches, eval_transform
 from lib.data.folders import ImageTree, evenly_spread
 from lib.data.loader import make_loader, on_device
@@ -34,7 +34,7 @@ class CleanRow(NamedTuple):
 
 
 class AttackRow(NamedTuple):
-    """One attacked image, as `lib.algorithm.pgd.Outcome` without the image."""
+    """One attacked image, as `lib.algorithm.batch.Outcome` without the image."""
 
     prediction: int
     right: bool
@@ -128,27 +128,26 @@ def validate(
 
 
 def validate_pgd(
-    model: nn.Module, data: EvaluationData, spec: AttackSpec, threat: Threat, examples: int
+    model: nn.Module, data: EvaluationData, spec: AttackSpec, threat: ThreatModel, examples: int
 ) -> float:
     """Robust top-1 in percent on evenly spread images, over all processes."""
     positions = evenly_spread(len(data.tree.files), examples)
-    if threat.protocol == "standard":
-        rows: dict[int, Any] = {}
+    targets = set(positions)
+    if threat.protocol.every_iterate:
+        rows: dict[int, CleanRow] = {}
         for part in clean_rows(model, data.batches(positions)):
             rows.update(part)
-        standing = {i for part in data.context.gather(rows) for i, row in part.items() if row.right}
-    else:
-        standing = set(positions)
+        targets = {i for part in data.context.gather(rows) for i, row in part.items() if row.right}
     attack = PGDAttack(model, spec, threat)
     robust = 0
     with attacking(model):
-        for outcome in attack.run(data.batches(sorted(standing)), data.batch_size):
+        for outcome in attack.run(data.batches(sorted(targets)), data.batch_size):
             robust += int(outcome.robust.sum())
     return 100 * sum(data.context.gather(robust)) / len(positions)
 
 
 def adversarial_examples(
-    model: nn.Module, data: EvaluationData, spec: AttackSpec, threat: Threat, count: int = 16
+    model: nn.Module, data: EvaluationData, spec: AttackSpec, threat: ThreatModel, count: int = 16
 ) -> torch.Tensor:
     """The last iterates of PGD on evenly spread images of this process, for people to look at."""
     positions = evenly_spread(len(data.tree.files), count * data.context.world_size)

@@ -12,6 +12,7 @@ from torch import nn
 from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.metrics import correct_in_top
 from lib.algorithm.pgd import attacking
+from lib.algorithm.protocols import Protocol
 from lib.data.datasets import eval_transform
 from lib.data.loader import make_loader, on_device
 from lib.imagenet_c.corruptions import choose_corruptions
@@ -33,7 +34,7 @@ def evaluate_imagenet_c(
     root: str,
     class_names: Sequence[str] | None,
     *,
-    protocol: str,
+    protocol: Protocol,
     corruptions: Sequence[str] | None,
     img_size: int,
     crop_size: int,
@@ -53,7 +54,7 @@ def evaluate_imagenet_c(
         model: pixels (B, 3, H, W) in [0, 1] to logits (B, classes), on `context.device`.
         root: the tree, flat or by group.
         class_names: class of each output; None if unknown, then the tree must have them all.
-        protocol: `standard` crops the centre alone; `freeat` and `paper` resize before that.
+        protocol: resizes before the centre crop, or crops alone.
         corruptions: names, perhaps `extra`; None or nothing for the 15.
         img_size, crop_size: shorter side after the resize, side of the crop; pixels.
         batch_size, workers: images in a batch and reading processes, of this process.
@@ -69,7 +70,7 @@ def evaluate_imagenet_c(
         UserError: a bad tree or image, or results of another evaluation in the way.
     """
     stem, names = Path(output_stem), choose_corruptions(corruptions)
-    resize = None if protocol == "standard" else img_size
+    resize = img_size if protocol.resize_imagenet_c else None
 
     def prepare() -> tuple[CorruptionTree, dict[str, Any]] | None:
         if not context.is_main:
@@ -81,7 +82,7 @@ def evaluate_imagenet_c(
 
     tree, subset = context.gather(context.run_and_share_errors(prepare))[0]
     # Whatever the attacks' search is set to, these images are judged in full precision.
-    provenance = {**provenance, "protocol": protocol, "precision": "fp32", "subset": subset}
+    provenance = {**provenance, "protocol": protocol.name, "precision": "fp32", "subset": subset}
     dataset = CorruptionBatches(tree, eval_transform(resize, crop_size), crop_size)
     same, loading = fingerprint(provenance, names, [resize, crop_size]), (batch_size, workers)
     counts = resumable_counts(model, dataset, tree, same, stem, context, logger, *loading)

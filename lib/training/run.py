@@ -18,8 +18,7 @@ from lib.algorithm.free_training import FreeSettings, FreeTrainer, Probe, make_n
 from lib.algorithm.gradient_norms import HEADER as NORMS_HEADER
 from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.metrics import MetricSums, averages
-from lib.algorithm.pgd import Threat
-from lib.algorithm.protocols import AttackSpec
+from lib.algorithm.protocols import PROTOCOLS, AttackSpec, ThreatModel
 from lib.algorithm.schedules import lr_at, number_of_passes
 from lib.data.datasets import ImageBatches, train_transform
 from lib.data.loader import make_loader, on_device, share_of_workers
@@ -357,11 +356,13 @@ class TrainingRun:
         examples = config.TRAIN.select_examples
         return clean, validate_pgd(model, self.validation, *self.quick_attack(), examples)
 
-    def quick_attack(self) -> tuple[AttackSpec, Threat]:
+    def quick_attack(self) -> tuple[AttackSpec, ThreatModel]:
         """PGD-10, for looks at a model in training."""
         config = self.config
         spec = AttackSpec("pgd", 10, config.ADV.pgd_attack[0][1])
-        return spec, Threat(config.DERIVED.eps, config.EVAL.protocol, config.RUN.seed)
+        return spec, ThreatModel(
+            config.DERIVED.eps, PROTOCOLS[config.EVAL.protocol], config.RUN.seed
+        )
 
     def write_tables(self, gradients: list[list]) -> None:
         """metrics.csv and gradient_norms.csv, whole."""

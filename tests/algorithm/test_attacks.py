@@ -11,10 +11,13 @@ from torch.nn import functional as F
 
 from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.early_exit import Queue
-from lib.algorithm.pgd import PGDAttack, Threat, attacking, project, random_start
-from lib.algorithm.protocols import AttackSpec
+from lib.algorithm.losses import ATTACK_LOSS
+from lib.algorithm.pgd import attacking, project, random_start
+from lib.algorithm.pgd_attack import PGDAttack
+from lib.algorithm.protocols import FREEAT, PROTOCOLS, AttackSpec, ThreatModel
 from lib.algorithm.seeds import derived_seed
 from models.hypersphere import HypersphereHead
+from utils.config import schema
 
 EPS, STEP, SIZE, CLASSES, IMAGES = 8 / 255, 2 / 255, 16, 5, 11
 
@@ -57,7 +60,9 @@ def batch(model: nn.Module) -> DeviceBatch:
     return DeviceBatch(images, labels, torch.arange(100, 100 + IMAGES))
 
 
-def run(model: nn.Module, batch: DeviceBatch, spec: AttackSpec, threat: Threat, size: int) -> dict:
+def run(
+    model: nn.Module, batch: DeviceBatch, spec: AttackSpec, threat: ThreatModel, size: int
+) -> dict:
     """Outcomes by index: (robust, robust5, adversarial image)."""
     parts = zip(*(field.split(size) for field in batch), strict=True)
     found = {}
@@ -125,7 +130,7 @@ def plain_loop(
 
 @pytest.mark.parametrize("protocol", ["freeat", "paper"])
 def test_last_iterate_protocols(model: nn.Module, batch: DeviceBatch, protocol: str) -> None:
-    threat = Threat(EPS, protocol, seed=3)
+    threat = ThreatModel(EPS, PROTOCOLS[protocol], seed=3)
     found = run(model, batch, AttackSpec("pgd", 4, STEP), threat, IMAGES)
     *_, last = plain_loop(model, batch, 4, protocol)
     with torch.no_grad():
@@ -148,7 +153,7 @@ def test_paper_protocol_leaves_the_ball_that_freeat_keeps(model, batch) -> None:
 @pytest.mark.parametrize("restarts", [1, 2])
 def test_standard_counts_every_iterate_of_every_restart(model, batch, restarts: int) -> None:
     spec = AttackSpec("pgd", 4, STEP, "ce", restarts)
-    found = run(model, batch, spec, Threat(EPS, "standard", seed=3), 4)
+    found = run(model, batch, spec, ThreatModel(EPS, seed=3), 4)
     right = torch.ones(IMAGES, dtype=torch.bool)
     for restart in range(restarts):
         for iterate in plain_loop(model, batch, 4, "standard", restart):
@@ -156,13 +161,13 @@ def test_standard_counts_every_iterate_of_every_restart(model, batch, restarts: 
     assert {i: r for i, (r, _, _) in found.items()} == dict(
         zip(batch.indices.tolist(), right.tolist(), strict=True)
     )
-    assert 0 < int(right.sum()) < IMAGES  # the case tells robust from fallen
+    assert 0 < int(right.sum()) < IMAGES  # the case tells robust from misclassified
 
 
 @pytest.mark.parametrize("protocol", ["standard", "freeat", "paper"])
 @pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
 def test_exact_under_any_batch_size_and_inside_the_ball(model, batch, protocol, loss) -> None:
-    spec, threat = AttackSpec("pgd", 3, STEP, loss), Threat(EPS, protocol, seed=3)
+    spec, threat = AttackSpec("pgd", 3, STEP, loss), ThreatModel(EPS, PROTOCOLS[protocol], seed=3)
     results = [run(model, batch, spec, threat, size) for size in (1, 4, IMAGES)]
     for other in results[1:]:
         for i in batch.indices.tolist():
@@ -176,8 +181,8 @@ def test_exact_under_any_batch_size_and_inside_the_ball(model, batch, protocol, 
         assert image.max() <= 1
 
 
-def test_a_fallen_image_is_one_that_fools_the_network(model, batch) -> None:
-    found = run(model, batch, AttackSpec("pgd", 6, STEP, "margin"), Threat(EPS, seed=3), 5)
+def test_a_misclassified_image_is_one_that_fools_the_network(model, batch) -> None:
+    found = run(model, batch, AttackSpec("pgd", 6, STEP, "margin"), ThreatModel(EPS, seed=3), 5)
     with torch.no_grad():
         for i, label in zip(batch.indices.tolist(), batch.labels, strict=True):
             robust, _, image = found[i]
@@ -188,7 +193,7 @@ def test_low_precision_search_is_judged_in_full(model, batch) -> None:
     spec = AttackSpec("pgd", 6, STEP)
     single = model.float()
     images = DeviceBatch(batch.images.float(), batch.labels, batch.indices)
-    found = run(single, images, spec, Threat(EPS, seed=3, precision="bf16"), 5)
+    found = run(single, images, spec, ThreatModel(EPS, seed=3, precision="bf16"), 5)
     with torch.no_grad():
         for i, label in zip(batch.indices.tolist(), batch.labels, strict=True):
             robust, _, image = found[i]
@@ -198,7 +203,7 @@ def test_low_precision_search_is_judged_in_full(model, batch) -> None:
 
 
 def test_the_scale_changes_what_cross_entropy_ascends(model, batch) -> None:
-    threat = Threat(EPS, "freeat", seed=3)
+    threat = ThreatModel(EPS, FREEAT, seed=3)
     own = run(model, batch, AttackSpec("pgd", 3, STEP), threat, IMAGES)
     same = run(model, batch, AttackSpec("pgd", 3, STEP, scale=10.0), threat, IMAGES)
     unscaled = run(model, batch, AttackSpec("pgd", 3, STEP, scale=1.0), threat, IMAGES)
@@ -212,7 +217,7 @@ def test_mode_and_gradients_are_restored(model, batch) -> None:
     model.layer1.eval()
     model.layer2[0].weight.requires_grad_(False)
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    run(model, batch, AttackSpec("pgd", 1, STEP), Threat(EPS), IMAGES)
+    run(model, batch, AttackSpec("pgd", 1, STEP), ThreatModel(EPS), IMAGES)
     assert model.training
     assert not model.layer1.training
     assert not model.layer2[0].weight.requires_grad
@@ -221,6 +226,11 @@ def test_mode_and_gradients_are_restored(model, batch) -> None:
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     model.layer2[0].weight.requires_grad_(True)
     model.eval()
+
+
+def test_the_configuration_knows_every_protocol_and_loss() -> None:
+    assert tuple(PROTOCOLS) == schema.PROTOCOLS
+    assert set(ATTACK_LOSS) == set(schema.ATTACK_LOSSES)
 
 
 def test_queue_hands_out_every_image_once() -> None:

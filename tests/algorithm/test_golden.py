@@ -101,13 +101,13 @@ def test_clean_outputs(trace: dict, replayed: tuple[FreeTrainer, list[float]]) -
 
 
 @pytest.mark.parametrize(
-    ("key", "centre_on_start"), [("pgd_freeat_losses", False), ("pgd_paper_losses", True)]
+    ("key", "ball_around_start"), [("pgd_freeat_losses", False), ("pgd_paper_losses", True)]
 )
 def test_pgd(
     trace: dict,
     replayed: tuple[FreeTrainer, list[float]],
     key: str,
-    centre_on_start: bool,
+    ball_around_start: bool,
 ) -> None:
     model = replayed[0].model
     images, labels = minibatch(77, 6, trace["spec"]["crop_size"])
@@ -126,7 +126,7 @@ def test_pgd(
             steps=PGD_STEPS,
             step_size=PGD_STEP,
             eps=EPS,
-            centre_on_start=centre_on_start,
+            ball_around_start=ball_around_start,
         ):
             losses.append(loss_of(outputs))
         losses.append(loss_of(outputs_of(adversarial)))

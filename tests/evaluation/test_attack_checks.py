@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from lib.algorithm.batch import DeviceBatch
-from lib.algorithm.pgd import PGDAttack, Threat, attacking
-from lib.algorithm.protocols import AttackSpec
+from lib.algorithm.pgd import attacking
+from lib.algorithm.pgd_attack import PGDAttack
+from lib.algorithm.protocols import PROTOCOLS, AttackSpec, ThreatModel
 from lib.evaluation.checks import check_attacks, output_warnings
 from lib.evaluation.validation import attack_rows, clean_rows
 
@@ -65,7 +66,9 @@ def warnings_of(model: nn.Module, batch: DeviceBatch, specs=SPECS, protocol="fre
     for spec in specs:
         rows[spec.name] = {}
         with attacking(model):
-            for outcome in PGDAttack(model, spec, Threat(EPS, protocol)).run([batch], 40):
+            for outcome in PGDAttack(model, spec, ThreatModel(EPS, PROTOCOLS[protocol])).run(
+                [batch], 40
+            ):
                 rows[spec.name].update(attack_rows(outcome))
     return check_attacks(rows, specs)
 
@@ -100,7 +103,9 @@ def test_more_steps_that_break_fewer_images(batch: DeviceBatch) -> None:
     def fresh(spec: AttackSpec) -> dict:
         model, rows = Flip(), {}
         with attacking(model):
-            for outcome in PGDAttack(model, spec, Threat(EPS, "freeat")).run([batch], 40):
+            for outcome in PGDAttack(model, spec, ThreatModel(EPS, PROTOCOLS["freeat"])).run(
+                [batch], 40
+            ):
                 rows.update(attack_rows(outcome))
         return rows
 

@@ -21,6 +21,7 @@ from torch import nn
 from torchvision import datasets, transforms
 
 import utils.figures.style
+from lib.algorithm.protocols import PROTOCOLS
 from lib.data.datasets import eval_transform
 from lib.data.loader import make_loader
 from lib.imagenet_c import evaluation as imagenet_c_eval
@@ -410,8 +411,10 @@ def run(model: nn.Module, root: Path, stem: Path, **changes) -> dict:
         "provenance": PROVENANCE,
         "logger": Logger(active=False),
     }
+    settings |= changes
+    settings["protocol"] = PROTOCOLS[settings["protocol"]]
     names = [str(digit) for digit in range(10)]
-    return evaluate_imagenet_c(model, str(root), names, **(settings | changes))
+    return evaluate_imagenet_c(model, str(root), names, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,149 @@
+"""PGD on a network under a protocol: from batches to what became of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+
+from lib.algorithm.batch import DeviceBatch, Outcome, worst_per_image
+from lib.algorithm.early_exit import attack_until_misclassified, is_zero
+from lib.algorithm.losses import ATTACK_LOSS
+from lib.algorithm.metrics import correct_in_top
+from lib.algorithm.pgd import Logits, Step, pgd, project, random_start, sign_step
+from lib.algorithm.precision import precision_context
+from lib.algorithm.protocols import AttackSpec, ThreatModel
+
+
+class PGDAttack:
+    """PGD on a network, under a protocol; to be used within `attacking(model)`.
+
+    Args:
+        model: `models.resnet.ResNet`, or any module that maps [0, 1] pixels to logits.
+        spec: steps, step size, loss, restarts, scale.
+        threat: ball, protocol, seed, precision.
+        outputs: `model.outputs` compiled, or None.
+    """
+
+    def __init__(
+        self, model: nn.Module, spec: AttackSpec, threat: ThreatModel, outputs: Logits | None = None
+    ) -> None:
+        self.model = model
+        self.spec = spec
+        self.threat = threat
+        self.loss = ATTACK_LOSS[spec.loss]
+        own_scale = getattr(model, "scale", 1.0)
+        scale = threat.protocol.search_scale(spec, own_scale)
+        # Calling the module keeps hooks and foreign networks working where s is its own.
+        own = scale == own_scale and outputs is None
+        self.raw: Logits = model if own else outputs or getattr(model, "outputs", model)
+        self.factor = 1.0 if own else scale
+
+    def run(self, batches: Iterable[DeviceBatch], batch_size: int) -> Iterator[Outcome]:
+        """Attack images, in any order of completion.
+
+        Args:
+            batches: the images; where the protocol judges every iterate, only those that are
+                classified right.
+            batch_size: the most that are attacked at once.
+        """
+        if not self.threat.protocol.every_iterate:
+            yield from (self.attack_final_iterate(*batch) for batch in batches)
+            return
+        yield from attack_until_misclassified(
+            batches,
+            batch_size,
+            steps=self.spec.steps,
+            restarts=self.spec.restarts,
+            begin=self.begin,
+            ascend=self.ascend,
+            judge=self.recheck,
+        )
+
+    def search_logits(self, images: torch.Tensor) -> torch.Tensor:
+        """What the search ascends a loss of: logits at the attack's scale and precision."""
+        with precision_context(images.device, self.threat.precision):
+            logits = self.raw(images)
+        if self.threat.precision != "fp32":
+            logits = logits.float()
+        return logits * self.factor if self.factor != 1.0 else logits
+
+    @torch.no_grad()
+    def predict_full_precision(self, images: torch.Tensor) -> torch.Tensor:
+        """The network's logits in its own precision."""
+        return self.model(images)
+
+    def attack_final_iterate(
+        self, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor
+    ) -> Outcome:
+        """Attack a batch and judge the last iterate of every restart."""
+        result: Outcome | None = None
+        for restart in range(self.spec.restarts):
+            outcome = self.one_restart(images, labels, indices, restart)
+            result = outcome if result is None else worst_per_image(result, outcome)
+        assert result is not None
+        return result
+
+    def one_restart(
+        self, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor, restart: int
+    ) -> Outcome:
+        """One random start of `attack_final_iterate`."""
+        threat, spec = self.threat, self.spec
+        iterates = pgd(
+            self.search_logits,
+            images,
+            labels,
+            random_start(indices, images, threat.eps, threat.seed, restart),
+            steps=spec.steps,
+            step_size=spec.step_size,
+            eps=threat.eps,
+            loss=self.loss,
+            ball_around_start=threat.protocol.ball_around_start,
+        )
+        adversarial, gradient, _ = next(iterates)
+        for adversarial, _, _ in iterates:
+            pass
+        logits = self.predict_full_precision(adversarial)
+        right, right5 = (correct_in_top(logits, labels, k) for k in (1, 5))
+        return Outcome(indices, right, right5, logits.argmax(1), is_zero(gradient), adversarial)
+
+    def begin(
+        self, images: torch.Tensor, indices: torch.Tensor, restart: torch.Tensor | int
+    ) -> torch.Tensor:
+        """Images at a random start of the ball around them."""
+        eps = self.threat.eps
+        start = random_start(indices, images, eps, self.threat.seed, restart)
+        return project(images + start, images, eps)
+
+    def ascend(self, adversarial: torch.Tensor, labels: torch.Tensor, centre: torch.Tensor) -> Step:
+        """One step of the search."""
+        return sign_step(
+            self.search_logits,
+            adversarial,
+            labels,
+            centre,
+            step_size=self.spec.step_size,
+            eps=self.threat.eps,
+            loss=self.loss,
+        )
+
+    def recheck(
+        self,
+        adversarial: torch.Tensor,
+        labels: torch.Tensor,
+        logits: torch.Tensor,
+        last: torch.Tensor,
+    ) -> torch.Tensor:
+        """The search's logits, with those that decide something replaced in full precision.
+
+        An iterate that a low precision takes for right is believed until the last one, which can
+        only weaken the attack; one that seems to be misclassified is looked at again.
+        """
+        if self.threat.precision == "fp32":
+            return logits
+        decisive = (last | ~correct_in_top(logits, labels, 1)).nonzero().squeeze(1)
+        if not len(decisive):
+            return logits
+        full = self.predict_full_precision(adversarial[decisive])
+        return logits.index_copy(0, decisive, full.to(logits.dtype))
