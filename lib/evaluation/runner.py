@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +24,10 @@ from lib.evaluation.validation import (
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger, ProgressBar
-from utils.storage.journal import Journal, journal_path, journals, read_journal
+from utils.storage.journal import ResumableRows
 
 Rows = dict[int, Any]  # CleanRow or AttackRow by position in the tree
 CLEAN = "clean"
-SECONDS_BETWEEN_WRITES = 5.0
 
 
 class AttackEvaluation:
@@ -72,30 +69,15 @@ class AttackEvaluation:
         Raises:
             UserError: an image cannot be read, or journals belong to another evaluation.
         """
-        before = self.context.run_and_share_errors(self.read_journals)
-        path = journal_path(self.stem, self.context.rank, self.context.world_size)
-        with closing(Journal(path, self.fingerprint)) as self.journal:
+        journal = ResumableRows(self.stem, self.fingerprint, self.context, read_row)
+        with journal as self.journal:
             everything = range(len(self.data.tree.files))
-            self.phase(CLEAN, "clean", everything, before, self.clean)
+            self.phase(CLEAN, "clean", everything, self.clean)
             for spec in specs:
                 work = self.autoattack if spec.kind == "autoattack" else self.pgd
                 positions = self.targets(everything)
-                self.phase(
-                    spec.name, spec.label, positions, before, lambda p, w=work, s=spec: w(p, s)
-                )
+                self.phase(spec.name, spec.label, positions, lambda p, w=work, s=spec: w(p, s))
         return self.rows
-
-    def read_journals(self) -> dict[str, Rows]:
-        """What all processes of an interrupted run have finished, by phase."""
-        found: dict[str, Rows] = {}
-        if not self.stem.parent.exists():
-            return found
-        for path in journals(self.stem).values():
-            for entry in read_journal(path, self.fingerprint):
-                kind = CleanRow if entry["phase"] == CLEAN else AttackRow
-                rows = {int(position): kind(*row) for position, row in entry["rows"].items()}
-                found.setdefault(entry["phase"], {}).update(rows)
-        return found
 
     def targets(self, everything: Iterable[int]) -> list[int]:
         """Positions that the next attack has to try."""
@@ -106,12 +88,10 @@ class AttackEvaluation:
         attacks = [rows for name, rows in self.rows.items() if name != CLEAN]
         return [i for i in robust if all(i not in rows or rows[i].right for rows in attacks)]
 
-    def phase(
-        self, name: str, label: str, positions: Iterable[int], before: Mapping[str, Rows], work: Any
-    ) -> None:
+    def phase(self, name: str, label: str, positions: Iterable[int], work: Any) -> None:
         """Do what is left of a phase, journal it, and share the outcomes among the processes."""
         wanted = list(positions)
-        done = {i: row for i, row in before.get(name, {}).items()}
+        done = self.journal.found.get(name, {})
         left = [i for i in wanted if i not in done]
         if done and left:
             self.logger.info(f"{label}: {len(wanted) - len(left)} images were done before")
@@ -120,31 +100,21 @@ class AttackEvaluation:
             left = self.whole_chunks(wanted, done)
             share = sum(map(len, left))
         bar = ProgressBar(self.logger, share, label, max(1, share // 5), "image")
-        own, unsaved, saved_at = {}, {}, time.monotonic()
         for rows in work(left) if share else ():
-            main = rows[name]
-            own.update(rows)
             for part, part_rows in rows.items():
-                unsaved.setdefault(part, {}).update(part_rows)
+                self.journal.add(part, part_rows)
                 self.rows.setdefault(part, {}).update(part_rows)
-            bar.advance(len(main), self.standing(name))
-            # A chunk of AutoAttack is minutes of work, and resumed as a whole.
-            if name == "autoattack" or time.monotonic() - saved_at > SECONDS_BETWEEN_WRITES:
-                self.write(unsaved)
-                unsaved, saved_at = {}, time.monotonic()
-        self.write(unsaved)
+            bar.advance(len(rows[name]), self.standing(name))
+            if name == "autoattack":  # a chunk is minutes of work, and resumed as a whole
+                self.journal.flush()
+        self.journal.flush()
         bar.close()
-        self.share(name, before)
+        self.share(name)
 
-    def write(self, unsaved: Mapping[str, Rows]) -> None:
-        """Put outcomes on the disk."""
-        for part, rows in unsaved.items():
-            self.journal.append({"phase": part, "rows": rows})
-
-    def share(self, name: str, before: Mapping[str, Rows]) -> None:
+    def share(self, name: str) -> None:
         """Bring together every process's outcomes of a phase and those of before."""
         for part in parts_of(name):
-            merged: Rows = dict(before.get(part, {}))
+            merged: Rows = dict(self.journal.found.get(part, {}))
             for rows in self.context.gather(self.rows.get(part, {})):
                 merged.update(rows)
             self.rows[part] = dict(sorted(merged.items()))
@@ -206,6 +176,11 @@ class AttackEvaluation:
                 values = zip(indices.tolist(), predictions, robust.tolist(), strict=True)
                 rows[part] = {i: AttackRow(p, bool(r), bool(r), False) for i, p, r in values}
             yield rows
+
+
+def read_row(phase: str, position: str, values: list) -> tuple[int, CleanRow | AttackRow]:
+    """A row of the journal; TypeError or ValueError where it is damaged."""
+    return int(position), CleanRow(*values) if phase == CLEAN else AttackRow(*values)
 
 
 def parts_of(name: str) -> list[str]:

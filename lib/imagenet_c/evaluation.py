@@ -17,14 +17,21 @@ from lib.data.datasets import eval_transform
 from lib.data.loader import make_loader, on_device
 from lib.imagenet_c.corruptions import choose_corruptions
 from lib.imagenet_c.dataset import CorruptionBatches, GroupPlan
-from lib.imagenet_c.journal import Counts, add_up, finished_groups, keep
 from lib.imagenet_c.report import make_result, result_text, write_result
 from lib.imagenet_c.scan import read_corruptions
+from lib.imagenet_c.shares import (
+    Counts,
+    GroupCounts,
+    add_up,
+    finished_groups,
+    read_counts,
+    share_name,
+)
 from lib.imagenet_c.tree import CorruptionTree, require_size
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger
-from utils.storage.journal import Journal, journal_path, remove_journals
+from utils.storage.journal import ResumableRows, remove_journals
 
 PROGRESS_LINES = 20  # over the whole evaluation, where stdout is no terminal
 
@@ -141,30 +148,30 @@ def resumable_counts(
     workers: int,
 ) -> Counts:
     """Every group's counts over all processes; what the journals hold is not evaluated again."""
-    complete, own = finished_groups(stem, fingerprint, context)
-    done = {group for group, name in enumerate(tree.names) if name in complete or name in own}
-    if done:
-        logger.info(f"going on: {len(done)} of {len(tree.names)} folders were evaluated before")
-    plan = GroupPlan(tree.sizes, batch_size, context.rank, context.world_size, done)
-    journal = Journal(journal_path(stem, context.rank, context.world_size), fingerprint)
-    loader = make_loader(dataset, plan, workers, context.device)
-    batches = on_device(loader, context.device, next(model.parameters()).dtype)
-    batches = logger.track(batches, len(plan), "ImageNet-C", max(1, len(plan) // PROGRESS_LINES))
-    try:
+    with ResumableRows(stem, fingerprint, context, read_counts) as journal:
+        complete, own = finished_groups(journal.found, context)
+        done = {g for g, name in enumerate(tree.names) if name in complete or name in own}
+        if done:
+            logger.info(f"resuming: {len(done)} of {len(tree.names)} folders were evaluated before")
+        plan = GroupPlan(tree.sizes, batch_size, context.rank, context.world_size, done)
+        loader = make_loader(dataset, plan, workers, context.device)
+        batches = on_device(loader, context.device, next(model.parameters()).dtype)
+        every = max(1, len(plan) // PROGRESS_LINES)
+        batches = logger.track(batches, len(plan), "ImageNet-C", every)
+        share = share_name(context.rank, context.world_size)
         with attacking(model):  # evaluation mode, no gradients
             for group, counts in count_groups(model, batches, plan, done):
                 own[tree.names[group]] = counts
-                keep(journal, tree.names[group], counts)
-    finally:
-        journal.close()
+                journal.add(share, {tree.names[group]: counts})
+                journal.flush()
     shares = [complete, *context.gather(own)]
-    return {name: add_up([s[name] for s in shares if name in s]) for name in tree.names}
+    return {name: add_up(s[name] for s in shares if name in s) for name in tree.names}
 
 
 def count_groups(
     model: nn.Module, batches: Iterable[DeviceBatch], plan: GroupPlan, done: set[int]
-) -> Iterator[tuple[int, list[int]]]:
-    """Each group that is not done, as soon as it is: [top-1 right, top-5 right, images].
+) -> Iterator[tuple[int, GroupCounts]]:
+    """Each group that is not done, as soon as it is.
 
     The counts stay on the device; reading them, once a group, is the only synchronisation.
 
@@ -182,7 +189,9 @@ def count_groups(
                 yield group, finite_counts(counts[group].tolist())
         through = plan.finished_with(number)
     # Groups without an image for this process, after its last one.
-    yield from ((group, [0, 0, 0]) for group in range(through, len(counts)) if group not in done)
+    yield from (
+        (group, GroupCounts(0, 0, 0)) for group in range(through, len(counts)) if group not in done
+    )
 
 
 def outcomes(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -192,7 +201,7 @@ def outcomes(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.stack([top1, top5, torch.ones_like(top1), broken], dim=1).int()
 
 
-def finite_counts(row: list[int]) -> list[int]:
+def finite_counts(row: list[int]) -> GroupCounts:
     """The first three counts, once the fourth has been seen to be zero."""
     *counts, broken = row
     if broken:
@@ -200,4 +209,4 @@ def finite_counts(row: list[int]) -> list[int]:
             f"the network's outputs are not finite on {broken} of {counts[2]} images; the"
             " checkpoint is of a training that diverged, or damaged"
         )
-    return counts
+    return GroupCounts(*counts)

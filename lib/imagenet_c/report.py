@@ -9,6 +9,7 @@ from typing import Any
 
 from lib.imagenet_c.corruptions import CORRUPTIONS, GROUPS, SEVERITIES, STANDARD
 from lib.imagenet_c.mce import summarise
+from lib.imagenet_c.shares import GroupCounts
 from lib.imagenet_c.tree import CorruptionTree
 from utils.errors import UserError
 from utils.logging import table
@@ -22,7 +23,7 @@ COLUMNS += ["top1_low95", "top1_high95"]
 
 
 def make_result(
-    counts: Mapping[str, list[int]],
+    counts: Mapping[str, GroupCounts],
     tree: CorruptionTree,
     provenance: Mapping[str, Any],
     clean_accuracy: float | None,
@@ -31,7 +32,7 @@ def make_result(
     """The content of the JSON.
 
     Args:
-        counts: by group name, `gaussian_noise/1`: top-1 right, top-5 right, images.
+        counts: by group name, `gaussian_noise/1`.
         tree: what was evaluated.
         provenance: as it goes into the file, with checkpoint and subset.
         clean_accuracy: a fraction, or None to look into `run_dir`.
@@ -58,7 +59,7 @@ def make_result(
     }
 
 
-def entries(counts: Mapping[str, list[int]], name: str, column: int) -> list[dict[str, Any]]:
+def entries(counts: Mapping[str, GroupCounts], name: str, column: int) -> list[dict[str, Any]]:
     """A corruption's accuracies over the severities, from one column of the counts."""
     rows = [counts[f"{name}/{severity}"] for severity in SEVERITIES]
     return [accuracy_entry(row[column], row[2]) for row in rows]

@@ -26,12 +26,13 @@ from torchvision import datasets, transforms
 from lib.data.datasets import ImageBatches, eval_transform
 from lib.data.folders import read_split
 from lib.data.loader import to_device
-from lib.evaluation import runner as attack_evaluation
 from lib.evaluation.attack_list import parse_attack
 from lib.evaluation.model_settings import ModelSettings
 from lib.evaluation.runner import AttackEvaluation
 from models.resnet import build_model
+from utils.storage import journal
 from utils.storage.checkpoint import save_best
+from utils.storage.journal import ResumableRows
 
 EPS = 16
 RUN = "resnet18_HE"
@@ -457,12 +458,12 @@ def test_a_killed_evaluation_goes_on(
     uninterrupted: str, digits: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = (digits, "-e", "--resume", BEST, *LONG, "-c", "small.yml")
-    journal = FOLDER / f"{LONG_NAME}.rank0of1.jsonl"
+    rows_file = FOLDER / f"{LONG_NAME}.rank0of1.jsonl"
     process = subprocess.Popen(
         command("evaluate.py", *arguments), env=environment(), stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while not (journal.exists() and '"pgd1"' in journal.read_text()):
+    while not (rows_file.exists() and '"pgd1"' in rows_file.read_text()):
         assert process.poll() is None, "ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -491,18 +492,18 @@ def test_a_killed_evaluation_goes_on(
 def test_a_signal_in_the_midst_of_an_attack(
     uninterrupted: str, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written, write = [], AttackEvaluation.write
+    written, add = [], ResumableRows.add
 
-    def write_and_stop(self: AttackEvaluation, unsaved: dict) -> None:
-        write(self, unsaved)
-        written.extend(part for part in unsaved if part == "pgd20-margin")
+    def write_and_stop(self: ResumableRows, phase: str, rows: dict) -> None:
+        add(self, phase, rows)
+        written.extend([phase] if phase == "pgd20-margin" else [])
         if len(written) == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
     arguments = ("evaluate.py", digits, "-e", "--resume", BEST, *LONG, "-c", "small.yml")
     with monkeypatch.context() as patch:
-        patch.setattr(attack_evaluation, "SECONDS_BETWEEN_WRITES", -1.0)
-        patch.setattr(AttackEvaluation, "write", write_and_stop)
+        patch.setattr(journal, "SECONDS_BETWEEN_WRITES", -1.0)
+        patch.setattr(ResumableRows, "add", write_and_stop)
         done = call(*arguments)
     assert done.status == 130
     assert done.err == "stopped by SIGINT\n"
