@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment
 
+pytestmark = pytest.mark.slow
+
 # New pages that the system hands out while a large block is allocated, filled and freed again.
 PROGRAM = """
 import resource, torch

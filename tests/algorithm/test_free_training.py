@@ -180,6 +180,7 @@ def test_a_first_step_that_overflows_leaves_no_momentum() -> None:
     assert torch.equal(*weights)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_trains_the_same() -> None:
     images, labels = torch.rand(8, 3, 4, 4), torch.arange(8) % 3
     losses, noises = [], []

@@ -211,6 +211,7 @@ def room_for(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+@pytest.mark.slow
 def test_full_disk_while_saving_keeps_the_checkpoints(digits: Path, trained: Path) -> None:
     folder = Path("trained_models", trained.name)
     folder.mkdir(parents=True)

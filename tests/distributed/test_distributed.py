@@ -53,6 +53,8 @@ from utils.distributed.context import DistributedContext
 from utils.errors import SharedUserError, UserError
 from utils.storage.checkpoint import save_best
 
+pytestmark = pytest.mark.slow
+
 ALONE = DistributedContext(0, 1, torch.device("cpu"))
 
 

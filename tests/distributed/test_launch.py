@@ -32,6 +32,8 @@ from utils.distributed.processes import raise_cause
 from utils.distributed.signals import StoppedAtOnce
 from utils.errors import Interrupted, SharedUserError, UserError
 
+pytestmark = pytest.mark.slow
+
 TRAINING = settings(TRAIN__epochs=4, DATA__batch_size=8)
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="looks for processes in /proc"

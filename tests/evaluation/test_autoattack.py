@@ -21,6 +21,8 @@ from lib.evaluation.autoattack import (
 )
 from utils.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 pyautoattack = pytest.importorskip("pyautoattack")
 
 EPS = 20 / 255  # about a third of the digits survive

@@ -244,6 +244,7 @@ def test_the_other_protocols(protocol: str, digits: Path) -> None:
     assert result(name)["provenance"]["protocol"] == protocol
 
 
+@pytest.mark.slow
 def test_what_was_trained_is_evaluated_as_at_its_end(digits: Path, trained: Path) -> None:
     shutil.copy(trained / "model_best.pth.tar", "model_best.pth.tar")
     done = call(
@@ -454,6 +455,7 @@ def uninterrupted(
         return text(LONG_NAME)
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on(
     uninterrupted: str, digits: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -489,6 +491,7 @@ def test_a_killed_evaluation_goes_on(
     assert not list(FOLDER.glob("*.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_midst_of_an_attack(
     uninterrupted: str, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -555,6 +558,7 @@ def test_a_table_without_cross_entropy_names_no_scale(digits: Path) -> None:
     assert "cross-entropy" not in done.out
 
 
+@pytest.mark.slow
 def test_a_reader_of_the_output_that_leaves(digits: Path) -> None:
     """`evaluate.py ... | head -1`: the evaluation goes on, and its results are kept."""
     words = command("evaluate.py", digits, "-e", "--resume", BEST, "-c", "small.yml")

@@ -272,6 +272,7 @@ def test_agreeing_flags_are_fine(hypersphere: ResNet) -> None:
     assert same(load(path, *HE, "--s_HE", "10"), hypersphere)
 
 
+@pytest.mark.slow
 def test_evaluation_of_what_was_trained_needs_no_flags(trained: Path) -> None:
     checkpoint = read_checkpoint(str(trained / BEST))
     settings = settings_of(flags(), checkpoint)

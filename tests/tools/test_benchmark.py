@@ -9,6 +9,8 @@ from conftest import command, environment
 
 from tools.benchmark import main
 
+pytestmark = pytest.mark.slow
+
 ACTIONS = {
     "free": {"free", "natural"},
     "pgd": {"pgd"},

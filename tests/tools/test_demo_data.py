@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("imagecorruptions")
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -25,6 +25,8 @@ from utils.distributed.signals import (
 )
 from utils.storage.checkpoint import is_whole
 
+pytestmark = pytest.mark.slow
+
 # Seven minibatches a pass, two passes; the last one of a pass is smaller. Every column filled.
 SETTINGS = settings(
     TRAIN__epochs=4, TRAIN__select="pgd", TRAIN__select_examples=8, DATA__batch_size=10

@@ -76,6 +76,7 @@ def test_metrics_are_those_of_the_model(trained: Path, digits: Path) -> None:
     assert float(row["val_top5"]) == 100  # four classes
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_classes_are_learnt(digits: Path) -> None:
     changes = {"TRAIN__epochs": 16, "ADV__clip_eps": 4, "ADV__fgsm_step": 4, "TRAIN__lr": 0.004}
     changes |= {"DATA__min_area": 0.6, "DATA__flip": False}  # a digit mirrored is none
@@ -86,6 +87,7 @@ def test_the_loss_falls_and_classes_are_learnt(digits: Path) -> None:
     assert max(float(row["val_top1"]) for row in rows) > 80
 
 
+@pytest.mark.slow
 def test_config_yml_repeats_the_run(digits: Path, tmp_path: Path) -> None:
     assert call("main_free.py", digits, "--WN", *settings(**SHORT)).status == 0
     first = the_run()
@@ -98,6 +100,7 @@ def test_config_yml_repeats_the_run(digits: Path, tmp_path: Path) -> None:
     assert all(torch.equal(value, again[key]) for key, value in weights.items())
 
 
+@pytest.mark.slow
 def test_select_pgd_keeps_the_most_robust(digits: Path) -> None:
     changes = {**SHORT, "TRAIN__epochs": 6, "TRAIN__select": "pgd", "TRAIN__select_examples": 18}
     assert call("main_free.py", digits, *settings(**changes)).status == 0
@@ -136,6 +139,7 @@ def test_a_loss_that_is_not_finite_before_any_checkpoint_promises_none(digits: P
     assert call("main_free.py", digits, *settings(**SHORT)).status == 0
 
 
+@pytest.mark.slow
 def test_fp16_trains(digits: Path) -> None:
     done = call("main_free.py", digits, *settings(**SHORT, TRAIN__precision="fp16"))
     assert done.status == 0, done.err
@@ -159,6 +163,7 @@ def test_start_epoch_sets_the_schedule(digits: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16"])
+@pytest.mark.slow
 def test_low_precision_trains(digits: Path, precision: str) -> None:
     changes = {**SHORT, "TRAIN__precision": precision, "EVAL__precision": precision}
     done = call("main_free.py", digits, "--FN", "--WN", *settings(**changes))
@@ -169,6 +174,7 @@ def test_low_precision_trains(digits: Path, precision: str) -> None:
     ] == (precision)
 
 
+@pytest.mark.slow
 def test_tensorboard_holds_the_same_numbers(digits: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     flags = ["--tensorboard", "--print_gradients", "True"]
