@@ -90,7 +90,7 @@ def free_plain(case: Case) -> dict[str, Work]:
 
 def free_suite(case: Case) -> dict[str, Work]:
     """The suite's free step, and a natural training step of the same network and precision."""
-    from lib.algorithm.free_training import FreeSettings, FreeTrainer, make_noise
+    from lib.algorithm.free_training import Trainer, TrainingSettings, free_step, make_noise
     from lib.training.setup import make_network, make_optimizer
     from models.resnet import build_model
     from utils.config.merge import merge
@@ -100,24 +100,21 @@ def free_suite(case: Case) -> dict[str, Work]:
     config = merge({}, {"TRAIN.compile": ("benchmark", case.compiled)}, "benchmark")
     model = build_model(case.arch, 1000)
     model = model.to(case.device, memory_format=torch.channels_last).train()
-    trainer = FreeTrainer(
+    trainer = Trainer(
         model,
         make_optimizer(model, config, torch.device(case.device).type),
         make_noise(case.batch_size, case.crop_size, case.device),
-        FreeSettings(EPS, EPS, n_repeats=4, precision=case.precision),
+        TrainingSettings(EPS, EPS, precision=case.precision),
         make_network(model, config, one_rank(case)),
     )
 
     def free() -> float:
-        trainer.free_step(images, labels)
+        free_step(trainer, images, labels)
         return case.batch_size
 
     def natural() -> float:
-        loss, _ = trainer.loss(trainer.network, images, labels)
-        trainer.optimizer.zero_grad(set_to_none=True)
-        trainer.scaler.scale(loss).backward()
-        trainer.scaler.step(trainer.optimizer)
-        trainer.scaler.update()
+        trainer.backward(images, labels)
+        trainer.update()
         return case.batch_size
 
     return {"free": free, "natural": natural}

@@ -1,4 +1,4 @@
-"""Free adversarial training: the noise buffer, one free step, one pass over the data.
+"""Free adversarial training: the noise buffer and the free step.
 
 Shafahi et al. 2019, "Adversarial Training for Free!", arXiv:1904.12843, Alg. 1. Every minibatch
 is replayed m times. Each replay is one forward and one backward pass whose gradient serves twice:
@@ -7,38 +7,34 @@ its sign at the input moves the perturbation, and the parameters take an SGD ste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.losses import margin_cross_entropy
-from lib.algorithm.metrics import MetricSums
 from lib.algorithm.precision import precision_context
 from models.hypersphere import project_heads_
 
 Network = Callable[[torch.Tensor], torch.Tensor]
-# Called after the backward pass and before the update: (images, adversarial, labels, weight).
-Probe = Callable[[torch.Tensor, torch.Tensor, float], None]
+# Looks at the parameters' gradients between the backward pass and the update.
+GradientHook = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class FreeSettings:
+class TrainingSettings:
     """The numbers of Alg. 1, in units of pixels in [0, 1].
 
     Attributes:
         eps: radius of the l-infinity ball.
         step: step of the noise.
-        n_repeats: replays m of each minibatch.
         scaled_margin: s * m_HE with hypersphere embedding, else 0.
         precision: fp32, bf16 or fp16; noise, loss and parameters keep the parameters' own.
     """
 
     eps: float
     step: float
-    n_repeats: int
     scaled_margin: float = 0.0
     precision: str = "fp32"
 
@@ -64,14 +60,14 @@ def update_noise_(noise: torch.Tensor, gradient: torch.Tensor, step: float, eps:
     noise.add_(gradient.sign(), alpha=step).clamp_(-eps, eps)
 
 
-class FreeTrainer:
-    """A network in free adversarial training.
+class Trainer:
+    """A network in training: what its steps share.
 
     Args:
         model: the raw network; parameters, batch-norm statistics and heads live here.
         optimizer: over the model's parameters.
         noise: (B, 3, H, W), this process's positions of the global batch; changed in place.
-        settings: the numbers of Alg. 1.
+        settings: the numbers of the training.
         network: what is called for a forward pass: the model compiled or wrapped in DDP; the
             model itself by default.
     """
@@ -81,7 +77,7 @@ class FreeTrainer:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         noise: torch.Tensor,
-        settings: FreeSettings,
+        settings: TrainingSettings,
         network: Network | None = None,
     ) -> None:
         self.model = model
@@ -100,72 +96,64 @@ class FreeTrainer:
             logits = network(x)
         return margin_cross_entropy(logits, labels, self.settings.scaled_margin), logits
 
-    def free_step(
-        self,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        weight: float = 1.0,
-        probe: Probe | None = None,
+    def backward(
+        self, x: torch.Tensor, labels: torch.Tensor, weight: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One replay: move the noise and update the parameters by one backward pass.
-
-        The noise moves by the gradient at the same parameters as the update.
+        """One forward and one backward pass: gradients of the parameters, and of what x is of.
 
         Args:
-            images: (B, 3, H, W) in [0, 1], not normalised; B at most the buffer's.
+            x: (B, 3, H, W) in [0, 1], not normalised.
             labels: (B,) int64.
-            weight: factor on the loss that makes an average over processes a mean over images;
-                0 for images that only keep a process busy, whose noise is not moved.
-            probe: looks at the gradients before they are used.
+            weight: factor on the loss whose gradient is taken.
 
         Returns:
             The mean loss of the images and their logits, on the device.
         """
-        noise = self.noise[: len(images)]
-        delta = noise.detach().requires_grad_()
-        adversarial = (images + delta).clamp(0, 1)
-        loss, logits = self.loss(self.network, adversarial, labels)
+        loss, logits = self.loss(self.network, x, labels)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss if weight == 1 else loss * weight).backward()
-        if probe is not None:
+        return loss.detach(), logits.detach()
+
+    def ascend_(self, noise: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Move some of the noise by the gradient of the loss at it, in place."""
+        if self.scaler.is_enabled():  # an overflow must not reach the buffer as NaN
+            gradient = gradient.nan_to_num(nan=0.0)
+        update_noise_(noise, gradient, self.settings.step, self.settings.eps)
+
+    def update(self, gradient_hook: GradientHook | None = None) -> None:
+        """An SGD step by the gradients of `backward`; the heads are projected again."""
+        if gradient_hook is not None:
             self.scaler.unscale_(self.optimizer)
-            probe(images, labels, weight)
-        if weight:
-            gradient = delta.grad
-            if self.scaler.is_enabled():  # an overflow must not reach the buffer as NaN
-                gradient = gradient.nan_to_num_(nan=0.0)
-            update_noise_(noise, gradient, self.settings.step, self.settings.eps)
+            gradient_hook()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         project_heads_(self.model)
-        return loss.detach(), logits.detach()
 
 
-def train_pass(
-    trainer: FreeTrainer,
-    batches: Iterable[DeviceBatch],
-    sums: MetricSums,
-    *,
-    weight_of: Callable[[int, int], float],
-    probe_of: Callable[[int], Probe | None],
-    after: Callable[[int], None],
-    start: int = 0,
-) -> None:
-    """Train on the minibatches of a pass over the data, each replayed m times.
+def free_step(
+    trainer: Trainer,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    weight: float = 1.0,
+    gradient_hook: GradientHook | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One replay of a minibatch: one backward pass moves the noise and updates the parameters.
 
     Args:
-        trainer: in training mode afterwards.
-        batches: minibatches, the first one being number `start` of the pass.
-        sums: collects loss and accuracy of the replays.
-        weight_of: (number of the minibatch, its images here) to the weight of `free_step`.
-        probe_of: number of the minibatch to a probe, or None.
-        after: called with the number of minibatches done; may print, save or raise.
+        images: (B, 3, H, W) in [0, 1], not normalised; B at most the buffer's.
+        labels: (B,) int64.
+        weight: factor on the loss; 0 leaves the noise of these images as it is.
+        gradient_hook: called before the update.
+
+    Returns:
+        The mean loss of the images and their logits, on the device.
     """
-    for number, (images, labels, _) in enumerate(batches, start):
-        trainer.model.train()  # a hook may have evaluated
-        weight, probe = weight_of(number, len(images)), probe_of(number)
-        for _ in range(trainer.settings.n_repeats):
-            loss, logits = trainer.free_step(images, labels, weight, probe)
-            if weight:
-                sums.update(loss, logits, labels, len(images))
-        after(number + 1)
+    noise = trainer.noise[: len(images)]  # delta of Alg. 1, shared by successive minibatches
+    delta = noise.detach().requires_grad_()
+    adversarial = (images + delta).clamp(0, 1)
+    loss, logits = trainer.backward(adversarial, labels, weight)  # lines 7 and 8: both gradients
+    if weight:
+        assert delta.grad is not None
+        trainer.ascend_(noise, delta.grad)  # lines 11 and 12, at the parameters before line 9
+    trainer.update(gradient_hook)  # line 9
+    return loss, logits

@@ -8,11 +8,11 @@ The clean one leaves no trace: no parameter gradient, no running statistic, no n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 GROUPS = ("conv", "bn", "fc")
 HEADER = (
@@ -47,14 +47,28 @@ def layers_of(model: nn.Module) -> list[tuple[str, str, int]]:
     return found
 
 
+@contextmanager
+def batch_statistics_without_trace(model: nn.Module) -> Iterator[None]:
+    """Batch-norm in training mode leaves its running statistics and counters as they are."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    tracking = [module for module in norms if module.track_running_stats]
+    for module in tracking:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
+
+
 class GradientNorms:
     """Sums of gradient norms on the device, read once an epoch.
 
     Args:
         model: the raw network.
-        loss: as `FreeTrainer.loss`.
+        loss: as `Trainer.loss`.
         average_: averages tensors over the processes, in place.
-        sums: what `state` gave, to go on from.
+        sums: what `state` gave, to continue from.
         scaler: of fp16's loss, None for other precisions.
     """
 
@@ -81,18 +95,20 @@ class GradientNorms:
         self.sums = torch.zeros(rows, 5, dtype=wide, device=device)
         if sums is not None:
             self.sums.copy_(sums)
+        members = [[g == group for _, g, _ in self.layers] for group in GROUPS]
+        self.members = torch.tensor(members, dtype=wide, device=device)  # (groups, parameters)
 
-    def probe(self, images: torch.Tensor, labels: torch.Tensor, weight: float) -> None:
-        """Take one sample, between a free step's backward pass and its update.
+    def sample(self, images: torch.Tensor, labels: torch.Tensor, weight: float) -> None:
+        """Take one sample, as the gradient hook of a training step.
 
         A step that fp16's scaler skips, since a gradient has overflowed, gives none.
 
         Args:
             images: the clean images (B, 3, H, W) in [0, 1].
             labels: (B,).
-            weight: of `FreeTrainer.free_step`.
+            weight: the step's factor on the loss.
         """
-        adversarial = [parameter.grad for parameter in self.parameters]
+        adversarial = [p.grad for p in self.parameters if p.grad is not None]
         clean = self.clean_gradients(images, labels, weight)
         values = [self.norms(clean), self.norms(adversarial)]
         columns = [column for value in values for column in (value, value.square())]
@@ -103,25 +119,20 @@ class GradientNorms:
         self, images: torch.Tensor, labels: torch.Tensor, weight: float
     ) -> list[torch.Tensor]:
         """Gradients of the training loss on the clean images, averaged over processes."""
-        scratch = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-
-        def network(x: torch.Tensor) -> torch.Tensor:
-            return functional_call(self.model, scratch, (x,))
-
-        loss, _ = self.loss(network, images, labels)
+        with batch_statistics_without_trace(self.model):
+            loss, _ = self.loss(self.model, images, labels)
         # Scaled as the adversarial ones were, so that fp16 loses the same small values.
         scale = self.scaler.scale(torch.ones_like(loss))
-        gradients = torch.autograd.grad(loss * weight * scale, self.parameters)
-        gradients = [gradient / scale for gradient in gradients]
+        gradients = list(torch.autograd.grad(loss * weight * scale, self.parameters))
+        if self.scaler.is_enabled():
+            gradients = [gradient / scale for gradient in gradients]
         self.average_(gradients)
         return gradients
 
-    def norms(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    def norms(self, gradients: list[torch.Tensor]) -> torch.Tensor:
         """l2 norms of the parameters' gradients, then of the groups' taken as one vector."""
-        each = torch.stack([torch.linalg.vector_norm(g.to(self.sums.dtype)) for g in gradients])
-        members = [[g == group for _, g, _ in self.layers] for group in GROUPS]
-        inside = torch.tensor(members, dtype=each.dtype).to(each.device, non_blocking=True)
-        return torch.cat([each, (inside @ each.square()).sqrt()])
+        each = torch.stack(torch._foreach_norm(gradients, 2, dtype=self.sums.dtype))
+        return torch.cat([each, (self.members @ each.square()).sqrt()])
 
     def state(self) -> torch.Tensor:
         """The sums on the CPU, for a checkpoint."""

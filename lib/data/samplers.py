@@ -61,6 +61,13 @@ class GlobalBatches(Sampler):
         """Images of a global batch, over all processes."""
         return min(self.batch_size, self.total - batch * self.batch_size)
 
+    def weight(self, batch: int) -> float:
+        """The factor on this process's mean loss that makes an average over processes the mean
+        over the global batch; 0 for a borrowed image.
+        """
+        total = self.images_in(batch)
+        return len(range(self.rank, total, self.world_size)) * self.world_size / total
+
     def __len__(self) -> int:
         return self.batches_per_epoch() - self.start
 

@@ -1,7 +1,8 @@
-"""What a training starts from, all of it checked before any work."""
+"""From settings to a run: what it starts from, checked before any work, and its parts."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,13 +13,23 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lib.algorithm.free_training import Trainer, TrainingSettings, make_noise
+from lib.algorithm.gradient_norms import GradientNorms
+from lib.algorithm.metrics import MetricSums
+from lib.algorithm.schedules import number_of_passes
+from lib.data.datasets import ImageBatches, train_transform
 from lib.data.folders import ImageTree, read_split, require_same_classes
+from lib.data.loader import make_loader, share_of_workers
+from lib.data.samplers import GlobalBatches
 from lib.evaluation.model_settings import ModelSettings, model_of, new_model, settings_from
+from lib.evaluation.validation import EvaluationData
 from lib.training.resumption import find_resumption, require_same_run
-from lib.training.tensorboard import require_tensorboard
+from lib.training.state import Progress, Run, restore_state
+from lib.training.tensorboard import TensorBoardLog, require_tensorboard
 from models.resnet import ResNet
 from utils.distributed.context import DistributedContext
-from utils.errors import UserError
+from utils.distributed.signals import SignalRequests, leave_to_parent
+from utils.errors import SharedUserError, UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint
 from utils.storage.files import make_folder
@@ -94,6 +105,107 @@ def require_statistics(total: int, config: Mapping[str, Any], world_size: int) -
             f" has a single image, and at crop_size {config.DATA.crop_size} batch-norm needs two;"
             + (" choose another DATA.batch_size" if total > 1 else " add images")
         )
+
+
+def require_same_start(setup: Setup, context: DistributedContext) -> None:
+    """All processes must read the same images and resume from the same minibatch.
+
+    Raises:
+        UserError: a machine sees something else under the same path.
+    """
+    images = hashlib.sha256("\n".join((*setup.train.files, *setup.val.files)).encode()).hexdigest()
+    training = (setup.resumed.training if setup.resumed else None) or {}
+    seen = context.gather((images, training.get("epoch"), training.get("position")))
+    for rank, other in enumerate(seen):
+        if other != seen[0]:
+            what = "other images" if other[0] != seen[0][0] else "another checkpoint"
+            raise SharedUserError(
+                f"process {rank} sees {what} than process 0; all machines need the same"
+                " files, on a shared disk"
+            )
+
+
+def assemble(
+    config: Any,
+    context: DistributedContext,
+    logger: Logger,
+    setup: Setup,
+    requests: SignalRequests,
+) -> Run:
+    """The run, ready for its next minibatch."""
+    folder = Path(config.DERIVED.run_dir)
+    trainer = make_trainer(setup.model, config, setup.settings.scaled_margin, context)
+    progress = Progress(epoch=config.TRAIN.start_epoch)
+    if setup.resumed is not None:
+        progress = restore_state(setup.resumed, trainer, context, progress.epoch, logger)
+    norms = board = None
+    if config.OPTIONS.print_gradients:
+        norms = GradientNorms(
+            trainer.model, trainer.loss, context.average_, progress.gradient_sums, trainer.scaler
+        )
+    if config.OPTIONS.tensorboard and context.is_main:
+        board = TensorBoardLog(folder, progress.epoch + 1)
+    order, loader = make_train_loader(setup.train, config.DATA, config.RUN.seed, context)
+    return Run(
+        config=config,
+        context=context,
+        logger=logger,
+        requests=requests,
+        epochs=number_of_passes(config.TRAIN.epochs, config.ADV.n_repeats),
+        folder=folder,
+        model_settings=setup.settings,
+        trainer=trainer,
+        progress=progress,
+        order=order,
+        loader=loader,
+        validation=make_validation(setup.val, config.DATA, context),
+        norms=norms,
+        board=board,
+        sums=MetricSums(context.device),
+    )
+
+
+def make_trainer(
+    model: ResNet, config: Any, scaled_margin: float, context: DistributedContext
+) -> Trainer:
+    """Model, optimizer and noise on the device."""
+    if config.TRAIN.sync_bn and context.world_size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(context.device, memory_format=torch.channels_last)
+    torch.backends.cudnn.benchmark = True  # all minibatches have one size; CUDA alone heeds it
+    settings = TrainingSettings(
+        eps=config.DERIVED.eps,
+        step=config.DERIVED.fgsm_step,
+        scaled_margin=scaled_margin,
+        precision=config.TRAIN.precision,
+    )
+    share = config.DATA.batch_size // context.world_size
+    return Trainer(
+        model,
+        make_optimizer(model, config, context.device.type),
+        make_noise(share, config.DATA.crop_size, context.device),
+        settings,
+        make_network(model, config, context),
+    )
+
+
+def make_train_loader(
+    tree: ImageTree, data: Any, seed: int, context: DistributedContext
+) -> tuple[GlobalBatches, Any]:
+    """The order of the training images, and what reads them in it."""
+    total = len(tree.files)
+    order = GlobalBatches(total, data.batch_size, context.rank, context.world_size, seed)
+    crop = train_transform(data.crop_size, data.min_area)
+    images = ImageBatches(tree, crop, data.crop_size, seed, data.flip)
+    workers = share_of_workers(data.workers, context.world_size)
+    return order, make_loader(images, order, workers, context.device, leave_to_parent)
+
+
+def make_validation(tree: ImageTree, data: Any, context: DistributedContext) -> EvaluationData:
+    """How the validation images are read."""
+    share = max(1, data.batch_size // context.world_size)
+    workers = share_of_workers(data.workers, context.world_size)
+    return EvaluationData(tree, data.img_size, data.crop_size, share, workers, context)
 
 
 def make_network(

@@ -1,7 +1,9 @@
-"""The state of a training: what a checkpoint holds, and going on from it."""
+"""The state of a training: what lives through it, what a checkpoint keeps of it, and resuming."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +11,16 @@ from typing import Any
 
 import torch
 
-from lib.algorithm.free_training import FreeTrainer
+from lib.algorithm.free_training import Trainer
+from lib.algorithm.gradient_norms import GradientNorms
+from lib.algorithm.metrics import MetricSums
+from lib.data.samplers import GlobalBatches
 from lib.evaluation.model_settings import ModelSettings
+from lib.evaluation.validation import EvaluationData
+from lib.training.tensorboard import TensorBoardLog
 from utils.config.merge import settings_only
 from utils.distributed.context import DistributedContext
+from utils.distributed.signals import SignalRequests
 from utils.errors import UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import LATEST, Checkpoint, save_best, save_checkpoint
@@ -42,15 +50,64 @@ class Progress:
     gradient_sums: torch.Tensor | None = None
 
 
-def save_state(
-    folder: Path,
-    config: Mapping[str, Any],
-    settings: ModelSettings,
-    trainer: FreeTrainer,
-    progress: Progress,
-    context: DistributedContext,
-    best: bool = False,
-) -> None:
+@dataclass
+class Run:
+    """Everything that lives through the epochs of a training.
+
+    Attributes:
+        epochs: passes over the data.
+        folder: the run folder.
+        sums: of the epoch so far, in this process.
+        epoch_started: when the epoch would have started without interruptions, monotonic seconds.
+    """
+
+    config: Any
+    context: DistributedContext
+    logger: Logger
+    requests: SignalRequests
+    epochs: int
+    folder: Path
+    model_settings: ModelSettings
+    trainer: Trainer
+    progress: Progress
+    order: GlobalBatches
+    loader: Any
+    validation: EvaluationData
+    norms: GradientNorms | None
+    board: TensorBoardLog | None
+    sums: MetricSums
+    epoch_started: float = 0.0
+    saved_at: float = field(default_factory=time.monotonic)
+    drawn_at: float = field(default_factory=time.monotonic)
+
+    def close(self) -> None:
+        """End the reading processes and the logs."""
+        self.loader = None
+        if self.board is not None:
+            self.board.close()
+
+
+def begin_epoch(run: Run) -> None:
+    """Take sums and clock of the epoch up where `run.progress` has them."""
+    totals = run.progress.totals if run.context.is_main else None
+    run.sums = MetricSums(run.context.device, totals)
+    run.epoch_started = time.monotonic() - run.progress.seconds
+
+
+def epoch_totals(run: Run) -> list[float]:
+    """The epoch's `MetricSums.totals` over all processes; this synchronises with the device.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    totals = run.context.sum(run.sums.totals())
+    if not math.isfinite(totals[0]):
+        where = f"epoch {run.progress.epoch + 1}, by minibatch {run.progress.position}"
+        raise diverged(f"the loss is not finite in {where}", run.folder)
+    return totals
+
+
+def save(run: Run, best: bool = False) -> None:
     """Write checkpoint.pth.tar; rank 0 writes, every process gives its share of the noise.
 
     Args:
@@ -58,33 +115,46 @@ def save_state(
             the state of the training.
 
     Raises:
-        UserError: weights are not finite, or the disk is full; the last checkpoint stays.
+        UserError: loss or weights are not finite, or the disk is full; the last checkpoint stays.
     """
-    noise = context.gather_strided(trainer.noise)
-    if not context.is_main:
-        return
-    state_dict = cpu_copy(trainer.model.state_dict())
+    progress, trainer = run.progress, run.trainer
+    progress.totals = epoch_totals(run)
+    progress.seconds = time.monotonic() - run.epoch_started
+    progress.gradient_sums = None if run.norms is None else run.norms.state()
+    noise = run.context.gather_strided(trainer.noise)
+    if run.context.is_main:
+        content = network_content(run)
+        if best:
+            save_best(run.folder, content)
+        training = {
+            **vars(progress),
+            "noise": noise,
+            "scaler": trainer.scaler.state_dict(),
+            "random_state": torch.get_rng_state(),
+        }
+        optimizer = trainer.optimizer.state_dict()
+        save_checkpoint(run.folder, {**content, "optimizer": optimizer, "training": training})
+    run.saved_at = time.monotonic()
+
+
+def network_content(run: Run) -> dict[str, Any]:
+    """What a checkpoint keeps of the network, and how to use it.
+
+    Raises:
+        UserError: weights are not finite.
+    """
+    state_dict = cpu_copy(run.trainer.model.state_dict())
     if not all(bool(value.isfinite().all()) for value in state_dict.values()):
-        raise diverged(f"weights are not finite in epoch {progress.epoch + 1}", folder)
-    content = {
-        "epoch": progress.epoch,
-        "arch": settings.arch,
-        "best_prec1": progress.best,
-        "model": settings.as_dict(),
+        raise diverged(f"weights are not finite in epoch {run.progress.epoch + 1}", run.folder)
+    return {
+        "epoch": run.progress.epoch,
+        "arch": run.model_settings.arch,
+        "best_prec1": run.progress.best,
+        "model": run.model_settings.as_dict(),
         "state_dict": state_dict,
-        "config": settings_only(config),
+        "config": settings_only(run.config),
         "versions": versions(),
     }
-    if best:
-        save_best(folder, content)
-    content["optimizer"] = trainer.optimizer.state_dict()
-    content["training"] = {
-        **vars(progress),
-        "noise": noise,
-        "scaler": trainer.scaler.state_dict(),
-        "random_state": torch.get_rng_state(),
-    }
-    save_checkpoint(folder, content)
 
 
 def diverged(what: str, folder: Path) -> UserError:
@@ -98,12 +168,12 @@ def diverged(what: str, folder: Path) -> UserError:
 
 def restore_state(
     checkpoint: Checkpoint,
-    trainer: FreeTrainer,
+    trainer: Trainer,
     context: DistributedContext,
     start_epoch: int,
     logger: Logger,
 ) -> Progress:
-    """Go on from a checkpoint: exactly, where it is a training checkpoint of ours.
+    """Resume from a checkpoint: exactly, where it is a training checkpoint of ours.
 
     Args:
         start_epoch: the earliest pass to begin with, where the file holds no training state.

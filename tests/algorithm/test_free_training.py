@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from lib.algorithm.free_training import FreeSettings, FreeTrainer, make_noise, update_noise_
+from lib.algorithm.free_training import (
+    Trainer,
+    TrainingSettings,
+    free_step,
+    make_noise,
+    update_noise_,
+)
 from lib.algorithm.losses import margin_cross_entropy
 from lib.training.setup import make_optimizer
 from models.hypersphere import HypersphereHead
@@ -30,14 +36,14 @@ class TinyNet(nn.Module):
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "HE"])
-def trainer(request: pytest.FixtureRequest) -> FreeTrainer:
+def trainer(request: pytest.FixtureRequest) -> Trainer:
     torch.manual_seed(0)
     model = TinyNet(request.param).double()
     if request.param:
         model.fc.project_()
-    settings = FreeSettings(EPS, STEP, 4, scaled_margin=2.0 if request.param else 0.0)
+    settings = TrainingSettings(EPS, STEP, scaled_margin=2.0 if request.param else 0.0)
     noise = torch.empty(5, 3, 4, 4, dtype=torch.float64).uniform_(-EPS, EPS)
-    return FreeTrainer(model, torch.optim.SGD(model.parameters(), LR), noise, settings)
+    return Trainer(model, torch.optim.SGD(model.parameters(), LR), noise, settings)
 
 
 @pytest.fixture
@@ -48,7 +54,7 @@ def minibatch() -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.tensor([0, 1, 2, 0, 1])
 
 
-def loss_at(trainer: FreeTrainer, images: torch.Tensor, labels: torch.Tensor) -> float:
+def loss_at(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor) -> float:
     with torch.no_grad():
         logits = trainer.model((images + trainer.noise).clamp(0, 1))
         return margin_cross_entropy(logits, labels, trainer.settings.scaled_margin).item()
@@ -84,7 +90,7 @@ def test_one_backward_pass_serves_noise_and_weights(trainer, minibatch) -> None:
         slope = difference(parameters[name].data, place, loss)
         expected[name, place] = parameters[name][place].item() - LR * slope
 
-    trainer.free_step(images, labels)
+    free_step(trainer, images, labels)
 
     for place in [(0, 0, 0, 0), (1, 2, 3, 1), (4, 1, 2, 2), (3, 0, 1, 3)]:
         assert trainer.noise[place].item() == pytest.approx(expected_noise[place].item(), abs=1e-12)
@@ -116,7 +122,7 @@ def test_noise_stays_in_the_ball_and_moves_only_its_images(trainer, minibatch) -
     images, labels = minibatch
     before = trainer.noise.clone()
     for _ in range(6):
-        trainer.free_step(images[:3], labels[:3])
+        free_step(trainer, images[:3], labels[:3])
     assert trainer.noise.abs().max() <= EPS
     assert torch.equal(trainer.noise[3:], before[3:])
     assert not torch.equal(trainer.noise[:3], before[:3])
@@ -124,11 +130,11 @@ def test_noise_stays_in_the_ball_and_moves_only_its_images(trainer, minibatch) -
 
 def test_weight_zero_moves_nothing_of_the_noise(trainer, minibatch) -> None:
     before = trainer.noise.clone()
-    trainer.free_step(*minibatch, weight=0.0)
+    free_step(trainer, *minibatch, weight=0.0)
     assert torch.equal(trainer.noise, before)
 
 
-def test_ascend_is_a_sign_step_with_projection() -> None:
+def test_noise_update_is_a_sign_step_with_projection() -> None:
     noise = torch.tensor([0.0, 0.09, -0.1, 0.05]).view(1, 1, 2, 2)
     update_noise_(noise, torch.tensor([3.0, 1e-9, -5.0, 0.0]).view(1, 1, 2, 2), step=0.03, eps=0.1)
     assert noise.flatten().tolist() == pytest.approx([0.03, 0.1, -0.1, 0.05])
@@ -139,10 +145,10 @@ def test_low_precision_keeps_noise_and_weights_in_full(precision: str) -> None:
     torch.manual_seed(0)
     model = TinyNet(hypersphere=True)
     noise = make_noise(8, 4, "cpu")
-    settings = FreeSettings(EPS, STEP, 1, 2.0, precision)
-    trainer = FreeTrainer(model, torch.optim.SGD(model.parameters(), 0.05), noise, settings)
+    settings = TrainingSettings(EPS, STEP, 2.0, precision)
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), 0.05), noise, settings)
     images, labels = torch.rand(8, 3, 4, 4), torch.arange(8) % 3
-    losses = [trainer.free_step(images, labels)[0].item() for _ in range(30)]
+    losses = [free_step(trainer, images, labels)[0].item() for _ in range(30)]
     assert losses[-1] < losses[0]
     assert noise.dtype == torch.float32
     assert all(p.dtype == torch.float32 for p in model.parameters())
@@ -153,11 +159,11 @@ def test_fp16_overflow_does_not_reach_the_noise() -> None:
     torch.manual_seed(0)
     model = TinyNet(hypersphere=False)
     noise = make_noise(4, 4, "cpu")
-    settings = FreeSettings(EPS, STEP, 1, precision="fp16")
-    trainer = FreeTrainer(model, torch.optim.SGD(model.parameters(), 0.1), noise, settings)
+    settings = TrainingSettings(EPS, STEP, precision="fp16")
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), 0.1), noise, settings)
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     before = {k: v.clone() for k, v in model.named_parameters()}
-    trainer.free_step(torch.rand(4, 3, 4, 4), torch.tensor([0, 1, 2, 0]))
+    free_step(trainer, torch.rand(4, 3, 4, 4), torch.tensor([0, 1, 2, 0]))
     assert noise.isfinite().all()
     assert all(torch.equal(v, before[k]) for k, v in model.named_parameters())  # step skipped
 
@@ -170,12 +176,12 @@ def test_a_first_step_that_overflows_leaves_no_momentum() -> None:
     for first_scale in (2.0**60, 2.0**10):
         torch.manual_seed(0)
         model = TinyNet(hypersphere=False)
-        settings = FreeSettings(EPS, 0.0, 1, precision="fp16")
+        settings = TrainingSettings(EPS, 0.0, precision="fp16")
         optimizer = make_optimizer(model, config, "cpu")
-        trainer = FreeTrainer(model, optimizer, make_noise(4, 4, "cpu"), settings)
+        trainer = Trainer(model, optimizer, make_noise(4, 4, "cpu"), settings)
         trainer.scaler = torch.amp.GradScaler("cpu", first_scale, backoff_factor=2.0**-50)
         for _ in range(2 if first_scale > 2.0**10 else 1):
-            trainer.free_step(images, labels)
+            free_step(trainer, images, labels)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*weights)
 
@@ -189,9 +195,9 @@ def test_a_compiled_network_trains_the_same() -> None:
         model, noise = TinyNet(hypersphere=True), make_noise(8, 4, "cpu")
         optimizer = torch.optim.SGD(model.parameters(), 0.05)
         network = torch.compile(model) if compiled else None
-        settings = FreeSettings(EPS, STEP, 1, 2.0)
-        trainer = FreeTrainer(model, optimizer, noise, settings, network)
-        losses.append([trainer.free_step(images, labels)[0].item() for _ in range(4)])
+        settings = TrainingSettings(EPS, STEP, 2.0)
+        trainer = Trainer(model, optimizer, noise, settings, network)
+        losses.append([free_step(trainer, images, labels)[0].item() for _ in range(4)])
         noises.append(noise)
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert (noises[0] != noises[1]).double().mean() < 0.05  # signs of gradients near zero

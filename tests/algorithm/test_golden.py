@@ -11,7 +11,7 @@ import torch
 from golden_inputs import minibatch, start, weights
 from torch.nn import functional as F
 
-from lib.algorithm.free_training import FreeSettings, FreeTrainer, make_noise
+from lib.algorithm.free_training import Trainer, TrainingSettings, free_step, make_noise
 from lib.algorithm.pgd import attacking, pgd
 from models.resnet import build_model, load_weights
 
@@ -26,29 +26,28 @@ def trace(request: pytest.FixtureRequest) -> dict:
 
 
 @pytest.fixture(scope="module")
-def replayed(trace: dict) -> tuple[FreeTrainer, list[float]]:
+def replayed(trace: dict) -> tuple[Trainer, list[float]]:
     """The trace's training through the suite's free step; the trainer and the losses."""
     spec = trace["spec"]
     hypersphere = spec["FN"] or spec["WN"]
     model = build_model(spec["arch"], 1000, spec["FN"], spec["WN"], spec["s_HE"]).double()
     load_weights(model, weights(model))
     model.train().to(memory_format=torch.channels_last)
-    settings = FreeSettings(
+    settings = TrainingSettings(
         eps=EPS,
         step=spec["fgsm_step"] / 255,
-        n_repeats=spec["n_repeats"],
         scaled_margin=spec["s_HE"] * spec["angular_margin_HE"] if hypersphere else 0.0,
     )
     optimizer = torch.optim.SGD(
         model.parameters(), spec["lr"], momentum=0.9, weight_decay=1e-4, fused=True
     )
     noise = make_noise(spec["batch_size"], spec["crop_size"], "cpu", torch.float64)
-    trainer = FreeTrainer(model, optimizer, noise, settings)
+    trainer = Trainer(model, optimizer, noise, settings)
     losses = []
     for j, n in enumerate(spec["batches"]):
         images, labels = minibatch(j, n, spec["crop_size"])
         for _ in range(spec["n_repeats"]):
-            losses.append(trainer.free_step(images, labels)[0].item())
+            losses.append(free_step(trainer, images, labels)[0].item())
     return trainer, losses
 
 
@@ -67,11 +66,11 @@ def close(recorded_values: list[float]) -> object:
     return pytest.approx(recorded_values, rel=TOLERANCE, abs=1e-13)
 
 
-def test_training_losses(trace: dict, replayed: tuple[FreeTrainer, list[float]]) -> None:
+def test_training_losses(trace: dict, replayed: tuple[Trainer, list[float]]) -> None:
     assert replayed[1] == close(trace["train_losses"])
 
 
-def test_noise(trace: dict, replayed: tuple[FreeTrainer, list[float]]) -> None:
+def test_noise(trace: dict, replayed: tuple[Trainer, list[float]]) -> None:
     noise = replayed[0].noise
     assert figures(noise) == close(recorded(trace["noise"]))
     # A buffer clamped by other arithmetic than the recorder's may miss the bound by one rounding.
@@ -81,7 +80,7 @@ def test_noise(trace: dict, replayed: tuple[FreeTrainer, list[float]]) -> None:
 
 @pytest.mark.parametrize("kind", ["params", "buffers"])
 def test_weights_and_statistics(
-    trace: dict, replayed: tuple[FreeTrainer, list[float]], kind: str
+    trace: dict, replayed: tuple[Trainer, list[float]], kind: str
 ) -> None:
     state = replayed[0].model.state_dict()
     assert trace[kind]
@@ -89,7 +88,7 @@ def test_weights_and_statistics(
         assert figures(state[key]) == close(recorded(entry)), key
 
 
-def test_clean_outputs(trace: dict, replayed: tuple[FreeTrainer, list[float]]) -> None:
+def test_clean_outputs(trace: dict, replayed: tuple[Trainer, list[float]]) -> None:
     model = replayed[0].model
     images, labels = minibatch(77, 6, trace["spec"]["crop_size"])
     with torch.no_grad(), attacking(model):
@@ -105,7 +104,7 @@ def test_clean_outputs(trace: dict, replayed: tuple[FreeTrainer, list[float]]) -
 )
 def test_pgd(
     trace: dict,
-    replayed: tuple[FreeTrainer, list[float]],
+    replayed: tuple[Trainer, list[float]],
     key: str,
     ball_around_start: bool,
 ) -> None:

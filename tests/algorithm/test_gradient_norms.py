@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from lib.algorithm.free_training import FreeSettings, FreeTrainer, make_noise
+from lib.algorithm.free_training import Trainer, TrainingSettings, free_step, make_noise
 from lib.algorithm.gradient_norms import HEADER, GradientNorms, layers_of, mean_and_std
 from lib.training.gradient_table import write_rows
 from models.hypersphere import HypersphereHead
@@ -37,11 +38,11 @@ def tiny_model(hypersphere: bool = False) -> nn.Module:
     return layers.double()
 
 
-def learner_of(model: nn.Module, batch: int, margin: float = 0.0) -> FreeTrainer:
+def trainer_of(model: nn.Module, batch: int, margin: float = 0.0) -> Trainer:
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     noise = make_noise(batch, 6, "cpu", torch.float64)
-    settings = FreeSettings(eps=0.1, step=0.05, n_repeats=3, scaled_margin=margin)
-    return FreeTrainer(model, optimizer, noise, settings)
+    settings = TrainingSettings(eps=0.1, step=0.05, scaled_margin=margin)
+    return Trainer(model, optimizer, noise, settings)
 
 
 def minibatch(batch: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,6 +63,17 @@ def norms_by_hand(
     return {n: math.sqrt(float((g**2).sum())) for n, g in zip(names, gradients, strict=True)}
 
 
+def measured_step(
+    trainer: Trainer,
+    norms: GradientNorms,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    weight: float = 1.0,
+) -> torch.Tensor:
+    hook = partial(norms.sample, images, labels, weight)
+    return free_step(trainer, images, labels, weight, hook)[0]
+
+
 def summary(values: list[float]) -> tuple[float, float]:
     mean = math.fsum(values) / len(values)
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))
@@ -71,7 +83,7 @@ def summary(values: list[float]) -> tuple[float, float]:
 def test_norms_are_those_computed_by_hand(margin: float) -> None:
     """Every replay: both gradients at the parameters before the update, in training mode."""
     model = tiny_model(hypersphere=margin > 0).train()
-    trainer = learner_of(model, 5, margin)
+    trainer = trainer_of(model, 5, margin)
     norms = GradientNorms(model, trainer.loss, NOBODY.average_)
     expected: dict[str, list[list[float]]] = {n: [[], []] for n, _ in model.named_parameters()}
     for seed in (1, 2):
@@ -82,7 +94,7 @@ def test_norms_are_those_computed_by_hand(margin: float) -> None:
             for name in expected:
                 for column, one in zip(expected[name], pair, strict=True):
                     column.append(one[name])
-            trainer.free_step(images, labels, probe=norms.probe)
+            measured_step(trainer, norms, images, labels)
     rows = [dict(zip(HEADER, row, strict=True)) for row in norms.rows(7)]
     assert [row["parameter"] for row in rows[:-3]] == list(expected)
     for row in rows[:-3]:
@@ -110,9 +122,9 @@ def check_groups(rows: list[dict], expected: dict[str, list[list[float]]]) -> No
 def test_the_first_sample_has_ratio_one() -> None:
     """With zero noise the adversarial image is the clean one."""
     model = tiny_model().train()
-    trainer = learner_of(model, 5)
+    trainer = trainer_of(model, 5)
     norms = GradientNorms(model, trainer.loss, NOBODY.average_)
-    trainer.free_step(*minibatch(5), probe=norms.probe)
+    measured_step(trainer, norms, *minibatch(5))
     rows = norms.rows(1)
     assert len(rows) == 6 + 3
     assert all(row[HEADER.index("ratio")] == 1.0 for row in rows)
@@ -120,31 +132,21 @@ def test_the_first_sample_has_ratio_one() -> None:
 
 def test_measuring_leaves_no_trace() -> None:
     """Weights, statistics, momentum, noise and gradients are those of a training without it."""
-    learners = [learner_of(tiny_model().train(), 5) for _ in range(2)]
-    norms = GradientNorms(learners[0].model, learners[0].loss, NOBODY.average_)
-    seen = []
-
-    def probe(images: torch.Tensor, labels: torch.Tensor, weight: float) -> None:
-        trainer = learners[0]
-        before = [p.grad.clone() for p in trainer.model.parameters()]
-        before += [*copy.deepcopy(list(trainer.model.buffers())), trainer.noise.clone()]
-        norms.probe(images, labels, weight)
-        after = [p.grad for p in trainer.model.parameters()]
-        after += [*trainer.model.buffers(), trainer.noise]
-        seen.append(all(map(torch.equal, before, after)))
-
+    trainers = [trainer_of(tiny_model().train(), 5) for _ in range(2)]
+    norms = GradientNorms(trainers[0].model, trainers[0].loss, NOBODY.average_)
     for seed in range(4):
         images, labels = minibatch(5, seed=seed)
         losses = [
-            learners[0].free_step(images, labels, probe=probe)[0],
-            learners[1].free_step(images, labels)[0],
+            measured_step(trainers[0], norms, images, labels),
+            free_step(trainers[1], images, labels)[0],
         ]
+        gradients = [torch.cat([p.grad.flatten() for p in t.model.parameters()]) for t in trainers]
         assert torch.equal(*losses)
-    assert seen == [True] * 4
-    states = [trainer.model.state_dict() for trainer in learners]
+        assert torch.equal(*gradients)
+    states = [trainer.model.state_dict() for trainer in trainers]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    assert torch.equal(learners[0].noise, learners[1].noise)
-    assert learners[0].noise.any()
+    assert torch.equal(trainers[0].noise, trainers[1].noise)
+    assert trainers[0].noise.any()
     assert states[0]["bn.num_batches_tracked"] == 4  # and not twice as many
 
 
@@ -167,40 +169,18 @@ def test_every_parameter_of_a_resnet_is_there() -> None:
     assert "fc.bias" not in with_head
 
 
-def test_sums_go_on_from_a_checkpoint() -> None:
-    model = tiny_model().train()
-    trainer = learner_of(model, 5)
-    whole = GradientNorms(model, trainer.loss, NOBODY.average_)
-    before = GradientNorms(model, trainer.loss, NOBODY.average_)
-    after: GradientNorms | None = None
-
-    def probe(images: torch.Tensor, labels: torch.Tensor, weight: float) -> None:
-        whole.probe(images, labels, weight)
-        (after or before).probe(images, labels, weight)
-
+def test_sums_resume_from_a_checkpoint() -> None:
+    trainer = trainer_of(tiny_model().train(), 5)
+    whole = GradientNorms(trainer.model, trainer.loss, NOBODY.average_)
+    part = GradientNorms(trainer.model, trainer.loss, NOBODY.average_)
     for seed in range(4):
         if seed == 2:
-            saved = before.state()
-            after = GradientNorms(model, trainer.loss, NOBODY.average_, saved)
-        trainer.free_step(*minibatch(5, seed=seed), probe=probe)
-    assert after is not None
-    assert after.rows(1) == whole.rows(1)
+            part = GradientNorms(trainer.model, trainer.loss, NOBODY.average_, part.state())
+        images, labels = minibatch(5, seed=seed)
 
-
-def test_only_every_nth_minibatch() -> None:
-    from types import SimpleNamespace
-
-    from lib.training.run import TrainingRun
-
-    config = SimpleNamespace(TRAIN=SimpleNamespace(gradient_every=3))
-    norms = SimpleNamespace(probe=object())
-    run = SimpleNamespace(norms=norms, config=config)
-    probes = [TrainingRun.probe_of(run, number) for number in range(7)]
-    assert [probe is not None for probe in probes] == [True, False, False, True] + [False] * 2 + [
-        True
-    ]
-    run.norms = None
-    assert TrainingRun.probe_of(run, 0) is None
+        hooks = [partial(norms.sample, images, labels, 1.0) for norms in (whole, part)]
+        free_step(trainer, images, labels, gradient_hook=lambda h=hooks: [one() for one in h])
+    assert part.rows(1) == whole.rows(1)
 
 
 def test_rows_of_an_interrupted_epoch_give_way(tmp_path: Path) -> None:
@@ -229,16 +209,16 @@ def test_a_step_that_overflows_is_no_sample(tmp_path: Path) -> None:
     The clean gradient is scaled like the adversarial one, and both are measured unscaled.
     """
     model = tiny_model().float().train()
-    trainer = learner_of(model, 5)
+    trainer = trainer_of(model, 5)
     trainer.noise = trainer.noise.float()
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, backoff_factor=2.0**-110)
     norms = GradientNorms(model, trainer.loss, NOBODY.average_, scaler=trainer.scaler)
     images, labels = minibatch(5)
-    trainer.free_step(images.float(), labels, weight=1e6, probe=norms.probe)  # beyond float32
+    measured_step(trainer, norms, images.float(), labels, 1e6)  # beyond float32
     assert norms.rows(1) == []
     trainer.noise.zero_()
     expected = norms_by_hand(model, images.float(), labels, 0.0)
-    trainer.free_step(images.float(), labels, probe=norms.probe)
+    measured_step(trainer, norms, images.float(), labels)
     rows = [dict(zip(HEADER, row, strict=True)) for row in norms.rows(1)]
     assert {row["samples"] for row in rows} == {1}
     for row in rows[:-3]:
@@ -256,12 +236,12 @@ def share_of_a_batch(context: distributed.DistributedContext) -> list[list]:
     model.bn.eval()  # statistics of the share would be another loss
     images, labels = minibatch(5)
     mine = images[context.rank :: context.world_size], labels[context.rank :: context.world_size]
-    trainer = learner_of(model, 3 if context.world_size == 2 else 5)
+    trainer = trainer_of(model, 3 if context.world_size == 2 else 5)
     if context.world_size == 2:
         trainer.network = DistributedDataParallel(model)
     norms = GradientNorms(model, trainer.loss, context.average_)
     for _ in range(2):
-        trainer.free_step(*mine, len(mine[0]) * context.world_size / 5, norms.probe)
+        measured_step(trainer, norms, *mine, len(mine[0]) * context.world_size / 5)
     return norms.rows(1)
 
 

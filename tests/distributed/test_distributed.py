@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from lib.algorithm.free_training import FreeSettings, FreeTrainer, make_noise, train_pass
+from lib.algorithm.free_training import Trainer, TrainingSettings, free_step, make_noise
 from lib.algorithm.metrics import MetricSums
 from lib.algorithm.pgd import attacking
 from lib.data.datasets import ImageBatches, eval_transform, train_transform
@@ -46,7 +45,6 @@ from lib.data.folders import read_split
 from lib.data.loader import make_loader, on_device, to_device
 from lib.data.samplers import GlobalBatches
 from lib.evaluation.model_settings import ModelSettings
-from lib.training.run import TrainingRun
 from models.resnet import build_model
 from utils.distributed import context as distributed
 from utils.distributed.context import DistributedContext
@@ -161,26 +159,25 @@ def train_steadily(
 ) -> dict[str, Any]:
     """Two passes of free training in float64 over the first images of a data set."""
     tree = read_split(data, "train").subset(range(images))
-    model = steady_network()
+    model = steady_network().train()
     network = DistributedDataParallel(model) if context.world_size > 1 else model
     noise = make_noise(batch // context.world_size, 24, "cpu", torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
-    settings = FreeSettings(eps=16 / 255, step=5 / 255, n_repeats=3)
-    trainer = FreeTrainer(model, optimizer, noise, settings, network)
+    settings = TrainingSettings(eps=16 / 255, step=5 / 255)
+    trainer = Trainer(model, optimizer, noise, settings, network)
     order = GlobalBatches(images, batch, context.rank, context.world_size, seed=1)
     loader = make_loader(ImageBatches(tree, train_transform(24), 24, 1), order, 0, context.device)
-    run, seen = SimpleNamespace(order=order, context=context), []
-    sums = MetricSums("cpu")
+    seen, sums = [], MetricSums("cpu")
     for epoch in range(2):
         order.set_position(epoch)
-        train_pass(
-            trainer,
-            on_device(loader, context.device, torch.float64),
-            sums,
-            weight_of=lambda number, here: TrainingRun.weight_of(run, number, here),
-            probe_of=lambda _: None,
-            after=lambda _: seen.append(context.gather_strided(noise)),
-        )
+        batches = on_device(loader, context.device, torch.float64)
+        for number, (x, labels, _) in enumerate(batches):
+            weight = order.weight(number)
+            for _ in range(3):
+                loss, logits = free_step(trainer, x, labels, weight)
+                if weight:
+                    sums.update(loss, logits, labels, len(x))
+            seen.append(context.gather_strided(noise))
     return {
         "weights": {key: value.numpy() for key, value in model.state_dict().items()},
         "noise": [None if tensor is None else tensor.numpy() for tensor in seen],
@@ -406,7 +403,7 @@ def restored_noise(context: DistributedContext, path: str) -> torch.Tensor:
     model = build_model("resnet18", 4)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     noise = make_noise(8 // context.world_size, 32, "cpu")
-    trainer = FreeTrainer(model, optimizer, noise, FreeSettings(0.1, 0.1, 2))
+    trainer = Trainer(model, optimizer, noise, TrainingSettings(0.1, 0.1))
     restore_state(read_checkpoint(path), trainer, context, 0, Logger(False))
     return trainer.noise.contiguous()
 

@@ -188,7 +188,7 @@ SCHEMA: dict[str, dict[str, Setting]] = {
         "compile": Setting(False, strict_bool, "compile the network with torch.compile"),
         "sync_bn": Setting(False, strict_bool, "batch statistics over all processes"),
         "checkpoint_minutes": Setting(10.0, real(0, above=True), "minutes between checkpoints"),
-        "gradient_every": Setting(1, whole(1), "minibatches per sample of --print_gradients"),
+        "gradient_every": Setting(10, whole(1), "minibatches per sample of --print_gradients"),
         "select": Setting("clean", choice(("clean", "pgd")), "what model_best is best at"),
         "select_examples": Setting(1000, whole(1), "validation images of select: pgd"),
     },
