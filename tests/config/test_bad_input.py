@@ -111,6 +111,7 @@ def spoil(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder / "bad.jpg"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "workers", "reason"),
     [(truncated_jpeg, 2, "image file is truncated"), (text_file, 0, "it is not an image")],
@@ -127,6 +128,7 @@ def test_unreadable_training_image(
     assert done.stderr.endswith("; replace or remove it\n")
 
 
+@pytest.mark.slow
 def test_unreadable_validation_image_loses_nothing(data: Path) -> None:
     bad = spoil(data / "val" / "digit_1", text_file)
     arguments = settings(TRAIN__epochs=2, DATA__workers=2)
@@ -151,6 +153,7 @@ def test_unreadable_image_in_an_evaluation(data: Path, trained: Path) -> None:
     assert call("evaluate.py", *evaluation, "--attack", "pgd1").status == 0
 
 
+@pytest.mark.slow
 def test_images_of_every_mode_train(data: Path) -> None:
     for split in ("train", "val"):
         images = sorted((data / split).glob("*/*.png"))

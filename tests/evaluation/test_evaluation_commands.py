@@ -380,6 +380,7 @@ def check_corruptions(name: str, corrupted: Path, clean: int) -> None:
     assert found["provenance"]["config"]["DATA"]["imagenet_c"] == str(corrupted)
 
 
+@pytest.mark.slow
 def test_attacks_and_imagenet_c_together_and_apart(digits: Path, corrupted: Path) -> None:
     flags = ("--protocol", "freeat", "--corruptions", "gaussian_noise,fog", "--resume", BEST)
     both = ("-e", "--eva_on_imagenet_c", "--attack", "pgd1")

@@ -282,6 +282,7 @@ def test_drawing_leaves_matplotlib_as_it_was(runs):
 # Command line
 
 
+@pytest.mark.slow
 def test_commands_without_a_display(runs, tmp_path):
     for folder, level in zip(runs, (0.8, 0.7), strict=True):
         (folder / "imagenet_c_standard.json").write_text(json.dumps(result(level)))

@@ -534,6 +534,7 @@ t.run(model, sys.argv[4], t.Path(sys.argv[5]), workers=1)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on(model, corrupted, tmp_path, uninterrupted):
     here = Path(__file__).resolve().parent
     torch.save(model.state_dict(), tmp_path / "weights.pt")

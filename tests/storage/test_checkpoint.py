@@ -139,6 +139,7 @@ def test_published_release_with_he_needs_flags(hypersphere: ResNet) -> None:
     assert torch.allclose(tripled, 3 * hypersphere(IMAGES))
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_published_release(digits: Path, plain: ResNet) -> None:
     saved(published(plain, epoch=1))
     arguments = ("main_free.py", digits, "--resume", "some.pth.tar")

@@ -168,6 +168,7 @@ with FolderLock(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_one_training_in_a_folder_at_a_time(
     digits: Path, again: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +188,7 @@ def test_one_training_in_a_folder_at_a_time(
     assert not (again / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_overwrite_starts_anew(digits: Path, again: Path, trained: Path) -> None:
     (again / "attack_paper.json").write_text("{}")
     (again / "notes.txt").write_text("mine")
@@ -200,6 +202,7 @@ def test_overwrite_starts_anew(digits: Path, again: Path, trained: Path) -> None
     assert not same_weights(again / "model_best.pth.tar", trained / "model_best.pth.tar")
 
 
+@pytest.mark.slow
 def test_config_yml_repeats_the_run(trained: Path, here: Path) -> None:
     done = call("main_free.py", "-c", trained / "config.yml")
     assert done.status == 0, done.err

@@ -118,6 +118,7 @@ def test_select_pgd_keeps_the_most_robust(digits: Path) -> None:
     assert 100 * result["attacks"][0]["top1"]["accuracy"] == pytest.approx(max(robust))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(digits: Path) -> None:
     assert call("main_free.py", digits, *settings(**SHORT)).status == 0
     good = (the_run() / "checkpoint.pth.tar").read_bytes()
@@ -130,6 +131,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(digits: Path) 
     assert (the_run() / "checkpoint.pth.tar").read_bytes() == good
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_before_any_checkpoint_promises_none(digits: Path) -> None:
     message = only_error(call("main_free.py", digits, *settings(**SHORT, TRAIN__lr=1e30)))
     assert "not finite" in message
@@ -154,6 +156,7 @@ def test_another_unit_of_colours_is_announced_in_255ths(digits: Path) -> None:
     assert "eps 4/255, step 2/255, 2 replays" in done.out
 
 
+@pytest.mark.slow
 def test_start_epoch_sets_the_schedule(digits: Path) -> None:
     changes = {**SHORT, "TRAIN__epochs": 32, "TRAIN__start_epoch": 15, "TRAIN__print_freq": 1}
     assert call("main_free.py", digits, *settings(**changes)).status == 0
