@@ -16,17 +16,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lib.algorithm.protocols import PROTOCOLS
 from lib.evaluation.attack_list import attack_list
 from lib.imagenet_c.corruptions import choose_corruptions
 from utils.config.command_line import parse_command_line
+from utils.config.schema import Config
 from utils.cpu_memory import keep_freed_memory
 from utils.distributed.launch import launch, run_command
 
+if TYPE_CHECKING:
+    from utils.distributed.context import DistributedContext
 
-def work(config: Any, context: Any) -> None:
+
+def work(config: Config, context: DistributedContext) -> None:
     """One process."""
     from lib.evaluation.run import evaluate
 

@@ -93,11 +93,11 @@ def free_suite(case: Case) -> dict[str, Work]:
     from lib.algorithm.free_training import Trainer, TrainingSettings, free_step, make_noise
     from lib.training.setup import make_network, make_optimizer
     from models.resnet import build_model
-    from utils.config.merge import merge
+    from utils.config.schema import Config, Train
 
     images, labels = example(case)
     images = images.to(memory_format=torch.channels_last)
-    config = merge({}, {"TRAIN.compile": ("benchmark", case.compiled)}, "benchmark")
+    config = Config(TRAIN=Train(compile=case.compiled))
     model = build_model(case.arch, 1000)
     model = model.to(case.device, memory_format=torch.channels_last).train()
     trainer = Trainer(

@@ -5,11 +5,6 @@ from __future__ import annotations
 import math
 
 
-def number_of_passes(epochs: int, n_repeats: int) -> int:
-    """Passes over the data that replace `epochs` natural epochs (arXiv:1904.12843, Sec. 4)."""
-    return math.ceil(epochs / n_repeats)
-
-
 def lr_at(epoch: int, initial_lr: float, n_repeats: int) -> float:
     """The learning rate of a pass: `initial_lr`, divided by 10 every ceil(30 / m) passes.
 

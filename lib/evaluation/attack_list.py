@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 from lib.algorithm.protocols import AttackSpec, Protocol
-from utils.config.schema import ATTACK_LOSSES
+from utils.config.readers import ATTACK_LOSSES, PgdRow
 from utils.errors import UserError
 
 NAME = re.compile(r"pgd([1-9]\d*)(?:-(ce|margin|dlr))?(?:-r([1-9]\d*))?")
@@ -33,7 +33,7 @@ def parse_attack(name: str, step_size: float) -> AttackSpec:
 
 def attack_list(
     names: Sequence[str],
-    rows: Sequence[Sequence],
+    rows: Sequence[PgdRow],
     protocol: Protocol,
     scales: Iterable[float] = (),
 ) -> list[AttackSpec]:
@@ -50,7 +50,7 @@ def attack_list(
         UserError: an unknown name, or two attacks of one name.
     """
     if names:
-        specs = [parse_attack(name, rows[0][1]) for name in names]
+        specs = [parse_attack(name, rows[0].step_size) for name in names]
     else:
         specs = protocol.default_attacks([AttackSpec("pgd", *row) for row in rows])
     at_scales = [

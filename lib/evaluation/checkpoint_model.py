@@ -13,7 +13,7 @@ import torch
 from lib.data.folders import ImageTree, evenly_spread, positions_of, read_split
 from lib.evaluation.model_settings import ModelSettings, model_of, pretrained_model, settings_of
 from models.resnet import ResNet
-from utils.config.merge import Config, freeze
+from utils.config.schema import Config, Source
 from utils.distributed.context import DistributedContext
 from utils.logging import Logger
 from utils.storage.checkpoint import BEST, read_checkpoint
@@ -47,9 +47,7 @@ class EvaluatedModel:
         return "" if kind is None or name == BEST else f"_{name.removesuffix(kind)}"
 
 
-def load_evaluated_model(
-    config: Mapping[str, Any], device: torch.device, path: str = ""
-) -> EvaluatedModel:
+def load_evaluated_model(config: Config, device: torch.device, path: str = "") -> EvaluatedModel:
     """The network that `--resume` or `--pretrained` names.
 
     Args:
@@ -58,7 +56,7 @@ def load_evaluated_model(
     Raises:
         UserError: no such checkpoint, or it contradicts the flags, or the folder is not writable.
     """
-    given = path or config["OPTIONS"].resume
+    given = path or config.OPTIONS.resume
     if given:
         found = find_checkpoint(auto_path(config) if given == "auto" else given)
         checkpoint = read_checkpoint(found)
@@ -86,16 +84,16 @@ def with_sizes_of(config: Config, evaluated: EvaluatedModel) -> Config:
     They are part of what a checkpoint carries; sizes on the command line go over them.
     """
     sizes = {
-        key: evaluated.trained["DATA"][key]
+        f"DATA.{key}": evaluated.trained["DATA"][key]
         for key in ("img_size", "crop_size")
-        if evaluated.trained is not None and f"DATA.{key}" not in config.OPTIONS.given
+        if evaluated.trained is not None and not config.given(f"DATA.{key}")
     }
-    return freeze(Config({**config, "DATA": Config({**config.DATA, **sizes})}))
+    return config.changed(sizes, Source.CHECKPOINT)
 
 
-def auto_path(config: Mapping[str, Any]) -> str:
+def auto_path(config: Config) -> str:
     """`--resume auto` in evaluation: the best model of the run that the settings name."""
-    return str(Path(config["DERIVED"].run_dir) / "model_best.pth.tar")
+    return str(config.run_dir / BEST)
 
 
 def state_digest(model: ResNet) -> str:
@@ -108,7 +106,7 @@ def state_digest(model: ResNet) -> str:
 
 
 def load_images(
-    config: Mapping[str, Any], data: str, evaluated: EvaluatedModel
+    config: Config, data: str, evaluated: EvaluatedModel
 ) -> tuple[ImageTree, dict[str, Any], str]:
     """The validation images that the flags choose, labelled by the network's outputs.
 
@@ -121,7 +119,7 @@ def load_images(
     whole = read_split(data, "val").with_labels_of(
         evaluated.settings.classes, evaluated.model.num_classes
     )
-    options = config["OPTIONS"]
+    options = config.OPTIONS
     tree, total = whole, len(whole.files)
     description, tag = f"all {total} images", ""
     if options.n_examples:
@@ -143,7 +141,7 @@ def device_name(device: torch.device) -> str:
 
 
 def make_provenance(
-    config: Mapping[str, Any],
+    config: Config,
     evaluated: EvaluatedModel,
     subset: Mapping[str, Any],
     context: DistributedContext,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from models.resnet import ResNet, build_model, family_member, load_pretrained, load_weights
-from utils.config.schema import ARCHITECTURES
+from utils.config.schema import ARCHITECTURES, Config
 from utils.errors import UserError
 from utils.storage.checkpoint import Checkpoint
 
@@ -51,23 +51,26 @@ class ModelSettings:
         return asdict(self)
 
 
-def settings_from(config: Mapping[str, Any], classes: Sequence[str] | None) -> ModelSettings:
+def settings_from(config: Config, classes: Sequence[str] | None) -> ModelSettings:
     """A new network's settings."""
-    train, he = config["TRAIN"], config["HE"]
-    names = None if classes is None else list(classes)
+    train = config.TRAIN
     return ModelSettings(
-        arch=train.arch, mean=list(train.mean), std=list(train.std), classes=names, **he
+        arch=train.arch,
+        mean=list(train.mean),
+        std=list(train.std),
+        classes=None if classes is None else list(classes),
+        **vars(config.HE),
     )
 
 
-def settings_of(config: Mapping[str, Any], checkpoint: Checkpoint) -> ModelSettings:
+def settings_of(config: Config, checkpoint: Checkpoint) -> ModelSettings:
     """A checkpoint's settings: its own where it carries them, else by flags and its shapes.
 
     Raises:
         UserError: a flag contradicts the checkpoint; the message has both values.
     """
     wanted = settings_from(config, None)
-    given = {name.partition(".")[2] for name in config["OPTIONS"].given}
+    given = {key.partition(".")[2] for key in config.sources if config.given(key)}
     if checkpoint.model is not None:
         settings = ModelSettings(**checkpoint.model)
         for name in ("arch", "FN", "WN", "s_HE", "angular_margin_HE", "mean", "std"):
@@ -137,7 +140,7 @@ def model_of(checkpoint: Checkpoint, settings: ModelSettings) -> ResNet:
     return model
 
 
-def pretrained_model(config: Mapping[str, Any]) -> tuple[ResNet, ModelSettings]:
+def pretrained_model(config: Config) -> tuple[ResNet, ModelSettings]:
     """torchvision's network with its 1000 classes, for evaluation without a checkpoint.
 
     Raises:

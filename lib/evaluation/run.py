@@ -32,6 +32,7 @@ from lib.evaluation.validation import EvaluationData
 from lib.imagenet_c.corruptions import choose_corruptions
 from lib.imagenet_c.evaluation import evaluate_imagenet_c
 from lib.imagenet_c.scan import find_folders
+from utils.config.schema import Config
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger
@@ -39,7 +40,7 @@ from utils.storage.checkpoint import BEST
 from utils.storage.journal import remove_journals
 
 
-def evaluate(config: Mapping[str, Any], context: DistributedContext) -> None:
+def evaluate(config: Config, context: DistributedContext) -> None:
     """What the flags ask for; the worker of `evaluate.py` and of `main_free.py -e`.
 
     Raises:
@@ -62,11 +63,11 @@ def evaluate(config: Mapping[str, Any], context: DistributedContext) -> None:
         evaluate_corruptions(config, context, logger, evaluated, imagenet_c)
 
 
-def evaluate_trained(config: Mapping[str, Any], context: DistributedContext) -> None:
+def evaluate_trained(config: Config, context: DistributedContext) -> None:
     """Attack the best model at the end of training, unless that was done before."""
     logger = Logger(context.is_main)
-    logger.write_to(Path(config.DERIVED.run_dir) / "log.txt")
-    best = str(Path(config.DERIVED.run_dir) / BEST)
+    logger.write_to(config.run_dir / "log.txt")
+    best = str(config.run_dir / BEST)
     evaluated = context.run_and_share_errors(
         lambda: load_evaluated_model(config, context.device, best)
     )
@@ -74,7 +75,7 @@ def evaluate_trained(config: Mapping[str, Any], context: DistributedContext) -> 
     evaluate_attacks(config, context, logger, evaluated, data, again=False)
 
 
-def data_folders(config: Mapping[str, Any]) -> tuple[str, str]:
+def data_folders(config: Config) -> tuple[str, str]:
     """DIRs of ImageNet and ImageNet-C. One DIR for both goes to the one that it looks like."""
     options, data = config.OPTIONS, config.DATA
     if not options.data:
@@ -87,7 +88,7 @@ def data_folders(config: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def evaluate_attacks(
-    config: Mapping[str, Any],
+    config: Config,
     context: DistributedContext,
     logger: Logger,
     evaluated: EvaluatedModel,
@@ -127,7 +128,7 @@ def evaluate_attacks(
     evaluation = AttackEvaluation(
         evaluated.model,
         evaluation_data(config, tree, context),
-        ThreatModel(config.DERIVED.eps, protocol, config.RUN.seed, config.EVAL.precision),
+        ThreatModel(config.eps, protocol, config.RUN.seed, config.EVAL.precision),
         logger,
         stem,
         fingerprint(provenance),
@@ -159,9 +160,7 @@ def tell(result: Mapping[str, Any], stem: Path, logger: Logger) -> None:
     logger.info(f"results: {stem}.json, {stem}_images.csv")
 
 
-def evaluation_data(
-    config: Mapping[str, Any], tree: ImageTree, context: DistributedContext
-) -> EvaluationData:
+def evaluation_data(config: Config, tree: ImageTree, context: DistributedContext) -> EvaluationData:
     """How the images are read: this process's share of batch size and workers."""
     data = config.DATA
     share = max(1, data.batch_size // context.world_size)
@@ -169,9 +168,7 @@ def evaluation_data(
     return EvaluationData(tree, data.img_size, data.crop_size, share, workers, context)
 
 
-def scales_of(
-    config: Mapping[str, Any], evaluated: EvaluatedModel, logger: Logger
-) -> Sequence[float]:
+def scales_of(config: Config, evaluated: EvaluatedModel, logger: Logger) -> Sequence[float]:
     """`EVAL.scales`, which mean something for a hypersphere head alone."""
     if config.EVAL.scales and not evaluated.settings.hypersphere:
         logger.warning("EVAL.scales is ignored: the network has no hypersphere head")
@@ -184,9 +181,9 @@ def attack_tag(names: Sequence[str]) -> str:
     return "_" + "+".join(names) if names else ""
 
 
-def eps_tag(config: Mapping[str, Any], evaluated: EvaluatedModel) -> str:
+def eps_tag(config: Config, evaluated: EvaluatedModel) -> str:
     """What another eps than that of the training adds to the names of the result files."""
-    eps = config["ADV"]["clip_eps"]
+    eps = config.ADV.clip_eps
     other = evaluated.trained is not None and evaluated.trained["ADV"]["clip_eps"] != eps
     return f"_eps{eps:g}" if other else ""
 
@@ -215,7 +212,7 @@ def is_done(stem: Path, provenance: Mapping[str, Any]) -> bool:
 
 
 def evaluate_corruptions(
-    config: Mapping[str, Any],
+    config: Config,
     context: DistributedContext,
     logger: Logger,
     evaluated: EvaluatedModel,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from lib.algorithm.schedules import number_of_passes
 from lib.evaluation.model_settings import ModelSettings, settings_of
+from utils.config.schema import SCHEMA, Config
 from utils.errors import UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import (
@@ -20,23 +19,8 @@ from utils.storage.checkpoint import (
 )
 from utils.storage.run_folder import find_checkpoint
 
-# Another value of these would make the saved state meaningless.
-FIXED = (
-    ("DATA", "batch_size"),
-    ("DATA", "crop_size"),
-    ("ADV", "n_repeats"),
-    ("RUN", "seed"),
-)
-# These may be changed on purpose; the run then is no longer the one that was started.
-NOTED = (
-    *(("TRAIN", key) for key in ("lr", "momentum", "weight_decay", "precision", "select")),
-    ("ADV", "clip_eps"),
-    ("ADV", "fgsm_step"),
-    *(("DATA", key) for key in ("img_size", "min_area", "flip")),
-)
 
-
-def find_resumption(config: Mapping[str, Any], folder: Path, logger: Logger) -> Checkpoint | None:
+def find_resumption(config: Config, folder: Path, logger: Logger) -> Checkpoint | None:
     """The checkpoint that `--resume` means, or None to start anew.
 
     `auto` takes the newest whole checkpoint of the run folder, and starts anew where there is
@@ -45,7 +29,7 @@ def find_resumption(config: Mapping[str, Any], folder: Path, logger: Logger) -> 
     Raises:
         UserError: the file is missing, damaged or foreign beyond use.
     """
-    wanted = config["OPTIONS"].resume
+    wanted = config.OPTIONS.resume
     if not wanted:
         return None
     if wanted != "auto":
@@ -62,7 +46,7 @@ def find_resumption(config: Mapping[str, Any], folder: Path, logger: Logger) -> 
 
 
 def require_same_run(
-    config: Mapping[str, Any], checkpoint: Checkpoint, classes: Sequence[str], logger: Logger
+    config: Config, checkpoint: Checkpoint, classes: Sequence[str], logger: Logger
 ) -> ModelSettings:
     """The settings of a training that goes on.
 
@@ -89,44 +73,51 @@ def require_same_run(
     return ModelSettings(**{**settings.as_dict(), "classes": list(classes)})
 
 
-def require_work_left(config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+def require_work_left(config: Config, checkpoint: Checkpoint) -> None:
     """A finished run may be looked at again in its own folder; elsewhere it leaves nothing.
 
     Raises:
         UserError: the checkpoint has all passes behind it.
     """
-    passes = number_of_passes(config["TRAIN"].epochs, config["ADV"].n_repeats)
     done = checkpoint.content.get("epoch")
-    elsewhere = Path(checkpoint.path).parent.resolve() != Path(config["DERIVED"].run_dir).resolve()
-    if isinstance(done, int) and done >= passes and elsewhere:
+    elsewhere = Path(checkpoint.path).parent.resolve() != config.run_dir.resolve()
+    if isinstance(done, int) and done >= config.passes and elsewhere:
         raise UserError(
             f"{checkpoint.path} has {done} passes behind it, and TRAIN.epochs"
-            f" {config['TRAIN'].epochs} in ADV.n_repeats {config['ADV'].n_repeats} are {passes};"
+            f" {config.TRAIN.epochs} in ADV.n_repeats {config.ADV.n_repeats} are {config.passes};"
             " raise TRAIN.epochs, or evaluate it by -e"
         )
 
 
-def compare_settings(config: Mapping[str, Any], checkpoint: Checkpoint, logger: Logger) -> None:
+def compare_settings(config: Config, checkpoint: Checkpoint, logger: Logger) -> None:
     """Refuse or mention settings that are not those the training was started with.
 
     Raises:
         UserError: names every one that cannot change.
     """
-    saved = checkpoint.content["config"]
-    fixed = [*FIXED, ("TRAIN", "arch"), *(("HE", key) for key in config["HE"])]
-    differing = [
-        f"{section}.{key} {saved[section][key]}, now {config[section][key]}"
-        for section, key in fixed
-        if saved[section][key] != config[section][key]
-    ]
-    if differing and checkpoint.training is not None:
+    fixed = differing_settings(config, checkpoint.content["config"], "fixed")
+    if fixed and checkpoint.training is not None:
+        differing = "; ".join(f"{key} {was}, now {now}" for key, was, now in fixed)
         raise UserError(
-            f"{checkpoint.path} is of another run ({'; '.join(differing)}); resume with its"
-            " settings, kept in config.yml beside it"
+            f"{checkpoint.path} is of another run ({differing}); resume with its settings, kept"
+            " in config.yml beside it"
         )
-    for section, key in NOTED:
-        if saved[section][key] != config[section][key]:
-            logger.warning(
-                f"{section}.{key} was {saved[section][key]} and is {config[section][key]} from"
-                " here on"
-            )
+    for key, was, now in differing_settings(config, checkpoint.content["config"], "noted"):
+        logger.warning(f"{key} was {was} and is {now} from here on")
+
+
+def differing_settings(
+    config: Config, saved: Mapping[str, Mapping[str, object]], resume: str
+) -> list[tuple[str, object, object]]:
+    """Settings of one kind of `Setting.resume` that are not as saved: key, then, now.
+
+    A key that the version which saved them did not have stood at what is its default today.
+    """
+    now = config.as_dict()
+    return [
+        (f"{section}.{key}", was, now[section][key])
+        for section, keys in SCHEMA.items()
+        for key, setting in keys.items()
+        if setting.resume == resume
+        and (was := saved.get(section, {}).get(key, setting.default)) != now[section][key]
+    ]

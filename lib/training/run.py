@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from lib.algorithm.batch import DeviceBatch
@@ -16,7 +15,8 @@ from lib.training.gradient_table import write_rows
 from lib.training.loop import epoch_lr, stop_run, train_one_epoch
 from lib.training.setup import assemble, require_same_start, set_up
 from lib.training.state import Run, begin_epoch, epoch_totals, save
-from utils.config.merge import dump_yaml
+from utils.config.schema import Config
+from utils.config.yaml_files import dump_yaml
 from utils.distributed.context import DistributedContext
 from utils.distributed.signals import SignalRequests
 from utils.logging import Logger
@@ -37,7 +37,7 @@ HEADER = (
 )
 
 
-def train(config: Any, context: DistributedContext) -> None:
+def train(config: Config, context: DistributedContext) -> None:
     """Train as configured, from scratch or from a checkpoint; the worker of `main_free.py`.
 
     Raises:
@@ -50,8 +50,8 @@ def train(config: Any, context: DistributedContext) -> None:
         with setup.lock:
             require_same_start(setup, context)
             if context.is_main:
-                logger.write_to(Path(config.DERIVED.run_dir) / "log.txt")
-                atomic_write(Path(config.DERIVED.run_dir) / "config.yml", dump_yaml(config))
+                logger.write_to(config.run_dir / "log.txt")
+                atomic_write(config.run_dir / "config.yml", dump_yaml(config))
             run = assemble(config, context, logger, setup, requests)
             announce(run)
             try:
@@ -67,13 +67,13 @@ def train(config: Any, context: DistributedContext) -> None:
 
 def announce(run: Run) -> None:
     """Say what is going to happen."""
-    train, adv, derived = run.config.TRAIN, run.config.ADV, run.config.DERIVED
+    train, adv = run.config.TRAIN, run.config.ADV
     run.logger.heading(
         f"{run.model_settings.describe()} on {run.order.total} images of"
         f" {len(run.model_settings.classes or ())} classes"
     )
     run.logger.info(
-        f"eps {255 * derived.eps:g}/255, step {255 * derived.fgsm_step:g}/255,"
+        f"eps {255 * run.config.eps:g}/255, step {255 * run.config.step:g}/255,"
         f" {adv.n_repeats} replays,"
         f" {run.epochs} passes ({train.epochs} epochs / {adv.n_repeats}),"
         f" batch {run.order.batch_size}, {train.precision},"
@@ -152,7 +152,7 @@ def quick_attack(run: Run) -> tuple[AttackSpec, ThreatModel]:
     """PGD-10, for looks at a model in training."""
     config = run.config
     spec = AttackSpec("pgd", 10, config.ADV.pgd_attack[0][1])
-    return spec, ThreatModel(config.DERIVED.eps, PROTOCOLS[config.EVAL.protocol], config.RUN.seed)
+    return spec, ThreatModel(config.eps, PROTOCOLS[config.EVAL.protocol], config.RUN.seed)
 
 
 def write_tables(run: Run) -> None:

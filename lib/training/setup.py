@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 from lib.algorithm.free_training import Trainer, TrainingSettings, make_noise
 from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.metrics import MetricSums
-from lib.algorithm.schedules import number_of_passes
 from lib.data.datasets import ImageBatches, train_transform
 from lib.data.folders import ImageTree, read_split, require_same_classes
 from lib.data.loader import make_loader, share_of_workers
@@ -27,6 +25,7 @@ from lib.training.resumption import find_resumption, require_same_run
 from lib.training.state import Progress, Run, restore_state
 from lib.training.tensorboard import TensorBoardLog, require_tensorboard
 from models.resnet import ResNet
+from utils.config.schema import Config
 from utils.distributed.context import DistributedContext
 from utils.distributed.signals import SignalRequests, leave_to_parent
 from utils.errors import SharedUserError, UserError
@@ -48,7 +47,7 @@ class Setup:
     lock: AbstractContextManager  # of the run folder, for the first process
 
 
-def set_up(config: Mapping[str, Any], context: DistributedContext, logger: Logger) -> Setup:
+def set_up(config: Config, context: DistributedContext, logger: Logger) -> Setup:
     """Read the data's file lists and the weights, and claim the run folder, before any work.
 
     Raises:
@@ -67,7 +66,7 @@ def set_up(config: Mapping[str, Any], context: DistributedContext, logger: Logge
     train_tree, val_tree = read_split(data, "train"), read_split(data, "val")
     require_same_classes(train_tree, val_tree)
     require_statistics(len(train_tree.files), config, context.world_size)
-    folder = Path(config.DERIVED.run_dir)
+    folder = config.run_dir
     resumed = find_resumption(config, folder, logger)
     if resumed is None:
         settings = settings_from(config, train_tree.classes)
@@ -90,7 +89,7 @@ def set_up(config: Mapping[str, Any], context: DistributedContext, logger: Logge
     return Setup(train_tree, val_tree, settings, model, resumed, lock)
 
 
-def require_statistics(total: int, config: Mapping[str, Any], world_size: int) -> None:
+def require_statistics(total: int, config: Config, world_size: int) -> None:
     """Batch-norm needs two values a channel; small crops leave one pixel an image at the end.
 
     Raises:
@@ -126,14 +125,14 @@ def require_same_start(setup: Setup, context: DistributedContext) -> None:
 
 
 def assemble(
-    config: Any,
+    config: Config,
     context: DistributedContext,
     logger: Logger,
     setup: Setup,
     requests: SignalRequests,
 ) -> Run:
     """The run, ready for its next minibatch."""
-    folder = Path(config.DERIVED.run_dir)
+    folder = config.run_dir
     trainer = make_trainer(setup.model, config, setup.settings.scaled_margin, context)
     progress = Progress(epoch=config.TRAIN.start_epoch)
     if setup.resumed is not None:
@@ -151,7 +150,7 @@ def assemble(
         context=context,
         logger=logger,
         requests=requests,
-        epochs=number_of_passes(config.TRAIN.epochs, config.ADV.n_repeats),
+        epochs=config.passes,
         folder=folder,
         model_settings=setup.settings,
         trainer=trainer,
@@ -166,7 +165,7 @@ def assemble(
 
 
 def make_trainer(
-    model: ResNet, config: Any, scaled_margin: float, context: DistributedContext
+    model: ResNet, config: Config, scaled_margin: float, context: DistributedContext
 ) -> Trainer:
     """Model, optimizer and noise on the device."""
     if config.TRAIN.sync_bn and context.world_size > 1:
@@ -174,8 +173,8 @@ def make_trainer(
     model = model.to(context.device, memory_format=torch.channels_last)
     torch.backends.cudnn.benchmark = True  # all minibatches have one size; CUDA alone heeds it
     settings = TrainingSettings(
-        eps=config.DERIVED.eps,
-        step=config.DERIVED.fgsm_step,
+        eps=config.eps,
+        step=config.step,
         scaled_margin=scaled_margin,
         precision=config.TRAIN.precision,
     )
@@ -208,9 +207,7 @@ def make_validation(tree: ImageTree, data: Any, context: DistributedContext) -> 
     return EvaluationData(tree, data.img_size, data.crop_size, share, workers, context)
 
 
-def make_network(
-    model: ResNet, config: Mapping[str, Any], context: DistributedContext
-) -> nn.Module:
+def make_network(model: ResNet, config: Config, context: DistributedContext) -> nn.Module:
     """What forward passes of training go through: the model, in DDP and compiled as asked."""
     network: Any = model
     if context.world_size > 1:
@@ -220,7 +217,7 @@ def make_network(
     return torch.compile(network) if config.TRAIN.compile else network
 
 
-def make_optimizer(model: nn.Module, config: Mapping[str, Any], kind: str) -> torch.optim.SGD:
+def make_optimizer(model: nn.Module, config: Config, kind: str) -> torch.optim.SGD:
     """SGD as published; one fused kernel where the device has it."""
     train = config.TRAIN
     # The fused kernel lets an overflow, whose step fp16's scaler skips, into the momentum.

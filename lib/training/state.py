@@ -18,7 +18,7 @@ from lib.data.samplers import GlobalBatches
 from lib.evaluation.model_settings import ModelSettings
 from lib.evaluation.validation import EvaluationData
 from lib.training.tensorboard import TensorBoardLog
-from utils.config.merge import settings_only
+from utils.config.schema import Config
 from utils.distributed.context import DistributedContext
 from utils.distributed.signals import SignalRequests
 from utils.errors import UserError
@@ -61,7 +61,7 @@ class Run:
         epoch_started: when the epoch would have started without interruptions, monotonic seconds.
     """
 
-    config: Any
+    config: Config
     context: DistributedContext
     logger: Logger
     requests: SignalRequests
@@ -152,7 +152,7 @@ def network_content(run: Run) -> dict[str, Any]:
         "best_prec1": run.progress.best,
         "model": run.model_settings.as_dict(),
         "state_dict": state_dict,
-        "config": settings_only(run.config),
+        "config": run.config.as_dict(),
         "versions": versions(),
     }
 

@@ -16,7 +16,7 @@ from lib.algorithm.free_training import (
 from lib.algorithm.losses import margin_cross_entropy
 from lib.training.setup import make_optimizer
 from models.hypersphere import HypersphereHead
-from utils.config.merge import merge
+from utils.config.schema import Config, Train
 
 EPS, STEP, LR = 0.1, 0.03, 0.5
 
@@ -170,7 +170,7 @@ def test_fp16_overflow_does_not_reach_the_noise() -> None:
 
 def test_a_first_step_that_overflows_leaves_no_momentum() -> None:
     """The next one then goes as if it had been the first."""
-    config = merge({}, {"TRAIN.precision": ("--set", "fp16")}, "test")
+    config = Config(TRAIN=Train(precision="fp16"))
     images, labels = torch.rand(4, 3, 4, 4), torch.tensor([0, 1, 2, 0])
     weights = []
     for first_scale in (2.0**60, 2.0**10):

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lib.algorithm.schedules import lr_at, number_of_passes
-
-
-@pytest.mark.parametrize(
-    ("epochs", "repeats", "passes"), [(90, 4, 23), (90, 1, 90), (90, 8, 12), (1, 4, 1), (8, 4, 2)]
-)
-def test_passes(epochs: int, repeats: int, passes: int) -> None:
-    assert number_of_passes(epochs, repeats) == passes
+from lib.algorithm.schedules import lr_at
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, Run
 
 from utils.config.command_line import parse_command_line
-from utils.config.merge import Config, settings_only
+from utils.config.schema import Config
 from utils.errors import UserError
 
 SWITCHES = ("--FN", "--WN", "--pretrained", "--print_gradients", "--overwrite")
@@ -47,7 +47,7 @@ def error(script: str, *arguments: str) -> str:
 def value_of(config: Config, flag: str) -> bool:
     """What a switch was parsed to."""
     name = flag.removeprefix("--")
-    return config.HE[name] if name in ("FN", "WN") else config.OPTIONS[name]
+    return getattr(config.HE if name in ("FN", "WN") else config.OPTIONS, name)
 
 
 @pytest.mark.parametrize("flag", SWITCHES)
@@ -73,7 +73,7 @@ def test_flags_over_yaml(folder: Path) -> None:
     assert (config.HE.FN, config.HE.s_HE, config.RUN.seed) == (True, 5.0, 4)
     config = train("-c", "mine.yml", "--FN", "no", "--seed", "9", "--set", "TRAIN.lr=0.5")
     assert (config.HE.FN, config.HE.s_HE, config.RUN.seed, config.TRAIN.lr) == (False, 5.0, 9, 0.5)
-    assert set(config.OPTIONS.given) == {"HE.FN", "RUN.seed", "TRAIN.lr"}
+    assert {key for key in config.sources if config.given(key)} == {"HE.FN", "RUN.seed", "TRAIN.lr"}
 
 
 def test_every_flag_that_is_a_setting() -> None:
@@ -82,37 +82,36 @@ def test_every_flag_that_is_a_setting() -> None:
         *("--output_prefix", "again", "--seed", "7", "--device", "cpu", "--nproc", "2"),
         *("--protocol", "freeat"),
     )
-    assert dict(config.HE) == {"FN": True, "WN": True, "s_HE": 15.0, "angular_margin_HE": 0.1}
-    assert dict(config.RUN) == {"seed": 7, "device": "cpu", "nproc": 2, "output_prefix": "again"}
+    assert vars(config.HE) == {"FN": True, "WN": True, "s_HE": 15.0, "angular_margin_HE": 0.1}
+    assert vars(config.RUN) == {"seed": 7, "device": "cpu", "nproc": 2, "output_prefix": "again"}
     assert config.EVAL.protocol == "freeat"
-    assert config.DERIVED.output_name == (
-        "resnet50_again_step4_eps4_repeat4_bs256_FN_WN_s15.0_margin0.1"
-    )
+    assert config.output_name == ("resnet50_again_step4_eps4_repeat4_bs256_FN_WN_s15.0_margin0.1")
 
 
 @pytest.mark.parametrize(
-    ("assignment", "section", "key", "value"),
+    ("assignment", "value"),
     [
-        ("TRAIN.lr=1e-2", "TRAIN", "lr", 0.01),
-        ("TRAIN.epochs=1e1", "TRAIN", "epochs", 10),
-        ("TRAIN.arch=resnet18", "TRAIN", "arch", "resnet18"),
-        ("TRAIN.compile=yes", "TRAIN", "compile", True),
-        ("TRAIN.mean=[0.5, 0.5, 0.5]", "TRAIN", "mean", [0.5, 0.5, 0.5]),
-        ("ADV.clip_eps=8/4", "ADV", "clip_eps", 2.0),
-        ("ADV.pgd_attack=[[20, 1/255], [5, 0.01, dlr]]", "ADV", "pgd_attack",
-         [[20, 1 / 255, "ce", 1], [5, 0.01, "dlr", 1]]),
-        ("EVAL.scales=[1, 10]", "EVAL", "scales", [1.0, 10.0]),
+        ("TRAIN.lr=1e-2", 0.01),
+        ("TRAIN.epochs=1e1", 10),
+        ("TRAIN.arch=resnet18", "resnet18"),
+        ("TRAIN.compile=yes", True),
+        ("TRAIN.mean=[0.5, 0.5, 0.5]", (0.5, 0.5, 0.5)),
+        ("ADV.clip_eps=8/4", 2.0),
+        ("ADV.pgd_attack=[[20, 1/255], [5, 0.01, dlr]]",
+         ((20, 1 / 255, "ce", 1), (5, 0.01, "dlr", 1))),
+        ("EVAL.scales=[1, 10]", (1.0, 10.0)),
         # Text stays text, whatever it looks like.
-        ("DATA.imagenet=123", "DATA", "imagenet", "123"),
-        ("DATA.imagenet=/a=b", "DATA", "imagenet", "/a=b"),
-        ("RUN.output_prefix=1e3", "RUN", "output_prefix", "1e3"),
-        ("RUN.output_prefix=yes", "RUN", "output_prefix", "yes"),
+        ("DATA.imagenet=123", "123"),
+        ("DATA.imagenet=/a=b", "/a=b"),
+        ("RUN.output_prefix=1e3", "1e3"),
+        ("RUN.output_prefix=yes", "yes"),
     ],
 )  # fmt: skip
-def test_set_is_typed_by_its_key(assignment: str, section: str, key: str, value: object) -> None:
+def test_set_is_typed_by_its_key(assignment: str, value: object) -> None:
     config = train("--set", "TRAIN.print_freq=3", "--set", assignment)
-    assert config[section][key] == value
-    assert type(config[section][key]) is type(value)
+    found = config.value(assignment.partition("=")[0])
+    assert found == value
+    assert type(found) is type(value)
     assert config.TRAIN.print_freq == 3
 
 
@@ -190,7 +189,7 @@ def test_evaluation_flags() -> None:
     options = config.OPTIONS
     assert options.evaluate
     assert options.eva_on_imagenet_c
-    assert options.attack == ["pgd10", "pgd50-dlr-r5"]
+    assert options.attack == ("pgd10", "pgd50-dlr-r5")
     assert (options.n_examples, options.save_images) == (100, 8)
     assert config.EVAL.protocol == "paper"
     assert options.command == (
@@ -239,7 +238,7 @@ def test_configuration_is_frozen_and_complete() -> None:
         config.TRAIN.lr = 3
     with pytest.raises(AttributeError):
         config.OPTIONS.data = "other"
-    assert settings_only(config)["ADV"]["n_repeats"] == 4
+    assert config.as_dict()["ADV"]["n_repeats"] == 4
 
 
 @pytest.fixture

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+from easydict import EasyDict
 
-from utils.config.merge import Config, derive, dump_yaml, freeze, merge, read_yaml, settings_only
-from utils.config.schema import SCHEMA
+from utils.config.easy import load_configs
+from utils.config.merge import Given, merge
+from utils.config.schema import SCHEMA, Config, Source
+from utils.config.yaml_files import dump_yaml, read_yaml
 from utils.errors import UserError
-
-DEFAULTS = {section: {k: s.default for k, s in keys.items()} for section, keys in SCHEMA.items()}
 
 # Keys and values of the published configs.yml of FreeAT (and of FreeAT + HE), tuples included.
 PUBLISHED = """
@@ -54,8 +55,11 @@ def write(folder: Path, text: str) -> str:
 
 def resolve(text: str, folder: Path, **flags: object) -> Config:
     """A YAML text and `--set` values, merged."""
-    overrides = {name.replace("__", "."): ("--set", value) for name, value in flags.items()}
-    return merge(read_yaml(write(folder, text)), overrides, "some.yml")
+    given = [
+        Given("--set", *name.split("__"), value, Source.COMMAND_LINE)
+        for name, value in flags.items()
+    ]
+    return merge(read_yaml(write(folder, text)), given, "some.yml")
 
 
 def problems(text: str, folder: Path, **flags: object) -> list[str]:
@@ -68,11 +72,11 @@ def problems(text: str, folder: Path, **flags: object) -> list[str]:
 def test_configs_yml_shows_exactly_the_defaults() -> None:
     shown = yaml.safe_load((ROOT / "configs.yml").read_text())
     assert {section: set(keys) for section, keys in shown.items()} == {
-        section: set(keys) for section, keys in DEFAULTS.items()
+        section: set(keys) for section, keys in SCHEMA.items()
     }
-    from_file = merge(shown, {}, "configs.yml")
-    from_nothing = merge({}, {}, "nothing")
-    assert settings_only(from_file) == settings_only(from_nothing)
+    from_file = merge(shown, file="configs.yml")
+    from_nothing = Config()
+    assert from_file.as_dict() == from_nothing.as_dict()
 
 
 def test_every_key_of_configs_yml_has_a_comment() -> None:
@@ -86,7 +90,7 @@ def test_every_key_of_configs_yml_has_a_comment() -> None:
 
 
 def test_defaults_are_the_published_ones() -> None:
-    config = merge({}, {}, "nothing")
+    config = Config()
     assert config.TRAIN.arch == "resnet50"
     assert (config.TRAIN.epochs, config.ADV.n_repeats, config.DATA.batch_size) == (90, 4, 256)
     assert (config.TRAIN.lr, config.TRAIN.momentum, config.TRAIN.weight_decay) == (0.1, 0.9, 1e-4)
@@ -98,15 +102,15 @@ def test_defaults_are_the_published_ones() -> None:
 
 def test_published_file_loads_and_means_the_defaults(tmp_path: Path) -> None:
     assert "!!python/tuple" in PUBLISHED
-    assert settings_only(resolve(PUBLISHED, tmp_path)) == settings_only(merge({}, {}, ""))
+    assert resolve(PUBLISHED, tmp_path).as_dict() == Config().as_dict()
     changed = PUBLISHED.replace("[0.485, 0.456, 0.406]", "[0.5, 0.25, 0.125]").replace(
         "- !!python/tuple [10, 0.00392156862]", "- !!python/tuple [20, 0.0078]"
     )
     config = resolve(changed, tmp_path)
-    assert config.TRAIN.mean == [0.5, 0.25, 0.125]
-    assert config.ADV.pgd_attack[0] == [20, 0.0078, "ce", 1]
+    assert config.TRAIN.mean == (0.5, 0.25, 0.125)
+    assert config.ADV.pgd_attack[0] == (20, 0.0078, "ce", 1)
     nested = "ADV:\n  pgd_attack: !!python/tuple [!!python/tuple [7, 0.01]]\n"
-    assert resolve(nested, tmp_path).ADV.pgd_attack == [[7, 0.01, "ce", 1]]
+    assert resolve(nested, tmp_path).ADV.pgd_attack == ((7, 0.01, "ce", 1),)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +166,7 @@ def test_unreadable_files(content: bytes | None, tmp_path: Path) -> None:
 
 
 def test_empty_file_means_the_defaults(tmp_path: Path) -> None:
-    assert settings_only(resolve("", tmp_path)) == settings_only(merge({}, {}, ""))
+    assert resolve("", tmp_path).as_dict() == Config().as_dict()
 
 
 def test_command_line_over_yaml_over_defaults(tmp_path: Path) -> None:
@@ -245,7 +249,7 @@ def test_a_key_twice_is_refused(tmp_path: Path) -> None:
 )
 def test_unusable_values(key: str, value: object, words: str) -> None:
     with pytest.raises(UserError) as caught:
-        merge({}, {key: (f"--set {key}", value)}, "configs.yml")
+        merge({}, [Given(f"--set {key}", *key.split("."), value, Source.COMMAND_LINE)])
     message = str(caught.value)
     assert words in message
     assert key in message
@@ -258,19 +262,18 @@ def test_values_in_other_spellings() -> None:
         "ADV": {"pgd_attack": [[3, "2/255"], [5, "1/255", "dlr", 2]]},
         "RUN": {"seed": 2**62 + 1, "device": "cuda:1"},
     }
-    config = merge(content, {}, "some.yml")
+    config = merge(content, file="some.yml")
     assert (config.TRAIN.lr, config.TRAIN.epochs, config.TRAIN.compile) == (0.01, 8, True)
-    assert config.ADV.pgd_attack == [[3, 2 / 255, "ce", 1], [5, 1 / 255, "dlr", 2]]
+    assert config.ADV.pgd_attack == ((3, 2 / 255, "ce", 1), (5, 1 / 255, "dlr", 2))
     assert config.RUN.seed == 2**62 + 1  # exact, though a float could not hold it
 
 
 def test_eps_in_another_unit() -> None:
     content = {"ADV": {"clip_eps": 0.5, "fgsm_step": 0.25}, "DATA": {"max_color_value": 1.0}}
-    config = merge(content, {}, "some.yml")
-    derive(config)
-    assert (config.DERIVED.eps, config.DERIVED.fgsm_step) == (0.5, 0.25)
+    config = merge(content, file="some.yml")
+    assert (config.eps, config.step) == (0.5, 0.25)
     with pytest.raises(UserError, match=r"clip_eps 4 is more than DATA\.max_color_value 1"):
-        merge({"DATA": {"max_color_value": 1.0}, "ADV": {"fgsm_step": 0.1}}, {}, "some.yml")
+        merge({"DATA": {"max_color_value": 1.0}, "ADV": {"fgsm_step": 0.1}}, file="some.yml")
 
 
 def test_dumped_configuration_reads_back_the_same(tmp_path: Path) -> None:
@@ -280,9 +283,9 @@ def test_dumped_configuration_reads_back_the_same(tmp_path: Path) -> None:
         "HE": {"FN": True, "s_HE": 15},
         "RUN": {"seed": 2**63 - 1},
     }
-    config = merge(content, {}, "some.yml")
-    again = merge(read_yaml(write(tmp_path, dump_yaml(config))), {}, "config.yml")
-    assert settings_only(again) == settings_only(config)
+    config = merge(content, file="some.yml")
+    again = merge(read_yaml(write(tmp_path, dump_yaml(config))), file="config.yml")
+    assert again.as_dict() == config.as_dict()
     assert again.TRAIN.lr == 1e-5
 
 
@@ -300,22 +303,53 @@ def test_dumped_configuration_reads_back_the_same(tmp_path: Path) -> None:
     ],
 )
 def test_derived_values(he: dict, name: str) -> None:
-    config = merge({"HE": he}, {}, "some.yml")
-    derive(config)
-    assert config.DERIVED.output_name == name
-    assert config.DERIVED.run_dir == f"trained_models/{name}"
-    assert math.isclose(config.DERIVED.eps, 4 / 255)
-    assert math.isclose(config.DERIVED.fgsm_step, 4 / 255)
+    config = merge({"HE": he}, file="some.yml")
+    assert config.output_name == name
+    assert config.run_dir == Path("trained_models", name)
+    assert math.isclose(config.eps, 4 / 255)
+    assert math.isclose(config.step, 4 / 255)
 
 
-def test_configuration_is_read_only_once_frozen() -> None:
-    config = merge({}, {}, "some.yml")
-    derive(config)
-    freeze(config)
-    with pytest.raises(AttributeError, match="frozen"):
+@pytest.mark.parametrize(
+    ("epochs", "repeats", "passes"), [(90, 4, 23), (90, 1, 90), (90, 8, 12), (1, 4, 1), (8, 4, 2)]
+)
+def test_passes(epochs: int, repeats: int, passes: int) -> None:
+    content = {"TRAIN": {"epochs": epochs}, "ADV": {"n_repeats": repeats}}
+    assert merge(content).passes == passes
+
+
+def test_every_value_knows_where_it_comes_from() -> None:
+    seed = Given("--seed", "RUN", "seed", "3", Source.COMMAND_LINE)
+    content = {"ADV": {"clip_eps": 4}, "RUN": {"seed": 2}}
+    config = merge(content, [seed], file_source=Source.DEFAULT_FILE)
+    assert config.source("RUN.seed") is Source.COMMAND_LINE
+    assert config.source("ADV.clip_eps") is Source.DEFAULT_FILE  # though it is the default's value
+    assert config.source("TRAIN.lr") is Source.BUILT_IN
+    changed = config.changed({"DATA.img_size": 64, "DATA.crop_size": 32}, Source.CHECKPOINT)
+    assert (changed.DATA.img_size, changed.DATA.crop_size, changed.RUN.seed) == (64, 32, 3)
+    assert changed.source("DATA.img_size") is Source.CHECKPOINT
+    assert config.DATA.img_size == 256
+
+
+def test_configuration_is_read_only() -> None:
+    config = Config()
+    with pytest.raises(AttributeError):
         config.TRAIN.lr = 1.0
-    with pytest.raises(AttributeError, match="frozen"):
-        config["TRAIN"]["lr"] = 1.0
-    with pytest.raises(AttributeError, match="frozen"):
+    with pytest.raises(AttributeError):
         config.EXTRA = 1
-    assert config.TRAIN.lr == 0.1
+
+
+def test_own_scripts_read_configs_as_an_easydict(tmp_path: Path) -> None:
+    configs = load_configs(write(tmp_path, "TRAIN: {lr: 1e-2}\nHE: {FN: yes}\n"))
+    assert isinstance(configs, EasyDict)
+    assert (configs.TRAIN.lr, configs["HE"]["FN"], configs.DATA.crop_size) == (0.01, True, 224)
+    for change in (
+        lambda: setattr(configs.TRAIN, "lr", 1),
+        lambda: configs["TRAIN"].__setitem__("lr", 1),
+        lambda: configs.TRAIN.update(lr=1),
+        lambda: configs.TRAIN.pop("lr"),
+    ):
+        with pytest.raises(AttributeError, match="frozen"):
+            change()
+    assert configs.TRAIN.lr == 0.01
+    assert load_configs() == Config().as_dict()

@@ -21,7 +21,7 @@ from in_process import call, only_error, unchanged
 from lib.evaluation.model_settings import model_of, new_model, settings_from, settings_of
 from models.resnet import ResNet, build_model
 from utils.config.command_line import parse_command_line
-from utils.config.merge import Config
+from utils.config.schema import Config
 from utils.errors import UserError
 from utils.storage.checkpoint import (
     BEST,

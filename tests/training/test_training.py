@@ -12,7 +12,7 @@ from conftest import settings
 from in_process import call, only_error
 
 from lib.algorithm.schedules import lr_at
-from utils.config.merge import read_yaml
+from utils.config.yaml_files import read_yaml
 
 SHORT = {"TRAIN__epochs": 2, "DATA__batch_size": 32, "ADV__pgd_attack": "[[1, 8/255]]"}
 

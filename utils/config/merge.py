@@ -1,4 +1,4 @@
-"""configs.yml and command line, merged into one checked and frozen configuration.
+"""YAML and command line, merged into one checked and frozen configuration.
 
 Precedence: command line over the YAML file over the defaults of `utils.config.schema`. Everything
 wrong is said at once, before any work.
@@ -7,119 +7,58 @@ wrong is said at once, before any work.
 from __future__ import annotations
 
 import difflib
-import math
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
-import yaml
-from easydict import EasyDict
-
-from utils.config.schema import SCHEMA, Setting
+from utils.config.schema import OPTIONS, SCHEMA, SECTIONS, Config, Options, Setting, Source
 from utils.errors import UserError
 
 
-class Config(EasyDict):
-    """Settings by section, `config.TRAIN.lr`; read-only once frozen.
+class Given(NamedTuple):
+    """A value that somebody gave; `where` is for messages: a flag, or the file and key."""
 
-    Beside the sections of the schema it holds DERIVED, computed once by `derive`, and OPTIONS,
-    the flags of this one call that describe no run (DIR, --resume, --protocol's subset, ...).
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if self.__dict__.get("__frozen__"):
-            raise AttributeError(f"the configuration is frozen: {name} cannot be set")
-        super().__setattr__(name, value)
-
-    __setitem__ = __setattr__
+    where: str
+    section: str
+    key: str
+    value: object
+    source: Source
 
 
-def freeze(config: Config) -> Config:
-    """Make a configuration and its sections read-only."""
-    for value in config.values():
-        if isinstance(value, Config):
-            freeze(value)
-    config.__dict__["__frozen__"] = True
-    return config
-
-
-class PlainLoader(yaml.SafeLoader):
-    """SafeLoader that reads the published files' !!python/tuple as lists, and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue  # no key of ours, which the schema says
-            if key.value in seen:
-                problem = f"{key.value} stands there twice"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-PlainLoader.add_constructor(
-    "tag:yaml.org,2002:python/tuple", lambda loader, node: loader.construct_sequence(node)
-)
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """Read a YAML file of sections.
-
-    Raises:
-        UserError: no such file, bad YAML, a tag that would construct a Python object, or
-            something other than sections of keys.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, Loader=PlainLoader) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UserError(
-            f"cannot read the configuration {path}: {reason}; give another by -c"
-        ) from error
-    except yaml.constructor.ConstructorError as error:
-        raise UserError(
-            f"{path}{mark(error)}: {error.problem}; only plain values are read, no Python objects"
-        ) from error
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise UserError(f"{path}{mark(error)} is not valid YAML: {problem}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no sections; write TRAIN:, ADV:, DATA: with keys below them")
-    return content
-
-
-def mark(error: yaml.YAMLError) -> str:
-    """Where in the file, as `:line`."""
-    position = getattr(error, "problem_mark", None)
-    return f":{position.line + 1}" if position else ""
-
-
-def merge(content: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> Config:
-    """Defaults, then the YAML's content, then the command line's overrides, each checked.
+def merge(
+    content: Mapping[str, Any],
+    flags: Iterable[Given] = (),
+    file: str = "",
+    file_source: Source = Source.GIVEN_FILE,
+    script: str = "",
+    command: str = "",
+) -> Config:
+    """Defaults, then the YAML's content, then the command line's flags, each checked.
 
     Args:
         content: {section: {key: value}} from `read_yaml`.
-        overrides: {"SECTION.key": (flag, value)} from the command line.
-        source: the YAML's path, for messages.
+        flags: what the command line gives; the last of two counts.
+        file: the YAML's name, for messages.
+        file_source: whether that is the default file or one given by `-c`.
+        script: `main_free` or `evaluate`.
+        command: the command line, for results.
 
     Raises:
         UserError: one line for every unknown key and unusable value.
     """
     problems: list[str] = []
-    config = Config({name: Config() for name in SCHEMA})
-    for section, keys in SCHEMA.items():
-        for key, setting in keys.items():
-            config[section][key] = setting.read(setting.default)
-    values = [*flatten(content, source, problems), *labelled(overrides)]
-    for where, section, key, value in values:
-        setting = find_setting(section, key, where, problems)
+    values: dict[str, dict[str, Any]] = {section: {} for section in (*SECTIONS, "OPTIONS")}
+    sources: dict[str, Source] = {}
+    for given in [*flatten(content, file, file_source, problems), *flags]:
+        setting = find_setting(given, problems)
         if setting is not None:
             try:
-                config[section][key] = setting.read(value)
+                values[given.section][given.key] = setting.read(given.value)
+                sources[f"{given.section}.{given.key}"] = given.source
             except ValueError as error:
-                problems.append(f"{where}: {error}")
+                problems.append(f"{given.where}: {error}")
+    options = Options(script=script, command=command, **values.pop("OPTIONS"))
+    sections = {name: SECTIONS[name](**found) for name, found in values.items()}
+    config = Config(**sections, OPTIONS=options, sources=sources)
     problems += contradictions(config)
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
@@ -127,32 +66,32 @@ def merge(content: Mapping[str, Any], overrides: Mapping[str, Any], source: str)
 
 
 def flatten(
-    content: Mapping[str, Any], source: str, problems: list[str]
-) -> Iterator[tuple[str, str, str, Any]]:
-    """{section: {key: value}} to (where it stands, section, key, value)."""
+    content: Mapping[str, Any], file: str, source: Source, problems: list[str]
+) -> list[Given]:
+    """{section: {key: value}} to values with where they stand."""
+    found = []
     for section, keys in content.items():
         if section not in SCHEMA:
-            problems.append(f"{source}: unknown section {section}{nearest(section, SCHEMA)}")
+            problems.append(f"{file}: unknown section {section}{nearest(section, SCHEMA)}")
         elif not isinstance(keys, Mapping):
-            problems.append(f"{source}: {section} must hold keys, not {keys!r}")
+            problems.append(f"{file}: {section} must hold keys, not {keys!r}")
         else:
-            for key, value in keys.items():
-                yield f"{source}: {section}.{key}", section, str(key), value
+            found += [
+                Given(f"{file}: {section}.{key}", section, str(key), value, source)
+                for key, value in keys.items()
+            ]
+    return found
 
 
-def labelled(overrides: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Any]]:
-    """{"SECTION.key": (flag, value)} to (flag, section, key, value)."""
-    for name, (flag, value) in overrides.items():
-        section, _, key = name.partition(".")
-        yield flag, section, key, value
-
-
-def find_setting(section: str, key: str, where: str, problems: list[str]) -> Setting | None:
+def find_setting(given: Given, problems: list[str]) -> Setting | None:
     """The schema's entry, or None with the problem noted and the nearest name offered."""
-    if key in SCHEMA.get(section, {}):
-        return SCHEMA[section][key]
-    every = [f"{s}.{k}" for s, keys in SCHEMA.items() for k in keys]
-    problems.append(f"{where}: unknown key{nearest(f'{section}.{key}', every)}")
+    if given.section == "OPTIONS":
+        return OPTIONS[given.key]
+    if given.key in SCHEMA.get(given.section, {}):
+        return SCHEMA[given.section][given.key]
+    every = [f"{section}.{key}" for section, keys in SCHEMA.items() for key in keys]
+    name = f"{given.section}.{given.key}"
+    problems.append(f"{given.where}: unknown key{nearest(name, every)}")
     return None
 
 
@@ -178,51 +117,18 @@ def contradictions(config: Config) -> list[str]:
             f"DATA.crop_size {data.crop_size} is larger than DATA.img_size {data.img_size}, the"
             " shorter side that evaluation crops from"
         )
-    for key in ("clip_eps", "fgsm_step"):
-        if adv[key] > data.max_color_value:
+    for key, value in (("clip_eps", adv.clip_eps), ("fgsm_step", adv.fgsm_step)):
+        if value > data.max_color_value:
             problems.append(
-                f"ADV.{key} {adv[key]:g} is more than DATA.max_color_value"
+                f"ADV.{key} {value:g} is more than DATA.max_color_value"
                 f" {data.max_color_value:g}, the whole range of colours; both have the same unit"
             )
-    passes = math.ceil(train.epochs / adv.n_repeats)
-    if train.start_epoch >= passes:
+    if train.start_epoch >= config.passes:
         problems.append(
             f"TRAIN.start_epoch {train.start_epoch} leaves nothing to train: TRAIN.epochs"
-            f" {train.epochs} in ADV.n_repeats {adv.n_repeats} are {passes} passes, counted from 0"
+            f" {train.epochs} in ADV.n_repeats {adv.n_repeats} are {config.passes} passes, counted"
+            " from 0"
         )
-    if config.TRAIN.select == "pgd" and config.ADV.clip_eps == 0:
+    if train.select == "pgd" and adv.clip_eps == 0:
         problems.append("TRAIN.select: pgd attacks within ADV.clip_eps, which is 0")
     return problems
-
-
-def derive(config: Config) -> None:
-    """Compute once what everything else uses: eps and step in [0, 1], the run's folder."""
-    unit = config.DATA.max_color_value
-    name = output_name(config)
-    config.DERIVED = Config(
-        eps=config.ADV.clip_eps / unit,
-        fgsm_step=config.ADV.fgsm_step / unit,
-        output_name=name,
-        run_dir=os.path.join("trained_models", name),
-    )
-
-
-def output_name(config: Config) -> str:
-    """`resnet50_free_adv_step4_eps4_repeat4_bs256`, and `_FN_WN_s10.0_margin0.2` with HE."""
-    adv, he = config.ADV, config.HE
-    name = (
-        f"{config.TRAIN.arch}_{config.RUN.output_prefix}_step{adv.fgsm_step:g}_eps{adv.clip_eps:g}"
-        f"_repeat{adv.n_repeats}_bs{config.DATA.batch_size}"
-    )
-    name += "_FN" * he.FN + "_WN" * he.WN
-    return name + f"_s{he.s_HE}_margin{he.angular_margin_HE}" * (he.FN or he.WN)
-
-
-def settings_only(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The schema's sections as plain dicts: what config.yml, checkpoints and results keep."""
-    return {section: {k: config[section][k] for k in SCHEMA[section]} for section in SCHEMA}
-
-
-def dump_yaml(config: Mapping[str, Any]) -> str:
-    """The resolved configuration as YAML; `-c` with it repeats the run."""
-    return yaml.safe_dump(settings_only(config), sort_keys=False, default_flow_style=None)

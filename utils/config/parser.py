@@ -1,11 +1,11 @@
-"""argparse with errors of one line, and types from the readers of settings."""
+"""argparse with errors of one line, and flags from the schema."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from utils.config.schema import OPTIONS, SCHEMA, Setting
 from utils.errors import UserError
 
 
@@ -16,18 +16,65 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-def argument(read: Callable[[Any], Any]) -> Callable[[str], Any]:
-    """An argparse type from a reader of settings, with the reader's message."""
-
-    def convert(text: str) -> Any:
-        try:
-            return read(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return convert
-
-
 def names(text: str) -> list[str]:
     """argparse type: words separated by commas."""
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def flags_of_settings() -> dict[str, tuple[str, Setting]]:
+    """{name of the flag without dashes: (section, its setting)}, for every setting with a flag."""
+    sections = {**SCHEMA, "OPTIONS": OPTIONS}
+    return {
+        key: (section, setting)
+        for section, keys in sections.items()
+        for key, setting in keys.items()
+        if setting.flags
+    }
+
+
+def build_parser(script: str, manual: str) -> OneLineParser:
+    """The parser of `main_free` or `evaluate`; a flag that is not given is None."""
+    parser = OneLineParser(
+        prog=f"{script}.py",
+        description=manual,
+        epilog=settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("data", metavar="DIR", nargs="?", help=OPTIONS["data"].help)
+    groups = {name: parser.add_argument_group(name) for name in ("model", "run", "evaluation")}
+    groups["run"].add_argument(
+        "-c", "--config", metavar="PATH", help="YAML settings (default: configs.yml of the suite)"
+    )
+    groups["run"].add_argument(
+        "--set",
+        metavar="SECTION.key=value",
+        action="append",
+        default=[],
+        help="any setting below, repeatable: --set TRAIN.arch=resnet18 --set DATA.batch_size=128",
+    )
+    for _, setting in flags_of_settings().values():
+        if script == "evaluate" or setting.script != "evaluate":
+            add_flag(groups[setting.group], setting, hidden=setting.script not in ("", script))
+    return parser
+
+
+def add_flag(group: argparse._ArgumentGroup, setting: Setting, hidden: bool) -> None:
+    """One setting's flag: a switch, `--flag [BOOL]`, or `--flag VALUE`; the text is read later."""
+    default = "" if setting.default in ((), None, "") else f" (default {setting.default})"
+    text = argparse.SUPPRESS if hidden else setting.help + default
+    if not setting.metavar:
+        group.add_argument(*setting.flags, action="store_const", const=True, help=text)
+    elif setting.metavar == "BOOL":
+        group.add_argument(*setting.flags, nargs="?", const=True, metavar="BOOL", help=text)
+    else:
+        group.add_argument(*setting.flags, metavar=setting.metavar, help=text)
+
+
+def settings_help() -> str:
+    """All settings with default and unit, for --help."""
+    lines = ["settings of configs.yml, for --set (default, meaning):"]
+    for section, keys in SCHEMA.items():
+        for key, setting in keys.items():
+            lines.append(f"  {section + '.' + key:<26} {setting.default!s:<24} {setting.help}")
+    return "\n".join(lines)

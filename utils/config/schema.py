@@ -1,17 +1,34 @@
-"""Every setting there is: default, type, range, unit. `configs.yml` shows the same with comments.
+"""Every setting there is, as frozen dataclasses; `configs.yml` shows the same with comments.
 
-A setting is SECTION.key. TRAIN, ADV and DATA hold the published keys and some in the same spirit;
-HE, EVAL and RUN hold what the published scripts took from flags or fixed in their code.
+A setting is SECTION.key, one field below. TRAIN, ADV and DATA hold the published keys and some in
+the same spirit; HE, EVAL and RUN hold what the published scripts took from flags or fixed in their
+code; OPTIONS are the flags of one call, which describe no run. To add a setting, add a field here
+and its commented line to `configs.yml`.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from utils.config.readers import (
+    PgdRow,
+    choice,
+    device,
+    numbers,
+    output_prefix,
+    pgd_rows,
+    real,
+    strict_bool,
+    text,
+    whole,
+    words,
+)
 
 ARCHITECTURES = (
     "resnet18",
@@ -25,215 +42,439 @@ ARCHITECTURES = (
     "wide_resnet101_2",
 )
 PROTOCOLS = ("standard", "freeat", "paper")
-ATTACK_LOSSES = ("ce", "margin", "dlr")
 PRECISIONS = ("fp32", "bf16", "fp16")
 ONE_255TH = 0.00392156862  # as the published configs.yml rounds 1/255
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One key: its default, how a value is read, and one line of help with the unit."""
+    """What is known of a field.
 
-    default: Any
-    read: Callable[[Any], Any]
+    Attributes:
+        default: its value where nobody gives another.
+        read: text or YAML to a checked value; a ValueError says what is wrong.
+        help: one line, with the unit.
+        resume: what another value than the checkpoint's means to `--resume`: `fixed` is refused,
+            because the saved state would make no sense, `noted` is warned of.
+        flags: names on the command line; none means `--set SECTION.key=value`.
+        metavar: of the flag's value. BOOL may be left out and then is True; with none the flag
+            takes no value.
+        group: of --help.
+        script: the only one the flag means something to.
+    """
+
+    default: object
+    read: Callable[[object], object]
     help: str
+    resume: Literal["free", "noted", "fixed"] = "free"
+    flags: tuple[str, ...] = ()
+    metavar: str = ""
+    group: str = "run"
+    script: Literal["", "main_free", "evaluate"] = ""
 
 
-def strict_bool(value: Any) -> bool:
-    """True/False, yes/no, 1/0, in any case; anything else is a ValueError."""
-    word = str(value).strip().lower()
-    if word in ("true", "yes", "1"):
-        return True
-    if word in ("false", "no", "0"):
-        return False
-    raise ValueError(f"{value!r} is neither True nor False (yes/no and 1/0 work too)")
+def setting(default: T, read: Callable[[object], T], help: str, **more: Any) -> T:
+    """A dataclass field that carries a `Setting`."""
+    about = Setting(default, read, help, **more)
+    return field(default=default, metadata={"setting": about})
 
 
-def number(value: Any) -> float:
-    """A finite number; strings such as 1e-4 (text to YAML 1.1) and 1/255 are numbers too."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"{value!r} is not a number")
-    try:
-        result = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{value!r} is not a number") from None
-    if not math.isfinite(result):
-        raise ValueError(f"{value!r} is not finite")
-    return result
+@dataclass(frozen=True)
+class Train:
+    """TRAIN: the network and its training."""
+
+    arch: str = setting(
+        "resnet50", choice(ARCHITECTURES), "torchvision architecture", resume="fixed"
+    )
+    epochs: int = setting(
+        90, whole(1), "epochs of natural training; FreeAT makes ceil(epochs / n_repeats) passes"
+    )
+    start_epoch: int = setting(0, whole(0), "first pass over the data, counted from 0")
+    lr: float = setting(0.1, real(0, above=True), "SGD learning rate", resume="noted")
+    momentum: float = setting(0.9, real(0, 1), "SGD momentum", resume="noted")
+    weight_decay: float = setting(1e-4, real(0), "SGD weight decay", resume="noted")
+    print_freq: int = setting(10, whole(1), "minibatches between two lines of progress")
+    mean: tuple[float, ...] = setting(
+        (0.485, 0.456, 0.406), numbers(3, 0, 1), "mean per colour, pixels in [0, 1]"
+    )
+    std: tuple[float, ...] = setting(
+        (0.229, 0.224, 0.225), numbers(3, 0, 1, above=True), "deviation per colour, in [0, 1]"
+    )
+    precision: str = setting(
+        "fp32", choice(PRECISIONS), "arithmetic of training: fp32, bf16, fp16", resume="noted"
+    )
+    compile: bool = setting(False, strict_bool, "compile the network with torch.compile")
+    sync_bn: bool = setting(False, strict_bool, "batch statistics over all processes")
+    checkpoint_minutes: float = setting(
+        10.0, real(0, above=True), "minutes between checkpoints within an epoch"
+    )
+    gradient_every: int = setting(10, whole(1), "minibatches per sample of --print_gradients")
+    select: str = setting(
+        "clean", choice(("clean", "pgd")), "what model_best is best at", resume="noted"
+    )
+    select_examples: int = setting(1000, whole(1), "validation images of select: pgd")
 
 
-def real(low: float, high: float = math.inf, *, above: bool = False) -> Callable[[Any], float]:
-    """A reader of numbers in [low, high], or (low, high] with `above`."""
+@dataclass(frozen=True)
+class Adv:
+    """ADV: the adversary of training and evaluation."""
 
-    def read(value: Any) -> float:
-        result = number(value)
-        if result < low or result > high or (above and result == low):
-            bound = f"above {low:g}" if above else f"at least {low:g}"
-            raise ValueError(f"{value!r} must be {bound}" + limit(high))
-        return result
-
-    return read
-
-
-def whole(low: int, high: float = math.inf) -> Callable[[Any], int]:
-    """A reader of whole numbers in [low, high]."""
-
-    def read(value: Any) -> int:
-        result = number(value)
-        if result != int(result):
-            raise ValueError(f"{value!r} is not a whole number")
-        try:
-            result = int(value)  # a float holds 53 bits, and a seed may have 63
-        except ValueError:  # text such as 1e3
-            result = int(result)
-        if not low <= result <= high:
-            raise ValueError(f"{value!r} must be at least {low}" + limit(high))
-        return result
-
-    return read
+    clip_eps: float = setting(
+        4.0, real(0), "radius of the l-infinity ball, of max_color_value", resume="noted"
+    )
+    fgsm_step: float = setting(
+        4.0, real(0), "step of the noise in training, same unit", resume="noted"
+    )
+    n_repeats: int = setting(4, whole(1), "replays of each minibatch (m)", resume="fixed")
+    pgd_attack: tuple[PgdRow, ...] = setting(
+        (PgdRow(10, ONE_255TH), PgdRow(50, ONE_255TH)),
+        pgd_rows,
+        "list of [steps, step size in [0, 1]], optionally followed by loss and restarts",
+    )
 
 
-def limit(high: float) -> str:
-    """The second half of a range's wording."""
-    return "" if high == math.inf else f" and at most {high}"
+@dataclass(frozen=True)
+class Data:
+    """DATA: images, and how they become batches."""
+
+    imagenet: str = setting("data/ImageNet", text, "default DIR: holds train/ and val/")
+    imagenet_c: str = setting("data/ImageNet-C", text, "default DIR of --eva_on_imagenet_c")
+    workers: int = setting(4, whole(0), "data loading processes, over all GPUs")
+    batch_size: int = setting(256, whole(1), "images per minibatch, over all GPUs", resume="fixed")
+    img_size: int = setting(
+        256, whole(1), "shorter side before the centre crop, pixels", resume="noted"
+    )
+    min_area: float = setting(
+        0.08,
+        real(0, 1, above=True),
+        "smallest share of an image's area in a training crop",
+        resume="noted",
+    )
+    flip: bool = setting(True, strict_bool, "mirror half of the training images", resume="noted")
+    crop_size: int = setting(224, whole(1), "side of the network's input, pixels", resume="fixed")
+    max_color_value: float = setting(255.0, real(0, above=True), "unit of clip_eps and fgsm_step")
 
 
-def choice(options: Sequence[str]) -> Callable[[Any], str]:
-    """A reader of one of some words."""
+@dataclass(frozen=True)
+class Hypersphere:
+    """HE: hypersphere embedding; scale and margin act with either FN or WN."""
 
-    def read(value: Any) -> str:
-        if value not in options:
-            raise ValueError(f"{value!r} is not one of {', '.join(options)}")
-        return value
-
-    return read
-
-
-def text(value: Any) -> str:
-    """A non-empty string."""
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{value!r} is not text")
-    return value
-
-
-def output_prefix(value: Any) -> str:
-    """Text that can be part of a folder's name."""
-    value = text(value)
-    if "/" in value or "\\" in value or value in (".", ".."):
-        raise ValueError(f"{value!r} becomes part of a folder's name, so it holds no slash")
-    return value
-
-
-def device(value: Any) -> str:
-    """The name of a kind of device; whether there is one here is for torch to say."""
-    if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-        raise ValueError(f"{value!r} is not one of auto, cpu, cuda, cuda:1, mps")
-    return value
-
-
-def numbers(
-    count: int | None, low: float, high: float = math.inf, *, above: bool = False
-) -> Callable[[Any], list[float]]:
-    """A reader of a list of numbers, of a fixed length where `count` is given."""
-    one = real(low, high, above=above)
-
-    def read(value: Any) -> list[float]:
-        if not isinstance(value, (list, tuple)) or count not in (None, len(value)):
-            wanted = "a list of numbers" if count is None else f"a list of {count} numbers"
-            raise ValueError(f"{value!r} is not {wanted}")
-        return [one(entry) for entry in value]
-
-    return read
+    FN: bool = setting(
+        False,
+        strict_bool,
+        "HE: normalise the features",
+        resume="fixed",
+        flags=("--FN",),
+        metavar="BOOL",
+        group="model",
+    )
+    WN: bool = setting(
+        False,
+        strict_bool,
+        "HE: normalise the last layer's weight rows",
+        resume="fixed",
+        flags=("--WN",),
+        metavar="BOOL",
+        group="model",
+    )
+    s_HE: float = setting(
+        10.0,
+        real(0, above=True),
+        "HE: scale of the cosines",
+        resume="fixed",
+        flags=("--s_HE",),
+        metavar="S",
+        group="model",
+    )
+    angular_margin_HE: float = setting(
+        0.2,
+        real(0, 2),
+        "HE: margin on the true cosine",
+        resume="fixed",
+        flags=("--angular_margin_HE",),
+        metavar="M",
+        group="model",
+    )
 
 
-def pgd_rows(value: Any) -> list[list]:
-    """The published form: a list of [steps, step size], then optionally loss and restarts."""
-    if not isinstance(value, (list, tuple)) or not value:
-        raise ValueError(f"{value!r} is not a list of [steps, step size]")
-    return [pgd_row(row) for row in value]
+@dataclass(frozen=True)
+class Eval:
+    """EVAL: how attacks and ImageNet-C are measured."""
+
+    protocol: str = setting(
+        "standard",
+        choice(PROTOCOLS),
+        f"whose evaluation: {', '.join(PROTOCOLS)}",
+        flags=("--protocol",),
+        metavar="NAME",
+        group="evaluation",
+    )
+    precision: str = setting(
+        "fp32", choice(PRECISIONS), "arithmetic of the attack's search: fp32, bf16, fp16"
+    )
+    compile: bool = setting(False, strict_bool, "compile the network with torch.compile")
+    cascade: bool = setting(False, strict_bool, "attack only what is robust to earlier attacks")
+    scales: tuple[float, ...] = setting(
+        (), numbers(None, 0, above=True), "scales s of HE at which cross-entropy is attacked"
+    )
 
 
-def pgd_row(row: Any) -> list:
-    """[steps, step size in [0, 1], loss, restarts], with `ce` and 1 where they are left out."""
-    if not isinstance(row, (list, tuple)) or not 2 <= len(row) <= 4:
-        raise ValueError(f"{row!r} is not [steps, step size] or [steps, step size, loss, restarts]")
-    steps, size, loss, restarts = [*row, "ce", 1][:4] if len(row) == 2 else [*row, 1][:4]
-    size = real(0, above=True)(size)
-    if size >= 0.5:
-        raise ValueError(
-            f"the step size {size:g} of {list(row)!r} is in units of the range [0, 1], as"
-            " published: write 1/255 for one grey level"
-        )
-    return [whole(1)(steps), size, choice(ATTACK_LOSSES)(loss), whole(1)(restarts)]
+@dataclass(frozen=True)
+class Run:
+    """RUN: seed, machine, name."""
+
+    seed: int = setting(
+        0,
+        whole(0, 2**63 - 1),
+        "seed of weights, order, crops and attacks",
+        resume="fixed",
+        flags=("--seed",),
+        metavar="N",
+    )
+    device: str = setting(
+        "auto",
+        device,
+        "auto (the best there is), cpu, cuda, cuda:1 or mps",
+        flags=("--device",),
+        metavar="NAME",
+    )
+    nproc: int = setting(
+        0, whole(0), "processes; 0 is one per GPU, or one", flags=("--nproc",), metavar="N"
+    )
+    output_prefix: str = setting(
+        "free_adv",
+        output_prefix,
+        "part of the run folder's name",
+        flags=("--output_prefix",),
+        metavar="TEXT",
+    )
 
 
-SCHEMA: dict[str, dict[str, Setting]] = {
-    "TRAIN": {
-        "arch": Setting("resnet50", choice(ARCHITECTURES), "torchvision architecture"),
-        "epochs": Setting(
-            90, whole(1), "epochs of natural training; FreeAT makes ceil(epochs / n_repeats) passes"
-        ),
-        "start_epoch": Setting(0, whole(0), "first pass over the data, counted from 0"),
-        "lr": Setting(0.1, real(0, above=True), "SGD learning rate"),
-        "momentum": Setting(0.9, real(0, 1), "SGD momentum"),
-        "weight_decay": Setting(1e-4, real(0), "SGD weight decay"),
-        "print_freq": Setting(10, whole(1), "minibatches between two lines of progress"),
-        "mean": Setting(
-            [0.485, 0.456, 0.406], numbers(3, 0, 1), "mean per colour, pixels in [0, 1]"
-        ),
-        "std": Setting(
-            [0.229, 0.224, 0.225], numbers(3, 0, 1, above=True), "deviation per colour, in [0, 1]"
-        ),
-        "precision": Setting("fp32", choice(PRECISIONS), "arithmetic of training"),
-        "compile": Setting(False, strict_bool, "compile the network with torch.compile"),
-        "sync_bn": Setting(False, strict_bool, "batch statistics over all processes"),
-        "checkpoint_minutes": Setting(10.0, real(0, above=True), "minutes between checkpoints"),
-        "gradient_every": Setting(10, whole(1), "minibatches per sample of --print_gradients"),
-        "select": Setting("clean", choice(("clean", "pgd")), "what model_best is best at"),
-        "select_examples": Setting(1000, whole(1), "validation images of select: pgd"),
-    },
-    "ADV": {
-        "clip_eps": Setting(4.0, real(0), "radius of the l-infinity ball, of max_color_value"),
-        "fgsm_step": Setting(4.0, real(0), "step of the noise in training, same unit"),
-        "n_repeats": Setting(4, whole(1), "replays of each minibatch (m)"),
-        "pgd_attack": Setting(
-            [[10, ONE_255TH], [50, ONE_255TH]],
-            pgd_rows,
-            "list of [steps, step size in [0, 1]], optionally followed by loss and restarts",
-        ),
-    },
-    "DATA": {
-        "imagenet": Setting("data/ImageNet", text, "default DIR: holds train/ and val/"),
-        "imagenet_c": Setting("data/ImageNet-C", text, "default DIR of --eva_on_imagenet_c"),
-        "workers": Setting(4, whole(0), "data loading processes, over all GPUs"),
-        "batch_size": Setting(256, whole(1), "images per minibatch, over all GPUs"),
-        "img_size": Setting(256, whole(1), "shorter side before the centre crop, pixels"),
-        "min_area": Setting(
-            0.08, real(0, 1, above=True), "smallest share of an image's area in a training crop"
-        ),
-        "flip": Setting(True, strict_bool, "mirror half of the training images"),
-        "crop_size": Setting(224, whole(1), "side of the network's input, pixels"),
-        "max_color_value": Setting(255.0, real(0, above=True), "unit of clip_eps and fgsm_step"),
-    },
-    "HE": {
-        "FN": Setting(False, strict_bool, "normalise the features (--FN)"),
-        "WN": Setting(False, strict_bool, "normalise the last layer's weight rows (--WN)"),
-        "s_HE": Setting(10.0, real(0, above=True), "scale of the cosines (--s_HE)"),
-        "angular_margin_HE": Setting(0.2, real(0, 2), "margin on the cosine (--angular_margin_HE)"),
-    },
-    "EVAL": {
-        "protocol": Setting("standard", choice(PROTOCOLS), "whose evaluation (--protocol)"),
-        "precision": Setting("fp32", choice(PRECISIONS), "arithmetic of the attack's search"),
-        "compile": Setting(False, strict_bool, "compile the network with torch.compile"),
-        "cascade": Setting(False, strict_bool, "attack only what earlier attacks left standing"),
-        "scales": Setting(
-            [], numbers(None, 0, above=True), "scales s of HE at which cross-entropy is attacked"
-        ),
-    },
-    "RUN": {
-        "seed": Setting(0, whole(0, 2**63 - 1), "seed of weights, order, crops, attacks (--seed)"),
-        "device": Setting("auto", device, "auto, cpu, cuda, cuda:N or mps (--device)"),
-        "nproc": Setting(0, whole(0), "processes; 0 is one per GPU, or one (--nproc)"),
-        "output_prefix": Setting("free_adv", output_prefix, "part of the run's folder name"),
-    },
+@dataclass(frozen=True)
+class Options:
+    """Flags of one call that describe no run; `script` and `command` say what was called."""
+
+    script: str = ""
+    command: str = ""
+    data: str | None = setting(
+        None, text, "data set; default DATA.imagenet of configs.yml", metavar="DIR"
+    )
+    evaluate: bool = setting(
+        False,
+        strict_bool,
+        "evaluate on DIR/val: clean images and the attacks",
+        flags=("-e", "--evaluate"),
+        group="evaluation",
+    )
+    resume: str = setting(
+        "",
+        text,
+        "checkpoint, as given or under trained_models/; `auto` is this run's newest valid one",
+        flags=("--resume",),
+        metavar="PATH",
+        group="model",
+    )
+    pretrained: bool = setting(
+        False,
+        strict_bool,
+        "start from torchvision's ImageNet weights",
+        flags=("--pretrained",),
+        metavar="BOOL",
+        group="model",
+    )
+    print_gradients: bool = setting(
+        False,
+        strict_bool,
+        "measure adversarial/clean gradient norms while training",
+        flags=("--print_gradients",),
+        metavar="BOOL",
+        script="main_free",
+    )
+    overwrite: bool = setting(
+        False,
+        strict_bool,
+        "replace a run that is there",
+        flags=("--overwrite",),
+        metavar="BOOL",
+        script="main_free",
+    )
+    tensorboard: bool = setting(
+        False,
+        strict_bool,
+        "write TensorBoard logs",
+        flags=("--tensorboard",),
+        metavar="BOOL",
+        script="main_free",
+    )
+    attack: tuple[str, ...] = setting(
+        (),
+        words,
+        "attacks separated by commas: pgd10,pgd50-margin,pgd50-dlr-r5,autoattack (default:"
+        " ADV.pgd_attack, and in protocol standard its longest row on margin)",
+        flags=("--attack",),
+        metavar="NAMES",
+        group="evaluation",
+    )
+    n_examples: int | None = setting(
+        None,
+        whole(1),
+        "only N images, evenly spread",
+        flags=("--n_examples",),
+        metavar="N",
+        group="evaluation",
+    )
+    image_ids: str | None = setting(
+        None,
+        text,
+        "only the images listed, one class/filename a line",
+        flags=("--image_ids",),
+        metavar="FILE",
+        group="evaluation",
+    )
+    save_images: int = setting(
+        0,
+        whole(0),
+        "save N images with their adversarial twins as PNG, and a figure",
+        flags=("--save_images",),
+        metavar="N",
+        group="evaluation",
+    )
+    eva_on_imagenet_c: bool = setting(
+        False,
+        strict_bool,
+        "evaluate on ImageNet-C at DIR",
+        flags=("--eva_on_imagenet_c",),
+        group="evaluation",
+        script="evaluate",
+    )
+    corruptions: tuple[str, ...] = setting(
+        (),
+        words,
+        "corruptions separated by commas, or `extra` for the four extra ones (default: the 15)",
+        flags=("--corruptions",),
+        metavar="NAMES",
+        group="evaluation",
+        script="evaluate",
+    )
+    clean_accuracy: float | None = setting(
+        None,
+        real(0, 1),
+        "clean top-1 as a fraction in [0, 1], for relative mCE (default: from a clean evaluation"
+        " in the run folder)",
+        flags=("--clean_accuracy",),
+        metavar="A",
+        group="evaluation",
+        script="evaluate",
+    )
+
+
+def settings_in(section: type) -> dict[str, Setting]:
+    """{key: what is known of it} of a section's class."""
+    return {f.name: f.metadata["setting"] for f in fields(section) if "setting" in f.metadata}
+
+
+# What configs.yml, --set, checkpoints and results hold.
+SECTIONS: dict[str, type] = {
+    "TRAIN": Train,
+    "ADV": Adv,
+    "DATA": Data,
+    "HE": Hypersphere,
+    "EVAL": Eval,
+    "RUN": Run,
 }
+SCHEMA = {name: settings_in(section) for name, section in SECTIONS.items()}
+OPTIONS = settings_in(Options)
+
+
+class Source(Enum):
+    """Where a value comes from."""
+
+    BUILT_IN = "the built-in default"
+    DEFAULT_FILE = "configs.yml"
+    GIVEN_FILE = "the file given by -c"
+    COMMAND_LINE = "the command line"
+    CHECKPOINT = "the checkpoint"
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of one call, by section: `config.TRAIN.lr`. What follows from them is here too.
+
+    Attributes:
+        sources: {"SECTION.key": where its value comes from}; without an entry it is built in.
+    """
+
+    TRAIN: Train = Train()
+    ADV: Adv = Adv()
+    DATA: Data = Data()
+    HE: Hypersphere = Hypersphere()
+    EVAL: Eval = Eval()
+    RUN: Run = Run()
+    OPTIONS: Options = Options()
+    sources: Mapping[str, Source] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def eps(self) -> float:
+        """Radius of the l-infinity ball, in [0, 1]."""
+        return self.ADV.clip_eps / self.DATA.max_color_value
+
+    @cached_property
+    def step(self) -> float:
+        """Step of the noise in training, in [0, 1]."""
+        return self.ADV.fgsm_step / self.DATA.max_color_value
+
+    @cached_property
+    def passes(self) -> int:
+        """Passes over the data that replace TRAIN.epochs (arXiv:1904.12843, Sec. 4)."""
+        return math.ceil(self.TRAIN.epochs / self.ADV.n_repeats)
+
+    @cached_property
+    def output_name(self) -> str:
+        """`resnet50_free_adv_step4_eps4_repeat4_bs256`, with HE `_FN_WN_s10.0_margin0.2`."""
+        adv, he = self.ADV, self.HE
+        name = (
+            f"{self.TRAIN.arch}_{self.RUN.output_prefix}_step{adv.fgsm_step:g}"
+            f"_eps{adv.clip_eps:g}_repeat{adv.n_repeats}_bs{self.DATA.batch_size}"
+        )
+        name += "_FN" * he.FN + "_WN" * he.WN
+        return name + f"_s{he.s_HE}_margin{he.angular_margin_HE}" * (he.FN or he.WN)
+
+    @cached_property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return Path("trained_models", self.output_name)
+
+    def value(self, key: str) -> object:
+        """The value of `SECTION.key`."""
+        section, _, name = key.partition(".")
+        return getattr(getattr(self, section), name)
+
+    def source(self, key: str) -> Source:
+        """Where the value of `SECTION.key` comes from."""
+        return self.sources.get(key, Source.BUILT_IN)
+
+    def given(self, key: str) -> bool:
+        """Whether `SECTION.key` stands on the command line."""
+        return self.source(key) is Source.COMMAND_LINE
+
+    def changed(self, values: Mapping[str, object], source: Source) -> Config:
+        """The same with other values of some `SECTION.key`, which are not checked again."""
+        sections: dict[str, Any] = {}
+        for key, value in values.items():
+            section, _, name = key.partition(".")
+            before = sections.get(section, getattr(self, section))
+            sections[section] = replace(before, **{name: value})
+        return replace(self, **sections, sources={**self.sources, **dict.fromkeys(values, source)})
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """The sections as plain values: what config.yml, checkpoints and results keep."""
+        return {
+            name: {key: plain(getattr(getattr(self, name), key)) for key in keys}
+            for name, keys in SCHEMA.items()
+        }
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, which YAML, JSON and checkpoints hold."""
+    return [plain(entry) for entry in value] if isinstance(value, tuple) else value

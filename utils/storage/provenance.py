@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from utils.config.merge import settings_only
+from utils.config.schema import Config
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 
@@ -27,7 +27,7 @@ def now() -> str:
 
 
 def provenance(
-    config: Mapping[str, Any], checkpoint: Mapping[str, Any], subset: Mapping[str, Any], device: str
+    config: Config, checkpoint: Mapping[str, Any], subset: Mapping[str, Any], device: str
 ) -> dict[str, Any]:
     """What every result file says of its origin.
 
@@ -38,13 +38,13 @@ def provenance(
         device: a name such as `cpu`, or the GPU's.
     """
     return {
-        "command": config["OPTIONS"]["command"],
-        "config": settings_only(config),
+        "command": config.OPTIONS.command,
+        "config": config.as_dict(),
         "checkpoint": dict(checkpoint),
-        "protocol": config["EVAL"]["protocol"],
-        "precision": config["EVAL"]["precision"],
-        "eps": config["DERIVED"]["eps"],
-        "seed": config["RUN"]["seed"],
+        "protocol": config.EVAL.protocol,
+        "precision": config.EVAL.precision,
+        "eps": config.eps,
+        "seed": config.RUN.seed,
         "subset": dict(subset),
         "device": device,
         "versions": versions(),

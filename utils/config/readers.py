@@ -1,0 +1,154 @@
+"""How the text or YAML of a setting becomes its value; a ValueError says what is wrong with it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+ATTACK_LOSSES = ("ce", "margin", "dlr")
+
+
+class PgdRow(NamedTuple):
+    """One attack of `ADV.pgd_attack`; the step size is in units of the range [0, 1]."""
+
+    steps: int
+    step_size: float
+    loss: str = "ce"
+    restarts: int = 1
+
+
+def strict_bool(value: object) -> bool:
+    """True/False, yes/no, 1/0, in any case; anything else is a ValueError."""
+    word = str(value).strip().lower()
+    if word in ("true", "yes", "1"):
+        return True
+    if word in ("false", "no", "0"):
+        return False
+    raise ValueError(f"{value!r} is neither True nor False (yes/no and 1/0 work too)")
+
+
+def number(value: object) -> float:
+    """A finite number; strings such as 1e-4 (text to YAML 1.1) and 1/255 are numbers too."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"{value!r} is not a number")
+    try:
+        result = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{value!r} is not a number") from None
+    if not math.isfinite(result):
+        raise ValueError(f"{value!r} is not finite")
+    return result
+
+
+def real(low: float, high: float = math.inf, *, above: bool = False) -> Callable[[object], float]:
+    """A reader of numbers in [low, high], or (low, high] with `above`."""
+
+    def read(value: object) -> float:
+        result = number(value)
+        if result < low or result > high or (above and result == low):
+            bound = f"above {low:g}" if above else f"at least {low:g}"
+            raise ValueError(f"{value!r} must be {bound}" + limit(high))
+        return result
+
+    return read
+
+
+def whole(low: int, high: float = math.inf) -> Callable[[object], int]:
+    """A reader of whole numbers in [low, high]."""
+
+    def read(value: object) -> int:
+        rounded = number(value)
+        if rounded != int(rounded):
+            raise ValueError(f"{value!r} is not a whole number")
+        try:
+            result = int(str(value))  # a float holds 53 bits, and a seed may have 63
+        except ValueError:  # 8.0, or text such as 1e3
+            result = int(rounded)
+        if not low <= result <= high:
+            raise ValueError(f"{value!r} must be at least {low}" + limit(high))
+        return result
+
+    return read
+
+
+def limit(high: float) -> str:
+    """The second half of a range's wording."""
+    return "" if high == math.inf else f" and at most {high}"
+
+
+def choice(options: Sequence[str]) -> Callable[[object], str]:
+    """A reader of one of some words."""
+
+    def read(value: object) -> str:
+        if value not in options:
+            raise ValueError(f"{value!r} is not one of {', '.join(options)}")
+        return str(value)
+
+    return read
+
+
+def text(value: object) -> str:
+    """A non-empty string."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{value!r} is not text")
+    return value
+
+
+def output_prefix(value: object) -> str:
+    """Text that can be part of a folder's name."""
+    name = text(value)
+    if "/" in name or "\\" in name or name in (".", ".."):
+        raise ValueError(f"{name!r} becomes part of a folder's name, so it holds no slash")
+    return name
+
+
+def device(value: object) -> str:
+    """The name of a kind of device; whether there is one here is for torch to say."""
+    if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise ValueError(f"{value!r} is not one of auto, cpu, cuda, cuda:1, mps")
+    return value
+
+
+def numbers(
+    count: int | None, low: float, high: float = math.inf, *, above: bool = False
+) -> Callable[[object], tuple[float, ...]]:
+    """A reader of a list of numbers, of a fixed length where `count` is given."""
+    one = real(low, high, above=above)
+
+    def read(value: object) -> tuple[float, ...]:
+        if not isinstance(value, (list, tuple)) or count not in (None, len(value)):
+            wanted = "a list of numbers" if count is None else f"a list of {count} numbers"
+            raise ValueError(f"{value!r} is not {wanted}")
+        return tuple(one(entry) for entry in value)
+
+    return read
+
+
+def pgd_rows(value: object) -> tuple[PgdRow, ...]:
+    """The published form: a list of [steps, step size], then optionally loss and restarts."""
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(f"{value!r} is not a list of [steps, step size]")
+    return tuple(pgd_row(row) for row in value)
+
+
+def pgd_row(row: object) -> PgdRow:
+    """[steps, step size in [0, 1], loss, restarts], with `ce` and 1 where they are left out."""
+    if not isinstance(row, (list, tuple)) or not 2 <= len(row) <= 4:
+        raise ValueError(f"{row!r} is not [steps, step size] or [steps, step size, loss, restarts]")
+    attack = PgdRow(*row)
+    size = real(0, above=True)(attack.step_size)
+    if size >= 0.5:
+        raise ValueError(
+            f"the step size {size:g} of {list(row)!r} is in units of the range [0, 1], as"
+            " published: write 1/255 for one grey level"
+        )
+    loss = choice(ATTACK_LOSSES)(attack.loss)
+    return PgdRow(whole(1)(attack.steps), size, loss, whole(1)(attack.restarts))
+
+
+def words(value: object) -> tuple[str, ...]:
+    """Words separated by commas."""
+    return tuple(word.strip() for word in str(value).split(",") if word.strip())
