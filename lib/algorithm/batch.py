@@ -21,6 +21,7 @@ class Outcome(NamedTuple):
     Attributes:
         indices: (B,) int64, positions in the tree.
         robust: (B,) bool, top-1 right wherever the protocol looks.
+        stages_survived: (B,) int64, of the attack's stages; PGD is one.
         robust5: (B,) bool, the same of top-5. Under `standard` the attack stops at the first
             misclassified iterate, so this is an upper bound there.
         predictions: (B,) int64, of the image that ended the attack.
@@ -30,6 +31,7 @@ class Outcome(NamedTuple):
 
     indices: torch.Tensor
     robust: torch.Tensor
+    stages_survived: torch.Tensor
     robust5: torch.Tensor
     predictions: torch.Tensor
     no_gradient: torch.Tensor
@@ -42,6 +44,7 @@ def worst_per_image(one: Outcome, other: Outcome) -> Outcome:
     return Outcome(
         one.indices,
         one.robust & other.robust,
+        one.stages_survived & other.stages_survived,
         one.robust5 & other.robust5,
         torch.where(keep, one.predictions, other.predictions),
         one.no_gradient,

@@ -61,11 +61,16 @@ class Queue:
         self.batches = iter(batches)
         self.held: DeviceBatch | None = None
 
+    def take_batch(self) -> DeviceBatch | None:
+        """What is left of a batch, or the next one; None for none."""
+        batch, self.held = self.held, None
+        return batch or next(self.batches, None)
+
     def take(self, wanted: int) -> DeviceBatch | None:
         """Up to `wanted` images, fewer only when no more are left; None for none."""
         parts: list[DeviceBatch] = []
         while wanted > 0:
-            batch = self.held or next(self.batches, None)
+            batch = self.take_batch()
             if batch is None:
                 break
             parts.append(DeviceBatch(*(field[:wanted] for field in batch)))
@@ -79,7 +84,6 @@ class Queue:
 
 def attack_until_misclassified(
     batches: Iterable[DeviceBatch],
-    batch_size: int,
     *,
     steps: int,
     restarts: int,
@@ -93,14 +97,15 @@ def attack_until_misclassified(
     iterates to judge, the random start being the first.
 
     Args:
-        batches: images that are classified right.
-        batch_size: the most that are attacked at once.
+        batches: images that are classified right; as many as the first has are attacked at once.
         steps: of each restart.
         restarts: random starts of each image.
         begin, ascend, judge: see their types.
     """
     queue = Queue(batches)
-    pool = enter(queue.take(batch_size), begin)
+    batch = queue.take_batch()
+    size = 0 if batch is None else len(batch.labels)
+    pool = enter(batch, begin)
     while pool is not None and len(pool.labels):
         step = ascend(pool.adversarial, pool.labels, pool.images)
         last = pool.iterate % (steps + 1) == steps
@@ -119,7 +124,7 @@ def attack_until_misclassified(
         pool = advance(pool, step.adversarial, restarting, steps, begin)
         if len(ended):
             pool = pool.select(staying)
-            pool = pool.join(enter(queue.take(batch_size - len(staying)), begin))
+            pool = pool.join(enter(queue.take(size - len(staying)), begin))
 
 
 def enter(batch: DeviceBatch | None, begin: Begin) -> Pool | None:
@@ -150,6 +155,7 @@ def outcome_of(
     return Outcome(
         ended.indices,
         robust[rows],
+        robust[rows].long(),
         ended.robust5,
         predictions[rows],
         ended.no_gradient,

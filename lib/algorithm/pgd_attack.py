@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from lib.algorithm.losses import ATTACK_LOSS
 from lib.algorithm.metrics import correct_in_top
 from lib.algorithm.pgd import Logits, Step, pgd, project, random_start, sign_step
 from lib.algorithm.precision import precision_context
-from lib.algorithm.protocols import AttackSpec, ThreatModel
+from lib.algorithm.protocols import PGDSpec, ThreatModel
 
 
 class PGDAttack:
@@ -26,34 +27,34 @@ class PGDAttack:
         outputs: `model.outputs` compiled, or None.
     """
 
+    chunk: int | None = None
+
     def __init__(
-        self, model: nn.Module, spec: AttackSpec, threat: ThreatModel, outputs: Logits | None = None
+        self, model: nn.Module, spec: PGDSpec, threat: ThreatModel, outputs: Logits | None = None
     ) -> None:
-        self.model = model
-        self.spec = spec
-        self.threat = threat
+        self.model, self.spec, self.threat = model, spec, threat
+        self.warnings: set[str] = set()
         self.loss = ATTACK_LOSS[spec.loss]
         own_scale = getattr(model, "scale", 1.0)
         scale = threat.protocol.search_scale(spec, own_scale)
         # Calling the module keeps hooks and foreign networks working where s is its own.
         own = scale == own_scale and outputs is None
-        self.raw: Logits = model if own else outputs or getattr(model, "outputs", model)
+        raw: Any = model if own else outputs or getattr(model, "outputs", model)
+        self.raw: Logits = raw
         self.factor = 1.0 if own else scale
 
-    def run(self, batches: Iterable[DeviceBatch], batch_size: int) -> Iterator[Outcome]:
+    def run(self, batches: Iterable[DeviceBatch]) -> Iterator[Outcome]:
         """Attack images, in any order of completion.
 
         Args:
             batches: the images; where the protocol judges every iterate, only those that are
-                classified right.
-            batch_size: the most that are attacked at once.
+                classified right, and the first batch says how many are attacked at once.
         """
         if not self.threat.protocol.every_iterate:
             yield from (self.attack_final_iterate(*batch) for batch in batches)
             return
         yield from attack_until_misclassified(
             batches,
-            batch_size,
             steps=self.spec.steps,
             restarts=self.spec.restarts,
             begin=self.begin,
@@ -106,7 +107,8 @@ class PGDAttack:
             pass
         logits = self.predict_full_precision(adversarial)
         right, right5 = (correct_in_top(logits, labels, k) for k in (1, 5))
-        return Outcome(indices, right, right5, logits.argmax(1), is_zero(gradient), adversarial)
+        prediction, no_gradient = logits.argmax(1), is_zero(gradient)
+        return Outcome(indices, right, right.long(), right5, prediction, no_gradient, adversarial)
 
     def begin(
         self, images: torch.Tensor, indices: torch.Tensor, restart: torch.Tensor | int

@@ -9,21 +9,19 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class AttackSpec:
-    """One row of an evaluation: PGD with these settings, or AutoAttack.
+class PGDSpec:
+    """One row of an evaluation: PGD with these settings.
 
     Attributes:
-        kind: `pgd` or `autoattack`.
-        steps: sign steps per restart; 0 for AutoAttack, which sets its own.
+        steps: sign steps per restart.
         step_size: step in units of [0, 1].
         loss: what PGD ascends, one of `ATTACK_LOSS`.
         restarts: random starts; an image must survive all of them.
         scale: the factor on the network's raw outputs under the loss; None is the network's own.
     """
 
-    kind: str
-    steps: int = 0
-    step_size: float = 0.0
+    steps: int
+    step_size: float
     loss: str = "ce"
     restarts: int = 1
     scale: float | None = None
@@ -31,8 +29,6 @@ class AttackSpec:
     @property
     def name(self) -> str:
         """The name that `--attack` takes, with the scale where it is not the network's own."""
-        if self.kind == "autoattack":
-            return "autoattack"
         name = f"pgd{self.steps}" + (f"-{self.loss}" if self.loss != "ce" else "")
         name += f"-r{self.restarts}" if self.restarts > 1 else ""
         return name + (f"-s{self.scale:g}" if self.scale is not None else "")
@@ -40,11 +36,38 @@ class AttackSpec:
     @property
     def label(self) -> str:
         """The name in tables and figures."""
-        if self.kind == "autoattack":
-            return "AutoAttack"
         extra = f", {self.restarts} restarts" if self.restarts > 1 else ""
         extra += f", scale {self.scale:g}" if self.scale is not None else ""
         return f"PGD-{self.steps} ({self.loss}{extra})"
+
+    @property
+    def parts(self) -> list[tuple[str, str]]:
+        """Name and label of what is reported: of the attack as a whole."""
+        return [(self.name, self.label)]
+
+
+@dataclass(frozen=True)
+class AutoAttackSpec:
+    """One row of an evaluation: AutoAttack (arXiv:2003.01690), or some of its attacks.
+
+    Attributes:
+        name: the name that `--attack` takes.
+        label: the name in tables and figures.
+        stages: attacks of the package, each on what the ones before have left robust.
+    """
+
+    name: str = "autoattack"
+    label: str = "AutoAttack"
+    stages: tuple[str, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+    @property
+    def parts(self) -> list[tuple[str, str]]:
+        """Name and label of what is reported: after each stage, the last one being the whole."""
+        after = [(f"{self.name}-{x}", f"{self.label}, after {x}") for x in self.stages[:-1]]
+        return [*after, (self.name, self.label)]
+
+
+AttackSpec = PGDSpec | AutoAttackSpec
 
 
 @dataclass(frozen=True)
@@ -71,18 +94,18 @@ class Protocol:
     resize_imagenet_c: bool
     repeat_on: tuple[str, ...] = ()
 
-    def search_scale(self, spec: AttackSpec, own: float) -> float:
+    def search_scale(self, spec: PGDSpec, own: float) -> float:
         """The factor on the raw outputs under an attack's loss; `own` is the network's s, or 1."""
         if spec.scale is not None:
             return spec.scale
         return own if self.scaled_cross_entropy or spec.loss != "ce" else 1.0
 
-    def default_attacks(self, specs: list[AttackSpec]) -> list[AttackSpec]:
+    def default_attacks(self, specs: list[PGDSpec]) -> list[PGDSpec]:
         """The configured attacks and, where all of them ascend cross-entropy, what is repeated."""
         if any(spec.loss != "ce" for spec in specs):
             return specs
         longest = max(specs, key=lambda spec: spec.steps)
-        repeated = (AttackSpec("pgd", longest.steps, longest.step_size, x) for x in self.repeat_on)
+        repeated = (PGDSpec(longest.steps, longest.step_size, x) for x in self.repeat_on)
         return [*specs, *repeated]
 
 

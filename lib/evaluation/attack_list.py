@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import combinations
 
-from lib.algorithm.protocols import AttackSpec, Protocol
+from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, PGDSpec, Protocol
 from utils.config.readers import ATTACK_LOSSES, PgdRow
 from utils.errors import UserError
 
@@ -20,7 +21,7 @@ def parse_attack(name: str, step_size: float) -> AttackSpec:
         UserError: the name follows no known form.
     """
     if name == "autoattack":
-        return AttackSpec("autoattack")
+        return AutoAttackSpec()
     match = NAME.fullmatch(name)
     if match is None:
         raise UserError(
@@ -28,7 +29,7 @@ def parse_attack(name: str, step_size: float) -> AttackSpec:
             f" LOSS one of {', '.join(ATTACK_LOSSES)}, such as pgd50-margin or pgd50-dlr-r5"
         )
     steps, loss, restarts = match.groups()
-    return AttackSpec("pgd", int(steps), step_size, loss or "ce", int(restarts or 1))
+    return PGDSpec(int(steps), step_size, loss or "ce", int(restarts or 1))
 
 
 def attack_list(
@@ -49,20 +50,18 @@ def attack_list(
     Raises:
         UserError: an unknown name, or two attacks of one name.
     """
-    if names:
-        specs = [parse_attack(name, rows[0].step_size) for name in names]
-    else:
-        specs = protocol.default_attacks([AttackSpec("pgd", *row) for row in rows])
+    specs: list[AttackSpec] = [parse_attack(name, rows[0].step_size) for name in names]
+    specs = specs or [*protocol.default_attacks([PGDSpec(*row) for row in rows])]
     at_scales = [
-        AttackSpec("pgd", spec.steps, spec.step_size, spec.loss, spec.restarts, scale)
+        replace(spec, scale=scale)
         for spec in specs
         for scale in scales
-        if spec.loss == "ce" and spec.kind == "pgd"
+        if isinstance(spec, PGDSpec) and spec.loss == "ce"
     ]
-    chosen = list(dict.fromkeys(specs + at_scales))
+    chosen = list(dict.fromkeys([*specs, *at_scales]))
     for one, other in combinations(chosen, 2):
-        if one.name == other.name:  # outcomes and results are kept by name
-            raise UserError(
+        if isinstance(one, PGDSpec) and isinstance(other, PGDSpec) and one.name == other.name:
+            raise UserError(  # outcomes and results are kept by name
                 f"ADV.pgd_attack has {one.name} with two step sizes, {one.step_size:g} and"
                 f" {other.step_size:g}; give each an evaluation of its own"
             )

@@ -10,12 +10,11 @@ import torch
 from torchvision.utils import save_image
 
 from lib.algorithm.pgd import attacking
-from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.protocols import AttackSpec
 from lib.data.folders import evenly_spread
-from lib.evaluation.autoattack import attack_chunk, chunk_seed
+from lib.evaluation.attacks import make_attack
 from lib.evaluation.model_settings import ModelSettings
-from lib.evaluation.runner import CLEAN, AttackEvaluation, parts_of
+from lib.evaluation.runner import CLEAN, AttackEvaluation
 from lib.evaluation.validation import EvaluationData
 from utils.distributed.context import DistributedContext
 from utils.figures.attacks import attack_images
@@ -84,7 +83,7 @@ def breaking(
 ) -> AttackSpec:
     """The first attack that breaks an image, or the last one."""
     for spec in specs:
-        row = rows[parts_of(spec.name)[-1]].get(index)
+        row = rows[spec.name].get(index)
         if row is not None and not row.right:
             return spec
     return specs[-1]
@@ -97,21 +96,11 @@ def attacked(
     if not positions:
         return []
     clean = {}
-    for images, labels, indices in data.batches(positions):
-        for i, image, label in zip(indices.tolist(), images, labels, strict=True):
-            clean[i] = image, label
+    for images, _, indices in data.batches(positions):
+        clean |= dict(zip(indices.tolist(), images, strict=True))
     found = {}
     with attacking(evaluation.model):
-        if spec.kind == "autoattack":
-            images = torch.stack([clean[i][0] for i in positions])
-            labels = torch.stack([clean[i][1] for i in positions])
-            outcome = attack_chunk(
-                evaluation.model, images, labels, eps=evaluation.threat.eps,
-                seed=chunk_seed(evaluation.threat.seed, positions[0]), batch_size=data.batch_size,
-            )  # fmt: skip
-            found = dict(zip(positions, outcome.adversarial, strict=True))
-        else:
-            attack = PGDAttack(evaluation.model, spec, evaluation.threat)
-            for outcome in attack.run(data.batches(positions), data.batch_size):
-                found |= dict(zip(outcome.indices.tolist(), outcome.adversarial, strict=True))
-    return [(i, clean[i][0].cpu(), found[i].detach().cpu()) for i in positions]
+        attack = make_attack(evaluation.model, spec, evaluation.threat)
+        for outcome in attack.run(data.batches(positions)):
+            found |= dict(zip(outcome.indices.tolist(), outcome.adversarial, strict=True))
+    return [(i, clean[i].cpu(), found[i].detach().cpu()) for i in positions]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lib.algorithm.protocols import PROTOCOLS, AttackSpec, Protocol
+from lib.algorithm.protocols import PROTOCOLS, AttackSpec, PGDSpec, Protocol
 from lib.data.folders import ImageTree
-from lib.evaluation.runner import CLEAN, parts_of
+from lib.evaluation.runner import CLEAN
 from utils.logging import table
 from utils.storage.files import write_csv, write_json
 from utils.storage.intervals import accuracy_entry
@@ -40,9 +41,7 @@ def summarise(
         "attacks": [],
     }
     for spec in () if cascade else specs:
-        for name in parts_of(spec.name):
-            scale = protocol.search_scale(spec, own_scale)
-            result["attacks"].append(attack_entry(spec, name, rows, scale))
+        result["attacks"] += attack_entries(spec, rows, protocol, own_scale)
     robust = worst_case(rows, protocol)
     result["worst_case"] = {"top1": accuracy_entry(sum(robust.values()), n)}
     if cascade:
@@ -50,27 +49,25 @@ def summarise(
     return result
 
 
-def attack_entry(
-    spec: AttackSpec, name: str, rows: Mapping[str, Rows], scale: float
-) -> dict[str, Any]:
-    """One attack's settings and accuracies."""
-    clean, attacked = rows[CLEAN], rows[name]
-    robust = sum(row.right for row in attacked.values())
-    robust5 = sum(row.right5 for row in attacked.values())
-    robust5 += sum(row.right5 for i, row in clean.items() if i not in attacked)
-    entry = {
-        "name": name,
-        "label": spec.label if name == spec.name else f"AutoAttack, after {name[11:]}",
-        "steps": spec.steps,
-        "step_size": spec.step_size,
-        "loss": spec.loss if spec.kind == "pgd" else None,
-        "restarts": spec.restarts,
-        "scale": scale,
-        "top1": accuracy_entry(robust, len(clean)),
-    }
-    if spec.kind == "pgd":  # AutoAttack has no top-5
-        entry["top5"] = accuracy_entry(robust5, len(clean))
-    return entry
+def attack_entries(
+    spec: AttackSpec, rows: Mapping[str, Rows], protocol: Protocol, own_scale: float
+) -> list[dict[str, Any]]:
+    """An attack's settings and accuracies, after each of its stages."""
+    clean, attacked = rows[CLEAN], rows[spec.name]
+    settings: dict[str, Any] = {"steps": 0, "step_size": 0.0, "loss": None, "restarts": 1}
+    settings["scale"] = own_scale
+    if isinstance(spec, PGDSpec):
+        settings = asdict(spec) | {"scale": protocol.search_scale(spec, own_scale)}
+    entries = []
+    for number, (name, label) in enumerate(spec.parts, 1):
+        robust = sum(row.stages_survived >= number for row in attacked.values())
+        top1 = accuracy_entry(robust, len(clean))
+        entries.append({"name": name, "label": label, **settings, "top1": top1})
+    if isinstance(spec, PGDSpec):  # AutoAttack has no top-5
+        robust5 = sum(row.right5 for row in attacked.values())
+        robust5 += sum(row.right5 for i, row in clean.items() if i not in attacked)
+        entries[-1]["top5"] = accuracy_entry(robust5, len(clean))
+    return entries
 
 
 def worst_case(rows: Mapping[str, Rows], protocol: Protocol) -> dict[int, bool]:
@@ -86,23 +83,24 @@ def worst_case(rows: Mapping[str, Rows], protocol: Protocol) -> dict[int, bool]:
 def image_table(
     tree: ImageTree,
     rows: Mapping[str, Rows],
-    names: Sequence[str],
+    specs: Sequence[AttackSpec],
     protocol: Protocol,
     cascade: bool,
 ) -> tuple[list[str], Iterable[list]]:
     """Header and lines of the per-image CSV; with a cascade, empty where not attacked."""
     header = ["image", "label", "clean_prediction", "clean_correct"]
-    header += [f"{name}_robust" for name in names] + ["worst_case_robust"]
+    header += [f"{name}_robust" for spec in specs for name, _ in spec.parts] + ["worst_case_robust"]
     robust = worst_case(rows, protocol)
 
-    def cell(name: str, i: int) -> Any:
-        row = rows[name].get(i)
-        return ("" if cascade else 0) if row is None else int(row.right)
+    def cells_of(spec: AttackSpec, i: int) -> list[Any]:
+        row, stages = rows[spec.name].get(i), range(1, len(spec.parts) + 1)
+        unseen = "" if cascade else 0
+        return [unseen if row is None else int(row.stages_survived >= n) for n in stages]
 
     def lines() -> Iterable[list]:
         for i, clean in rows[CLEAN].items():
             start = [tree.files[i], tree.labels[i], clean.prediction, int(clean.right)]
-            yield [*start, *(cell(name, i) for name in names), int(robust[i])]
+            yield [*start, *(x for spec in specs for x in cells_of(spec, i)), int(robust[i])]
 
     return header, lines()
 
@@ -115,11 +113,10 @@ def write_results(
     specs: Sequence[AttackSpec],
 ) -> None:
     """`<stem>_images.csv`, then `<stem>.json`, whose being there means that all is there."""
-    names = [name for spec in specs for name in parts_of(spec.name)]
     protocol, cascade = PROTOCOLS[result["provenance"]["protocol"]], "cascade" in result
     write_csv(
         stem.with_name(f"{stem.name}_images.csv"),
-        *image_table(tree, rows, names, protocol, cascade),
+        *image_table(tree, rows, specs, protocol, cascade),
     )
     write_json(stem.with_suffix(".json"), result)
 

@@ -15,7 +15,7 @@ from lib.algorithm.protocols import PROTOCOLS, ThreatModel
 from lib.data.folders import ImageTree
 from lib.data.loader import share_of_workers
 from lib.evaluation.attack_list import attack_list
-from lib.evaluation.autoattack import require_classes, require_package
+from lib.evaluation.attacks import require_attackable
 from lib.evaluation.checkpoint_model import (
     EvaluatedModel,
     announce,
@@ -34,7 +34,6 @@ from lib.imagenet_c.evaluation import evaluate_imagenet_c
 from lib.imagenet_c.scan import find_folders
 from utils.config.schema import Config
 from utils.distributed.context import DistributedContext
-from utils.errors import UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import BEST
 from utils.storage.journal import remove_journals
@@ -106,11 +105,7 @@ def evaluate_attacks(
     )
 
     def prepare() -> tuple[ImageTree, dict[str, Any], str]:
-        if any(spec.kind == "autoattack" for spec in specs):
-            require_package()
-            require_classes(evaluated.model.num_classes)
-        if any(spec.loss == "dlr" for spec in specs) and evaluated.model.num_classes < 3:
-            raise UserError("the dlr loss compares three classes; use margin")
+        require_attackable(specs, evaluated.model.num_classes)
         return load_images(config, data, evaluated)
 
     tree, subset, tag = context.run_and_share_errors(prepare)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.data import Sampler
 
 from lib.algorithm.batch import DeviceBatch, Outcome
 from lib.algorithm.losses import ce_loss
 from lib.algorithm.metrics import MetricSums, averages, correct_in_top
 from lib.algorithm.pgd import attacking
 from lib.algorithm.pgd_attack import PGDAttack
-from lib.algorithm.protocols import AttackSpec, ThreatModel
+from lib.algorithm.protocols import PGDSpec, ThreatModel
 from lib.data.datasets import ImageBatches, eval_transform
 from lib.data.folders import ImageTree, evenly_spread
 from lib.data.loader import make_loader, on_device
-from lib.data.samplers import Chunks, Shard
+from lib.data.samplers import Chunks
 from utils.distributed.context import DistributedContext
 
 Track = Callable[[Iterable[DeviceBatch], int], Iterable[DeviceBatch]]  # (batches, how many)
@@ -34,12 +33,13 @@ class CleanRow(NamedTuple):
 
 
 class AttackRow(NamedTuple):
-    """One attacked image, as `lib.algorithm.batch.Outcome` without the image."""
+    """One attacked image, as `lib.algorithm.batch.Outcome` without the image; `right` is robust."""
 
     prediction: int
     right: bool
     right5: bool
     no_gradient: bool
+    stages_survived: int
 
 
 class EvaluationData:
@@ -75,20 +75,36 @@ class EvaluationData:
     ) -> Iterator[DeviceBatch]:
         """This process's share of some positions (all by default), each image once."""
         wanted = range(len(self.tree.files)) if positions is None else positions
-        shard = Shard(wanted, self.batch_size, self.context.rank, self.context.world_size)
-        yield from self.read(shard, track)
+        yield from self.read(self.shares(wanted), track)
 
-    def chunks(self, chunks: list[list[int]]) -> Iterator[DeviceBatch]:
-        """Whole batches of this process alone, each of the positions of one chunk."""
-        yield from self.read(Chunks(chunks))
+    def shares(
+        self, positions: Iterable[int], done: Container[int] = (), chunk: int | None = None
+    ) -> list[list[int]]:
+        """This process's batches of some positions, without those done before.
 
-    def read(self, shard: Sampler, track: Track | None = None) -> Iterator[DeviceBatch]:
-        """The batches of a sampler on the device; none where it has none."""
-        if len(shard):
-            workers = min(self.workers, len(shard))
-            loader = make_loader(self.images, shard, workers, self.context.device)
+        Args:
+            chunk: cut batches of this many from the list of all positions, the same for every
+                number of processes, and leave one out only when all of it is done; None cuts this
+                process's share of what is not done into batches of `batch_size`.
+        """
+        rank, world_size = self.context.rank, self.context.world_size
+        if chunk is not None:
+            chunks = cut(list(positions), chunk)
+            return [c for c in chunks if any(i not in done for i in c)][rank::world_size]
+        return cut([i for i in positions if i not in done][rank::world_size], self.batch_size)
+
+    def read(self, batches: list[list[int]], track: Track | None = None) -> Iterator[DeviceBatch]:
+        """Batches of positions, on the device."""
+        if batches:
+            workers = min(self.workers, len(batches))
+            loader = make_loader(self.images, Chunks(batches), workers, self.context.device)
             moved = on_device(loader, self.context.device)
-            yield from track(moved, len(shard)) if track else moved
+            yield from track(moved, len(batches)) if track else moved
+
+
+def cut(positions: list[int], size: int) -> list[list[int]]:
+    """Consecutive pieces of a list."""
+    return [positions[start : start + size] for start in range(0, len(positions), size)]
 
 
 @torch.no_grad()
@@ -109,9 +125,20 @@ def clean_rows(model: nn.Module, batches: Iterable[DeviceBatch]) -> Iterator[dic
 
 def attack_rows(outcome: Outcome) -> dict[int, AttackRow]:
     """Rows by position, without the images."""
-    columns = (outcome.predictions, outcome.robust, outcome.robust5, outcome.no_gradient)
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return {i: AttackRow(*row) for i, row in zip(outcome.indices.tolist(), rows, strict=True)}
+    columns = (
+        outcome.indices,
+        outcome.predictions,
+        outcome.robust,
+        outcome.robust5,
+        outcome.no_gradient,
+        outcome.stages_survived,
+    )
+    found = {}
+    for row in torch.stack([column.long() for column in columns], dim=1).tolist():
+        index, prediction, robust, robust5, no_gradient, survived = row
+        flags = (bool(robust), bool(robust5), bool(no_gradient))
+        found[index] = AttackRow(prediction, *flags, survived)
+    return found
 
 
 @torch.no_grad()
@@ -128,7 +155,7 @@ def validate(
 
 
 def validate_pgd(
-    model: nn.Module, data: EvaluationData, spec: AttackSpec, threat: ThreatModel, examples: int
+    model: nn.Module, data: EvaluationData, spec: PGDSpec, threat: ThreatModel, examples: int
 ) -> float:
     """Robust top-1 in percent on evenly spread images, over all processes."""
     positions = evenly_spread(len(data.tree.files), examples)
@@ -141,13 +168,13 @@ def validate_pgd(
     attack = PGDAttack(model, spec, threat)
     robust = 0
     with attacking(model):
-        for outcome in attack.run(data.batches(sorted(targets)), data.batch_size):
+        for outcome in attack.run(data.batches(sorted(targets))):
             robust += int(outcome.robust.sum())
     return 100 * sum(data.context.gather(robust)) / len(positions)
 
 
 def adversarial_examples(
-    model: nn.Module, data: EvaluationData, spec: AttackSpec, threat: ThreatModel, count: int = 16
+    model: nn.Module, data: EvaluationData, spec: PGDSpec, threat: ThreatModel, count: int = 16
 ) -> torch.Tensor:
     """The last iterates of PGD on evenly spread images of this process, for people to look at."""
     positions = evenly_spread(len(data.tree.files), count * data.context.world_size)

@@ -9,7 +9,7 @@ from typing import Any
 from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.gradient_norms import HEADER as NORMS_HEADER
 from lib.algorithm.metrics import averages
-from lib.algorithm.protocols import PROTOCOLS, AttackSpec, ThreatModel
+from lib.algorithm.protocols import PROTOCOLS, PGDSpec, ThreatModel
 from lib.evaluation.validation import adversarial_examples, validate, validate_pgd
 from lib.training.gradient_table import write_rows
 from lib.training.loop import epoch_lr, stop_run, train_one_epoch
@@ -148,10 +148,10 @@ def validate_epoch(run: Run) -> tuple[dict[str, float], float | None]:
     return clean, validate_pgd(model, run.validation, *quick_attack(run), train.select_examples)
 
 
-def quick_attack(run: Run) -> tuple[AttackSpec, ThreatModel]:
+def quick_attack(run: Run) -> tuple[PGDSpec, ThreatModel]:
     """PGD-10, for looks at a model in training."""
     config = run.config
-    spec = AttackSpec("pgd", 10, config.ADV.pgd_attack[0][1])
+    spec = PGDSpec(10, config.ADV.pgd_attack[0][1])
     return spec, ThreatModel(config.eps, PROTOCOLS[config.EVAL.protocol], config.RUN.seed)
 
 

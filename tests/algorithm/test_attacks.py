@@ -14,7 +14,7 @@ from lib.algorithm.early_exit import Queue
 from lib.algorithm.losses import ATTACK_LOSS
 from lib.algorithm.pgd import attacking, project, random_start
 from lib.algorithm.pgd_attack import PGDAttack
-from lib.algorithm.protocols import FREEAT, PROTOCOLS, AttackSpec, ThreatModel
+from lib.algorithm.protocols import FREEAT, PROTOCOLS, PGDSpec, ThreatModel
 from lib.algorithm.seeds import derived_seed
 from models.hypersphere import HypersphereHead
 from utils.config import schema
@@ -61,15 +61,13 @@ def batch(model: nn.Module) -> DeviceBatch:
 
 
 def run(
-    model: nn.Module, batch: DeviceBatch, spec: AttackSpec, threat: ThreatModel, size: int
+    model: nn.Module, batch: DeviceBatch, spec: PGDSpec, threat: ThreatModel, size: int
 ) -> dict:
     """Outcomes by index: (robust, robust5, adversarial image)."""
     parts = zip(*(field.split(size) for field in batch), strict=True)
     found = {}
     with attacking(model):
-        for outcome in PGDAttack(model, spec, threat).run(
-            (DeviceBatch(*part) for part in parts), size
-        ):
+        for outcome in PGDAttack(model, spec, threat).run(DeviceBatch(*part) for part in parts):
             for i, robust, robust5, image in zip(
                 outcome.indices.tolist(),
                 outcome.robust.tolist(),
@@ -131,7 +129,7 @@ def plain_loop(
 @pytest.mark.parametrize("protocol", ["freeat", "paper"])
 def test_last_iterate_protocols(model: nn.Module, batch: DeviceBatch, protocol: str) -> None:
     threat = ThreatModel(EPS, PROTOCOLS[protocol], seed=3)
-    found = run(model, batch, AttackSpec("pgd", 4, STEP), threat, IMAGES)
+    found = run(model, batch, PGDSpec(4, STEP), threat, IMAGES)
     *_, last = plain_loop(model, batch, 4, protocol)
     with torch.no_grad():
         logits = model(last)
@@ -152,7 +150,7 @@ def test_paper_protocol_leaves_the_ball_that_freeat_keeps(model, batch) -> None:
 
 @pytest.mark.parametrize("restarts", [1, 2])
 def test_standard_counts_every_iterate_of_every_restart(model, batch, restarts: int) -> None:
-    spec = AttackSpec("pgd", 4, STEP, "ce", restarts)
+    spec = PGDSpec(4, STEP, "ce", restarts)
     found = run(model, batch, spec, ThreatModel(EPS, seed=3), 4)
     right = torch.ones(IMAGES, dtype=torch.bool)
     for restart in range(restarts):
@@ -167,7 +165,7 @@ def test_standard_counts_every_iterate_of_every_restart(model, batch, restarts: 
 @pytest.mark.parametrize("protocol", ["standard", "freeat", "paper"])
 @pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
 def test_exact_under_any_batch_size_and_inside_the_ball(model, batch, protocol, loss) -> None:
-    spec, threat = AttackSpec("pgd", 3, STEP, loss), ThreatModel(EPS, PROTOCOLS[protocol], seed=3)
+    spec, threat = PGDSpec(3, STEP, loss), ThreatModel(EPS, PROTOCOLS[protocol], seed=3)
     results = [run(model, batch, spec, threat, size) for size in (1, 4, IMAGES)]
     for other in results[1:]:
         for i in batch.indices.tolist():
@@ -182,7 +180,7 @@ def test_exact_under_any_batch_size_and_inside_the_ball(model, batch, protocol, 
 
 
 def test_a_misclassified_image_is_one_that_fools_the_network(model, batch) -> None:
-    found = run(model, batch, AttackSpec("pgd", 6, STEP, "margin"), ThreatModel(EPS, seed=3), 5)
+    found = run(model, batch, PGDSpec(6, STEP, "margin"), ThreatModel(EPS, seed=3), 5)
     with torch.no_grad():
         for i, label in zip(batch.indices.tolist(), batch.labels, strict=True):
             robust, _, image = found[i]
@@ -190,7 +188,7 @@ def test_a_misclassified_image_is_one_that_fools_the_network(model, batch) -> No
 
 
 def test_low_precision_search_is_judged_in_full(model, batch) -> None:
-    spec = AttackSpec("pgd", 6, STEP)
+    spec = PGDSpec(6, STEP)
     single = model.float()
     images = DeviceBatch(batch.images.float(), batch.labels, batch.indices)
     found = run(single, images, spec, ThreatModel(EPS, seed=3, precision="bf16"), 5)
@@ -204,9 +202,9 @@ def test_low_precision_search_is_judged_in_full(model, batch) -> None:
 
 def test_the_scale_changes_what_cross_entropy_ascends(model, batch) -> None:
     threat = ThreatModel(EPS, FREEAT, seed=3)
-    own = run(model, batch, AttackSpec("pgd", 3, STEP), threat, IMAGES)
-    same = run(model, batch, AttackSpec("pgd", 3, STEP, scale=10.0), threat, IMAGES)
-    unscaled = run(model, batch, AttackSpec("pgd", 3, STEP, scale=1.0), threat, IMAGES)
+    own = run(model, batch, PGDSpec(3, STEP), threat, IMAGES)
+    same = run(model, batch, PGDSpec(3, STEP, scale=10.0), threat, IMAGES)
+    unscaled = run(model, batch, PGDSpec(3, STEP, scale=1.0), threat, IMAGES)
     first = int(batch.indices[0])
     assert torch.allclose(own[first][2], same[first][2])
     assert not torch.allclose(own[first][2], unscaled[first][2])
@@ -217,7 +215,7 @@ def test_mode_and_gradients_are_restored(model, batch) -> None:
     model.layer1.eval()
     model.layer2[0].weight.requires_grad_(False)
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    run(model, batch, AttackSpec("pgd", 1, STEP), ThreatModel(EPS), IMAGES)
+    run(model, batch, PGDSpec(1, STEP), ThreatModel(EPS), IMAGES)
     assert model.training
     assert not model.layer1.training
     assert not model.layer2[0].weight.requires_grad

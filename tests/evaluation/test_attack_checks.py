@@ -9,15 +9,15 @@ from torch import nn
 from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.pgd import attacking
 from lib.algorithm.pgd_attack import PGDAttack
-from lib.algorithm.protocols import PROTOCOLS, AttackSpec, ThreatModel
+from lib.algorithm.protocols import PROTOCOLS, AutoAttackSpec, PGDSpec, ThreatModel
 from lib.evaluation.checks import check_attacks, output_warnings
-from lib.evaluation.validation import attack_rows, clean_rows
+from lib.evaluation.validation import AttackRow, CleanRow, attack_rows, clean_rows
 
 EPS, STEP, SIZE = 0.1, 0.02, 8
 SPECS = [
-    AttackSpec("pgd", 3, STEP),
-    AttackSpec("pgd", 10, STEP),
-    AttackSpec("pgd", 10, STEP, "margin"),
+    PGDSpec(3, STEP),
+    PGDSpec(10, STEP),
+    PGDSpec(10, STEP, "margin"),
 ]
 
 
@@ -67,7 +67,7 @@ def warnings_of(model: nn.Module, batch: DeviceBatch, specs=SPECS, protocol="fre
         rows[spec.name] = {}
         with attacking(model):
             for outcome in PGDAttack(model, spec, ThreatModel(EPS, PROTOCOLS[protocol])).run(
-                [batch], 40
+                [batch]
             ):
                 rows[spec.name].update(attack_rows(outcome))
     return check_attacks(rows, specs)
@@ -100,11 +100,11 @@ def test_more_steps_that_break_fewer_images(batch: DeviceBatch) -> None:
             right_way = self.passes <= 3
             return logits if right_way else 2 * logits.detach() - logits
 
-    def fresh(spec: AttackSpec) -> dict:
+    def fresh(spec: PGDSpec) -> dict:
         model, rows = Flip(), {}
         with attacking(model):
             for outcome in PGDAttack(model, spec, ThreatModel(EPS, PROTOCOLS["freeat"])).run(
-                [batch], 40
+                [batch]
             ):
                 rows.update(attack_rows(outcome))
         return rows
@@ -127,3 +127,16 @@ def test_random_outputs(batch: DeviceBatch) -> None:
 def test_probabilities(batch: DeviceBatch) -> None:
     found = output_warnings(Probabilities(), batch.images)
     assert any("probabilities" in warning for warning in found)
+
+
+def test_square_alone_breaking_images() -> None:
+    clean = {i: CleanRow(0, True, True, 0.0) for i in range(1000)}
+
+    def broken_by_square(count: int) -> list[str]:
+        survived = {i: 3 if i < count else 4 for i in range(1000)}
+        rows = {i: AttackRow(0, s == 4, True, False, s) for i, s in survived.items()}
+        return check_attacks({"clean": clean, "autoattack": rows}, [AutoAttackSpec()])
+
+    assert broken_by_square(2) == []
+    (warning,) = broken_by_square(3)
+    assert "broke 3 images" in warning

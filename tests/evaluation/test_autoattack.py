@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import re
 import sys
@@ -12,13 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lib.evaluation.autoattack import (
-    STANDARD,
-    attack_chunk,
-    chunk_seed,
-    square_warnings,
-    standard_version,
-)
+from lib.algorithm.batch import DeviceBatch, Outcome
+from lib.algorithm.pgd import attacking
+from lib.algorithm.protocols import AutoAttackSpec, ThreatModel
+from lib.algorithm.seeds import derived_seed
+from lib.evaluation.autoattack import AutoAttack, package_attack, require_classes
 from utils.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -27,8 +24,8 @@ pyautoattack = pytest.importorskip("pyautoattack")
 
 EPS = 20 / 255  # about a third of the digits survive
 FATAL = 0.75  # nothing survives the first attack, so a run takes a fraction of a second
-SEED = 11
-BATCH = 16
+STANDARD = AutoAttackSpec()
+SEED, FIRST = 11, 1500  # of the evaluation; of the chunk
 
 
 class TinyHypersphere(nn.Module):
@@ -83,10 +80,24 @@ def chunk(digits) -> tuple[torch.Tensor, torch.Tensor]:
     return digits[0][1500:1530], digits[1][1500:1530]
 
 
+def attack(model: nn.Module, images, labels, first: int = FIRST, **threat) -> Outcome:
+    """AutoAttack on one chunk."""
+    (outcome,) = attack_all(model, images, labels, first, **threat)[0]
+    return outcome
+
+
+def attack_all(model, images, labels, first=FIRST, spec=STANDARD, **threat):
+    """Its outcomes and warnings."""
+    batch = DeviceBatch(images, labels, torch.arange(first, first + len(labels)))
+    runner = AutoAttack(model, spec, ThreatModel(**{"eps": FATAL, "seed": SEED} | threat))
+    with attacking(model):
+        return list(runner.run([batch])), runner.warnings
+
+
 @pytest.fixture(scope="module")
 def outcome(model, chunk):
     images = chunk[0].contiguous(memory_format=torch.channels_last)  # the package cannot take it
-    return attack_chunk(model, images, chunk[1], eps=EPS, seed=SEED, batch_size=BATCH)
+    return attack(model, images, chunk[1], eps=EPS)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +111,9 @@ def direct(model, chunk):
     logger.setLevel(logging.DEBUG)
     try:
         with torch.random.fork_rng():
-            package = pyautoattack.AutoAttack(model.eval(), eps=EPS, seed=SEED, device="cpu")
-            found, predicted = package.run_standard_evaluation(*chunk, batch_size=BATCH)
+            seed = derived_seed(SEED, FIRST)
+            package = pyautoattack.AutoAttack(model.eval(), eps=EPS, seed=seed, device="cpu")
+            found, predicted = package.run_standard_evaluation(*chunk, batch_size=len(chunk[1]))
     finally:
         logger.setLevel(logging.NOTSET)
         logger.removeHandler(handler)
@@ -118,9 +130,10 @@ def test_every_image_ends_as_in_the_package(outcome, direct, chunk):
 
 
 def test_accuracy_after_each_attack_is_the_packages(outcome, direct, chunk):
-    assert list(outcome.robust_after) == list(STANDARD) == list(direct[2])
-    for attack, robust in outcome.robust_after.items():
-        assert 100 * robust.float().mean().item() == pytest.approx(direct[2][attack], abs=0.005)
+    assert list(direct[2]) == list(AutoAttackSpec().stages)
+    for number, accuracy in enumerate(direct[2].values(), 1):
+        robust = (outcome.stages_survived >= number).float().mean().item()
+        assert 100 * robust == pytest.approx(accuracy, abs=0.005)
 
 
 def test_it_is_at_or_below_pgd(outcome, model, chunk):
@@ -128,45 +141,41 @@ def test_it_is_at_or_below_pgd(outcome, model, chunk):
     generator = torch.Generator().manual_seed(0)
     x = images + (2 * torch.rand(images.shape, generator=generator) - 1) * EPS
     model.eval()
-    standing = model(images).argmax(1) == labels
+    robust = model(images).argmax(1) == labels
     for _ in range(50):
         x = x.clamp(0, 1).detach().requires_grad_()
         logits = model(x)
-        standing &= logits.argmax(1) == labels
+        robust &= logits.argmax(1) == labels
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels), x)
         x = torch.clamp(x + EPS / 4 * gradient.sign(), images - EPS, images + EPS)
-    standing &= model(x.clamp(0, 1)).argmax(1) == labels
-    assert int(outcome.robust.sum()) <= int(standing.sum())
+    robust &= model(x.clamp(0, 1)).argmax(1) == labels
+    assert int(outcome.robust.sum()) <= int(robust.sum())
 
 
 def test_what_it_returns_holds_on_the_network(outcome, model, chunk):
     images, labels = chunk
     model.eval()
     with torch.no_grad():
-        assert torch.equal(outcome.clean, model(images).argmax(1) == labels)
-        assert torch.equal(outcome.robust, model(outcome.adversarial).argmax(1) == labels)
+        clean = model(images).argmax(1) == labels
+        assert torch.equal(outcome.predictions, model(outcome.adversarial).argmax(1))
+    assert torch.equal(outcome.robust, outcome.predictions == labels)
+    assert torch.equal(outcome.robust, outcome.stages_survived == 4)
     distance = (outcome.adversarial - images).abs().amax(dim=(1, 2, 3))
     assert distance.max() <= EPS + 1e-6
     assert outcome.adversarial.min() >= 0
     assert outcome.adversarial.max() <= 1
-    untouched = outcome.robust | ~outcome.clean
-    assert torch.equal(distance == 0, untouched)
-    survivors = [outcome.clean, *outcome.robust_after.values()]
-    assert all(bool((~late | early).all()) for early, late in itertools.pairwise(survivors))
+    assert torch.equal(distance == 0, outcome.robust | ~clean)
 
 
-def test_outcome_depends_on_the_seed_alone(model, chunk):
+def test_outcome_depends_on_the_seed_and_the_chunk_alone(model, chunk):
     images, labels = chunk[0][:6], chunk[1][:6]
-    seed = chunk_seed(5, 1500)
     torch.manual_seed(1)
-    first = attack_chunk(model, images, labels, eps=FATAL, seed=seed, batch_size=6)
+    first = attack(model, images, labels)
     torch.rand(7)
-    second = attack_chunk(model, images, labels, eps=FATAL, seed=seed, batch_size=6)
-    other = chunk_seed(5, 1506)
-    third = attack_chunk(model, images, labels, eps=FATAL, seed=other, batch_size=6)
+    second = attack(model, images, labels)
     assert torch.equal(first.adversarial, second.adversarial)
-    assert not torch.equal(first.adversarial, third.adversarial)
-    assert len({chunk_seed(s, i) for s in range(3) for i in range(3)}) == 9
+    for other in (attack(model, images, labels, first=7), attack(model, images, labels, seed=1)):
+        assert not torch.equal(first.adversarial, other.adversarial)
 
 
 def test_it_leaves_no_trace(model, chunk):
@@ -174,7 +183,7 @@ def test_it_leaves_no_trace(model, chunk):
     model.weight.requires_grad_(False)
     before = torch.get_rng_state()
     trace = sys.gettrace()
-    attack_chunk(model, chunk[0][:4], chunk[1][:4], eps=FATAL, seed=1, batch_size=4)
+    attack(model, chunk[0][:4], chunk[1][:4])
     assert torch.equal(torch.get_rng_state(), before)
     assert sys.gettrace() is trace
     assert all(module.training for module in model.modules())
@@ -184,20 +193,36 @@ def test_it_leaves_no_trace(model, chunk):
     model.weight.requires_grad_(True)
 
 
-def test_progress_is_told_after_each_attack(model, chunk):
-    told = []
-    record = {"progress": lambda *each: told.append(each)}
-    attack_chunk(model, *chunk, eps=FATAL, seed=1, batch_size=30, **record)
-    assert told == [(attack, 0) for attack in STANDARD]
-
-
 def test_a_network_in_double_precision(model, chunk):
     images, labels = chunk[0][:4], chunk[1][:4]
-    plain = attack_chunk(model, images, labels, eps=FATAL, seed=1, batch_size=4)
-    double = copy_of(model).double()
-    wide = attack_chunk(double, images.double(), labels, eps=FATAL, seed=1, batch_size=4)
-    assert torch.equal(wide.clean, plain.clean)
+    plain = attack(model, images, labels)
+    wide = attack(copy_of(model).double(), images.double(), labels)
     assert torch.equal(wide.robust, plain.robust)
+
+
+def test_search_in_low_precision_is_judged_in_full(model, chunk, outcome):
+    images, labels = chunk
+    found = attack(model, images, labels, eps=EPS, precision="bf16")
+    with torch.no_grad(), attacking(model):
+        assert torch.equal(found.robust, model(found.adversarial).argmax(1) == labels)
+    assert (found.robust != outcome.robust).sum() <= 1
+    assert not torch.equal(found.adversarial, outcome.adversarial)
+
+
+def test_what_only_low_precision_takes_for_misclassified_is_attacked_again(model, chunk, outcome):
+    class Broken(nn.Module):
+        """Answers nonsense under autocast."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = copy_of(model)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits = self.inner(images)
+            return logits.roll(1, dims=1) if torch.is_autocast_enabled("cpu") else logits
+
+    found = attack(Broken(), *chunk, eps=EPS, precision="bf16")
+    assert torch.equal(found.robust, outcome.robust)
 
 
 def copy_of(model: TinyHypersphere) -> TinyHypersphere:
@@ -211,21 +236,21 @@ def test_fewer_classes_than_ten_take_fewer_targets(digits):
     few = digits[1][1500:] < 4
     images, labels = digits[0][1500:][few][:2], digits[1][1500:][few][:2]
     with torch.random.fork_rng():
-        adversary = standard_version(small, 4, 0.01, 1, torch.device("cpu"))
+        adversary = package_attack(small, 4, 0.01, 1, torch.device("cpu"))
         adversary.fab.targeted = True
         for attack in (adversary.apgd_targeted, adversary.fab):  # they run past the last class
             assert torch.equal(attack.perturb(images, labels), images)  # too near to be fooled
 
 
-def test_three_classes_are_refused(chunk):
+def test_three_classes_are_refused():
     with pytest.raises(UserError, match=r"needs 4 classes or more.*this network has 3"):
-        attack_chunk(TinyHypersphere(3), *chunk, eps=EPS, seed=1, batch_size=8)
+        require_classes(3)
 
 
 def test_a_missing_package_is_named(model, chunk, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(UserError, match=r"pyautoattack; pip install -r requirements-extra\.txt"):
-        attack_chunk(model, *chunk, eps=EPS, seed=1, batch_size=8)
+        attack(model, *chunk)
 
 
 def test_the_packages_warnings_are_kept(model, chunk, capfd):
@@ -238,25 +263,17 @@ def test_the_packages_warnings_are_kept(model, chunk, capfd):
             logits = self.inner(images)
             return logits + 0.1 * torch.randn_like(logits)
 
-    noisy = attack_chunk(Noisy(), *chunk, eps=FATAL, seed=1, batch_size=30)
-    assert any("randomized" in warning for warning in noisy.warnings)
+    _, warnings = attack_all(Noisy(), *chunk)
+    assert any("randomized" in warning for warning in warnings)
     assert "randomized" not in capfd.readouterr().err
-    sound = attack_chunk(model, *chunk, eps=FATAL, seed=1, batch_size=30)
-    assert sound.warnings == ()
-
-
-def test_square_alone_breaking_images_is_told():
-    after = {"apgd-ce": 600, "apgd-t": 510, "fab-t": 500, "square": 498}
-    assert square_warnings(after, 1000) == []
-    (warning,) = square_warnings(after | {"square": 497}, 1000)
-    assert "3 images" in warning
+    assert attack_all(model, *chunk)[1] == set()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu(model, chunk):
     there = copy_of(model).cuda().to(memory_format=torch.channels_last)
     before = torch.cuda.get_rng_state()
-    outcome = attack_chunk(there, *chunk, eps=EPS, seed=SEED, batch_size=BATCH, device="cuda")
+    outcome = attack(there, chunk[0].cuda(), chunk[1].cuda(), eps=EPS)
     assert torch.equal(torch.cuda.get_rng_state(), before)
     there.eval()
     with torch.no_grad():

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from PIL import Image
 from torch import nn
 from torchvision import datasets, transforms
 
+from lib.algorithm.pgd_attack import PGDAttack
 from lib.data.datasets import ImageBatches, eval_transform
 from lib.data.folders import read_split
 from lib.data.loader import to_device
@@ -474,17 +476,17 @@ def test_a_killed_evaluation_goes_on(
     assert process.wait() == -signal.SIGKILL
     assert not (FOLDER / f"{LONG_NAME}.json").exists()
 
-    worked, pgd = [], AttackEvaluation.pgd
+    worked, run = [], PGDAttack.run
 
     def no_clean_pass(*_: object) -> None:
         raise AssertionError("this was done before")
 
-    def spy(self: AttackEvaluation, positions: list[int], spec: Any) -> Any:
-        worked.append(spec.name)
-        return pgd(self, positions, spec)
+    def spy(self: PGDAttack, batches: Any) -> Any:
+        worked.append(self.spec.name)
+        return run(self, batches)
 
     monkeypatch.setattr(AttackEvaluation, "clean", no_clean_pass)
-    monkeypatch.setattr(AttackEvaluation, "pgd", spy)
+    monkeypatch.setattr(PGDAttack, "run", spy)
     evaluate(digits, "-e", "--resume", BEST, *LONG)
     assert worked == ["pgd20-margin"]
     assert text(LONG_NAME) == uninterrupted
@@ -517,6 +519,10 @@ def test_a_signal_in_the_midst_of_an_attack(
     done = evaluate(digits, "-e", "--resume", BEST, *LONG)
     assert "PGD-20 (margin): " in done.out
     assert "images were done before" in done.out
+    progress = re.findall(r"PGD-20 .* ([\d.]+) % robust so far, (\d+) images still", done.out)
+    (entry,) = [a for a in result(LONG_NAME)["attacks"] if a["name"] == "pgd20-margin"]
+    assert progress[-1] == (f"{100 * entry['top1']['accuracy']:.2f}", "0")
+    assert all(float(robust) > 0 for robust, _ in progress)
     assert text(LONG_NAME) == uninterrupted
     assert not list(FOLDER.glob("*.jsonl"))
 
