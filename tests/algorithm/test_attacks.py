@@ -17,7 +17,7 @@ from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.protocols import FREEAT, PROTOCOLS, PGDSpec, ThreatModel
 from lib.algorithm.seeds import derived_seed
 from models.hypersphere import HypersphereHead
-from utils.config import schema
+from utils.config import readers, schema
 
 EPS, STEP, SIZE, CLASSES, IMAGES = 8 / 255, 2 / 255, 16, 5, 11
 
@@ -228,7 +228,7 @@ def test_mode_and_gradients_are_restored(model, batch) -> None:
 
 def test_the_configuration_knows_every_protocol_and_loss() -> None:
     assert tuple(PROTOCOLS) == schema.PROTOCOLS
-    assert set(ATTACK_LOSS) == set(schema.ATTACK_LOSSES)
+    assert set(ATTACK_LOSS) == set(readers.ATTACK_LOSSES)
 
 
 def test_queue_hands_out_every_image_once() -> None:
