@@ -122,7 +122,7 @@ def load_images(
     options = config.OPTIONS
     tree, total = whole, len(whole.files)
     description, tag = f"all {total} images", ""
-    if options.n_examples:
+    if options.n_examples and options.n_examples < total:
         tree = whole.subset(evenly_spread(total, options.n_examples))
         description = f"{len(tree.files)} evenly spread of {total} images"
         tag = f"_n{len(tree.files)}"

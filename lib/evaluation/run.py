@@ -32,6 +32,7 @@ from lib.evaluation.validation import EvaluationData
 from lib.imagenet_c.corruptions import choose_corruptions
 from lib.imagenet_c.evaluation import evaluate_imagenet_c
 from lib.imagenet_c.scan import find_folders
+from utils.config.ignored import ignored_settings
 from utils.config.schema import Config
 from utils.distributed.context import DistributedContext
 from utils.logging import Logger
@@ -48,9 +49,9 @@ def evaluate(config: Config, context: DistributedContext) -> None:
     if hasattr(signal, "SIGUSR1"):  # "save": everything finished is on the disk already
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     logger = Logger(context.is_main)
-    if config.OPTIONS.print_gradients:
-        logger.warning("--print_gradients is ignored: gradient norms are measured in training")
     evaluated = context.run_and_share_errors(lambda: load_evaluated_model(config, context.device))
+    for warning in ignored_settings(config, evaluated.settings.hypersphere):
+        logger.warning(warning)
     config = with_sizes_of(config, evaluated)
     imagenet, imagenet_c = data_folders(config)
     if config.OPTIONS.eva_on_imagenet_c:  # before hours of attacks, perhaps
@@ -117,6 +118,8 @@ def evaluate_attacks(
         stem = stem.with_name(f"{stem.name}_cascade")
     provenance = make_provenance(config, evaluated, subset, context)
     announce(evaluated, f"attacks on {subset['description']} of {data}/val", logger)
+    if options.n_examples and options.n_examples > subset["n"]:
+        logger.warning(f"--n_examples {options.n_examples}: there are only {subset['n']} images")
     if not again and is_done(stem, provenance):
         logger.info(f"{stem}.json holds this evaluation already")
         return

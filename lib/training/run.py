@@ -15,6 +15,7 @@ from lib.training.gradient_table import write_rows
 from lib.training.loop import epoch_lr, stop_run, train_one_epoch
 from lib.training.setup import assemble, require_same_start, set_up
 from lib.training.state import Run, begin_epoch, epoch_totals, save
+from utils.config.ignored import ignored_settings
 from utils.config.schema import Config
 from utils.config.yaml_files import dump_yaml
 from utils.distributed.context import DistributedContext
@@ -79,6 +80,8 @@ def announce(run: Run) -> None:
         f" batch {run.order.batch_size}, {train.precision},"
         f" {run.context.world_size} x {run.context.device.type}; run folder {run.folder}"
     )
+    for warning in ignored_settings(run.config, run.model_settings.hypersphere):
+        run.logger.warning(warning)
 
 
 def train_all_epochs(run: Run) -> None:

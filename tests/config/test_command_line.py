@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT, Run
 
 from utils.config.command_line import parse_command_line
+from utils.config.ignored import ignored_settings
 from utils.config.schema import Config
 from utils.errors import UserError
 
@@ -230,6 +231,47 @@ def test_wrong_arguments(script: str, arguments: str, words: list[str]) -> None:
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "hypersphere", "ignored"),
+    [
+        ("main_free", "--s_HE 64", False, ["--s_HE"]),
+        ("main_free", "--s_HE 64 --angular_margin_HE 0.1 --WN", True, []),
+        ("main_free", "--s_HE 10", False, []),  # what it is anyway
+        ("main_free", "--angular_margin_HE 0.1", False, ["--angular_margin_HE"]),
+        ("main_free", "--pretrained --resume w.pth", False, ["--pretrained"]),
+        ("main_free", "--pretrained --resume auto", False, []),  # for the first start
+        ("main_free", "--attack pgd3 --n_examples 5 --save_images 2", False, []),  # at the end
+        ("main_free", "--set TRAIN.gradient_every=3", False, ["TRAIN.gradient_every"]),
+        ("main_free", "--set TRAIN.gradient_every=3 --print_gradients", False, []),
+        ("main_free", "--set TRAIN.select_examples=9", False, ["TRAIN.select_examples"]),
+        ("main_free", "-e --resume w.pth --overwrite no --tensorboard", False, ["--tensorboard"]),
+        ("evaluate", "-e --resume w.pth --print_gradients --overwrite", True,
+         ["--print_gradients", "--overwrite"]),
+        ("evaluate", "-e --resume w.pth --s_HE 64", True, []),
+        ("evaluate", "-e --resume w.pth --corruptions fog --clean_accuracy 0.5", True,
+         ["--corruptions", "--clean_accuracy"]),
+        ("evaluate", "--eva_on_imagenet_c --resume w.pth --attack pgd3 --save_images 2", True,
+         ["--attack", "--save_images"]),
+    ],
+)  # fmt: skip
+def test_what_is_given_in_vain_is_said(
+    script: str, arguments: str, hypersphere: bool, ignored: list[str]
+) -> None:
+    lines = ignored_settings(parse(script, *arguments.split()), hypersphere)
+    assert sorted(line.partition(" is ignored: ")[0] for line in lines) == sorted(ignored)
+
+
+def test_tilde_is_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "mine.yml").write_text("DATA: {imagenet: ~/data, imagenet_c: ~/c}\n")
+    arguments = ("-e", "-c", "~/mine.yml", "--resume", "~/w.pth", "--image_ids", "~/w.pth")
+    config = parse("evaluate", *arguments)
+    assert (config.DATA.imagenet, config.DATA.imagenet_c) == (f"{folder}/data", f"{folder}/c")
+    assert (config.OPTIONS.resume, config.OPTIONS.image_ids) == (f"{folder}/w.pth",) * 2
+    config = parse("evaluate", "~/data", *arguments)
+    assert (config.OPTIONS.data, config.DATA.imagenet) == (f"{folder}/data",) * 2
 
 
 def test_configuration_is_frozen_and_complete() -> None:

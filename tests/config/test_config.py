@@ -156,6 +156,45 @@ def test_files_that_hold_something_else(text: str, words: list[str], tmp_path: P
         assert word in line
 
 
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, name in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "aliases unfold too far"),  # to ten thousand million numbers
+        ("TRAIN: " + "[" * 20_000, "nested too deeply"),
+        ("TRAIN: {lr: " + "[" * 900 + "]" * 900 + "}", "nested too deeply"),
+        ("TRAIN: {lr: &a [*a]}", "TRAIN.lr: [[...]] is not a number"),
+        ("TRAIN: {lr: 2001-13-45}", "month must be in 1..12"),
+        ("TRAIN: {epochs: " + "9" * 5000 + "}", "Exceeds the limit"),
+        ("TRAIN: {epochs: " + "9" * 400 + "}", "is not a number"),
+        ("TRAIN: {lr: '" + "9" * 400 + "/3'}", "is not a number"),
+        ("TRAIN: {arch: [" + "resnet18, " * 2000 + "]}", "is not one of"),
+        ('TRAIN: {"l\\nr": 1}', r"TRAIN.'l\nr': unknown key"),
+        ('"TRAIN\\e[2J": {lr: 1}', r"unknown section 'TRAIN\x1b[2J'"),
+        ('RUN: {output_prefix: "a\\nb"}', "cannot be printed"),
+    ],
+)
+def test_hostile_files_are_one_short_line(text: str, words: str, tmp_path: Path) -> None:
+    (line,) = problems(text, tmp_path)
+    assert words in line
+    assert line.isprintable()
+    assert len(line) < 400
+
+
+def test_aliases_and_text_of_every_script_are_fine(tmp_path: Path) -> None:
+    text = "TRAIN: {epochs: &n 8}\nADV: {n_repeats: *n}\nRUN: {output_prefix: gr\u00f6\u00dfe}\n"
+    config = resolve(text, tmp_path, DATA__imagenet="/d/caf\udce9")  # not UTF-8 on the disk
+    assert (config.TRAIN.epochs, config.ADV.n_repeats) == (8, 8)
+    again = merge(read_yaml(write(tmp_path, dump_yaml(config))))
+    assert again == config
+    assert again.DATA.imagenet == "/d/caf\udce9"
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00binary", None])
 def test_unreadable_files(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "some.yml"
@@ -226,6 +265,8 @@ def test_a_key_twice_is_refused(tmp_path: Path) -> None:
         ("TRAIN.start_epoch", 23, "leaves nothing to train"),
         ("ADV.clip_eps", 256, "more than DATA.max_color_value 255"),
         ("ADV.fgsm_step", 300, "more than DATA.max_color_value 255"),
+        ("ADV.clip_eps", 0.0314, "less than a tenth of a grey level"),
+        ("ADV.fgsm_step", 4 / 255, "in which 4/255 of the range is 4"),
         ("ADV.clip_eps", None, "not a number"),
         ("ADV.pgd_attack", [], "not a list of [steps, step size]"),
         ("ADV.pgd_attack", [10, 0.004], "is not [steps, step size]"),

@@ -288,6 +288,13 @@ def test_n_examples(digits: Path) -> None:
     assert "10 evenly spread of 36 images" in done.out
 
 
+def test_more_examples_than_images_are_all_images(digits: Path) -> None:
+    done = evaluate(digits, "-e", "--resume", BEST, "--n_examples", "5000", "--attack", "pgd1")
+    found = result("attack_standard_pgd1")["provenance"]["subset"]
+    assert (found["description"], found["n"]) == ("all 36 images", 36)
+    assert "warning: --n_examples 5000: there are only 36 images" in done.out
+
+
 def test_image_ids(digits: Path) -> None:
     every = sorted(str(p.relative_to(digits / "val")) for p in (digits / "val").glob("*/*"))
     chosen = [every[30], every[2], every[11]]

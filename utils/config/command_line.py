@@ -13,7 +13,7 @@ import yaml
 from utils.config.merge import Given, merge
 from utils.config.parser import build_parser, flags_of_settings
 from utils.config.schema import SCHEMA, Config, Options, Source
-from utils.config.yaml_files import read_yaml
+from utils.config.yaml_files import PlainLoader, read_yaml
 from utils.errors import UserError
 from utils.storage.run_folder import find_checkpoint
 
@@ -42,10 +42,11 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
     if found["data"] is not None:
         given.append(Given("DIR", "OPTIONS", "data", found["data"], Source.COMMAND_LINE))
         given += data_setting(found["data"], found["evaluate"], found.get("eva_on_imagenet_c"))
+    file = os.path.expanduser(found["config"] or DEFAULT_CONFIG)
     config = merge(
-        read_yaml(found["config"] or str(DEFAULT_CONFIG)),
+        read_yaml(file),
         given,
-        os.path.basename(found["config"] or DEFAULT_CONFIG),
+        os.path.basename(file),
         Source.GIVEN_FILE if found["config"] else Source.DEFAULT_FILE,
         script,
         shlex.join(["python", f"{script}.py", *arguments]),
@@ -87,8 +88,8 @@ def typed(section: str, key: str, raw: str) -> object:
     except ValueError:
         pass  # a list, or something wrong that merge explains
     try:
-        return yaml.safe_load(raw)
-    except yaml.YAMLError:
+        return yaml.load(raw, PlainLoader)
+    except (yaml.YAMLError, ValueError, OverflowError):
         return raw
 
 
@@ -113,7 +114,7 @@ def check_options(options: Options) -> None:
         raise UserError("-e needs weights: give --resume PATH, or --pretrained")
     if options.n_examples and options.image_ids:
         raise UserError("--n_examples and --image_ids both choose the images; give one")
-    if options.overwrite and options.resume:
+    if options.overwrite and options.resume and not options.evaluating:
         raise UserError("--overwrite starts from scratch and --resume continues; give one")
 
 

@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from utils.config.readers import one_line, show
 from utils.config.schema import OPTIONS, SCHEMA, SECTIONS, Config, Options, Setting, Source
 from utils.errors import UserError
 
@@ -72,12 +73,13 @@ def flatten(
     found = []
     for section, keys in content.items():
         if section not in SCHEMA:
-            problems.append(f"{file}: unknown section {section}{nearest(section, SCHEMA)}")
+            name = one_line(section)
+            problems.append(f"{file}: unknown section {name}{nearest(section, SCHEMA)}")
         elif not isinstance(keys, Mapping):
-            problems.append(f"{file}: {section} must hold keys, not {keys!r}")
+            problems.append(f"{file}: {section} must hold keys, not {show(keys)}")
         else:
             found += [
-                Given(f"{file}: {section}.{key}", section, str(key), value, source)
+                Given(f"{file}: {section}.{one_line(key)}", section, str(key), value, source)
                 for key, value in keys.items()
             ]
     return found
@@ -110,19 +112,17 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 
 def contradictions(config: Config) -> list[str]:
     """Values that are fine alone and impossible together."""
-    problems = []
     train, adv, data = config.TRAIN, config.ADV, config.DATA
+    problems = [
+        wrong
+        for key in ("clip_eps", "fgsm_step")
+        if (wrong := wrong_unit(key, getattr(adv, key), data.max_color_value))
+    ]
     if data.crop_size > data.img_size:
         problems.append(
             f"DATA.crop_size {data.crop_size} is larger than DATA.img_size {data.img_size}, the"
             " shorter side that evaluation crops from"
         )
-    for key, value in (("clip_eps", adv.clip_eps), ("fgsm_step", adv.fgsm_step)):
-        if value > data.max_color_value:
-            problems.append(
-                f"ADV.{key} {value:g} is more than DATA.max_color_value"
-                f" {data.max_color_value:g}, the whole range of colours; both have the same unit"
-            )
     if train.start_epoch >= config.passes:
         problems.append(
             f"TRAIN.start_epoch {train.start_epoch} leaves nothing to train: TRAIN.epochs"
@@ -132,3 +132,22 @@ def contradictions(config: Config) -> list[str]:
     if train.select == "pgd" and adv.clip_eps == 0:
         problems.append("TRAIN.select: pgd attacks within ADV.clip_eps, which is 0")
     return problems
+
+
+def wrong_unit(key: str, value: float, unit: float) -> str:
+    """What is wrong with an eps or step that is in another unit than max_color_value, or nothing.
+
+    0.0314, which is 8/255 in units of the range [0, 1], would train within 0.03 of 255 grey
+    levels, and nothing else would look amiss.
+    """
+    if value > unit:
+        return (
+            f"ADV.{key} {value:g} is more than DATA.max_color_value {unit:g}, the whole range of"
+            " colours; both have the same unit"
+        )
+    if 0 < value < unit / 2550:
+        return (
+            f"ADV.{key} {value:g} is less than a tenth of a grey level; its unit is"
+            f" DATA.max_color_value {unit:g}, in which 4/255 of the range is {4 * unit / 255:.4g}"
+        )
+    return ""

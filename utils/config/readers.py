@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -20,6 +21,17 @@ class PgdRow(NamedTuple):
     restarts: int = 1
 
 
+def show(value: object) -> str:
+    """A value in a message: one line, whatever it holds, and not a long one."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:80]}...{text[-10:]}"
+
+
+def one_line(key: object) -> str:
+    """A key in a message, without line breaks and escapes of the terminal."""
+    return key if isinstance(key, str) and key.isprintable() else show(key)
+
+
 def strict_bool(value: object) -> bool:
     """True/False, yes/no, 1/0, in any case; anything else is a ValueError."""
     word = str(value).strip().lower()
@@ -27,19 +39,19 @@ def strict_bool(value: object) -> bool:
         return True
     if word in ("false", "no", "0"):
         return False
-    raise ValueError(f"{value!r} is neither True nor False (yes/no and 1/0 work too)")
+    raise ValueError(f"{show(value)} is neither True nor False (yes/no and 1/0 work too)")
 
 
 def number(value: object) -> float:
     """A finite number; strings such as 1e-4 (text to YAML 1.1) and 1/255 are numbers too."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"{value!r} is not a number")
+        raise ValueError(f"{show(value)} is not a number")
     try:
         result = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{value!r} is not a number") from None
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise ValueError(f"{show(value)} is not a number") from None
     if not math.isfinite(result):
-        raise ValueError(f"{value!r} is not finite")
+        raise ValueError(f"{show(value)} is not finite")
     return result
 
 
@@ -50,7 +62,7 @@ def real(low: float, high: float = math.inf, *, above: bool = False) -> Callable
         result = number(value)
         if result < low or result > high or (above and result == low):
             bound = f"above {low:g}" if above else f"at least {low:g}"
-            raise ValueError(f"{value!r} must be {bound}" + limit(high))
+            raise ValueError(f"{show(value)} must be {bound}" + limit(high))
         return result
 
     return read
@@ -62,13 +74,13 @@ def whole(low: int, high: float = math.inf) -> Callable[[object], int]:
     def read(value: object) -> int:
         rounded = number(value)
         if rounded != int(rounded):
-            raise ValueError(f"{value!r} is not a whole number")
+            raise ValueError(f"{show(value)} is not a whole number")
         try:
             result = int(str(value))  # a float holds 53 bits, and a seed may have 63
         except ValueError:  # 8.0, or text such as 1e3
             result = int(rounded)
         if not low <= result <= high:
-            raise ValueError(f"{value!r} must be at least {low}" + limit(high))
+            raise ValueError(f"{show(value)} must be at least {low}" + limit(high))
         return result
 
     return read
@@ -84,7 +96,7 @@ def choice(options: Sequence[str]) -> Callable[[object], str]:
 
     def read(value: object) -> str:
         if value not in options:
-            raise ValueError(f"{value!r} is not one of {', '.join(options)}")
+            raise ValueError(f"{show(value)} is not one of {', '.join(options)}")
         return str(value)
 
     return read
@@ -93,22 +105,29 @@ def choice(options: Sequence[str]) -> Callable[[object], str]:
 def text(value: object) -> str:
     """A non-empty string."""
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{value!r} is not text")
+        raise ValueError(f"{show(value)} is not text")
     return value
+
+
+def path(value: object) -> str:
+    """A path; `~` is the home folder."""
+    return os.path.expanduser(text(value))
 
 
 def output_prefix(value: object) -> str:
     """Text that can be part of a folder's name."""
     name = text(value)
+    if not name.isprintable():
+        raise ValueError(f"{show(name)} holds characters that cannot be printed")
     if "/" in name or "\\" in name or name in (".", ".."):
-        raise ValueError(f"{name!r} becomes part of a folder's name, so it holds no slash")
+        raise ValueError(f"{show(name)} becomes part of a folder's name, so it holds no slash")
     return name
 
 
 def device(value: object) -> str:
     """The name of a kind of device; whether there is one here is for torch to say."""
     if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-        raise ValueError(f"{value!r} is not one of auto, cpu, cuda, cuda:1, mps")
+        raise ValueError(f"{show(value)} is not one of auto, cpu, cuda, cuda:1, mps")
     return value
 
 
@@ -121,7 +140,7 @@ def numbers(
     def read(value: object) -> tuple[float, ...]:
         if not isinstance(value, (list, tuple)) or count not in (None, len(value)):
             wanted = "a list of numbers" if count is None else f"a list of {count} numbers"
-            raise ValueError(f"{value!r} is not {wanted}")
+            raise ValueError(f"{show(value)} is not {wanted}")
         return tuple(one(entry) for entry in value)
 
     return read
@@ -130,19 +149,21 @@ def numbers(
 def pgd_rows(value: object) -> tuple[PgdRow, ...]:
     """The published form: a list of [steps, step size], then optionally loss and restarts."""
     if not isinstance(value, (list, tuple)) or not value:
-        raise ValueError(f"{value!r} is not a list of [steps, step size]")
+        raise ValueError(f"{show(value)} is not a list of [steps, step size]")
     return tuple(pgd_row(row) for row in value)
 
 
 def pgd_row(row: object) -> PgdRow:
     """[steps, step size in [0, 1], loss, restarts], with `ce` and 1 where they are left out."""
     if not isinstance(row, (list, tuple)) or not 2 <= len(row) <= 4:
-        raise ValueError(f"{row!r} is not [steps, step size] or [steps, step size, loss, restarts]")
+        raise ValueError(
+            f"{show(row)} is not [steps, step size] or [steps, step size, loss, restarts]"
+        )
     attack = PgdRow(*row)
     size = real(0, above=True)(attack.step_size)
     if size >= 0.5:
         raise ValueError(
-            f"the step size {size:g} of {list(row)!r} is in units of the range [0, 1], as"
+            f"the step size {size:g} of {show(list(row))} is in units of the range [0, 1], as"
             " published: write 1/255 for one grey level"
         )
     loss = choice(ATTACK_LOSSES)(attack.loss)

@@ -22,10 +22,10 @@ from utils.config.readers import (
     device,
     numbers,
     output_prefix,
+    path,
     pgd_rows,
     real,
     strict_bool,
-    text,
     whole,
     words,
 )
@@ -138,8 +138,8 @@ class Adv:
 class Data:
     """DATA: images, and how they become batches."""
 
-    imagenet: str = setting("data/ImageNet", text, "default DIR: holds train/ and val/")
-    imagenet_c: str = setting("data/ImageNet-C", text, "default DIR of --eva_on_imagenet_c")
+    imagenet: str = setting("data/ImageNet", path, "default DIR: holds train/ and val/")
+    imagenet_c: str = setting("data/ImageNet-C", path, "default DIR of --eva_on_imagenet_c")
     workers: int = setting(4, whole(0), "data loading processes, over all GPUs")
     batch_size: int = setting(256, whole(1), "images per minibatch, over all GPUs", resume="fixed")
     img_size: int = setting(
@@ -258,7 +258,7 @@ class Options:
     script: str = ""
     command: str = ""
     data: str | None = setting(
-        None, text, "data set; default DATA.imagenet of configs.yml", metavar="DIR"
+        None, path, "data set; default DATA.imagenet of configs.yml", metavar="DIR"
     )
     evaluate: bool = setting(
         False,
@@ -269,7 +269,7 @@ class Options:
     )
     resume: str = setting(
         "",
-        text,
+        path,
         "checkpoint, as given or under trained_models/; `auto` is this run's newest valid one",
         flags=("--resume",),
         metavar="PATH",
@@ -326,7 +326,7 @@ class Options:
     )
     image_ids: str | None = setting(
         None,
-        text,
+        path,
         "only the images listed, one class/filename a line",
         flags=("--image_ids",),
         metavar="FILE",
@@ -367,6 +367,11 @@ class Options:
         group="evaluation",
         script="evaluate",
     )
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether nothing is trained."""
+        return self.script == "evaluate" or self.evaluate
 
 
 def settings_in(section: type) -> dict[str, Setting]:
