@@ -28,7 +28,7 @@ from lib.data.folders import read_split
 from lib.data.samplers import GlobalBatches
 from utils.distributed import context as distributed
 
-PATIENCE = 180.0  # seconds; far more than anything here takes
+LONGEST_WAIT = 180.0  # seconds; far more than anything here takes
 MARK = "PROCESSES_OF_THIS_TEST"
 
 
@@ -74,7 +74,7 @@ class Running:
 
 def until(condition: Callable[[], bool], running: Running, what: str) -> None:
     """Wait for a condition while a command is running."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + LONGEST_WAIT
     while not condition():
         if time.monotonic() > deadline:
             running.send(signal.SIGUSR2)  # `main_of` makes it say where it is
@@ -201,7 +201,7 @@ def gang(count: int, work: Callable[..., Any], *arguments: Any, folder: Path) ->
         for process in members:
             process.start()
         for process in members:
-            process.join(PATIENCE)
+            process.join(LONGEST_WAIT)
         assert [process.exitcode for process in members] == [0] * count
         return [pickle.loads(Path(place, str(rank)).read_bytes()) for rank in range(count)]
 

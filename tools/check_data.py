@@ -88,7 +88,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Path, int]:
 def list_images(root: Path) -> DataTree:
     """List a data folder, whichever layout it has, under a bar that counts."""
     with image_bar("listing") as bar:
-        tree = DataTree(root, listed=bar.update)
+        tree = DataTree(root, listed=bar.advance)
         if splits := [name for name in ("train", "val") if (root / name).is_dir()]:
             scan_splits(tree, splits)
         elif folders := find_corruptions(root):
@@ -118,8 +118,7 @@ def read_images(tree: DataTree, workers: int) -> list[tuple[str, str]]:
     with bar, closing(in_parallel(check_images, batches, workers)) as results:
         for count, findings in results:
             problems += [(kind, f"{path}: {reason}") for path, kind, reason in findings]
-            bar.update(count)
-            bar.set_postfix(wrong=len(problems), refresh=False)
+            bar.advance(count, f"{len(problems)} wrong")
     return problems
 
 

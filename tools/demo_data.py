@@ -187,7 +187,7 @@ def write_corruptions(val: Path, folder: Path, arguments: argparse.Namespace) ->
     bar = image_bar("corrupting", total)
     with bar, closing(in_parallel(corrupt_images, batches, arguments.workers)) as results:
         for count, _ in results:
-            bar.update(count)
+            bar.advance(count)
 
 
 def corrupt_images(jobs: list[tuple[str, str, str, str, str]]) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
-import sys
+import os
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
-from tqdm import tqdm
-
+from utils.distributed.signals import holding_back, leave_to_parent, let_through
 from utils.errors import UserError
+from utils.logging import Logger, ProgressBar
 
 
 def in_parallel(
@@ -35,78 +36,66 @@ def in_parallel(
         UserError: a process died, which neither hides its batch nor hangs.
     """
     batches = iter(batches)
-    with processes(function, workers) as connections:
-        busy: dict[Connection, list] = {}
+    running: dict[Future, list] = {}
+    with process_pool(workers) as pool:
 
-        def give_work(connection: Connection) -> None:
-            busy.pop(connection, None)
+        def submit_next() -> None:
             if batch := next(batches, None):
-                connection.send(batch)
-                busy[connection] = batch
+                with holding_back():  # for the process that this may start
+                    running[pool.submit(function, batch)] = batch
 
-        for connection in connections:
-            give_work(connection)
-        while busy:
-            for connection in wait(list(busy)):
-                batch = busy[connection]
+        for _ in range(workers):
+            submit_next()
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
                 try:
-                    result = connection.recv()
-                except (EOFError, OSError) as error:
+                    result = future.result()
+                except BrokenProcessPool as error:
+                    read = " or ".join(f"between {b[0]} and {b[-1]}" for b in running.values())
                     raise UserError(
-                        f"a process died between {batch[0]} and {batch[-1]}; look at those, or use"
-                        " fewer processes if the memory was too small"
+                        f"a process died {read}; look at those, or use fewer processes if the"
+                        " memory was too small"
                     ) from error
-                if isinstance(result, Exception):
-                    raise result
-                give_work(connection)
+                batch = running.pop(future)
+                submit_next()
                 yield len(batch), result
 
 
-def image_bar(what: str, total: int | None = None) -> tqdm:
-    """A progress bar over images; in a log, where nobody watches, it is drawn seldom."""
-    interval = 0.1 if sys.stderr.isatty() else 5
-    return tqdm(desc=what, total=total, unit=" images", mininterval=interval)
-
-
 @contextmanager
-def processes(function: Callable[[list], Any], workers: int) -> Iterator[list[Connection]]:
-    """Processes that answer with a function, as one connection each; all are gone at the end.
+def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool whose processes are killed at the end, or when this process is.
 
-    They are spawned, since forking a process that has threads is unsafe, and hold no end of each
-    other's pipes, so that they end by themselves even when this process is killed.
+    They are spawned, since forking a process that has threads is unsafe.
     """
-    context = multiprocessing.get_context("spawn")
-    started, connections = [], []
+    others = multiprocessing.active_children()
+    spawn = multiprocessing.get_context("spawn")
+    with holding_back():
+        pool = ProcessPoolExecutor(workers, spawn, initializer=follow_parent)
     try:
-        # Ctrl-C reaches the whole process group. The mask is inherited: only we answer it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            for _ in range(workers):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=answer, args=(function, theirs), daemon=True)
-                process.start()
-                theirs.close()
-                started.append(process)
-                connections.append(ours)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        yield connections
+        yield pool
     finally:
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.join()
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.kill()
+        pool.shutdown(cancel_futures=True)
 
 
-def answer(function: Callable[[list], Any], connection: Connection) -> None:
-    """Receive batches and send back the function's results, until the other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def follow_parent() -> None:
+    """In a process of the pool: signals are the parent's matter, and its end is ours."""
+    leave_to_parent()
+    let_through()
     warnings.simplefilter("ignore")
-    with suppress(EOFError, OSError):
-        while True:
-            batch = connection.recv()
-            try:
-                result = function(batch)
-            except Exception as error:  # raised again in the parent
-                result = error
-            connection.send(result)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def image_bar(what: str, total: int | None = None) -> ProgressBar:
+    """Progress over images: a bar on a terminal, a line now and then in a log; on stderr."""
+    every = max(1, total // 20) if total else 100_000
+    return ProgressBar(Logger(to_stderr=True), total, what, every, "image")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line that names the cause and the mend; exit status 2."""
+    """Bad input. The message is one line that names the cause and the fix; exit status 2."""
 
 
 class SharedUserError(UserError):
@@ -20,5 +20,5 @@ class Interrupted(Exception):
 
     @property
     def exit_status(self) -> int:
-        """128 + signal: 130 after Ctrl-C, 143 after SIGTERM."""
+        """128 + signal: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
         return 128 + self.signum

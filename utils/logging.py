@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import TypeVar
 
 from termcolor import colored
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.streams import printable
 
 T = TypeVar("T")
 
@@ -23,11 +25,16 @@ class Logger:
     Args:
         active: False on every process but the first: nothing is printed or written.
         path: log.txt, appended to; None prints only.
+        to_stderr: print there, where stdout is for results.
     """
 
-    def __init__(self, active: bool = True, path: Path | None = None) -> None:
+    def __init__(
+        self, active: bool = True, path: Path | None = None, to_stderr: bool = False
+    ) -> None:
         self.active = active
-        self.file: TextIO | None = None
+        self.records = logging.Logger("freeat")  # known to us alone: nobody else's handlers
+        self.records.disabled = not active
+        self.records.addHandler(Console(to_stderr))
         if path is not None:
             self.write_to(path)
 
@@ -40,40 +47,23 @@ class Logger:
         if not self.active:
             return
         try:
-            self.file = open(path, "a", encoding="utf-8")
+            self.records.addHandler(LogFile(path, self))
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; make it writable") from error
 
     def info(self, text: str = "") -> None:
         """A line for the user."""
-        self._say(text, text)
+        self.records.info(text, extra={"style": {}})
 
     def heading(self, text: str) -> None:
         """A line that opens a part."""
-        self._say(f"== {text}", colored(f"== {text}", "cyan", attrs=["bold"]))
+        self.records.info(f"== {text}", extra={"style": {"color": "cyan", "attrs": ["bold"]}})
 
     def warning(self, text: str) -> None:
         """Something that is carried on with, but may not be what was meant."""
-        self._say(f"warning: {text}", colored(f"warning: {text}", "yellow"))
+        self.records.warning(f"warning: {text}", extra={"style": {"color": "yellow"}})
 
-    def _say(self, plain: str, coloured: str) -> None:
-        if not self.active:
-            return
-        try:
-            tqdm.write(coloured, file=sys.stdout)  # above a bar that may be running
-            sys.stdout.flush()
-        except BrokenPipeError:  # its reader is gone, as in `| head`: the run matters more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if self.file is not None:
-            stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-            try:
-                self.file.writelines(f"{stamp} {line}\n" for line in plain.splitlines())
-                self.file.flush()
-            except OSError as error:  # the run matters more than its log
-                self.file = None
-                self.warning(f"log.txt ends here: {error.strerror}")
-
-    def track(
+    def progress(
         self, items: Iterable[T], total: int, what: str, every: int, unit: str = "batch"
     ) -> Iterator[T]:
         """Pass items through: a bar with rate and time left on a terminal, else lines.
@@ -81,20 +71,62 @@ class Logger:
         Args:
             total: how many items there will be.
             what: words in front.
-            every: items between two lines where stdout is no terminal.
+            every: items between two lines where stderr is no terminal.
         """
-        bar = ProgressBar(self, total, what, every, unit)
-        for item in items:
-            yield item
-            bar.advance()
-        bar.close()
+        with ProgressBar(self, total, what, every, unit) as bar:
+            for item in items:
+                yield item
+                bar.advance()
+
+
+class Console(logging.Handler):
+    """Lines on stdout or stderr as it is now, above a bar that may be running."""
+
+    def __init__(self, to_stderr: bool) -> None:
+        super().__init__()
+        self.to_stderr = to_stderr
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line."""
+        stream = sys.stderr if self.to_stderr else sys.stdout
+        text = printable(record.getMessage())
+        tqdm.write(colored(text, **vars(record)["style"]), file=stream)
+        stream.flush()
+
+
+class LogFile(logging.FileHandler):
+    """log.txt: the time in front of every line; a disk that is full ends it, not the run."""
+
+    def __init__(self, path: Path, logger: Logger) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self.logger = logger
+        self.addFilter(lambda record: bool(record.getMessage()))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Every line with its time."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+        lines = printable(record.getMessage()).splitlines()
+        return "\n".join(f"{stamp} {line}" for line in lines)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called where `emit` has failed."""
+        self.logger.records.removeHandler(self)
+        with suppress(OSError):
+            self.close()
+        self.logger.warning(f"log.txt ends here: {sys.exc_info()[1]}")
 
 
 class ProgressBar:
-    """A bar on a terminal, a line now and then elsewhere, nothing on the other processes."""
+    """A bar on a terminal, a line now and then elsewhere, nothing on the other processes.
+
+    Args:
+        total: how many items there will be; None where nobody knows.
+        what: words in front.
+        every: items between two lines where stderr is no terminal.
+    """
 
     def __init__(
-        self, logger: Logger, total: int, what: str, every: int, unit: str = "batch"
+        self, logger: Logger, total: int | None, what: str, every: int, unit: str = "batch"
     ) -> None:
         self.logger = logger
         self.total = total
@@ -103,28 +135,27 @@ class ProgressBar:
         self.done = 0
         self.began = time.monotonic()
         self.fresh = 0  # items since `began`, the start or a resumption
-        on_terminal = logger.active and sys.stderr.isatty()
-        self.bar: Any = (
-            tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True, leave=False)
-            if on_terminal
-            else None
-        )
+        self.bar: tqdm | None = None
+        if logger.active and sys.stderr.isatty():
+            self.bar = tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True, leave=False)
 
     def advance(self, count: int = 1, detail: str = "", skipped: bool = False) -> None:
         """Count items; `detail` stands behind the rate. `skipped` ones were done before."""
         before = self.done
         self.done += count
         self.fresh += 0 if skipped else count
+        due = self.done // self.every > before // self.every or self.done == self.total
         if self.bar is not None:
             if detail:
                 self.bar.set_postfix_str(detail, refresh=False)
             self.bar.update(count)
-        elif self.done // self.every > before // self.every and not skipped:
-            self.logger.info(f"{self.what} [{self.done}/{self.total}] {detail} {self.time_left()}")
+        elif due and not skipped:
+            place = str(self.done) if self.total is None else f"{self.done}/{self.total}"
+            self.logger.info(f"{self.what} [{place}] {detail} {self.time_left()}".rstrip())
 
     def time_left(self) -> str:
         """Estimated time to the end."""
-        if not self.fresh:
+        if not self.fresh or self.total is None:
             return ""
         seconds = (time.monotonic() - self.began) / self.fresh * (self.total - self.done)
         return f"eta {format_seconds(seconds)}"
@@ -133,6 +164,12 @@ class ProgressBar:
         """Take the bar away."""
         if self.bar is not None:
             self.bar.close()
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def format_seconds(seconds: float) -> str:

@@ -29,7 +29,7 @@ def first(batches: Batch) -> Batch:
 
 def ignore_signals(_: int) -> None:
     """A worker leaves Ctrl-C and SLURM's warning to the main process, which ends it."""
-    for name in ("SIGINT", "SIGUSR1"):
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 

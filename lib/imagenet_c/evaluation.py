@@ -157,7 +157,7 @@ def resumable_counts(
         loader = make_loader(dataset, plan, workers, context.device)
         batches = on_device(loader, context.device, next(model.parameters()).dtype)
         every = max(1, len(plan) // PROGRESS_LINES)
-        batches = logger.track(batches, len(plan), "ImageNet-C", every)
+        batches = logger.progress(batches, len(plan), "ImageNet-C", every)
         share = share_name(context.rank, context.world_size)
         with attacking(model):  # evaluation mode, no gradients
             for group, counts in count_groups(model, batches, plan, done):

@@ -140,7 +140,7 @@ def validate_epoch(run: Run) -> tuple[dict[str, float], float | None]:
     what = f"validation {run.progress.epoch + 1}/{run.epochs}"
 
     def track(batches: Iterable[DeviceBatch], total: int) -> Iterator[DeviceBatch]:
-        for batch in run.logger.track(batches, total, what, train.print_freq):
+        for batch in run.logger.progress(batches, total, what, train.print_freq):
             if run.requests.stop:
                 stop_run(run, run.requests.stop)  # saved before validation began
             yield batch

@@ -153,11 +153,13 @@ def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path, mark: str) -> 
 
 
 @needs_proc
-@pytest.mark.parametrize(("number", "everyone"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+@pytest.mark.parametrize(
+    ("number", "everyone"), [(signal.SIGINT, True), (signal.SIGHUP, True), (signal.SIGTERM, False)]
+)
 def test_signals_while_processes_start_or_wait(
     number: int, everyone: bool, tmp_path: Path, mark: str
 ) -> None:
-    """Ctrl-C while they import; SIGTERM, to the command alone, while they wait for each other."""
+    """All get it while they import; SIGTERM, to the command alone, while they wait."""
     with small("wait", tmp_path, mark) as running:
         if everyone:
             until(lambda: len(survivors(mark)) > 2, running, "processes")

@@ -172,7 +172,7 @@ with FolderLock(Path(sys.argv[1])):
 def test_one_training_in_a_folder_at_a_time(
     digits: Path, again: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_folder, "PATIENCE", 0.0)
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.0)
     before = (again / "checkpoint.pth.tar").read_bytes()
     words = ("main_free.py", digits, "--FN", "--WN", *settings(TRAIN__epochs=6))
     other = [sys.executable, "-c", HOLDER, str(again)]

@@ -198,14 +198,14 @@ def test_a_signal_while_the_figures_are_drawn(digits: Path, tmp_path: Path) -> N
     assert not (the_run(tmp_path) / "attack_standard.json").exists()
 
 
-def test_sigterm_to_the_reading_processes_too(
+def test_signals_to_the_reading_processes_too(
     digits: Path, tmp_path: Path, whole: dict[str, Any]
 ) -> None:
-    """A batch system and `timeout` signal the workers as well; the step is still finished."""
+    """A terminal that closes signals the workers as well; the step is still finished."""
     words = arguments(digits, "--resume", "auto", "--set", "DATA.workers=2")
     with forked("main_free.py", *words, cwd=tmp_path) as running:
-        done = running.saw(r"\[2/7\]").send(signal.SIGTERM, everyone=True).end()
-    assert done.status == 143
+        done = running.saw(r"\[2/7\]").send(signal.SIGHUP, everyone=True).end()
+    assert done.status == 129
     assert done.err == ""
     folder = the_run(tmp_path)
     position = state_of(folder)["position"]
@@ -276,3 +276,16 @@ def test_handlers_are_given_back_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_nohup_keeps_its_meaning() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with SignalRequests().noted() as requests:
+            signal.raise_signal(signal.SIGHUP)
+        with handling({"SIGHUP": print}):
+            signal.raise_signal(signal.SIGHUP)
+        assert requests.stop == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

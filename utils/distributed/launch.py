@@ -12,19 +12,21 @@ from typing import Any
 from utils.distributed.processes import Worker, end_readers, run_processes, say_error
 from utils.distributed.signals import StoppedAtOnce, stopping_at_once
 from utils.errors import Interrupted, SharedUserError, UserError
+from utils.streams import lasting_streams
 
 
 class OwnUserError(UserError):
     """A user error that this process alone has, among those of torchrun."""
 
 
+@lasting_streams()
 def run_command(command: Callable[[], int | None]) -> int:
     """Run a command and say what a user needs to know.
 
     Returns:
         The exit status: what the command returns, or 0; 2 after a user error, one `error:` line on
-        stderr for each cause; 130 after Ctrl-C and 143 after SIGTERM; 1 where another process has
-        failed. Bugs keep their traceback.
+        stderr for each cause; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP; 1 where
+        another process has failed. Bugs keep their traceback.
     """
     try:
         with stopping_at_once():

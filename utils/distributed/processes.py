@@ -24,20 +24,24 @@ from utils.distributed.signals import (
     stopping_at_once,
 )
 from utils.errors import Interrupted, UserError
+from utils.streams import lasting_streams, printable
 
 Worker = Callable[[Any, Any], None]  # (config, context)
 KILLED = -9  # exit status, as Python gives it, of a process that SIGKILL has ended
-PATIENCE = 5.0  # seconds for a process that is let go to end by itself
-GRACE = 60.0  # seconds for the others to save and end after one was stopped by a signal
+END_SECONDS = 5.0  # for a process to end by itself once its parent pipe is closed
+SAVE_SECONDS = 60.0  # for the others to save and end after one was stopped by a signal
 
 
 def run_processes(worker: Worker, config: Any, count: int, meeting: str) -> None:
     """Start `count` processes, pass signals on, and end all when one fails."""
     context = multiprocessing.get_context("spawn")
-    reports = context.SimpleQueue()
-    held, leash = context.Pipe(duplex=False)
+    with holding_back():
+        reports = context.SimpleQueue()
+    pipe_of_children, parent_pipe = context.Pipe(duplex=False)
     processes = [
-        context.Process(target=child, args=(held, reports, worker, config, rank, count, meeting))
+        context.Process(
+            target=child, args=(pipe_of_children, reports, worker, config, rank, count, meeting)
+        )
         for rank in range(count)
     ]
     forwarded: list[int] = []
@@ -56,8 +60,8 @@ def run_processes(worker: Worker, config: Any, count: int, meeting: str) -> None
                     process.start()
             wait_for(processes, reports, forwarded)
         finally:
-            leash.close()
-            deadline = time.monotonic() + PATIENCE
+            parent_pipe.close()
+            deadline = time.monotonic() + END_SECONDS
             for process in filter(lambda process: process.pid, processes):
                 process.join(max(0.0, deadline - time.monotonic()))
                 process.kill()
@@ -107,7 +111,7 @@ def raise_cause(failed: dict[int, int], running: list, reports: Any, forwarded: 
     if kind == "bug":
         print(detail, end="", file=sys.stderr, flush=True)
         raise SystemExit(1)
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + SAVE_SECONDS
     for process in running:
         process.join(max(0.0, deadline - time.monotonic()))
     kinds = {kind}
@@ -119,9 +123,10 @@ def raise_cause(failed: dict[int, int], running: list, reports: Any, forwarded: 
     raise detail
 
 
-def child(leash: Any, reports: Any, worker: Worker, config: Any, *place: Any) -> None:
+@lasting_streams()
+def child(parent_pipe: Any, reports: Any, worker: Worker, config: Any, *place: Any) -> None:
     """One of the processes. After a failure it ends at once: peers may be waiting for it."""
-    threading.Thread(target=follow, args=(leash,), daemon=True).start()
+    threading.Thread(target=end_with_parent, args=(parent_pipe,), daemon=True).start()
     # A spawned process would spawn its reading processes, too, each with an import of torch.
     multiprocessing.set_start_method(None, force=True)
     try:
@@ -159,9 +164,9 @@ def work_as_rank(worker: Worker, config: Any, rank: int, count: int, meeting: st
     distributed.destroy()
 
 
-def follow(leash: Any) -> None:
-    """End this process when the parent lets go of the leash, as it does however it ends."""
-    connection.wait([leash])
+def end_with_parent(parent_pipe: Any) -> None:
+    """End this process when the parent closes its pipe, as it does however it ends."""
+    connection.wait([parent_pipe])
     kill_children()
     os._exit(1)
 
@@ -190,4 +195,4 @@ def share_cores(count: int) -> None:
 def say_error(text: str) -> None:
     """One line on stderr for each of the text's."""
     for line in text.splitlines():
-        print(f"error: {line}", file=sys.stderr, flush=True)
+        print(f"error: {printable(line)}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Where the processes of torchrun meet: in every attempt anew.
+"""Where the processes of torchrun meet: a new place for every attempt.
 
 torchrun keeps one key-value store through all of its restarts. Processes of a later attempt would
 find there what those of an earlier one wrote, ports above all, and wait for processes that are
@@ -15,7 +15,7 @@ from datetime import timedelta
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
-PATIENCE = timedelta(minutes=30)  # as torch's own, for machines that start one after the other
+START_TIMEOUT = timedelta(minutes=30)  # as torch's own, for machines that start one after the other
 
 
 def store_of_attempt(rank: int, world_size: int) -> distributed.Store:
@@ -23,7 +23,7 @@ def store_of_attempt(rank: int, world_size: int) -> distributed.Store:
 
     Reads the address from the environment, as `init_method="env://"` does.
     """
-    store = next(rendezvous("env://", timeout=PATIENCE))[0]
+    store = next(rendezvous("env://", timeout=START_TIMEOUT))[0]
     return distributed.PrefixStore(f"attempt {agree(store, rank, world_size)}", store)
 
 
@@ -41,7 +41,7 @@ def agree(store: distributed.Store, rank: int, world_size: int) -> int:
         names = [store.get(f"{attempt} has {other}") for other in range(1, world_size)]  # waits
         store.set(f"{attempt} is", b",".join(names))
         return attempt
-    name, deadline = uuid.uuid4().hex, time.monotonic() + PATIENCE.total_seconds()
+    name, deadline = uuid.uuid4().hex, time.monotonic() + START_TIMEOUT.total_seconds()
     while time.monotonic() < deadline:
         attempt = store.add("attempt", 0)
         store.set(f"{attempt} has {rank}", name)

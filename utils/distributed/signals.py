@@ -10,12 +10,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
-STOP_SIGNALS = ("SIGINT", "SIGTERM")
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 SAVE_SIGNAL = "SIGUSR1"  # what SLURM is asked to send ahead of its time limit
-PATIENCE = 1.0  # seconds; a launcher forwards the Ctrl-C that the terminal has sent already
+DUPLICATE_SECONDS = 1.0  # a launcher forwards the Ctrl-C that the terminal has sent already
 
 Handler = Callable[[int, FrameType | None], Any] | int
 
@@ -41,8 +42,8 @@ def handling(handlers: Mapping[str, Handler]) -> Iterator[None]:
     before = {}
     try:
         for name, handler in handlers.items():
-            if hasattr(signal, name):
-                number = getattr(signal, name)
+            number = getattr(signal, name, None)
+            if number is not None and not ignored_by_nohup(name):
                 before[number] = signal.signal(number, handler) or signal.SIG_DFL
         yield
     finally:
@@ -50,9 +51,14 @@ def handling(handlers: Mapping[str, Handler]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def ignored_by_nohup(name: str) -> bool:
+    """Whether the command was started so that the end of its terminal does not concern it."""
+    return name == "SIGHUP" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM raise `StoppedAtOnce`, and SIGUSR1 does nothing.
+    """Within the block the stop signals raise `StoppedAtOnce`, and SIGUSR1 does nothing.
 
     For work that has nothing to save beyond what is on the disk already.
     """
@@ -67,7 +73,7 @@ def stopping_at_once() -> Iterator[None]:
         delay = 0.01
         while not caught.wait(delay):
             os.kill(os.getpid(), signum)
-            delay = PATIENCE  # not sooner: on its way up the exception may be waited for
+            delay = DUPLICATE_SECONDS  # not sooner: on its way up the exception may be waited for
 
     def lost_exception(lost: Any) -> None:
         if isinstance(lost.exc_value, StoppedAtOnce):
@@ -95,9 +101,13 @@ def stopping_at_once() -> Iterator[None]:
 def holding_back() -> Iterator[None]:
     """Keep signals for later, here and in processes that are started within the block.
 
-    Those let them through by `let_through`, once they can answer.
+    Those let them through by `let_through`, once they can answer; Python's resource tracker, which
+    SIGHUP would end, never does.
     """
     change_mask("SIG_BLOCK")
+    if hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()
+        change_mask("SIG_BLOCK")  # starting the tracker lets SIGINT and SIGTERM through
     try:
         yield
     finally:
@@ -112,8 +122,8 @@ def let_through() -> None:
 def change_mask(how: str) -> None:
     """Block or unblock the signals of this module, where the system can."""
     if hasattr(signal, "pthread_sigmask"):
-        names = (*STOP_SIGNALS, SAVE_SIGNAL)
-        signal.pthread_sigmask(getattr(signal, how), {getattr(signal, name) for name in names})
+        numbers = {getattr(signal, name) for name in (*STOP_SIGNALS, SAVE_SIGNAL)}
+        signal.pthread_sigmask(getattr(signal, how), numbers)
 
 
 def leave_to_parent(_: int = 0) -> None:
@@ -128,7 +138,7 @@ def leave_to_parent(_: int = 0) -> None:
 
 
 class SignalRequests:
-    """Remembers SIGINT and SIGTERM (save and stop) and SIGUSR1 (save and go on).
+    """Remembers SIGINT, SIGTERM and SIGHUP (save and stop) and SIGUSR1 (save and continue).
 
     The training loop answers between two minibatches. A second Ctrl-C stops at once, without
     saving: the last checkpoint is whole.
@@ -155,5 +165,5 @@ class SignalRequests:
             self.save = True
         elif not self.stop:
             self.stop, self.since = signum, time.monotonic()
-        elif time.monotonic() - self.since > PATIENCE:
+        elif time.monotonic() - self.since > DUPLICATE_SECONDS:
             raise StoppedAtOnce(signum)

@@ -10,7 +10,7 @@ from pathlib import Path
 from utils.errors import UserError
 
 ROOT = Path("trained_models")
-PATIENCE = 5.0  # seconds for a training that was killed to be gone
+LOCK_SECONDS = 5.0  # for a training that was killed to be gone
 CHECKPOINTS = ("checkpoint.pth.tar", "checkpoint.previous.pth.tar", "model_best.pth.tar")
 # What takes work to make again. config.yml and log.txt alone are left by a start that failed.
 RESULTS = (
@@ -65,7 +65,7 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / ".lock"
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LOCK_SECONDS
         while not self.acquire():
             if time.monotonic() > deadline:
                 raise UserError(
