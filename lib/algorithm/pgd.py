@@ -64,11 +64,16 @@ def loss_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradient of each image's loss at its pixels, (B, 3, H, W), and the logits (B, classes).
 
-    The losses are added up, so that an image's gradient does not depend on the batch.
+    The losses are added up, so that an image's gradient does not depend on the batch. Each image's
+    gradient is scaled by a power of two of its own, which no sign step can see: a confident image's
+    cross-entropy has a gradient at the logits that float16 cannot hold on the way to the pixels.
     """
     images = images.detach().requires_grad_()
     logits = logits_of(images)
-    (gradient,) = torch.autograd.grad(loss(logits, labels).sum(), images)
+    (at_logits,) = torch.autograd.grad(loss(logits, labels).sum(), logits, retain_graph=True)
+    largest = at_logits.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
+    at_logits = at_logits * torch.exp2(-largest.log2().floor())
+    (gradient,) = torch.autograd.grad(logits, images, at_logits)
     return gradient, logits.detach()
 
 

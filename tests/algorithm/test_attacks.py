@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.early_exit import Queue
 from lib.algorithm.losses import ATTACK_LOSS
-from lib.algorithm.pgd import attacking, project, random_start
+from lib.algorithm.pgd import attacking, loss_gradient, project, random_start
 from lib.algorithm.pgd_attack import PGDAttack
+from lib.algorithm.precision import precision_context
 from lib.algorithm.protocols import FREEAT, PROTOCOLS, PGDSpec, ThreatModel
 from lib.algorithm.seeds import derived_seed
 from models.hypersphere import HypersphereHead
@@ -198,6 +199,34 @@ def test_low_precision_search_is_judged_in_full(model, batch) -> None:
             assert robust == bool(single(image[None]).argmax() == label)
     model.double()
     assert any(not robust for robust, _, _ in found.values())
+
+
+@pytest.mark.parametrize("loss", list(ATTACK_LOSS))
+@pytest.mark.parametrize("hypersphere", [True, False])
+def test_float16_keeps_the_gradients_of_confident_images(hypersphere: bool, loss: str) -> None:
+    """However far the true logit is ahead; at 15 all of the pixels' gradients were zero once."""
+    torch.manual_seed(0)
+    network = SmallNet()
+    if not hypersphere:
+        network.fc = nn.Linear(16, CLASSES)
+    network.eval().requires_grad_(False)
+    images = torch.rand(6, 3, SIZE, SIZE)
+    top = network(images).topk(2, dim=1)
+    labels, lead = top.indices[:, 0], top.values[:, 0] - top.values[:, 1]
+    for margin in (5, 10, 15, 20, 30):
+        gain = (margin / lead).unsqueeze(1)
+        gradients = []
+        for precision in ("fp32", "fp16"):
+
+            def logits_of(x: torch.Tensor, name=precision, gain=gain) -> torch.Tensor:
+                with precision_context(x.device, name):
+                    logits = network(x)
+                return logits.float() * gain
+
+            gradients.append(loss_gradient(logits_of, images, labels, ATTACK_LOSS[loss])[0])
+        single, half = gradients
+        assert (half == 0).float().mean() <= (single == 0).float().mean() + 0.01
+        assert (half.sign() == single.sign()).float().mean() > 0.95
 
 
 def test_the_scale_changes_what_cross_entropy_ascends(model, batch) -> None:
