@@ -1,7 +1,6 @@
 """PGD: initialise, step, project. Madry et al. 2018, arXiv:1706.06083, Eq. of Sec. 2.1.
 
-All images are pixels in [0, 1], eps and steps in the same unit, and the ball is that of the
-l-infinity norm.
+All images are pixels in [0, 1]; eps and steps are lengths in the norm of the ball.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from lib.algorithm.losses import ATTACK_LOSS, PerImageLoss
+from lib.algorithm.norms import LINF, Norm
 from lib.algorithm.seeds import derived_seed
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
@@ -33,30 +33,26 @@ def random_start(
     eps: float,
     seed: int,
     restart: torch.Tensor | int = 0,
+    norm: Norm = LINF,
 ) -> torch.Tensor:
-    """Uniform noise in [-eps, eps], (B, 3, H, W), that depends on nothing but each image's index.
+    """Uniform points of the ball, (B, 3, H, W), that depend on nothing but each image's index.
 
     Drawn on the CPU, one generator an image: the same for every batch size, device, process.
 
     Args:
         indices: (B,), of the images.
         like: (B, 3, H, W), of the noise's shape, device and precision.
-        eps: in units of [0, 1].
+        eps: radius of the ball.
         seed: of the evaluation.
         restart: its number, one for each image or one for all.
+        norm: of the ball.
     """
     noise = torch.empty(like.shape, dtype=torch.float32)
     keys = torch.stack([indices, torch.zeros_like(indices) + restart], dim=1).tolist()
     for row, (index, number) in zip(noise, keys, strict=True):
         generator = torch.Generator().manual_seed(derived_seed(seed, number, index))
-        row.uniform_(-eps, eps, generator=generator)
+        norm.draw(row, eps, generator)
     return noise.to(like, memory_format=torch.preserve_format)
-
-
-def project(adversarial: torch.Tensor, centre: torch.Tensor, eps: float) -> torch.Tensor:
-    """Nearest images within eps of `centre` and within [0, 1]."""
-    inside = torch.minimum(torch.maximum(adversarial, centre - eps), centre + eps)
-    return inside.clamp_(0, 1)
 
 
 def loss_gradient(
@@ -77,7 +73,7 @@ def loss_gradient(
     return gradient, logits.detach()
 
 
-def sign_step(
+def ascent_step(
     logits_of: Logits,
     adversarial: torch.Tensor,
     labels: torch.Tensor,
@@ -86,11 +82,12 @@ def sign_step(
     step_size: float,
     eps: float,
     loss: PerImageLoss,
+    norm: Norm = LINF,
 ) -> Step:
-    """x <- project(x + step * sign(dloss/dx)): one step of PGD."""
+    """x <- project(x + step * direction(dloss/dx)), the direction being its sign in Linf."""
     gradient, logits = loss_gradient(logits_of, adversarial, labels, loss)
-    moved = adversarial.add(gradient.sign(), alpha=step_size)
-    return Step(project(moved, centre, eps), gradient, logits)
+    moved = adversarial.add(norm.direction(gradient), alpha=step_size)
+    return Step(norm.project(moved, centre, eps), gradient, logits)
 
 
 def pgd(
@@ -103,6 +100,7 @@ def pgd(
     step_size: float,
     eps: float,
     loss: PerImageLoss = ATTACK_LOSS["ce"],
+    norm: Norm = LINF,
     ball_around_start: bool = False,
 ) -> Iterator[Step]:
     """Plain PGD, one item a step.
@@ -111,19 +109,27 @@ def pgd(
         logits_of: images to what the loss takes.
         images: (B, 3, H, W) in [0, 1], the clean ones.
         labels: (B,) int64.
-        start: (B, 3, H, W) in [-eps, eps], added before the first step.
-        steps: sign steps.
-        step_size: in units of [0, 1].
-        eps: in units of [0, 1].
+        start: (B, 3, H, W) in the ball around 0, added before the first step.
+        steps: how many.
+        step_size: length of a step; in Linf in units of [0, 1].
+        eps: radius of the ball, in the same unit.
         loss: ascended; one value an image.
+        norm: of the ball.
         ball_around_start: centre the ball on the image after its random start, as the release of
             arXiv:2002.08619 does, so that the result is up to 2 eps from the clean image.
     """
     adversarial = (images + start).clamp(0, 1)
     centre = adversarial if ball_around_start else images
     for _ in range(steps):
-        step = sign_step(
-            logits_of, adversarial, labels, centre, step_size=step_size, eps=eps, loss=loss
+        step = ascent_step(
+            logits_of,
+            adversarial,
+            labels,
+            centre,
+            step_size=step_size,
+            eps=eps,
+            loss=loss,
+            norm=norm,
         )
         adversarial = step.adversarial
         yield step

@@ -12,7 +12,8 @@ from lib.algorithm.batch import DeviceBatch, Outcome, worst_per_image
 from lib.algorithm.early_exit import attack_until_misclassified, is_zero
 from lib.algorithm.losses import ATTACK_LOSS
 from lib.algorithm.metrics import correct_in_top
-from lib.algorithm.pgd import Logits, Step, pgd, project, random_start, sign_step
+from lib.algorithm.norms import NORMS
+from lib.algorithm.pgd import Logits, Step, ascent_step, pgd, random_start
 from lib.algorithm.precision import precision_context
 from lib.algorithm.protocols import PGDSpec, ThreatModel
 
@@ -34,7 +35,7 @@ class PGDAttack:
     ) -> None:
         self.model, self.spec, self.threat = model, spec, threat
         self.warnings: set[str] = set()
-        self.loss = ATTACK_LOSS[spec.loss]
+        self.loss, self.norm = ATTACK_LOSS[spec.loss], NORMS[threat.norm]
         own_scale = getattr(model, "scale", 1.0)
         scale = threat.protocol.search_scale(spec, own_scale)
         # Calling the module keeps hooks and foreign networks working where s is its own.
@@ -73,7 +74,8 @@ class PGDAttack:
     @torch.no_grad()
     def predict_full_precision(self, images: torch.Tensor) -> torch.Tensor:
         """The network's logits in its own precision."""
-        return self.model(images)
+        logits: torch.Tensor = self.model(images)
+        return logits
 
     def attack_final_iterate(
         self, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor
@@ -95,11 +97,12 @@ class PGDAttack:
             self.search_logits,
             images,
             labels,
-            random_start(indices, images, threat.eps, threat.seed, restart),
+            self.start(images, indices, restart),
             steps=spec.steps,
             step_size=spec.step_size,
             eps=threat.eps,
             loss=self.loss,
+            norm=self.norm,
             ball_around_start=threat.protocol.ball_around_start,
         )
         adversarial, gradient, _ = next(iterates)
@@ -114,13 +117,19 @@ class PGDAttack:
         self, images: torch.Tensor, indices: torch.Tensor, restart: torch.Tensor | int
     ) -> torch.Tensor:
         """Images at a random start of the ball around them."""
-        eps = self.threat.eps
-        start = random_start(indices, images, eps, self.threat.seed, restart)
-        return project(images + start, images, eps)
+        moved = images + self.start(images, indices, restart)
+        return self.norm.project(moved, images, self.threat.eps)
+
+    def start(
+        self, images: torch.Tensor, indices: torch.Tensor, restart: torch.Tensor | int
+    ) -> torch.Tensor:
+        """Random points of the ball around 0."""
+        threat = self.threat
+        return random_start(indices, images, threat.eps, threat.seed, restart, self.norm)
 
     def ascend(self, adversarial: torch.Tensor, labels: torch.Tensor, centre: torch.Tensor) -> Step:
         """One step of the search."""
-        return sign_step(
+        return ascent_step(
             self.search_logits,
             adversarial,
             labels,
@@ -128,6 +137,7 @@ class PGDAttack:
             step_size=self.spec.step_size,
             eps=self.threat.eps,
             loss=self.loss,
+            norm=self.norm,
         )
 
     def recheck(

@@ -139,14 +139,16 @@ class ThreatModel:
     """What an attack may do and how it is judged.
 
     Attributes:
-        eps: radius of the l-infinity ball, in units of [0, 1].
+        eps: radius of the ball; in Linf in units of [0, 1].
         protocol: where the ball is centred, and when an image counts as robust.
         seed: of the random starts.
         precision: fp32, bf16 or fp16, of the search; images found are judged in the
             parameters' own precision, so a low one can only weaken the attack.
+        norm: of the ball: Linf, L2 or L1.
     """
 
     eps: float
     protocol: Protocol = STANDARD
     seed: int = 0
     precision: str = "fp32"
+    norm: str = "Linf"

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.early_exit import Queue
 from lib.algorithm.losses import ATTACK_LOSS
-from lib.algorithm.pgd import attacking, loss_gradient, project, random_start
+from lib.algorithm.norms import project_linf as project
+from lib.algorithm.pgd import attacking, loss_gradient, random_start
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.precision import precision_context
 from lib.algorithm.protocols import FREEAT, PROTOCOLS, PGDSpec, ThreatModel

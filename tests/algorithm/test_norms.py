@@ -1,0 +1,104 @@
+"""Balls against their definitions: projections against scipy, points and directions by property."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from lib.algorithm.norms import LINF, NORMS, Norm
+
+EVERY = pytest.mark.parametrize("norm", NORMS.values(), ids=list(NORMS))
+EPS = {"Linf": 0.1, "L2": 0.4, "L1": 1.0}  # of 12 values
+
+
+def nearest(image: np.ndarray, centre: np.ndarray, eps: float, norm: Norm) -> np.ndarray:
+    """By scipy: the change is a difference of two non-negative parts, so that L1 is linear."""
+    n = len(image)
+    if norm is LINF:
+        return np.clip(image, np.maximum(0, centre - eps), np.minimum(1, centre + eps))
+
+    def change(parts: np.ndarray) -> np.ndarray:
+        return parts[:n] - parts[n:]
+
+    def room(parts: np.ndarray) -> float:
+        return eps - parts.sum() if norm.order == 1 else eps**2 - (change(parts) ** 2).sum()
+
+    def gradient(parts: np.ndarray) -> np.ndarray:
+        by_point = 2 * (centre + change(parts) - image)
+        return np.concatenate([by_point, -by_point])
+
+    found = minimize(
+        lambda parts: ((centre + change(parts) - image) ** 2).sum(),
+        np.full(2 * n, 1e-3),
+        jac=gradient,
+        bounds=[(0, 1 - c) for c in centre] + [(0, c) for c in centre],
+        constraints={"type": "ineq", "fun": room},
+        method="SLSQP",
+        options={"maxiter": 1000, "ftol": 1e-13},
+    )
+    assert found.success, found.message
+    return centre + change(found.x)
+
+
+@EVERY
+def test_projections_are_scipys(norm: Norm) -> None:
+    generator = torch.Generator().manual_seed(1)
+    centres = torch.rand(8, 3, 2, 2, generator=generator, dtype=torch.float64)
+    away = 0.7 * torch.randn(8, 3, 2, 2, generator=generator, dtype=torch.float64)
+    projected = norm.project(centres + away, centres, EPS[norm.name])
+    clipped = 0
+    for image, centre, found in zip(centres + away, centres, projected, strict=True):
+        expected = nearest(image.flatten().numpy(), centre.flatten().numpy(), EPS[norm.name], norm)
+        assert found.flatten().numpy() == pytest.approx(expected, abs=1e-5)
+        clipped += int(((found == 0) | (found == 1)).sum())
+    assert clipped > 0  # the pixel range took part
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_projections_stay_inside_and_leave_what_is_inside(norm: Norm, dtype) -> None:
+    generator = torch.Generator().manual_seed(2)
+    centre = torch.rand(16, 3, 8, 8, generator=generator, dtype=dtype)
+    eps = 4 * EPS[norm.name]
+    far = centre + torch.randn(centre.shape, generator=generator, dtype=dtype)
+    projected = norm.project(far, centre, eps)
+    assert norm.length(projected - centre).max() <= eps * (1 + 1e-6)
+    assert norm.length(projected - centre).min() >= eps * (1 - 1e-3)
+    assert projected.min() >= 0
+    assert projected.max() <= 1
+    assert torch.allclose(norm.project(projected, centre, eps), projected, atol=1e-6)
+    near = (centre + 0.1 * (projected - centre)).clamp(0, 1)
+    assert torch.allclose(norm.project(near, centre, eps), near, atol=1e-7)
+    assert torch.equal(norm.project(far, centre, 0.0), centre)
+
+
+@EVERY
+def test_points_fill_the_ball(norm: Norm) -> None:
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.empty(4000, 1, 1, 2)
+    for row in noise:
+        norm.draw(row, 2.0, generator)
+    length = norm.length(noise).flatten()
+    assert length.max() <= 2.0 + 1e-6
+    # In two dimensions a quarter of the ball lies within half of the radius.
+    assert (length <= 1.0).float().mean() == pytest.approx(0.25, abs=0.03)
+    assert noise.mean(dim=0).abs().max() < 0.07
+
+
+@EVERY
+def test_directions_have_length_one_and_ascend(norm: Norm) -> None:
+    gradient = torch.randn(5, 3, 20, 20, generator=torch.Generator().manual_seed(4))
+    gradient[4] = 0
+    step = norm.direction(gradient)
+    assert norm.length(step[:4]).flatten().tolist() == pytest.approx([1.0] * 4, rel=1e-5)
+    assert torch.equal(step[4], torch.zeros_like(step[4]))
+    gain = (gradient * step).sum(dim=(1, 2, 3))[:4]
+    dual = {"Linf": 1.0, "L2": 2.0, "L1": float("inf")}[norm.name]
+    best = torch.linalg.vector_norm(gradient[:4], dual, dim=(1, 2, 3))  # Hoelder's inequality
+    if norm.name == "L1":
+        assert ((step != 0).sum(dim=(1, 2, 3))[:4] == 12).all()  # 1 % of 1200
+        assert (gain > 0.65 * best).all()
+    else:
+        assert torch.allclose(gain, best, rtol=1e-5)
