@@ -2,31 +2,40 @@
 
     python -m tools.compare trained_models/RUN_A trained_models/RUN_B
     python -m tools.compare A/attack_standard.json B/attack_standard.json --names Free HE -o out/
+    python -m tools.compare RUN_A RUN_B --published --paired RUN_A RUN_B
 
 Each RUN_OR_JSON is a run folder, which means every evaluation in it, or one evaluation's JSON. A
-row is a checkpoint, a column a measure: clean, each attack, worst case, mean over ImageNet-C's 15
-corruptions, mCE. Written are STEM.md, .csv, .tex, .png and .pdf; the Markdown is printed too.
+row is a checkpoint, or the runs that differ in their seed alone (mean ± standard deviation); a
+column is a measure: clean, each attack, worst case, mean over ImageNet-C's 15 corruptions, mCE.
+Written are STEM.md, .csv, .tex, .png and .pdf; the Markdown is printed too.
 
 Numbers share a column only where protocol, eps, arithmetic of the search, settings of the attack
-and images agree. Runs that have a measure but never alike are refused (exit status 2), or given a
-column each by --allow_mixed, which names in its title what differs.
+and images agree, and columns name what distinguishes them. Evaluations of fewer images have a table
+of their own. Runs that have a measure but never alike are refused (exit status 2), or given a
+column each by --allow_mixed.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tools.comparison_formats import comma_separated, latex, markdown
+from tools.comparison_formats import condition_notes, csv_rows, latex, markdown, reading_notes
+from tools.comparison_seeds import Line, merge_seeds
+from tools.comparison_table import Table, build_tables, column_of
+from tools.comparison_values import Row, Value, collect, collect_warnings
+from tools.paired import paired_lines
+from tools.published import published_rows
 from utils.config.parser import OneLineParser
 from utils.distributed.launch import run_command
 from utils.errors import UserError
-from utils.storage.comparison import Table, build_table
-from utils.storage.files import atomic_write, make_folder
-from utils.storage.results import Row, Value, collect, collect_warnings, find_evaluations
+from utils.storage.files import atomic_write, make_folder, write_csv
+from utils.storage.results import find_results
+from utils.text import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,12 +49,23 @@ def compare(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: a run is missing, or the evaluations do not compare.
     """
-    evaluations = find_evaluations(arguments.runs)
-    rows, warnings = collect(evaluations), collect_warnings(evaluations)
-    names = row_names(rows, arguments.names)
-    table = build_table(rows, names, warnings, arguments.allow_mixed)
-    print(markdown(table), end="")
-    written = write(table, output_stem(arguments.output))
+    results = find_results(arguments.runs)
+    lines = merge_seeds(collect(results))
+    names = row_names(lines, arguments.names)
+    rows = {name: line.values for name, line in zip(names, lines, strict=True)}
+    published: dict[str, list[Value]] = {}
+    about: list[str] = []
+    if arguments.published:
+        columns = {column_of(value): None for values in rows.values() for value in values}
+        published, about = published_rows(columns)
+    tables = build_tables(rows, published, arguments.allow_mixed)
+    warnings = line_warnings(lines, names, collect_warnings(results))
+    notes = [*reading_notes(tables, warnings), *about]
+    if arguments.paired:
+        notes += paired_lines(arguments.paired, rows)
+    text = markdown(tables, [*(n for table in tables for n in condition_notes(table)), *notes])
+    print(text, end="")
+    written = write(tables, text, notes, output_stem(arguments.output))
     print(f"written: {', '.join(str(path) for path in written)}", file=sys.stderr)
 
 
@@ -75,37 +95,69 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="give numbers that do not compare a column each, with what differs in its title",
     )
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="add published results, in columns of the same conditions alone",
+    )
+    parser.add_argument(
+        "--paired",
+        nargs=2,
+        metavar="ROW",
+        help="McNemar's exact test between two rows, each a name, a run folder or a JSON",
+    )
     return parser.parse_args(argv)
 
 
-def row_names(rows: Mapping[Row, list[Value]], given: Sequence[str] | None) -> list[str]:
+def row_names(lines: Sequence[Line], given: Sequence[str] | None) -> list[str]:
     """A distinct name per row: those given, else the run's and, where needed, the checkpoint's.
 
     Raises:
         UserError: another number of names than of rows, or one twice.
     """
     if given is None:
-        from utils.figures.style import run_labels
-
-        folders = list(dict.fromkeys(row.folder for row in rows))
-        labels = dict(zip(folders, run_labels(folders), strict=True))
-        per_folder = Counter(row.folder for row in rows)
-        per_file = Counter((row.folder, row.checkpoint) for row in rows)
-        names = []
-        for row in rows:
-            name = labels[row.folder]
-            if per_folder[row.folder] > 1:
-                name += f" ({row.checkpoint})"
-            if per_file[row.folder, row.checkpoint] > 1:  # the file was another one then
-                name += f" {row.sha256[:8]}"
-            names.append(name)
-        return names
-    if len(given) != len(rows):
-        found = ", ".join(f"{row.folder.name} ({row.checkpoint})" for row in rows)
-        raise UserError(f"--names has {len(given)} names for {len(rows)} rows: {found}")
+        return [printable(name) for name in own_names(lines)]
+    if len(given) != len(lines):
+        found = ", ".join(
+            f"{r.folder.name} ({r.checkpoint})" for r in (x.members[0] for x in lines)
+        )
+        raise UserError(f"--names has {len(given)} names for {len(lines)} rows: {found}")
     if len(set(given)) < len(given):
         raise UserError("--names has one name twice; give each row its own")
-    return list(given)
+    return [printable(name) for name in given]
+
+
+def own_names(lines: Sequence[Line]) -> list[str]:
+    """Names after the run folders."""
+    from utils.figures.style import run_labels
+
+    rows = [line.members[0] for line in lines]
+    folders = list(dict.fromkeys(row.folder for row in rows))
+    labels = dict(zip(folders, run_labels(folders), strict=True))
+    per_folder = Counter(row.folder for row in rows)
+    per_file = Counter((row.folder, row.checkpoint) for row in rows)
+    names = []
+    for row, line in zip(rows, lines, strict=True):
+        name = labels[row.folder]
+        if per_folder[row.folder] > 1:
+            name += f" ({row.checkpoint})"
+        if per_file[row.folder, row.checkpoint] > 1:  # the file was another one then
+            name += f" {row.sha256[:8]}"
+        if len(line.members) > 1:
+            name = re.sub(r"(, seed |_seed)\d+", "", name) + f", {len(line.members)} seeds"
+        names.append(name)
+    return names
+
+
+def line_warnings(
+    lines: Sequence[Line], names: Sequence[str], warnings: Mapping[Row, Sequence[str]]
+) -> dict[str, list[str]]:
+    """What the evaluations of each row warned of, each warning once."""
+    found = {}
+    for name, line in zip(names, lines, strict=True):
+        texts = (text for member in line.members for text in warnings[member])
+        found[name] = [printable(text) for text in dict.fromkeys(texts)]
+    return found
 
 
 def output_stem(output: str) -> Path:
@@ -118,17 +170,19 @@ def output_stem(output: str) -> Path:
     return path.with_suffix("") if known else path
 
 
-def write(table: Table, stem: Path) -> list[Path]:
-    """Write the table in three formats and the figure in two."""
+def write(tables: Sequence[Table], text: str, notes: Sequence[str], stem: Path) -> list[Path]:
+    """Write the tables in three formats and the figure in two."""
+    from tools.comparison_figure import panels_of
     from utils.figures.comparison import comparison
     from utils.figures.style import save_figure
 
     make_folder(stem.parent)
-    texts = {"md": markdown(table), "csv": comma_separated(table), "tex": latex(table)}
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in texts]
-    for path, text in zip(paths, texts.values(), strict=True):
-        atomic_write(path, text)
-    return paths + save_figure(comparison(table), stem)
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("md", "csv", "tex")]
+    atomic_write(paths[0], text)
+    header, *rows = csv_rows(tables)
+    write_csv(paths[1], header, rows)
+    atomic_write(paths[2], latex(tables, notes))
+    return paths + save_figure(comparison(panels_of(tables)), stem)
 
 
 if __name__ == "__main__":

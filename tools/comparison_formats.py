@@ -1,36 +1,58 @@
-"""A comparison's table as Markdown, LaTeX and CSV, with what must be known to read it."""
+"""A comparison as Markdown, LaTeX and CSV, with what must be known to read it."""
 
 from __future__ import annotations
 
-import csv
-import io
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from utils.storage.comparison import Table, tell
-from utils.storage.results import Conditions, Value
-
-
-def markdown(table: Table) -> str:
-    """A Markdown table, the conditions and the warnings below it."""
-    lines = [
-        "| | " + " | ".join(table.headers()) + " |",
-        "|---|" + "---:|" * len(table.columns),
-    ]
-    for name in table.names:
-        cells = [cell_text(table.cells.get((name, column))) for column in table.columns]
-        lines.append("| " + " | ".join([name, *cells]) + " |")
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes(table))]) + "\n"
+from tools.comparison_table import Table, tell
+from tools.comparison_values import MCE, MEAN, Conditions, Value
 
 
-def latex(table: Table) -> str:
-    """A LaTeX table for the `booktabs` package, the notes as comments above it."""
-    rows = [["", *table.headers()]]
-    for name in table.names:
-        cells = [cell_text(table.cells.get((name, column))) for column in table.columns]
-        rows.append([name, *cells])
-    lines = [" & ".join(escape(cell) for cell in row) + r" \\" for row in rows]
-    return "\n".join(
-        [
-            *(f"% {note}" for note in notes(table)),
+def cell_text(value: Value | None) -> str:
+    """`93.6 [91.2, 95.4]`, `93.6 ± 0.4 (3)` over seeds; a dash where a row has no such value."""
+    if value is None:
+        return "-"
+    text = f"{value.percent:.1f}"
+    if value.spread is not None:
+        return f"{text} ± {value.spread:.1f} ({value.seeds})"
+    return text + (f" [{value.interval[0]:.1f}, {value.interval[1]:.1f}]" if value.interval else "")
+
+
+def cells(table: Table, name: str) -> list[str]:
+    """A row's texts."""
+    return [cell_text(table.cells.get((name, column))) for column in table.columns]
+
+
+def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
+    """Markdown tables, and the notes below them."""
+    lines: list[str] = []
+    for table in tables:
+        lines += [f"**{table.title}**", ""] if table.title else []
+        rows = [["", *table.headers()], *([name, *cells(table, name)] for name in table.names)]
+        text = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+        lines += [text[0].replace("|  |", "| |", 1), "|---|" + "---:|" * len(table.columns)]
+        lines += [*text[1:], ""]
+    return "\n".join([*lines, *(f"- {note}" for note in notes)]) + "\n"
+
+
+def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
+    """LaTeX tables for the `booktabs` package; the conditions stand in the captions."""
+    parts = []
+    for place, table in enumerate(tables):
+        about = [f"Images: {table.title}."] if table.title else []
+        about += [*condition_notes(table), *(notes if place == 0 else [])]
+        lines = [
+            " & ".join(map(escape, row)) + r" \\"
+            for row in (
+                ["", *table.headers()],
+                *([name, *cells(table, name)] for name in table.names),
+            )
+        ]
+        parts += [
+            r"\begin{table}",
+            r"\centering",
+            r"\caption{" + escape(" ".join(about)) + "}",
             r"\begin{tabular}{l" + "r" * len(table.columns) + "}",
             r"\toprule",
             lines[0],
@@ -38,61 +60,68 @@ def latex(table: Table) -> str:
             *lines[1:],
             r"\bottomrule",
             r"\end{tabular}",
+            r"\end{table}",
             "",
         ]
-    )
+    return "\n".join(parts)
 
 
-def comma_separated(table: Table) -> str:
-    """One line per value: its row, measure, interval, image count, conditions and file."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    aspects = list(dict.fromkeys(a for column in table.columns for a, _ in column.conditions))
-    titles = ["run", "measure", "percent", "low95", "high95", "n", *aspects, "file"]
-    writer.writerow(titles)
-    for name in table.names:
-        for column in table.columns:
-            if value := table.cells.get((name, column)):
-                told = [dict(column.conditions).get(aspect, "") for aspect in aspects]
-                numbers = [value.percent, *(value.interval or ("", "")), value.n]
-                writer.writerow([name, value.measure, *numbers, *told, value.source])
-    return text.getvalue()
+def csv_rows(tables: Sequence[Table]) -> list[list[Any]]:
+    """A header, then a line per value: row, measure, interval, image count, conditions, file."""
+    columns = [column for table in tables for column in table.columns]
+    aspects = list(dict.fromkeys(aspect for column in columns for aspect, _ in column.conditions))
+    titles = ["run", "measure", "percent", "low95", "high95", "std", "seeds", "n", *aspects, "file"]
+    rows: list[list[Any]] = [titles]
+    for table in tables:
+        for name in table.names:
+            for column in table.columns:
+                if value := table.cells.get((name, column)):
+                    told = dict(column.conditions)
+                    spread = "" if value.spread is None else value.spread
+                    numbers = [value.percent, *(value.interval or ("", "")), spread]
+                    conditions = [told.get(aspect, "") for aspect in aspects]
+                    about = [value.seeds, value.n, *conditions, str(value.source)]
+                    rows.append([name, value.measure, *numbers, *about])
+    return rows
 
 
-def cell_text(value: Value | None) -> str:
-    """`93.6 [91.2, 95.4]`; a dash where a row has no such value."""
-    if value is None:
-        return "-"
-    text = f"{value.percent:.1f}"
-    return text + (f" [{value.interval[0]:.1f}, {value.interval[1]:.1f}]" if value.interval else "")
-
-
-def notes(table: Table) -> list[str]:
-    """What the numbers are, and under which conditions each column was taken."""
-    lines = ["Top-1 accuracy in %, with its 95 % Wilson interval."]
-    alike: dict[Conditions, list[str]] = {}
+def condition_notes(table: Table) -> list[str]:
+    """Under which conditions each column was taken."""
+    alike: dict[Conditions, dict[str, None]] = {}
     for column in table.columns:
-        alike.setdefault(column.conditions, []).append(column.measure)
+        alike.setdefault(column.conditions, {})[column.measure] = None
+    lines = []
     for conditions, measures in alike.items():
         aspects = [aspect for aspect, _ in conditions if aspect != "image list"]
         lines.append(f"{', '.join(measures)}: {'; '.join(tell(conditions, aspects))}.")
-    measures = {column.measure for column in table.columns}
-    if "ImageNet-C mean" in measures:
-        lines.append("The ImageNet-C interval counts images, not image x corruption: conservative.")
-    if "mCE" in measures:
+    return lines
+
+
+def reading_notes(tables: Sequence[Table], warnings: Mapping[str, Sequence[str]]) -> list[str]:
+    """What the numbers are, and what casts doubt on them."""
+    values = [value for table in tables for value in table.cells.values()]
+    measures = {value.measure for value in values}
+    lines = ["Top-1 accuracy in %, in brackets its 95 % Wilson interval."]
+    if any(value.spread is not None for value in values):
+        lines.append("a ± b (n): mean and standard deviation over the trainings of n seeds.")
+    if MEAN in measures:
+        lines.append(
+            "ImageNet-C mean: over the 15 corruptions; 100 minus it is the unnormalised error. Its"
+            " interval counts images, not image x corruption: conservative."
+        )
+    if MCE in measures:
         lines.append("mCE in %, less is better, AlexNet is 100; it has no simple interval.")
-    warnings = [
-        f"Warning, {name}: {text}" for name, each in table.warnings.items() for text in each
-    ]
-    return lines + scale_notes(table) + warnings
+    told = [f"Warning, {name}: {text}" for name, each in warnings.items() for text in each]
+    return [*lines, *scale_notes(tables), *told]
 
 
-def scale_notes(table: Table) -> list[str]:
+def scale_notes(tables: Sequence[Table]) -> list[str]:
     """At which scale of the outputs each row was attacked, where they are not all alike."""
     scales: dict[str, set[float]] = {}
-    for (name, _), value in table.cells.items():
-        if value.scale is not None:
-            scales.setdefault(name, set()).add(value.scale)
+    for table in tables:
+        for (name, _), value in table.cells.items():
+            if value.scale is not None:
+                scales.setdefault(name, set()).add(value.scale)
     if len({frozenset(each) for each in scales.values()}) < 2:
         return []
     told = (f"{name} {', '.join(f'{s:g}' for s in sorted(each))}" for name, each in scales.items())
@@ -102,5 +131,5 @@ def scale_notes(table: Table) -> list[str]:
 def escape(text: str) -> str:
     """Text for LaTeX."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {character: f"\\{character}" for character in "&%$#_{}"}
+    special |= {character: f"\\{character}" for character in "&%$#_{}"} | {"±": r"$\pm$"}
     return "".join(special.get(character, character) for character in text)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from utils.storage.files import atomic_write
+from utils.storage.results import AttackResult, ImageNetCResult, read_result
 
 TEXT = """# FreeAT and FreeAT + HE on handwritten digits
 
@@ -62,16 +61,16 @@ def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
     Returns:
         The report's path.
     """
-    attacks = {name: read(run / "attack_standard.json") for name, run in runs.items()}
-    corrupted = {name: read(run / "imagenet_c_standard.json") for name, run in runs.items()}
-    first = next(iter(attacks.values()))
-    config, versions = first["provenance"]["config"], first["provenance"]["versions"]
+    attacks = {name: read_attacks(run / "attack_standard.json") for name, run in runs.items()}
+    means = {name: corrupted_mean(run / "imagenet_c_standard.json") for name, run in runs.items()}
+    origin = next(iter(attacks.values())).provenance
+    config, versions = origin["config"], origin["versions"]
     values = {
-        "date": first["provenance"]["date"][:10],
+        "date": origin["date"][:10],
         "torch": versions["torch"],
-        "device": first["provenance"]["device"],
+        "device": origin["device"],
         "train_images": count_images(folder / "digits" / "train"),
-        "val_images": first["provenance"]["subset"]["n"],
+        "val_images": origin["subset"]["n"],
         "arch": config["TRAIN"]["arch"],
         "passes": -(-config["TRAIN"]["epochs"] // config["ADV"]["n_repeats"]),
         "repeats": config["ADV"]["n_repeats"],
@@ -80,9 +79,7 @@ def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
         "comparison": (folder / "comparison.md").read_text().strip(),
         "verdict": verdict(attacks),
         "attack_figures": figures(folder, runs, "attack_standard_images.png"),
-        "corruptions": listed(
-            {n: f"{100 * r['summary']['mean_accuracy']:.2f} %" for n, r in corrupted.items()}
-        ),
+        "corruptions": listed(means),
         "ratios": listed({name: group_ratios(run) for name, run in runs.items()}),
         "training_figures": figures(folder, runs, "training_curves.png"),
     }
@@ -91,16 +88,16 @@ def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
     return path
 
 
-def verdict(attacks: Mapping[str, Mapping[str, Any]]) -> str:
+def verdict(attacks: Mapping[str, AttackResult]) -> str:
     """What the intervals allow to be said, no more."""
     lines = []
     for name, result in attacks.items():
-        clean, worst = (result[key]["top1"]["accuracy"] for key in ("clean", "worst_case"))
-        lines.append(f"- {name}: {100 * clean:.2f} % clean, {100 * worst:.2f} % in the worst case.")
-    (one, first), (other, second) = ((n, r["worst_case"]["top1"]) for n, r in attacks.items())
-    low, high = sorted((first, second), key=lambda entry: entry["accuracy"])
+        clean, worst = result.clean.top1.percent, result.worst_case.top1.percent
+        lines.append(f"- {name}: {clean:.2f} % clean, {worst:.2f} % in the worst case.")
+    (one, first), (other, second) = ((n, r.worst_case.top1) for n, r in attacks.items())
+    low, high = sorted((first, second), key=lambda accuracy: accuracy.fraction)
     better = one if high is first else other
-    apart = low["interval95"][1] < high["interval95"][0]
+    apart = low.interval[1] < high.interval[0]
     conclusion = f"{better} is the more robust here" if high != low else "Both are equally robust"
     certain = "their intervals do not overlap" if apart else (
         "but the intervals overlap: with this few images and one seed that is no finding"
@@ -134,6 +131,16 @@ def count_images(folder: Path) -> int:
     return sum(1 for _ in folder.glob("*/*"))
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A result file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_attacks(path: Path) -> AttackResult:
+    """The result of the demo's attacks."""
+    result = read_result(path)
+    assert isinstance(result, AttackResult)
+    return result
+
+
+def corrupted_mean(path: Path) -> str:
+    """The mean accuracy over the demo's 15 corruptions, in percent."""
+    result = read_result(path)
+    assert isinstance(result, ImageNetCResult)
+    assert result.summary.mean_accuracy is not None
+    return f"{100 * result.summary.mean_accuracy:.2f} %"

@@ -14,12 +14,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from utils.config.parser import OneLineParser
 from utils.distributed.launch import run_command
 from utils.errors import UserError
-from utils.storage.results import is_evaluation, read_json
+from utils.storage.results import ImageNetCResult, read_result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +66,7 @@ def build_parser() -> OneLineParser:
 
 def draw_imagenet_c(arguments: argparse.Namespace) -> list[Path]:
     """Curves and bars of one or more results."""
-    results = [read_result(path) for path in arguments.inputs]
+    results = [read_imagenet_c(path) for path in arguments.inputs]
 
     from utils.figures.imagenet_c import imagenet_c
     from utils.figures.style import run_labels, save_figure
@@ -77,17 +76,16 @@ def draw_imagenet_c(arguments: argparse.Namespace) -> list[Path]:
     return save_figure(fig, arguments.output)
 
 
-def read_result(path: str) -> dict[str, Any]:
+def read_imagenet_c(path: str) -> ImageNetCResult:
     """An ImageNet-C result file.
 
     Raises:
         UserError: it is none.
     """
-    data = read_json(Path(path))
-    whole = is_evaluation(data) and data["kind"] == "imagenet_c" and "summary" in data
-    if not whole or not data.get("corruptions"):
+    result = read_result(Path(path))
+    if not isinstance(result, ImageNetCResult) or not result.corruptions:
         raise UserError(f"{path} is no ImageNet-C result; make one with --eva_on_imagenet_c")
-    return data
+    return result
 
 
 def draw_gradient_ratio(arguments: argparse.Namespace) -> list[Path]:

@@ -17,7 +17,8 @@ from utils.config.schema import Config, Source
 from utils.distributed.context import DistributedContext
 from utils.logging import Logger
 from utils.storage.checkpoint import BEST, read_checkpoint
-from utils.storage.files import file_sha256, make_folder
+from utils.storage.files import file_sha256, make_folder, names_sha256
+from utils.storage.measurement import subset_label
 from utils.storage.provenance import provenance
 from utils.storage.run_folder import ROOT, find_checkpoint
 
@@ -111,7 +112,7 @@ def load_images(
     """The validation images that the flags choose, labelled by the network's outputs.
 
     Returns:
-        The images; for result files the subset's description, size and hash; its tag in names.
+        The images; for result files the subset's description, size and hash; its part of names.
 
     Raises:
         UserError: bad tree, unknown classes, or a bad list of ids.
@@ -121,18 +122,17 @@ def load_images(
     )
     options = config.OPTIONS
     tree, total = whole, len(whole.files)
-    description, tag = f"all {total} images", ""
-    if options.n_examples and options.n_examples < total:
+    if options.n_examples:
         tree = whole.subset(evenly_spread(total, options.n_examples))
         description = f"{len(tree.files)} evenly spread of {total} images"
-        tag = f"_n{len(tree.files)}"
     elif options.image_ids:
         tree = whole.subset(positions_of(whole, options.image_ids))
         description = f"{len(tree.files)} listed of {total} images"
-    digest = hashlib.sha256("\n".join(tree.files).encode()).hexdigest()
-    if options.image_ids:
-        tag = f"_ids{digest[:8]}"
-    return tree, {"description": description, "n": len(tree.files), "sha256": digest}, tag
+    n = len(tree.files)
+    if n == total:
+        description = f"all {total} images"
+    subset = {"description": description, "n": n, "sha256": names_sha256(tree.files)}
+    return tree, subset, subset_label(subset, total, listed=bool(options.image_ids))
 
 
 def device_name(device: torch.device) -> str:

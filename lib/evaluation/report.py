@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,16 @@ from lib.algorithm.protocols import PROTOCOLS, AttackSpec, PGDSpec, Protocol
 from lib.data.folders import ImageTree
 from lib.evaluation.runner import CLEAN
 from utils.logging import table
-from utils.storage.files import write_csv, write_json
-from utils.storage.intervals import accuracy_entry
+from utils.storage.files import write_csv
+from utils.storage.intervals import Accuracy
+from utils.storage.measurement import Measurement, radius_text
+from utils.storage.results import (
+    AttackAccuracies,
+    AttackResult,
+    CleanAccuracies,
+    TopAccuracies,
+    write_result,
+)
 
 Rows = Mapping[int, Any]
 
@@ -20,54 +27,56 @@ Rows = Mapping[int, Any]
 def summarise(
     rows: Mapping[str, Rows],
     specs: Sequence[AttackSpec],
-    protocol: Protocol,
-    cascade: bool,
-    own_scale: float,
-) -> dict[str, Any]:
-    """The counts of an evaluation, as result files hold them.
+    measurement: Measurement,
+    provenance: Mapping[str, Any],
+    warnings: Iterable[str],
+) -> AttackResult:
+    """The counts of an evaluation.
 
     Where every iterate counts, an image that is misclassified clean was not attacked and is not
     robust.
     With a cascade an attack has seen only a part of the images, so only the worst case counts.
     """
-    clean = rows[CLEAN]
-    n = len(clean)
-    result: dict[str, Any] = {
-        "clean": {
-            "loss": sum(row.loss for row in clean.values()) / n,
-            "top1": accuracy_entry(sum(row.right for row in clean.values()), n),
-            "top5": accuracy_entry(sum(row.right5 for row in clean.values()), n),
-        },
-        "attacks": [],
-    }
-    for spec in () if cascade else specs:
-        result["attacks"] += attack_entries(spec, rows, protocol, own_scale)
-    robust = worst_case(rows, protocol)
-    result["worst_case"] = {"top1": accuracy_entry(sum(robust.values()), n)}
-    if cascade:
-        result["cascade"] = [spec.name for spec in specs]
-    return result
+    clean, protocol = rows[CLEAN], PROTOCOLS[measurement.protocol]
+    n, cascade = len(clean), measurement.cascade
+    attacks = [
+        attack
+        for spec in (() if cascade else specs)
+        for attack in attack_accuracies(spec, rows, protocol, measurement.scale)
+    ]
+    return AttackResult(
+        measurement,
+        provenance,
+        CleanAccuracies(
+            Accuracy(sum(row.right for row in clean.values()), n),
+            Accuracy(sum(row.right5 for row in clean.values()), n),
+            loss=sum(row.loss for row in clean.values()) / n,
+        ),
+        tuple(attacks),
+        TopAccuracies(Accuracy(sum(worst_case(rows, protocol).values()), n)),
+        tuple(spec.name for spec in specs) if cascade else None,
+        warnings=tuple(warnings),
+    )
 
 
-def attack_entries(
+def attack_accuracies(
     spec: AttackSpec, rows: Mapping[str, Rows], protocol: Protocol, own_scale: float
-) -> list[dict[str, Any]]:
+) -> list[AttackAccuracies]:
     """An attack's settings and accuracies, after each of its stages."""
     clean, attacked = rows[CLEAN], rows[spec.name]
     settings: dict[str, Any] = {"steps": 0, "step_size": 0.0, "loss": None, "restarts": 1}
-    settings["scale"] = own_scale
-    if isinstance(spec, PGDSpec):
-        settings = asdict(spec) | {"scale": protocol.search_scale(spec, own_scale)}
-    entries = []
-    for number, (name, label) in enumerate(spec.parts, 1):
-        robust = sum(row.stages_survived >= number for row in attacked.values())
-        top1 = accuracy_entry(robust, len(clean))
-        entries.append({"name": name, "label": label, **settings, "top1": top1})
+    settings["scale"], top5 = own_scale, None
     if isinstance(spec, PGDSpec):  # AutoAttack has no top-5
+        settings = vars(spec) | {"scale": protocol.search_scale(spec, own_scale)}
         robust5 = sum(row.right5 for row in attacked.values())
         robust5 += sum(row.right5 for i, row in clean.items() if i not in attacked)
-        entries[-1]["top5"] = accuracy_entry(robust5, len(clean))
-    return entries
+        top5 = Accuracy(robust5, len(clean))
+    found = []
+    for number, (name, label) in enumerate(spec.parts, 1):
+        robust = sum(row.stages_survived >= number for row in attacked.values())
+        top1 = Accuracy(robust, len(clean))
+        found.append(AttackAccuracies(top1, top5, name=name, label=label, **settings))
+    return found
 
 
 def worst_case(rows: Mapping[str, Rows], protocol: Protocol) -> dict[int, bool]:
@@ -86,7 +95,7 @@ def image_table(
     specs: Sequence[AttackSpec],
     protocol: Protocol,
     cascade: bool,
-) -> tuple[list[str], Iterable[list]]:
+) -> tuple[list[str], Iterable[list[Any]]]:
     """Header and lines of the per-image CSV; with a cascade, empty where not attacked."""
     header = ["image", "label", "clean_prediction", "clean_correct"]
     header += [f"{name}_robust" for spec in specs for name, _ in spec.parts] + ["worst_case_robust"]
@@ -97,7 +106,7 @@ def image_table(
         unseen = "" if cascade else 0
         return [unseen if row is None else int(row.stages_survived >= n) for n in stages]
 
-    def lines() -> Iterable[list]:
+    def lines() -> Iterable[list[Any]]:
         for i, clean in rows[CLEAN].items():
             start = [tree.files[i], tree.labels[i], clean.prediction, int(clean.right)]
             yield [*start, *(x for spec in specs for x in cells_of(spec, i)), int(robust[i])]
@@ -105,43 +114,39 @@ def image_table(
     return header, lines()
 
 
-def write_results(
+def write_files(
     stem: Path,
-    result: Mapping[str, Any],
+    result: AttackResult,
     tree: ImageTree,
     rows: Mapping[str, Rows],
     specs: Sequence[AttackSpec],
 ) -> None:
     """`<stem>_images.csv`, then `<stem>.json`, whose being there means that all is there."""
-    protocol, cascade = PROTOCOLS[result["provenance"]["protocol"]], "cascade" in result
-    write_csv(
-        stem.with_name(f"{stem.name}_images.csv"),
-        *image_table(tree, rows, specs, protocol, cascade),
-    )
-    write_json(stem.with_suffix(".json"), result)
+    protocol, cascade = PROTOCOLS[result.measurement.protocol], result.measurement.cascade
+    header, lines = image_table(tree, rows, specs, protocol, cascade)
+    write_csv(stem.with_name(f"{stem.name}_images.csv"), header, lines)
+    write_result(stem.with_name(f"{stem.name}.json"), result)
 
 
-def result_table(result: Mapping[str, Any]) -> str:
+def result_table(result: AttackResult) -> str:
     """The table on the terminal: top-1 with its 95 % interval, top-5."""
-    origin = result["provenance"]
-    lines = [["clean", *cells(result["clean"])]]
-    lines += [[attack["label"], *cells(attack)] for attack in result["attacks"]]
-    lines.append(["worst case", *cells(result["worst_case"])])
-    eps = f"{origin['eps'] * 255:g}/255"
-    title = f"protocol {origin['protocol']}, eps {eps}, {origin['subset']['description']}"
-    scales = {attack["scale"] for attack in result["attacks"] if attack["loss"] == "ce"}
+    measured, origin = result.measurement, result.provenance
+    lines = [["clean", *cells(result.clean)]]
+    lines += [[attack.label, *cells(attack)] for attack in result.attacks]
+    lines.append(["worst case", *cells(result.worst_case)])
+    eps = radius_text(measured.eps, measured.norm)
+    title = f"protocol {measured.protocol}, eps {eps}, {origin['subset']['description']}"
+    scales = sorted({a.scale for a in result.attacks if a.loss == "ce" and a.scale is not None})
     if scales and (origin["checkpoint"]["FN"] or origin["checkpoint"]["WN"]):
-        title += f"; cross-entropy at scale {', '.join(f'{s:g}' for s in sorted(scales))}"
-    if origin["precision"] != "fp32":
-        title += f"; searched in {origin['precision']}, judged in fp32"
+        title += f"; cross-entropy at scale {', '.join(f'{s:g}' for s in scales)}"
+    if measured.precision != "fp32":
+        title += f"; searched in {measured.precision}, judged in fp32"
     head = ["", "top-1 %", "95 % interval", "top-5 %"]
     return f"{title}\n{table(head, lines)}"
 
 
-def cells(entry: Mapping[str, Any]) -> list[str]:
+def cells(entry: TopAccuracies) -> list[str]:
     """Top-1, its interval, top-5 as text; a dash where there is none."""
-    top1 = entry["top1"]
-    low, high = top1["interval95"]
-    interval = f"{100 * low:.2f} - {100 * high:.2f}"
-    top5 = f"{100 * entry['top5']['accuracy']:.2f}" if "top5" in entry else "-"
-    return [f"{100 * top1['accuracy']:.2f}", interval, top5]
+    low, high = entry.top1.interval
+    top5 = f"{entry.top5.percent:.2f}" if entry.top5 else "-"
+    return [f"{entry.top1.percent:.2f}", f"{100 * low:.2f} - {100 * high:.2f}", top5]

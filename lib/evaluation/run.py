@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,20 @@ from lib.evaluation.checkpoint_model import (
 )
 from lib.evaluation.checks import check_attacks, check_network
 from lib.evaluation.images import save_attack_images
-from lib.evaluation.report import result_table, summarise, write_results
+from lib.evaluation.measured import measured_attacks, usual_attacks
+from lib.evaluation.report import result_table, summarise, write_files
 from lib.evaluation.runner import AttackEvaluation
 from lib.evaluation.validation import EvaluationData
 from lib.imagenet_c.corruptions import choose_corruptions
 from lib.imagenet_c.evaluation import evaluate_imagenet_c
 from lib.imagenet_c.scan import find_folders
 from utils.config.ignored import ignored_settings
-from utils.config.schema import Config
+from utils.config.schema import Config, Source
 from utils.distributed.context import DistributedContext
 from utils.logging import Logger
 from utils.storage.checkpoint import BEST
 from utils.storage.journal import remove_journals
+from utils.storage.results import AttackResult, measurement_at, result_stem
 
 
 def evaluate(config: Config, context: DistributedContext) -> None:
@@ -64,10 +65,16 @@ def evaluate(config: Config, context: DistributedContext) -> None:
 
 
 def evaluate_trained(config: Config, context: DistributedContext) -> None:
-    """Attack the best model at the end of training, unless that was done before."""
+    """Attack the best model at the end of training, unless that was done before.
+
+    The attacks draw from seed 0 whatever the training's seed is, as `evaluate.py` does by default:
+    so runs of several seeds are attacked alike.
+    """
+    folder = config.run_dir
+    config = config.changed({"RUN.seed": 0}, Source.BUILT_IN)
     logger = Logger(context.is_main)
-    logger.write_to(config.run_dir / "log.txt")
-    best = str(config.run_dir / BEST)
+    logger.write_to(folder / "log.txt")
+    best = str(folder / BEST)
     evaluated = context.run_and_share_errors(
         lambda: load_evaluated_model(config, context.device, best)
     )
@@ -109,18 +116,15 @@ def evaluate_attacks(
         require_attackable(specs, evaluated.model.num_classes)
         return load_images(config, data, evaluated)
 
-    tree, subset, tag = context.run_and_share_errors(prepare)
-    tag += eps_tag(config, evaluated)
-    stem = (
-        evaluated.folder / f"attack_{protocol.name}{evaluated.tag}{attack_tag(options.attack)}{tag}"
-    )
-    if config.EVAL.cascade:
-        stem = stem.with_name(f"{stem.name}_cascade")
+    tree, subset, subset_name = context.run_and_share_errors(prepare)
+    measured = measured_attacks(config, evaluated, specs, subset, subset_name)
+    stem = result_stem(evaluated.folder, measured, usual_attacks(measured, evaluated))
+    stem = context.gather(stem)[0]
     provenance = make_provenance(config, evaluated, subset, context)
     announce(evaluated, f"attacks on {subset['description']} of {data}/val", logger)
     if options.n_examples and options.n_examples > subset["n"]:
         logger.warning(f"--n_examples {options.n_examples}: there are only {subset['n']} images")
-    if not again and is_done(stem, provenance):
+    if not again and measurement_at(stem) == measured:
         logger.info(f"{stem}.json holds this evaluation already")
         return
     evaluation = AttackEvaluation(
@@ -129,18 +133,16 @@ def evaluate_attacks(
         ThreatModel(config.eps, protocol, config.RUN.seed, config.EVAL.precision),
         logger,
         stem,
-        fingerprint(provenance),
+        measured.fingerprint(),
         config.EVAL.cascade,
         torch.compile(evaluated.model.outputs) if config.EVAL.compile else None,
     )
     rows = evaluation.run(specs)
-    result = {"kind": "attack", "provenance": provenance}
-    result |= summarise(rows, specs, protocol, config.EVAL.cascade, evaluated.model.scale)
     warnings = check_network(evaluated.model, evaluation.data) + check_attacks(rows, specs)
     warnings += sorted(set().union(*context.gather(evaluation.warnings)))
-    result["warnings"] = warnings
+    result = summarise(rows, specs, measured, provenance, warnings)
     if context.is_main:
-        write_results(stem, result, tree, rows, specs)
+        write_files(stem, result, tree, rows, specs)
         remove_journals(stem)
         tell(result, stem, logger)
         if options.save_images:
@@ -150,10 +152,10 @@ def evaluate_attacks(
     context.barrier()
 
 
-def tell(result: Mapping[str, Any], stem: Path, logger: Logger) -> None:
+def tell(result: AttackResult, stem: Path, logger: Logger) -> None:
     """The table, what is to be doubted about it, and where the rest is."""
     logger.info(result_table(result))
-    for warning in result["warnings"]:
+    for warning in result.warnings:
         logger.warning(warning)
     logger.info(f"results: {stem}.json, {stem}_images.csv")
 
@@ -174,41 +176,6 @@ def scales_of(config: Config, evaluated: EvaluatedModel, logger: Logger) -> Sequ
     return config.EVAL.scales
 
 
-def attack_tag(names: Sequence[str]) -> str:
-    """What `--attack` adds to the names of the result files."""
-    return "_" + "+".join(names) if names else ""
-
-
-def eps_tag(config: Config, evaluated: EvaluatedModel) -> str:
-    """What another eps than that of the training adds to the names of the result files."""
-    eps = config.ADV.clip_eps
-    other = evaluated.trained is not None and evaluated.trained["ADV"]["clip_eps"] != eps
-    return f"_eps{eps:g}" if other else ""
-
-
-def fingerprint(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What an interrupted evaluation must have in common with the one that goes on."""
-    keys = ("protocol", "precision", "eps", "seed")
-    data = provenance["config"]["DATA"]
-    return {
-        "checkpoint": provenance["checkpoint"]["sha256"],
-        "images": provenance["subset"]["sha256"],
-        "resize and crop": [data["img_size"], data["crop_size"]],
-        "step sizes": sorted({row[1] for row in provenance["config"]["ADV"]["pgd_attack"]}),
-        **{key: provenance[key] for key in keys},
-    }
-
-
-def is_done(stem: Path, provenance: Mapping[str, Any]) -> bool:
-    """Whether a result of the same checkpoint, images and attacks is there."""
-    try:
-        found = json.loads(stem.with_suffix(".json").read_text())["provenance"]
-    except (OSError, ValueError, KeyError):
-        return False
-    same = fingerprint(found) == fingerprint(provenance)
-    return same and found["config"]["ADV"] == provenance["config"]["ADV"]
-
-
 def evaluate_corruptions(
     config: Config,
     context: DistributedContext,
@@ -219,13 +186,7 @@ def evaluate_corruptions(
     """ImageNet-C: table, JSON, CSV, figure."""
     options, settings, protocol = config.OPTIONS, config.DATA, PROTOCOLS[config.EVAL.protocol]
     announce(evaluated, f"ImageNet-C at {data}", logger)
-    name = f"imagenet_c_{protocol.name}{evaluated.tag}"
-    if options.corruptions:
-        name += "_" + "+".join(options.corruptions)
-    if options.n_examples:
-        name += f"_n{options.n_examples}"
-    elif options.image_ids:
-        name += f"_{Path(options.image_ids).stem}"
+    own = (evaluated.trained or Config().as_dict())["DATA"]
     evaluate_imagenet_c(
         evaluated.model,
         data,
@@ -237,10 +198,12 @@ def evaluate_corruptions(
         batch_size=max(1, settings.batch_size // context.world_size),
         workers=share_of_workers(settings.workers, context.world_size),
         context=context,
-        output_stem=evaluated.folder / name,
+        folder=evaluated.folder,
         provenance=make_provenance(config, evaluated, {}, context),
         logger=logger,
         clean_accuracy=options.clean_accuracy,
         n_examples=options.n_examples,
         image_ids=options.image_ids,
+        usual_sizes=(own["img_size"], own["crop_size"]),
+        checkpoint_name=evaluated.tag.removeprefix("_"),
     )

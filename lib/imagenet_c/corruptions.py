@@ -78,3 +78,10 @@ def choose_corruptions(asked: Sequence[str] | None) -> tuple[str, ...]:
     if "extra" in asked:
         wanted.update(EXTRA)
     return tuple(name for name in CORRUPTIONS if name in wanted)
+
+
+def corruptions_label(names: Sequence[str]) -> str:
+    """What names of files say of these: nothing of the 15, `extra` of all, else the names."""
+    if set(names) == set(STANDARD):
+        return ""
+    return "extra" if set(names) == set(CORRUPTIONS) else "+".join(names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from lib.algorithm.pgd import attacking
 from lib.algorithm.protocols import Protocol
 from lib.data.datasets import eval_transform
 from lib.data.loader import make_loader, on_device
-from lib.imagenet_c.corruptions import choose_corruptions
+from lib.imagenet_c.corruptions import choose_corruptions, corruptions_label
 from lib.imagenet_c.dataset import CorruptionBatches, GroupPlan
-from lib.imagenet_c.report import make_result, result_text, write_result
+from lib.imagenet_c.report import make_result, result_text, write_files
 from lib.imagenet_c.scan import read_corruptions
 from lib.imagenet_c.shares import (
     Counts,
@@ -32,6 +33,8 @@ from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger
 from utils.storage.journal import ResumableRows, remove_journals
+from utils.storage.measurement import Measurement, subset_label
+from utils.storage.results import ImageNetCResult, result_stem
 
 PROGRESS_LINES = 20  # over the whole evaluation, where stdout is no terminal
 
@@ -48,13 +51,15 @@ def evaluate_imagenet_c(
     batch_size: int,
     workers: int,
     context: DistributedContext,
-    output_stem: str | Path,
+    folder: Path,
     provenance: Mapping[str, Any],
     logger: Logger,
     clean_accuracy: float | None = None,
     n_examples: int | None = None,
     image_ids: str | None = None,
-) -> dict[str, Any]:
+    usual_sizes: tuple[int, int] | None = None,
+    checkpoint_name: str = "",
+) -> ImageNetCResult:
     """Accuracy per corruption and severity: table, JSON, CSV, figure; goes on if interrupted.
 
     Args:
@@ -65,10 +70,12 @@ def evaluate_imagenet_c(
         corruptions: names, perhaps `extra`; None or nothing for the 15.
         img_size, crop_size: shorter side after the resize, side of the crop; pixels.
         batch_size, workers: images in a batch and reading processes, of this process.
-        output_stem: path of the results, without `.json`, `.csv`, `.png`, `.pdf`.
+        folder: where the results go, `imagenet_c_standard.json` and others of that name.
         provenance: as it goes into the JSON; protocol, precision and subset are filled in.
-        clean_accuracy: top-1 on clean images, a fraction; None looks beside `output_stem`.
+        clean_accuracy: top-1 on clean images, a fraction; None looks into `folder`.
         n_examples, image_ids: only so many images of a folder, evenly spread; or a file's list.
+        usual_sizes: the network's own image and crop size; names of files tell others.
+        checkpoint_name: what names of files say of the checkpoint.
 
     Returns:
         what the JSON holds, on every process.
@@ -76,26 +83,43 @@ def evaluate_imagenet_c(
     Raises:
         UserError: a bad tree or image, or results of another evaluation in the way.
     """
-    stem, names = Path(output_stem), choose_corruptions(corruptions)
+    names = choose_corruptions(corruptions)
     resize = img_size if protocol.resize_imagenet_c else None
 
-    def prepare() -> tuple[CorruptionTree, dict[str, Any]] | None:
+    def prepare() -> tuple[CorruptionTree, dict[str, Any], str] | None:
         if not context.is_main:
             return None  # one process lists the folders and tells the others
         whole = checked_tree(root, names, class_names, model, None if resize else crop_size)
         for warning in whole.warnings():
             logger.warning(warning)
-        return whole.subset(n_examples, image_ids)
+        tree, subset = whole.subset(n_examples, image_ids)
+        label = subset_label(subset, max(whole.sizes), listed=bool(image_ids))
+        return tree, subset, label
 
-    tree, subset = context.gather(context.run_and_share_errors(prepare))[0]
+    tree, subset, label = context.gather(context.run_and_share_errors(prepare))[0]
     # Whatever the attacks' search is set to, these images are judged in full precision.
     provenance = {**provenance, "protocol": protocol.name, "precision": "fp32", "subset": subset}
     dataset = CorruptionBatches(tree, eval_transform(resize, crop_size), crop_size)
-    same, loading = fingerprint(provenance, names, [resize, crop_size]), (batch_size, workers)
-    counts = resumable_counts(model, dataset, tree, same, stem, context, logger, *loading)
-    result = make_result(counts, tree, provenance, clean_accuracy, stem.parent)
+    measurement = Measurement(
+        "imagenet_c", protocol.name, provenance["checkpoint"]["sha256"], subset["sha256"], resize,
+        crop_size, checkpoint_name=checkpoint_name, subset=label,
+        corruptions=corruptions_label(names),
+    )  # fmt: skip
+    stem = result_stem(folder, measurement, usual_measurement(measurement, usual_sizes))
+    loading = (batch_size, workers)
+    counts = resumable_counts(model, dataset, tree, measurement, stem, context, logger, *loading)
+    result = make_result(counts, tree, measurement, provenance, clean_accuracy, folder)
     report(result, stem, context, logger)
     return result
+
+
+def usual_measurement(measured: Measurement, sizes: tuple[int, int] | None) -> Measurement:
+    """All images and the 15 corruptions, at the network's own sizes."""
+    img_size, crop = sizes or (measured.resize, measured.crop)
+    resize = img_size if measured.resize else None
+    return replace(
+        measured, resize=resize, crop=crop, checkpoint_name="", subset="", corruptions=""
+    )
 
 
 def checked_tree(
@@ -112,25 +136,12 @@ def checked_tree(
     return tree.with_labels_of(class_names, len(class_names or ()) or model.num_classes)
 
 
-def fingerprint(
-    provenance: Mapping[str, Any], names: Sequence[str], resize_and_crop: Sequence[int | None]
-) -> dict[str, Any]:
-    """What an interrupted evaluation must have in common with the one that goes on."""
-    return {
-        "checkpoint": provenance["checkpoint"]["sha256"],
-        "protocol": provenance["protocol"],
-        "resize and crop": list(resize_and_crop),
-        "images": provenance["subset"]["sha256"],
-        "corruptions": list(names),
-    }
-
-
 def report(
-    result: Mapping[str, Any], stem: Path, context: DistributedContext, logger: Logger
+    result: ImageNetCResult, stem: Path, context: DistributedContext, logger: Logger
 ) -> None:
     """Write and print the result; from then on nothing is left to resume."""
     if context.is_main:
-        write_result(result, stem)
+        write_files(result, stem)
         remove_journals(stem)
     logger.info(result_text(result, stem))
     context.barrier()
@@ -140,7 +151,7 @@ def resumable_counts(
     model: nn.Module,
     dataset: CorruptionBatches,
     tree: CorruptionTree,
-    fingerprint: Mapping[str, Any],
+    measurement: Measurement,
     stem: Path,
     context: DistributedContext,
     logger: Logger,
@@ -148,6 +159,7 @@ def resumable_counts(
     workers: int,
 ) -> Counts:
     """Every group's counts over all processes; what the journals hold is not evaluated again."""
+    fingerprint = measurement.fingerprint()
     with ResumableRows(stem, fingerprint, context, read_counts) as journal:
         complete, own = finished_groups(journal.found, context)
         done = {g for g, name in enumerate(tree.names) if name in complete or name in own}

@@ -1,4 +1,4 @@
-"""What ImageNet-C is (arXiv:1903.12261) and the figures that are made of its accuracies.
+"""The means and corruption errors of ImageNet-C (arXiv:1903.12261) from its accuracies.
 
 Everything is keyed by the corruption's name, so no order of folders or of lists matters. Nothing
 here needs torch.
@@ -11,13 +11,17 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from lib.imagenet_c.corruptions import (
-    CORRUPTIONS,
-    GROUPS,
-    STANDARD,
-)
+from lib.imagenet_c.corruptions import CORRUPTIONS, GROUPS, STANDARD
+from utils.storage.results import Summary
 
 ALEXNET_CLEAN_ERROR = 0.4348  # torchvision's weights, top-1 56.52 %
+
+
+def alexnet_error(name: str) -> float:
+    """AlexNet's mean error on one of the 15, a fraction."""
+    error = CORRUPTIONS[name].alexnet_error
+    assert error is not None
+    return error
 
 
 def corruption_error(name: str, accuracies: Sequence[float]) -> float:
@@ -27,7 +31,7 @@ def corruption_error(name: str, accuracies: Sequence[float]) -> float:
         name: one of the 15.
         accuracies: top-1 at the five severities, fractions in [0, 1].
     """
-    return 100 * (1 - fmean(accuracies)) / CORRUPTIONS[name].alexnet_error
+    return 100 * (1 - fmean(accuracies)) / alexnet_error(name)
 
 
 def relative_corruption_error(
@@ -35,7 +39,7 @@ def relative_corruption_error(
 ) -> float:
     """Relative CE in percent: both sides of CE less the network's error on clean images."""
     rise = clean_accuracy - fmean(accuracies)
-    return 100 * rise / (CORRUPTIONS[name].alexnet_error - ALEXNET_CLEAN_ERROR)
+    return 100 * rise / (alexnet_error(name) - ALEXNET_CLEAN_ERROR)
 
 
 def are_imagenet_classes(classes: Sequence[str]) -> bool:
@@ -47,18 +51,13 @@ def summarise(
     accuracies: Mapping[str, Sequence[float]],
     classes: Sequence[str],
     clean_accuracy: float | None = None,
-) -> dict[str, Any]:
-    """The figures over all corruptions. What cannot be had is None, with the reason.
+) -> Summary:
+    """The metrics over all corruptions. What cannot be had is None, with the reason.
 
     Args:
         accuracies: top-1 per corruption at the five severities, fractions in [0, 1].
         classes: the folder names of the tree's classes.
         clean_accuracy: top-1 on clean images, a fraction; relative mCE needs it.
-
-    Returns:
-        mean_accuracy (over the 15, the figure of arXiv:2002.08619), mean_error and groups as
-        fractions; mCE and relative_mCE in percent, as they are published; CE per corruption, in
-        percent; left_out: {name: reason}. The extra corruptions count in none of them.
     """
     left_out: dict[str, str] = {}
     means = {name: fmean(accuracies[name]) for name in STANDARD if name in accuracies}
@@ -74,19 +73,19 @@ def summarise(
     if partial:
         left_out["mean_accuracy"] = left_out["mean_error"] = partial
     mce, relative = corruption_errors(accuracies, classes, clean_accuracy, left_out)
-    return {
-        "mean_accuracy": mean_accuracy,
-        "mean_error": None if mean_accuracy is None else 1 - mean_accuracy,
-        "mCE": fmean(mce.values()) if mce else None,
-        "relative_mCE": fmean(relative.values()) if relative else None,
-        "groups": groups,
-        "CE": mce,
-        "left_out": left_out,
-    }
+    return Summary(
+        mean_accuracy=mean_accuracy,
+        mean_error=None if mean_accuracy is None else 1 - mean_accuracy,
+        mCE=fmean(mce.values()) if mce else None,
+        relative_mCE=fmean(relative.values()) if relative else None,
+        groups=groups,
+        CE=mce,
+        left_out=left_out,
+    )
 
 
 def incomplete(present: Mapping[str, Any]) -> str:
-    """Why a figure over the 15 cannot be had, or nothing."""
+    """Why a metric over the 15 cannot be had, or nothing."""
     absent = [name for name in STANDARD if name not in present]
     if not absent:
         return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,9 +13,17 @@ from lib.imagenet_c.shares import GroupCounts
 from lib.imagenet_c.tree import CorruptionTree
 from utils.errors import UserError
 from utils.logging import table
-from utils.storage.files import write_csv, write_json
-from utils.storage.intervals import accuracy_entry
-from utils.storage.results import is_evaluation, read_json
+from utils.storage.files import write_csv
+from utils.storage.intervals import Accuracy
+from utils.storage.measurement import Measurement
+from utils.storage.results import (
+    AttackResult,
+    CleanReference,
+    CorruptionAccuracies,
+    ImageNetCResult,
+    read_result,
+    write_result,
+)
 
 COLUMNS = ["corruption", "group", "severity", "n"]
 COLUMNS += [f"{top}_{what}" for top in ("top1", "top5") for what in ("correct", "accuracy")]
@@ -25,133 +33,129 @@ COLUMNS += ["top1_low95", "top1_high95"]
 def make_result(
     counts: Mapping[str, GroupCounts],
     tree: CorruptionTree,
+    measurement: Measurement,
     provenance: Mapping[str, Any],
     clean_accuracy: float | None,
     run_dir: Path,
-) -> dict[str, Any]:
+) -> ImageNetCResult:
     """The content of the JSON.
 
     Args:
         counts: by group name, `gaussian_noise/1`.
         tree: what was evaluated.
-        provenance: as it goes into the file, with checkpoint and subset.
+        provenance: with checkpoint and subset.
         clean_accuracy: a fraction, or None to look into `run_dir`.
     """
-    corruptions = {
-        name: {
-            "group": CORRUPTIONS[name].group,
-            "top1": entries(counts, name, 0),
-            "top5": entries(counts, name, 1),
-        }
-        for name in tree.images
-    }
-    clean = {"accuracy": clean_accuracy, "source": "--clean_accuracy"}
+    corruptions = {}
+    for name in tree.images:
+        rows = [counts[f"{name}/{severity}"] for severity in SEVERITIES]
+        tops = [[Accuracy(row[column], row.n) for row in rows] for column in (0, 1)]
+        corruptions[name] = CorruptionAccuracies(CORRUPTIONS[name].group, *map(tuple, tops))
+    clean = CleanReference(clean_accuracy, "--clean_accuracy")
     if clean_accuracy is None:
-        clean = find_clean_accuracy(run_dir, provenance)
-    accuracies = {n: [entry["accuracy"] for entry in c["top1"]] for n, c in corruptions.items()}
-    return {
-        "kind": "imagenet_c",
-        "provenance": dict(provenance),
-        "corruptions": corruptions,
-        "clean": clean,
-        "summary": summarise(accuracies, tree.classes, clean["accuracy"]),
-        "warnings": tree.warnings(),
-    }
+        clean = find_clean_accuracy(run_dir, measurement, provenance["subset"]["n"])
+    summary = summarise(fractions(corruptions), tree.classes, clean.accuracy)
+    warnings = tuple(tree.warnings())
+    return ImageNetCResult(measurement, provenance, corruptions, clean, summary, warnings=warnings)
 
 
-def entries(counts: Mapping[str, GroupCounts], name: str, column: int) -> list[dict[str, Any]]:
-    """A corruption's accuracies over the severities, from one column of the counts."""
-    rows = [counts[f"{name}/{severity}"] for severity in SEVERITIES]
-    return [accuracy_entry(row[column], row[2]) for row in rows]
+def fractions(corruptions: Mapping[str, CorruptionAccuracies]) -> dict[str, list[float]]:
+    """Top-1 accuracies in [0, 1] over the severities."""
+    return {name: [a.fraction for a in entry.top1] for name, entry in corruptions.items()}
 
 
-def find_clean_accuracy(run_dir: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def find_clean_accuracy(run_dir: Path, measurement: Measurement, n: int) -> CleanReference:
     """Clean top-1 of an attack evaluation of the same checkpoint, and the file it stands in.
 
-    On the same images if there is one, else on as many at least; None where there is neither.
+    On the same images if there is one, else on `n` at least; None where there is neither.
     """
-    subset = provenance["subset"]
     found = []
     for path in sorted(run_dir.glob("*.json")):
         try:
-            data = read_json(path)
-            if not is_evaluation(data) or data["kind"] != "attack":
-                continue
-            theirs, entry = data["provenance"], data["clean"]["top1"]
-            same = theirs["subset"]["sha256"] == subset["sha256"]
-            if theirs["checkpoint"]["sha256"] == provenance["checkpoint"]["sha256"]:
-                found.append((same, entry["n"], entry["accuracy"], path.name))
-        except (UserError, KeyError, TypeError):
+            result = read_result(path)
+        except UserError:
             continue  # another program's file, or a broken one: not this command's business
-    same, n, accuracy, source = max(found, default=(False, 0, None, None))
-    if not same and n < subset["n"]:
-        return {"accuracy": None, "source": None}
-    return {"accuracy": accuracy, "source": source}
+        same_network = result.measurement.checkpoint == measurement.checkpoint
+        if isinstance(result, AttackResult) and same_network:
+            same_images = result.measurement.images == measurement.images
+            top1 = result.clean.top1
+            found.append((same_images, top1.n, top1.fraction, path.name))
+    same_images, most, accuracy, source = max(found, default=(False, 0, None, None))
+    if not same_images and most < n:
+        return CleanReference(None, None)
+    return CleanReference(accuracy, source)
 
 
-def write_result(result: Mapping[str, Any], stem: Path) -> None:
+def write_files(result: ImageNetCResult, stem: Path) -> None:
     """Write `stem.json`, `.csv`, `.png` and `.pdf`."""
     from utils.figures.imagenet_c import imagenet_c
     from utils.figures.style import run_label, save_figure
 
-    write_json(stem.with_name(f"{stem.name}.json"), result)
+    write_result(stem.with_name(f"{stem.name}.json"), result)
     write_csv(stem.with_name(f"{stem.name}.csv"), COLUMNS, csv_rows(result))
     label = run_label(stem.resolve().parent.name)
     save_figure(imagenet_c({label: result}, f"ImageNet-C, {label}"), stem)
 
 
-def csv_rows(result: Mapping[str, Any]) -> list[list[Any]]:
+def csv_rows(result: ImageNetCResult) -> list[list[Any]]:
     """One row per corruption and severity."""
     rows = []
-    for name, entry in result["corruptions"].items():
-        for severity, top1, top5 in zip(SEVERITIES, entry["top1"], entry["top5"], strict=True):
-            counts = [value for top in (top1, top5) for value in (top["correct"], top["accuracy"])]
-            interval = top1["interval95"]
-            rows.append([name, entry["group"], severity, top1["n"], *counts, *interval])
+    for name, entry in result.corruptions.items():
+        for severity, top1, top5 in zip(SEVERITIES, entry.top1, entry.top5, strict=True):
+            counts = [value for top in (top1, top5) for value in (top.correct, top.fraction)]
+            rows.append([name, entry.group, severity, top1.n, *counts, *top1.interval])
     return rows
 
 
-def result_text(result: Mapping[str, Any], stem: Path) -> str:
-    """The table and the figures below it, accuracies in percent."""
-    summary, corruptions = result["summary"], result["corruptions"]
-    errors = summary["CE"]
-    top1 = {n: [entry["accuracy"] for entry in c["top1"]] for n, c in corruptions.items()}
-    rows = [line(name, values, errors.get(name)) for name, values in top1.items()]
+def result_text(result: ImageNetCResult, stem: Path) -> str:
+    """The table and the metrics below it, accuracies in percent."""
+    errors, top1 = result.summary.CE, fractions(result.corruptions)
+    rows = [table_row(name, values, errors.get(name)) for name, values in top1.items()]
     means = {f"{group} (mean)": members for group, members in GROUPS.items()}
     means["all 15 (mean)"] = STANDARD
     for label, members in means.items():
         if all(name in top1 for name in members):
             values = [fmean(column) for column in zip(*(top1[n] for n in members), strict=True)]
             ce = fmean(errors[n] for n in members) if errors else None
-            rows.append(line(label, values, ce))
+            rows.append(table_row(label, values, ce))
     header = ["top-1 (%), severity", *map(str, SEVERITIES), "mean", "CE"]
     cut = len(header) - (not errors)
     parts = [table(header[:cut], [row[:cut] for row in rows]), "", *summary_lines(result)]
     return "\n".join([*parts, f"written: {stem}.json, .csv, .png, .pdf"])
 
 
-def line(label: str, values: list[float], error: float | None) -> list[str]:
-    """A row: accuracies at the severities and their mean in percent, corruption error."""
+def table_row(label: str, values: Sequence[float], error: float | None) -> list[str]:
+    """Accuracies at the severities and their mean in percent, corruption error."""
     cells = [f"{100 * value:.2f}" for value in (*values, fmean(values))]
     return [label, *cells, "" if error is None else f"{error:.1f}"]
 
 
-def summary_lines(result: Mapping[str, Any]) -> list[str]:
-    """The figures over the 15, each with the reason where it is left out."""
-    summary, clean = result["summary"], result["clean"]
-    labels = {
-        "mean_accuracy": "mean accuracy over the 15",
-        "mean_error": "mean error, unnormalised",
-        "mCE": "mCE",
-        "relative_mCE": "relative mCE",
+def summary_lines(result: ImageNetCResult) -> list[str]:
+    """The metrics over the 15, each with the reason where it is left out.
+
+    The unnormalised error stands beside mCE always, over what was evaluated where the 15 are not
+    complete: AlexNet's errors are no yardstick of other corruptions or classes.
+    """
+    summary, clean = result.summary, result.clean
+    accuracies = fractions(result.corruptions)
+    texts = {
+        "mean accuracy over the 15": ("mean_accuracy", percent(summary.mean_accuracy)),
+        "mean error, unnormalised": ("mean_error", percent(summary.mean_error)),
+        "mCE": ("mCE", percent(summary.mCE, 1)),
+        "relative mCE": ("relative_mCE", percent(summary.relative_mCE, 1)),
     }
-    lines = []
-    for key, label in labels.items():
-        value = summary[key]
-        text = f"left out: {summary['left_out'].get(key)}"
-        if value is not None:
-            text = f"{value if 'mCE' in key else 100 * value:.2f} %"
-        if value is not None and key == "relative_mCE":
-            text += f" (clean accuracy {100 * clean['accuracy']:.2f} %, {clean['source']})"
-        lines.append(f"{label:<26} {text}")
+    lines = [
+        f"{k:<26} {v or f'left out: {summary.left_out.get(key)}'}" for k, (key, v) in texts.items()
+    ]
+    if summary.relative_mCE is not None:
+        lines[-1] += f" (clean accuracy {percent(clean.accuracy)}, {clean.source})"
+    if set(accuracies) != set(STANDARD):
+        error = 1 - fmean(value for values in accuracies.values() for value in values)
+        evaluated = f"mean error of the {len(accuracies)}"
+        lines.append(f"{evaluated:<26} {percent(error)}, over all that were evaluated")
     return lines
+
+
+def percent(value: float | None, unit: float = 100) -> str:
+    """`12.30 %`; nothing for None."""
+    return "" if value is None else f"{unit * value:.2f} %"

@@ -23,7 +23,7 @@ def share_name(rank: int, world_size: int) -> str:
     return f"rank {rank} of {world_size}"
 
 
-def read_counts(phase: str, group: str, values: list) -> tuple[str, GroupCounts]:
+def read_counts(phase: str, group: str, values: list[int]) -> tuple[str, GroupCounts]:
     """A row of the journal; ValueError or TypeError where it is damaged."""
     int(phase.rpartition(" ")[2])
     return group, GroupCounts(*values)

@@ -5,7 +5,6 @@ A group number stands for a corruption and a severity: 5 * (place of the corrupt
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from lib.data.datasets import load_rgb
 from lib.data.folders import ImageTree, evenly_spread, positions_of, shortlist
 from lib.imagenet_c.corruptions import SEVERITIES
 from utils.errors import UserError
+from utils.storage.files import names_sha256
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,7 @@ class CorruptionTree:
         n, total = max(smaller.sizes), max(self.sizes)
         how = "listed" if ids_file else "evenly spread"
         description = f"{n} {how} of {total} images" if n < total else f"all {total} images"
-        lists = ["\n".join(tree.files) for tree in chosen.values()]
-        digest = hashlib.sha256("\n".join(lists).encode()).hexdigest()
+        digest = names_sha256(name for tree in chosen.values() for name in tree.files)
         return smaller, {"description": description, "n": n, "sha256": digest}
 
 

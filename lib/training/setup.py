@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from utils.distributed.signals import SignalRequests, leave_to_parent
 from utils.errors import SharedUserError, UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint
-from utils.storage.files import make_folder
+from utils.storage.files import make_folder, names_sha256
 from utils.storage.run_folder import FolderLock, claim
 
 
@@ -112,7 +111,7 @@ def require_same_start(setup: Setup, context: DistributedContext) -> None:
     Raises:
         UserError: a machine sees something else under the same path.
     """
-    images = hashlib.sha256("\n".join((*setup.train.files, *setup.val.files)).encode()).hexdigest()
+    images = names_sha256((*setup.train.files, *setup.val.files))
     training = (setup.resumed.training if setup.resumed else None) or {}
     seen = context.gather((images, training.get("epoch"), training.get("position")))
     for rank, other in enumerate(seen):

@@ -32,6 +32,8 @@ from lib.evaluation.attack_list import parse_attack
 from lib.evaluation.model_settings import ModelSettings
 from lib.evaluation.runner import AttackEvaluation
 from models.resnet import build_model
+from utils.config.readers import PgdRow
+from utils.config.schema import Config, Source
 from utils.storage import journal
 from utils.storage.checkpoint import save_best
 from utils.storage.journal import ResumableRows
@@ -77,7 +79,12 @@ def prepare(weights: dict[str, torch.Tensor], digits: Path) -> None:
         "resnet18", True, True, 10.0, 0.2, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225],
         [f"digit_{i}" for i in range(4)],
     )  # fmt: skip
-    save_best(FOLDER, {"model": names.as_dict(), "state_dict": weights})
+    trained = {
+        "ADV.clip_eps": EPS, "ADV.pgd_attack": (PgdRow(1, 8 / 255), PgdRow(3, 8 / 255)),
+        "DATA.img_size": 16, "DATA.crop_size": 16,
+    }  # fmt: skip
+    config = Config().changed(trained, Source.BUILT_IN).as_dict()
+    save_best(FOLDER, {"model": names.as_dict(), "state_dict": weights, "config": config})
     Path("small.yml").write_text(SMALL.replace("IMAGENET", str(digits)))
 
 
@@ -270,9 +277,9 @@ def test_a_published_file_of_the_same_network(
     torch.save({"epoch": 1, "arch": "resnet18", "state_dict": wrapped}, "theirs.pth.tar")
     flags = ("--FN", "True", "--WN", "True", "--s_HE", "10.0")
     evaluate(digits, "-e", "--resume", "theirs.pth.tar", *flags, "--attack", "pgd1")
-    assert Path("attack_standard_theirs_pgd1_images.csv").read_text() == text(
-        "attack_standard_pgd1"
-    )
+    # Nothing says how it was trained, so names tell what is not built in.
+    theirs = "attack_standard_theirs_pgd1@8_eps16_resize16_crop16_images.csv"
+    assert Path(theirs).read_text() == text("attack_standard_pgd1")
 
 
 # Which images
@@ -345,7 +352,7 @@ def test_scales_of_the_cross_entropy(digits: Path) -> None:
     flags = ("--attack", "pgd1,pgd1-margin", "--set", "EVAL.scales=[1, 30]")
     evaluate(digits, "-e", "--resume", BEST, *flags, "--n_examples", "12")
     names = ("pgd1", "pgd1-margin", "pgd1-s1", "pgd1-s30")
-    recount("attack_standard_pgd1+pgd1-margin_n12", names)
+    recount("attack_standard_pgd1+pgd1-margin_n12_scales1+30", names)
 
 
 def test_cascade_finds_the_same_worst_case(digits: Path) -> None:
@@ -449,7 +456,7 @@ def test_more_images_than_there_are(digits: Path) -> None:
 # Interruptions
 
 LONG = ("--attack", "pgd1,pgd20-margin", "--set", "ADV.clip_eps=4")  # most images stand
-LONG_NAME = "attack_standard_pgd1+pgd20-margin"
+LONG_NAME = "attack_standard_pgd1+pgd20-margin_eps4"
 
 
 @pytest.fixture(scope="module")
@@ -521,8 +528,6 @@ def test_a_signal_in_the_midst_of_an_attack(
     assert done.status == 130
     assert done.err == "stopped by SIGINT\n"
     assert list(FOLDER.glob("*.jsonl"))
-    message = only_error(call(*arguments, "--seed", "1"))
-    assert "unfinished evaluation of something else (seed 0, now 1)" in message
     done = evaluate(digits, "-e", "--resume", BEST, *LONG)
     assert "PGD-20 (margin): " in done.out
     assert "images were done before" in done.out
@@ -532,6 +537,37 @@ def test_a_signal_in_the_midst_of_an_attack(
     assert all(float(robust) > 0 for robust, _ in progress)
     assert text(LONG_NAME) == uninterrupted
     assert not list(FOLDER.glob("*.jsonl"))
+
+
+def test_different_measurements_never_share_a_file(digits: Path, here: Path) -> None:
+    """And the same one again replaces its own file alone."""
+    few = ("--attack", "pgd1", "--n_examples", "8")
+    calls = {
+        "pgd1_n8": few,
+        "pgd1_n8_seed1": (*few, "--seed", "1"),
+        "pgd1@4_n8": (*few, "--set", "ADV.pgd_attack=[[1, 4/255]]"),
+        "pgd1_n8_bf16": (*few, "--set", "EVAL.precision=bf16"),
+        "pgd1_n8_eps8": (*few, "--set", "ADV.clip_eps=8"),
+        "pgd1_n8_crop12": (*few, "--set", "DATA.crop_size=12"),
+        "pgd1_n8_scales1+5": (*few, "--set", "EVAL.scales=[1, 5]"),
+        "pgd1_n9": ("--attack", "pgd1", "--n_examples", "9"),
+        "pgd1": ("--attack", "pgd1", "--n_examples", "36"),
+        "n8": ("--n_examples", "8"),
+    }
+    for flags in calls.values():
+        evaluate(digits, "-e", "--resume", BEST, *flags)
+    names = {f"attack_standard_{name}" for name in calls}
+    assert {path.stem for path in FOLDER.glob("*.json")} == names
+    before = {path: path.stat().st_mtime_ns for path in FOLDER.glob("*.json")}
+    evaluate(digits, "-e", "--resume", BEST, *calls["pgd1_n8_seed1"])
+    changed = [path.stem for path, time in before.items() if path.stat().st_mtime_ns != time]
+    assert changed == ["attack_standard_pgd1_n8_seed1"]
+    # Other images under the same command.
+    shutil.copytree(digits / "val" / "digit_2", here / "part" / "val" / "digit_2")
+    evaluate("part", "-e", "--resume", BEST, "--attack", "pgd1")
+    (other,) = {path.stem for path in FOLDER.glob("*.json")} - names
+    assert re.fullmatch(r"attack_standard_pgd1_[0-9a-f]{8}", other)
+    assert len(rows("attack_standard_pgd1")) == 36
 
 
 def test_the_scripts_docstrings_show_these_calls() -> None:

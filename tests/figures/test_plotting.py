@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from records import attack_result, imagenet_c_result
+from records import write as write_record
 
-from lib.imagenet_c.corruptions import CORRUPTIONS, EXTRA, STANDARD
-from lib.imagenet_c.mce import summarise
+from lib.imagenet_c.corruptions import EXTRA, STANDARD
 from tools import plot as plotting
 from utils.errors import UserError
 from utils.figures.attacks import attack_images
@@ -29,7 +30,6 @@ from utils.figures.training import (
     read_metrics,
     training_curves,
 )
-from utils.storage.intervals import accuracy_entry
 
 ROOT = Path(__file__).resolve().parents[2]
 FREE = "resnet18_free_adv_step4_eps4_repeat4_bs256"
@@ -72,24 +72,6 @@ def write_run(folder: Path, epochs: int = 4, robust: bool = False) -> Path:
 @pytest.fixture
 def runs(tmp_path) -> list[Path]:
     return [write_run(tmp_path / FREE), write_run(tmp_path / HE, epochs=2, robust=True)]
-
-
-def result(level: float, names=STANDARD) -> dict:
-    """An ImageNet-C result whose accuracies fall with severity from `level`."""
-    fractions = {name: [level * (6 - s) / 5 for s in range(1, 6)] for name in names}
-    corruptions = {
-        name: {
-            "group": CORRUPTIONS[name].group,
-            "top1": [accuracy_entry(round(1000 * value), 1000) for value in values],
-        }
-        for name, values in fractions.items()
-    }
-    return {
-        "kind": "imagenet_c",
-        "provenance": {},
-        "corruptions": corruptions,
-        "summary": summarise(fractions, []),
-    }
 
 
 def lines_of(axes) -> dict[str, list[float]]:
@@ -139,6 +121,8 @@ def test_unwritable_place(tmp_path):
         (HE, "FreeAT + HE (s = 10, m = 0.2)"),
         (f"{FREE}_WN_s15.5_margin0.0", "FreeAT + WN (s = 15.5, m = 0)"),
         (f"{FREE}_FN_s10.0_margin0.2", "FreeAT + FN (s = 10, m = 0.2)"),
+        (f"{FREE}_seed3", "FreeAT, seed 3"),
+        (f"{HE}_seed12", "FreeAT + HE (s = 10, m = 0.2), seed 12"),
         ("my_run", "my_run"),
     ],
 )
@@ -226,7 +210,7 @@ def test_gradient_ratio_of_one_epoch(runs):
 
 
 def test_imagenet_c_of_one_result():
-    fig = imagenet_c({"FreeAT": result(0.8)})
+    fig = imagenet_c({"FreeAT": imagenet_c_result(0.8)})
     noise, *_, bars = (axes for part in fig.subfigs for axes in part.axes)
     assert set(lines_of(noise)) == {"gaussian noise", "shot noise", "impulse noise"}
     assert lines_of(noise)["shot noise"] == pytest.approx([80, 64, 48, 32, 16])
@@ -239,7 +223,8 @@ def test_imagenet_c_of_one_result():
 
 
 def test_imagenet_c_of_several_results(tmp_path):
-    results = {"A": result(0.8), "B": result(0.6, STANDARD + EXTRA), "C": result(0.4, ["snow"])}
+    levels = {"A": (0.8,), "B": (0.6, STANDARD + EXTRA), "C": (0.4, ["snow"])}
+    results = {label: imagenet_c_result(*of) for label, of in levels.items()}
     fig = imagenet_c(results)
     above, below = fig.subfigs
     assert [axes.get_title() for axes in above.axes] == [
@@ -285,7 +270,7 @@ def test_drawing_leaves_matplotlib_as_it_was(runs):
 @pytest.mark.slow
 def test_commands_without_a_display(runs, tmp_path):
     for folder, level in zip(runs, (0.8, 0.7), strict=True):
-        (folder / "imagenet_c_standard.json").write_text(json.dumps(result(level)))
+        write_record(folder / "imagenet_c_standard.json", imagenet_c_result(level))
     a, b = (str(run / "imagenet_c_standard.json") for run in runs)
     commands = [
         ["imagenet_c", a, b, "-o", str(tmp_path / "c.png")],
@@ -326,7 +311,7 @@ assert "torch" not in sys.modules
         (["imagenet_c", "{run}/nowhere.json", "-o", "x"], "No such file"),
         (["imagenet_c", "{run}/metrics.csv", "-o", "x"], "is not JSON"),
         (["imagenet_c", "{run}/attack.json", "-o", "x"], "is no ImageNet-C result"),
-        (["imagenet_c", "{run}/cut.json", "-o", "x"], "is no ImageNet-C result"),
+        (["imagenet_c", "{run}/cut.json", "-o", "x"], "lacks what"),
     ],
 )
 def test_errors_are_one_line(runs, tmp_path, capsys, monkeypatch, command, says):
@@ -335,7 +320,7 @@ def test_errors_are_one_line(runs, tmp_path, capsys, monkeypatch, command, says)
     write(run / "empty/metrics.csv", METRICS, [])
     write(run / "other/metrics.csv", "epoch,loss", [[1, 2]])
     write(run / "words/metrics.csv", METRICS, [[1, 0.1, "x", 1, 1, 1, 1, 1, "", 1, 1]])
-    (run / "attack.json").write_text(json.dumps({"kind": "attack", "provenance": {}}))
+    write_record(run / "attack.json", attack_result())
     (run / "cut.json").write_text(json.dumps({"kind": "imagenet_c", "provenance": {}}))
     assert plotting.main([word.format(run=run) for word in command]) == 2
     out, err = capsys.readouterr()

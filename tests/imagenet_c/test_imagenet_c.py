@@ -11,12 +11,14 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from records import attack_result, write
 from torch import nn
 from torchvision import datasets, transforms
 
@@ -35,7 +37,9 @@ from utils.distributed.context import DistributedContext, SharedUserError
 from utils.errors import UserError
 from utils.figures import imagenet_c as figures_imagenet_c
 from utils.logging import Logger
+from utils.storage.results import ImageNetCResult, read_result
 
+JSON = "imagenet_c_standard.json"
 GOLDEN = Path(__file__).parents[1] / "golden" / "imagenet_c_standard_r50.json"
 SEVERITIES = (1, 2, 3, 4, 5)
 CLASSES = ["0", "1", "2", "3"]
@@ -57,11 +61,11 @@ def golden() -> dict:
 def test_figures_are_the_published_ones(golden):
     summary = summarise(golden["accuracy"], WNIDS, golden["clean_accuracy"])
     expected = golden["expected"]
-    assert summary["mCE"] == pytest.approx(expected["mCE"], abs=5e-5)
-    assert summary["relative_mCE"] == pytest.approx(expected["relative_mCE"], abs=5e-5)
-    assert 100 * summary["mean_accuracy"] == pytest.approx(expected["mean_accuracy"], abs=5e-5)
-    assert summary["mean_error"] == 1 - summary["mean_accuracy"]
-    assert summary["left_out"] == {}
+    assert summary.mCE == pytest.approx(expected["mCE"], abs=5e-5)
+    assert summary.relative_mCE == pytest.approx(expected["relative_mCE"], abs=5e-5)
+    assert 100 * summary.mean_accuracy == pytest.approx(expected["mean_accuracy"], abs=5e-5)
+    assert summary.mean_error == 1 - summary.mean_accuracy
+    assert summary.left_out == {}
 
 
 def test_figures_do_not_depend_on_order(golden):
@@ -79,27 +83,27 @@ def test_nothing_is_computed_over_a_part(golden):
     part = {name: values for name, values in golden["accuracy"].items() if name != "fog"}
     summary = summarise(part, WNIDS, 0.7)
     for figure in ("mean_accuracy", "mean_error", "mCE", "relative_mCE"):
-        assert summary[figure] is None
-        assert "fog" in summary["left_out"][figure]
-    assert summary["groups"]["weather"] is None
-    assert "fog" in summary["left_out"]["weather"]
-    assert summary["groups"]["noise"] is not None
+        assert getattr(summary, figure) is None
+        assert "fog" in summary.left_out[figure]
+    assert summary.groups["weather"] is None
+    assert "fog" in summary.left_out["weather"]
+    assert summary.groups["noise"] is not None
 
 
 @pytest.mark.parametrize("classes", [WNIDS[:999], [f"class{i}" for i in range(1000)]])
 def test_mce_needs_the_classes_of_imagenet(golden, classes):
     summary = summarise(golden["accuracy"], classes, 0.7)
-    assert summary["mCE"] is None
-    assert summary["relative_mCE"] is None
-    assert "1000 classes" in summary["left_out"]["mCE"]
-    assert summary["mean_accuracy"] is not None
+    assert summary.mCE is None
+    assert summary.relative_mCE is None
+    assert "1000 classes" in summary.left_out["mCE"]
+    assert summary.mean_accuracy is not None
 
 
 def test_relative_mce_needs_the_clean_accuracy(golden):
     summary = summarise(golden["accuracy"], WNIDS)
-    assert summary["mCE"] is not None
-    assert summary["relative_mCE"] is None
-    assert "--clean_accuracy" in summary["left_out"]["relative_mCE"]
+    assert summary.mCE is not None
+    assert summary.relative_mCE is None
+    assert "--clean_accuracy" in summary.left_out["relative_mCE"]
 
 
 def test_choice_of_corruptions():
@@ -398,7 +402,7 @@ def no_figures(request, monkeypatch) -> None:
         monkeypatch.setattr(utils.figures.style, "save_figure", lambda *_: [])
 
 
-def run(model: nn.Module, root: Path, stem: Path, **changes) -> dict:
+def run(model: nn.Module, root: Path, folder: Path, **changes) -> ImageNetCResult:
     settings = {
         "protocol": "standard",
         "corruptions": None,
@@ -407,7 +411,7 @@ def run(model: nn.Module, root: Path, stem: Path, **changes) -> dict:
         "batch_size": 5,
         "workers": 0,
         "context": ONE,
-        "output_stem": stem,
+        "folder": folder,
         "provenance": PROVENANCE,
         "logger": Logger(active=False),
     }
@@ -420,9 +424,9 @@ def run(model: nn.Module, root: Path, stem: Path, **changes) -> dict:
 @pytest.fixture(scope="module")
 def uninterrupted(model, corrupted, tmp_path_factory) -> str:
     """The JSON of a run in one go."""
-    stem = tmp_path_factory.mktemp("uninterrupted") / "imagenet_c_standard"
-    run(model, corrupted, stem)
-    return stem.with_name("imagenet_c_standard.json").read_text()
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run(model, corrupted, folder)
+    return (folder / JSON).read_text()
 
 
 @pytest.mark.parametrize("protocol", ["standard", "freeat", "paper"])
@@ -434,8 +438,8 @@ def test_counts_are_those_of_a_plain_loop(model, corrupted, tmp_path, protocol, 
     result = run(model, corrupted, tmp_path / "r", protocol=protocol, workers=2)
     steps = [] if protocol == "standard" else [transforms.Resize(40)]
     steps += [transforms.CenterCrop(32), transforms.ToTensor()]
-    for name, entry in result["corruptions"].items():
-        for severity, top1, top5 in zip(SEVERITIES, entry["top1"], entry["top5"], strict=True):
+    for name, entry in result.corruptions.items():
+        for severity, top1, top5 in zip(SEVERITIES, entry.top1, entry.top5, strict=True):
             folder = datasets.ImageFolder(
                 corrupted / name / str(severity), transforms.Compose(steps)
             )
@@ -443,38 +447,38 @@ def test_counts_are_those_of_a_plain_loop(model, corrupted, tmp_path, protocol, 
             labels = torch.tensor([label for _, label in folder])
             with torch.no_grad():
                 ranking = model(images).argsort(dim=1, descending=True)
-            assert top1["correct"] == (ranking[:, 0] == labels).sum()
-            assert top5["correct"] == (ranking[:, :5] == labels[:, None]).sum()
-            assert top1["n"] == top5["n"] == len(folder)
+            assert top1.correct == (ranking[:, 0] == labels).sum()
+            assert top5.correct == (ranking[:, :5] == labels[:, None]).sum()
+            assert top1.n == top5.n == len(folder)
     assert len(loaders) == 1  # one for all 75 folders
     assert loaders[0].persistent_workers
 
 
 def test_what_an_evaluation_leaves(model, corrupted, tmp_path, capsys, figures):
-    stem = tmp_path / "run" / "imagenet_c_standard"
+    folder = tmp_path / "run"
     model.train()
-    result = run(model, corrupted, stem, corruptions=["extra"], logger=Logger())
+    result = run(model, corrupted, folder, corruptions=["extra"], logger=Logger())
     assert model.training
-    written = sorted(path.name for path in stem.parent.iterdir())
-    assert written == [f"imagenet_c_standard.{kind}" for kind in ("csv", "json", "pdf", "png")]
-    assert json.loads(stem.with_name("imagenet_c_standard.json").read_text()) == result
-    assert result["kind"] == "imagenet_c"
-    assert result["provenance"]["checkpoint"] == PROVENANCE["checkpoint"]
-    assert result["provenance"]["subset"]["n"] == 8
-    assert list(result["corruptions"]) == list(STANDARD + EXTRA)
-    with open(stem.with_name("imagenet_c_standard.csv"), newline="") as file:
+    stem = folder / "imagenet_c_standard_extra"
+    written = sorted(path.name for path in folder.iterdir())
+    assert written == [f"{stem.name}.{kind}" for kind in ("csv", "json", "pdf", "png")]
+    assert read_result(stem.with_suffix(".json")) == result
+    assert result.provenance["checkpoint"] == PROVENANCE["checkpoint"]
+    assert result.provenance["subset"]["n"] == 8
+    assert list(result.corruptions) == list(STANDARD + EXTRA)
+    with open(stem.with_suffix(".csv"), newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 95
     for row in rows:
-        entry = result["corruptions"][row["corruption"]]["top1"][int(row["severity"]) - 1]
-        assert float(row["top1_accuracy"]) == entry["accuracy"]
-    accuracies = [e["accuracy"] for n in STANDARD for e in result["corruptions"][n]["top1"]]
-    assert result["summary"]["mean_accuracy"] == pytest.approx(np.mean(accuracies))
-    assert result["summary"]["mean_accuracy"] > 0.4  # chance is 0.1: something was learnt
+        entry = result.corruptions[row["corruption"]].top1[int(row["severity"]) - 1]
+        assert float(row["top1_accuracy"]) == entry.fraction
+    accuracies = [a.fraction for n in STANDARD for a in result.corruptions[n].top1]
+    assert result.summary.mean_accuracy == pytest.approx(np.mean(accuracies))
+    assert result.summary.mean_accuracy > 0.4  # chance is 0.1: something was learnt
     said = capsys.readouterr().out
     for words in ("gaussian_noise", "saturate", "weather (mean)", "all 15 (mean)"):
         assert words in said
-    mean = 100 * result["summary"]["mean_accuracy"]
+    mean = 100 * result.summary.mean_accuracy
     assert f"mean accuracy over the 15  {mean:.2f} %" in said
     assert "mCE                        left out: needs ImageNet's 1000 classes" in said
 
@@ -494,24 +498,23 @@ class Interrupting(Glance):
         return super().forward(x)
 
 
-def interrupted(model, root, stem, after=40, **changes) -> None:
+def interrupted(model, root, folder, after=40, **changes) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(Interrupting(model, after, KeyboardInterrupt()), root, stem, **changes)
+        run(Interrupting(model, after, KeyboardInterrupt()), root, folder, **changes)
 
 
 def test_an_interrupted_evaluation_goes_on(model, corrupted, tmp_path, uninterrupted):
-    stem = tmp_path / "imagenet_c_standard"
-    interrupted(model, corrupted, stem, after=40)
+    interrupted(model, corrupted, tmp_path, after=40)
     (journal,) = tmp_path.iterdir()
     finished = journal.read_text().splitlines()[1:]
     assert len(finished) == 40 * 5 // 8  # every folder that was through, each with 8 images
     journal.write_bytes(
         journal.read_bytes() + b'{"phase": "rank 0 of 1", "rows": {"fog/1"'
     )  # cut short
-    interrupted(model, corrupted, stem, after=20)
+    interrupted(model, corrupted, tmp_path, after=20)
     model.batches = 0
-    run(model, corrupted, stem)
-    assert stem.with_name("imagenet_c_standard.json").read_text() == uninterrupted
+    run(model, corrupted, tmp_path)
+    assert (tmp_path / JSON).read_text() == uninterrupted
     assert model.batches == 120 - 59  # batch 60 reaches into an unfinished folder
     assert not list(tmp_path.glob("*.jsonl"))
 
@@ -538,36 +541,44 @@ t.run(model, sys.argv[4], t.Path(sys.argv[5]), workers=1)
 def test_a_killed_evaluation_goes_on(model, corrupted, tmp_path, uninterrupted):
     here = Path(__file__).resolve().parent
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    stem = tmp_path / "out" / "imagenet_c_standard"
-    arguments = [here, here.parents[1], tmp_path / "weights.pt", corrupted, stem]
+    folder = tmp_path / "out"
+    arguments = [here, here.parents[1], tmp_path / "weights.pt", corrupted, folder]
     killed = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], check=False)
     assert killed.returncode == -signal.SIGKILL
     model.batches = 0
-    run(model, corrupted, stem)
-    assert stem.with_name("imagenet_c_standard.json").read_text() == uninterrupted
+    run(model, corrupted, folder)
+    assert (folder / JSON).read_text() == uninterrupted
     assert model.batches < 75
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"provenance": {"checkpoint": {"sha256": "b" * 64}}}, "checkpoint aaaaaaaaaaaa..., now b"),
-        ({"protocol": "freeat"}, "protocol standard, now freeat"),
-        ({"n_examples": 4}, "images "),
-        ({"corruptions": ["snow", "fog"]}, "corruptions "),
-        ({"crop_size": 28}, "resize and crop None, 32, now None, 28"),
-    ],
-)
-def test_results_of_something_else_are_not_mixed_in(model, corrupted, tmp_path, changes, says):
-    stem = tmp_path / "imagenet_c"
-    interrupted(model, corrupted, stem, after=5)
+def test_results_of_something_else_are_not_mixed_in(model, corrupted, tmp_path):
+    interrupted(model, corrupted, tmp_path, after=5)
     (journal,) = tmp_path.iterdir()
     before = journal.read_bytes()
-    with pytest.raises(UserError, match="unfinished evaluation of something else") as caught:
-        run(model, corrupted, stem, **changes)
-    assert says in str(caught.value)
-    assert "\n" not in str(caught.value)
+    other = {"checkpoint": {"path": "m.pth", "sha256": "b" * 64}}
+    with pytest.raises(UserError, match=r"checkpoint aaaaaaaaaaaa\.\.\., now b"):
+        run(model, corrupted, tmp_path, provenance=other)
     assert journal.read_bytes() == before
+
+
+def test_different_measurements_never_share_a_file(model, corrupted, tmp_path):
+    changes = {
+        "fog": {},
+        "freeat": {"protocol": "freeat"},
+        "fog_n4": {"n_examples": 4},
+        "fog_crop28": {"crop_size": 28},
+        "snow+fog": {"corruptions": ["fog", "snow"]},
+        "last_fog": {"checkpoint_name": "last"},
+    }
+    for change in changes.values():
+        run(
+            model,
+            corrupted,
+            tmp_path,
+            **{"corruptions": ["fog"], "usual_sizes": (40, 32), **change},
+        )
+    names = {f"imagenet_c_standard_{name}" for name in changes} - {"imagenet_c_standard_freeat"}
+    assert {path.stem for path in tmp_path.glob("*.json")} == names | {"imagenet_c_freeat_fog"}
 
 
 class ThreadRanks(DistributedContext):
@@ -585,7 +596,7 @@ class ThreadRanks(DistributedContext):
         return values
 
 
-def run_together(models: list[nn.Module], root: Path, stem: Path, **changes) -> list:
+def run_together(models: list[nn.Module], root: Path, folder: Path, **changes) -> list:
     """What every rank returns or raises."""
     size = len(models)
     meeting, table, ended = threading.Barrier(size), [None] * size, [None] * size
@@ -593,7 +604,7 @@ def run_together(models: list[nn.Module], root: Path, stem: Path, **changes) -> 
     def work(rank: int) -> None:
         context = ThreadRanks(rank, size, meeting, table)
         try:
-            ended[rank] = run(models[rank], root, stem, context=context, **changes)
+            ended[rank] = run(models[rank], root, folder, context=context, **changes)
         except (UserError, KeyboardInterrupt, threading.BrokenBarrierError) as error:
             ended[rank] = error
             if not isinstance(error, SharedUserError):  # then every rank is on its way out
@@ -612,17 +623,16 @@ def test_counts_do_not_depend_on_the_number_of_processes(
     model, corrupted, tmp_path, uninterrupted, world_size
 ):
     models = [copy.deepcopy(model) for _ in range(world_size)]
-    results = run_together(models, corrupted, tmp_path / "imagenet_c_standard")
-    assert all(result == json.loads(uninterrupted) for result in results)
-    assert (tmp_path / "imagenet_c_standard.json").read_text() == uninterrupted
+    results = run_together(models, corrupted, tmp_path)
+    assert all(result == read_result(tmp_path / JSON) for result in results)
+    assert (tmp_path / JSON).read_text() == uninterrupted
     assert not list(tmp_path.glob("*.jsonl"))
 
 
 @pytest.mark.parametrize("then", [1, 2, 3])
 def test_resuming_with_another_number_of_processes(model, corrupted, tmp_path, uninterrupted, then):
-    stem = tmp_path / "imagenet_c_standard"
     models = [copy.deepcopy(model), Interrupting(model, 30, KeyboardInterrupt())]
-    first, second = run_together(models, corrupted, stem)
+    first, second = run_together(models, corrupted, tmp_path)
     assert isinstance(first, threading.BrokenBarrierError)
     assert isinstance(second, KeyboardInterrupt)
     lines = [len(path.read_text().splitlines()) - 1 for path in sorted(tmp_path.iterdir())]
@@ -630,8 +640,8 @@ def test_resuming_with_another_number_of_processes(model, corrupted, tmp_path, u
     models = [copy.deepcopy(model) for _ in range(then)]
     for each in models:
         each.batches = 0
-    run_together(models, corrupted, stem)
-    assert (tmp_path / "imagenet_c_standard.json").read_text() == uninterrupted
+    run_together(models, corrupted, tmp_path)
+    assert (tmp_path / JSON).read_text() == uninterrupted
     assert models[0].batches == {1: 61, 2: 0, 3: 23}[then]
     assert not list(tmp_path.glob("*.jsonl"))
 
@@ -656,7 +666,7 @@ def test_unreadable_images_are_named(model, tree, tmp_path, workers):
     broken.write_bytes(broken.read_bytes()[:100])
     with pytest.raises(UserError, match=f"cannot read .*snow/4/2/{broken.name}"):
         run(model, tree, tmp_path / "r", corruptions=["snow"], workers=workers)
-    kept = (tmp_path / "r.rank0of1.jsonl").read_text()
+    kept = (tmp_path / "r" / "imagenet_c_standard_snow.rank0of1.jsonl").read_text()
     assert '"snow/2"' in kept
 
 
@@ -668,28 +678,24 @@ def test_outputs_that_are_not_finite_are_refused(model, tree, tmp_path):
         run(broken, tree, tmp_path / "r", corruptions=["snow"])
 
 
-def attack_json(sha256: str, n: int, accuracy: float, subset: str = "other") -> str:
-    checkpoint, images = {"sha256": sha256}, {"sha256": subset, "n": n}
-    entry = {"top1": {"accuracy": accuracy, "n": n}}
-    provenance = {"checkpoint": checkpoint, "subset": images}
-    return json.dumps({"kind": "attack", "provenance": provenance, "clean": entry})
-
-
 def test_clean_accuracy_is_found_beside_the_results(model, tree, tmp_path):
-    stem, own = tmp_path / "r", PROVENANCE["checkpoint"]["sha256"]
+    own, here = PROVENANCE["checkpoint"]["sha256"][0], tmp_path
 
     def clean(**changes):
-        return run(model, tree, stem, corruptions=["snow"], **changes)["clean"]
+        found = run(model, tree, here, corruptions=["snow"], **changes).clean
+        return found.accuracy, found.source
 
-    (tmp_path / "broken.json").write_text("{")
-    (tmp_path / "attack_a.json").write_text(attack_json("b" * 64, 50, 0.1))
-    (tmp_path / "attack_b.json").write_text(attack_json(own, 5, 0.2))  # of too few images
-    assert clean() == {"accuracy": None, "source": None}
-    (tmp_path / "attack_c.json").write_text(attack_json(own, 20, 0.3))
-    assert clean() == {"accuracy": 0.3, "source": "attack_c.json"}
-    (tmp_path / "attack_d.json").write_text(attack_json(own, 50, 0.4))
-    assert clean() == {"accuracy": 0.4, "source": "attack_d.json"}
+    (here / "broken.json").write_text("{")
+    write(here / "attack_a.json", attack_result("b", clean=5, n=50))
+    write(here / "attack_b.json", attack_result(own, clean=1, worst=1, n=5))  # of too few images
+    assert clean() == (None, None)
+    write(here / "attack_c.json", attack_result(own, clean=6, worst=1, n=20))
+    assert clean() == (0.3, "attack_c.json")
+    write(here / "attack_d.json", attack_result(own, clean=20, worst=1, n=50))
+    assert clean() == (0.4, "attack_d.json")
     _, subset = read(tree, ["snow"]).subset()
-    (tmp_path / "attack_e.json").write_text(attack_json(own, 8, 0.5, subset["sha256"]))
-    assert clean() == {"accuracy": 0.5, "source": "attack_e.json"}
-    assert clean(clean_accuracy=0.6) == {"accuracy": 0.6, "source": "--clean_accuracy"}
+    same = attack_result(own, clean=4, worst=1, n=8, images=subset["description"])
+    measurement = replace(same.measurement, images=subset["sha256"])
+    write(here / "attack_e.json", replace(same, measurement=measurement))
+    assert clean() == (0.5, "attack_e.json")
+    assert clean(clean_accuracy=0.6) == (0.6, "--clean_accuracy")

@@ -8,25 +8,32 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from records import EPS, PGD10, attack, attack_result, imagenet_c_result, write
+from scipy import stats
 
 from tools.compare import main
+from tools.paired import mcnemar_exact
+from utils.storage.results import Result
 
 ROOT = Path(__file__).resolve().parents[2]
+FREE = "resnet18_free_adv_step4_eps4_repeat4_bs256"
+HE = f"{FREE}_FN_WN_s10.0_margin0.2"
+WNIDS = [f"n{number:08d}" for number in range(1000)]
 # Wilson's 95 % intervals in percent, as scipy's binomtest(...).proportion_ci(method='wilson') says.
-WILSON = {
-    (90, 100): (82.56, 94.48),
-    (50, 100): (40.38, 59.62),
-    (40, 100): (30.94, 49.80),
-}
+OF_100 = {
+    90: "90.0 [82.6, 94.5]", 50: "50.0 [40.4, 59.6]", 40: "40.0 [30.9, 49.8]",
+}  # fmt: skip
 
 
 @pytest.fixture
-def compare(capsys):
+def compare(capsys, tmp_path, monkeypatch):
     """The command within this process: fast, for matplotlib is loaded once."""
+    monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> subprocess.CompletedProcess:
         status = main([str(argument) for argument in arguments])
@@ -35,150 +42,118 @@ def compare(capsys):
     return run
 
 
-def accuracy(correct: int, n: int) -> dict:
-    low, high = WILSON[correct, n]
-    fraction = correct / n
-    return {"correct": correct, "n": n, "accuracy": fraction, "interval95": [low / 100, high / 100]}
+def tables(markdown: str) -> list[dict[str, dict[str, str]]]:
+    """{row: {column: cell}} of every Markdown table."""
+    found = []
+    for text in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
+        rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines()]
+        cells = [[cell.strip() for cell in row] for row in rows]
+        found.append({row[0]: dict(zip(cells[0][1:], row[1:], strict=True)) for row in cells[2:]})
+    return found
 
 
-def provenance(checkpoint: str, **changes) -> dict:
-    images = changes.pop("images", "all 100 images")
-    name = changes.pop("name", "checkpoint.pth.tar")
-    return {
-        "command": "evaluate.py",
-        "config": {
-            "DATA": {"img_size": 256, "crop_size": changes.pop("crop", 224)},
-            "ADV": {"pgd_attack": [[10, 1 / 255, "ce", 1], [50, 1 / 255, "ce", 1]]},
-        },
-        "checkpoint": {"path": f"trained_models/x/{name}", "sha256": checkpoint * 64},
-        "protocol": "standard",
-        "precision": "fp32",
-        "eps": 4 / 255,
-        "seed": 0,
-        "subset": {"description": images, "n": 100, "sha256": f"{hash(images):x}"},
-        **changes,
-    }
+def table(done: subprocess.CompletedProcess) -> dict[str, dict[str, str]]:
+    """The only table of a call that succeeded."""
+    assert done.returncode == 0, done.stderr
+    (only,) = tables(done.stdout)
+    return only
 
 
-def attack(name: str, label: str, correct: int, step: float = 1 / 255, scale: float = 1.0) -> dict:
-    steps = int(re.sub(r"\D", "", name) or 0)
-    entry = {"name": name, "label": label, "steps": steps, "step_size": step, "loss": "ce"}
-    return entry | {"restarts": 1, "scale": scale, "top1": accuracy(correct, 100)}
+def refused(done: subprocess.CompletedProcess) -> str:
+    """The one line of a call that did not."""
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
 
 
-def write(path: Path, data: dict) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data))
-    return path
-
-
-def write_attacks(
-    folder: Path, checkpoint: str, robust: int = 50, worst: int = 40, file: str = "", **changes
-) -> Path:
-    """An attack evaluation with PGD-10 and a worst case."""
-    step, scale = changes.pop("step", 1 / 255), changes.pop("scale", 1.0)
-    extra, warnings = changes.pop("extra", []), changes.pop("warnings", [])
-    data = {
-        "kind": "attack",
-        "provenance": provenance(checkpoint, **changes),
-        "clean": {"loss": 0.5, "top1": accuracy(90, 100), "top5": accuracy(90, 100)},
-        "attacks": [attack("pgd10", "PGD-10 (ce)", robust, step, scale), *extra],
-        "worst_case": {"top1": accuracy(worst, 100)},
-        "warnings": warnings,
-    }
-    return write(folder / (file or f"attack_{data['provenance']['protocol']}.json"), data)
-
-
-def write_imagenet_c(folder: Path, checkpoint: str, mce: float | None = 76.7, **changes) -> Path:
-    """An ImageNet-C evaluation: mean accuracy 40 % of 100 images."""
-    cell = [accuracy(40, 100)] * 5
-    data = {
-        "kind": "imagenet_c",
-        "provenance": provenance(checkpoint, **changes),
-        "corruptions": {"fog": {"group": "weather", "top1": cell, "top5": cell}},
-        "summary": {"mean_accuracy": 0.4, "mean_error": 0.6, "mCE": mce, "left_out": {}},
-    }
-    return write(folder / f"imagenet_c_{data['provenance']['protocol']}.json", data)
-
-
-def table(markdown: str) -> dict[str, dict[str, str]]:
-    """{row: {column: cell}} of a Markdown table."""
-    lines = [line for line in markdown.splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    header = cells[0][1:]
-    return {row[0]: dict(zip(header, row[1:], strict=True)) for row in cells[2:]}
+def write_all(results: dict[str, Result]) -> None:
+    """`RUN/FILE` to its record; `RUN` alone is RUN/attack_standard.json."""
+    for name, result in results.items():
+        write(
+            Path(
+                name if "/" in name else f"{name}/attack_standard.json",
+            ).with_suffix(".json"),
+            result,
+        )
 
 
 @pytest.fixture
 def runs(tmp_path) -> tuple[Path, Path]:
     """Two runs, evaluated alike."""
-    free = tmp_path / "resnet18_free_adv_step4_eps4_repeat4_bs256"
-    he = tmp_path / f"{free.name}_FN_WN_s10.0_margin0.2"
-    write_attacks(free, "a")
-    write_attacks(he, "b", robust=90, worst=50, scale=10.0)
-    write_imagenet_c(free, "a")
-    write_imagenet_c(he, "b", mce=None)
-    write(he / "other.json", {"kind": "something else"})
-    write(he / "list.json", [1, 2])
+    free, he = tmp_path / FREE, tmp_path / HE
+    stronger = [attack("pgd10", "PGD-10 (ce)", 90, scale=10.0)]
+    write(free / "attack_standard.json", attack_result())
+    write(he / "attack_standard.json", attack_result("b", attacks=stronger, worst=50))
+    write(free / "imagenet_c_standard.json", imagenet_c_result(2 / 3, n=100, classes=WNIDS))
+    write(he / "imagenet_c_standard.json", imagenet_c_result(2 / 3, n=100, sha256="b"))
+    (he / "other.json").write_text('{"kind": "something else"}')
+    (he / "list.json").write_text("[1, 2]")
     return free, he
 
 
 def test_one_table_in_three_formats_and_a_figure(runs, tmp_path):
     command = [sys.executable, "-m", "tools.compare", *map(str, runs), "-o", "out/both"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
+    done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
     )
-    assert result.returncode == 0, result.stderr
     he = "FreeAT + HE (s = 10, m = 0.2)"
-    expected = {
-        "FreeAT": {
-            "Clean": "90.0 [82.6, 94.5]",
-            "PGD-10 (ce)": "50.0 [40.4, 59.6]",
-            "Worst case": "40.0 [30.9, 49.8]",
-            "ImageNet-C mean": "40.0 [30.9, 49.8]",
-            "mCE": "76.7",
-        },
-        he: {
-            "Clean": "90.0 [82.6, 94.5]",
-            "PGD-10 (ce)": "90.0 [82.6, 94.5]",
-            "Worst case": "50.0 [40.4, 59.6]",
-            "ImageNet-C mean": "40.0 [30.9, 49.8]",
-            "mCE": "-",
-        },
-    }
-    assert table(result.stdout) == expected
-    assert list(table(result.stdout)["FreeAT"]) == list(expected["FreeAT"])  # in this order
+    rows = table(done)
+    error = 100 * sum(0.6 / e for e in ALEXNET) / 15
+    assert list(rows["FreeAT"].items()) == [
+        ("Clean", OF_100[90]),
+        ("PGD-10 (ce)", OF_100[50]),
+        ("Worst case", OF_100[40]),
+        ("ImageNet-C mean", OF_100[40]),
+        ("mCE", f"{error:.1f}"),
+    ]
+    assert list(rows[he].values()) == [OF_100[90], OF_100[90], OF_100[50], OF_100[40], "-"]
     stem = tmp_path / "out" / "both"
-    assert stem.with_suffix(".md").read_text() == result.stdout
+    assert stem.with_suffix(".md").read_text() == done.stdout
     with stem.with_suffix(".csv").open() as file:
-        rows = {(row["run"], row["measure"]): row for row in csv.DictReader(file)}
-    assert len(rows) == 9
-    robust = rows[he, "PGD-10 (ce)"]
+        lines = {(row["run"], row["measure"]): row for row in csv.DictReader(file)}
+    assert len(lines) == 9
+    robust = lines[he, "PGD-10 (ce)"]
     assert float(robust["percent"]) == pytest.approx(90)
-    assert float(robust["low95"]) == pytest.approx(82.56)
+    assert float(robust["low95"]) == pytest.approx(82.56, abs=0.01)
     assert (robust["eps"], robust["step"], robust["protocol"]) == ("4/255", "1/255", "standard")
     assert robust["file"] == str(runs[1] / "attack_standard.json")
     latex = stem.with_suffix(".tex").read_text()
     body = [line for line in latex.splitlines() if line.endswith(r"\\")]
     assert len(body) == 3
     assert all(line.count(" & ") == 5 for line in body)
-    assert r"50.0 [40.4, 59.6]" in body[1]
+    assert "50.0 [40.4, 59.6]" in body[1]
+    caption = next(line for line in latex.splitlines() if line.startswith(r"\caption"))
+    assert "eps 4/255" in caption
     with Image.open(stem.with_suffix(".png")) as image:
         assert image.width > 600
         assert len(image.convert("RGB").getcolors(1 << 24)) > 20
     assert stem.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_notes_tell_conditions_scales_and_warnings(compare, runs, tmp_path):
-    write_attacks(runs[0], "a", warnings=["gradients are zero on 30 images"])
-    text = compare(*runs, "-o", tmp_path / "x").stdout
-    assert "Clean: all 100 images; resize 256, crop 224." in text
-    assert "PGD-10 (ce): protocol standard; eps 4/255; search in fp32; step 1/255;" in text
-    assert "over pgd10;" in text
-    assert "ImageNet-C mean, mCE: protocol standard; all 100 images; crop 224." in text
-    assert "FreeAT 1; FreeAT + HE (s = 10, m = 0.2) 10" in text
-    assert "Warning, FreeAT: gradients are zero on 30 images" in text
+ALEXNET = (
+    0.886428, 0.894468, 0.922640, 0.819880, 0.826268, 0.785948, 0.798360, 0.866816, 0.826572,
+    0.819324, 0.564592, 0.853204, 0.646056, 0.717840, 0.606500,
+)  # fmt: skip
+
+
+def test_notes_tell_conditions_scales_and_warnings(compare, runs):
+    write_all({FREE: attack_result(warnings=["gradients are zero on 30 images"])})
+    text = compare(*runs).stdout
+    for note in (
+        "Clean: all 100 images; resize 256, crop 224.",
+        "PGD-10 (ce): protocol standard; eps 4/255; search in fp32; seed 0; step 1/255;",
+        "over pgd10;",
+        "ImageNet-C mean, mCE: protocol standard; all 100 images; crop 224.",
+        "FreeAT 1; FreeAT + HE (s = 10, m = 0.2) 10",
+        "Warning, FreeAT: gradients are zero on 30 images",
+    ):
+        assert note in text
+
+
+PGD50 = attack("pgd50", "PGD-50 (ce)", 50)
 
 
 @pytest.mark.parametrize(
@@ -186,112 +161,259 @@ def test_notes_tell_conditions_scales_and_warnings(compare, runs, tmp_path):
     [
         ({"protocol": "paper"}, ("protocol standard", "protocol paper")),
         ({"eps": 8 / 255}, ("eps 4/255", "eps 8/255")),
+        ({"eps": 0.5, "norm": "L2"}, ("eps 4/255", "eps 0.5 (L2)")),
         ({"precision": "bf16"}, ("search in fp32", "search in bf16")),
-        ({"images": "100 of 50000 images"}, ("all 100 images", "100 of 50000 images")),
-        ({"step": 2 / 255}, ("step 1/255", "step 2/255")),
+        ({"seed": 1}, ("seed 0", "seed 1")),
+        ({"attacks": [attack("pgd10", "PGD-10 (ce)", 50, step=2 / 255)]}, ("step 1/255", "step 2")),
         ({"crop": 160}, ("crop 224", "crop 160")),
-        ({"extra": [attack("pgd50", "PGD-50 (ce)", 50)]}, ("over pgd10", "over pgd10 + pgd50")),
+        ({"attacks": [PGD10, PGD50]}, ("over pgd10", "over pgd10 + pgd50")),
+        ({"images": "100 of 50000 images"}, ("all 100 images", "100 of 50000 images")),
     ],
 )
-def test_what_does_not_compare_is_refused_or_told(compare, tmp_path, changes, said):
-    write_attacks(tmp_path / "one", "a")
-    write_attacks(tmp_path / "two", "b", **changes)
-    refused = compare(tmp_path / "one", tmp_path / "two", "-o", f"{tmp_path}/out/")
-    assert refused.returncode == 2
-    assert len(refused.stderr.splitlines()) == 1
-    assert all(text in refused.stderr for text in (*said, "--allow_mixed"))
-    assert refused.stdout == ""
-    assert not (tmp_path / "out").exists()
-    told = compare(tmp_path / "one", tmp_path / "two", "-o", f"{tmp_path}/out/", "--allow_mixed")
-    assert told.returncode == 0, told.stderr
-    rows = table(told.stdout)
+def test_what_does_not_compare_is_refused_or_told(compare, changes, said):
+    write_all({"one": attack_result(), "two": attack_result("b", **changes)})
+    message = refused(compare("one", "two", "-o", "out/"))
+    assert all(text in message for text in (*said, "--allow_mixed"))
+    assert not Path("out").exists()
+    done = compare("one", "two", "-o", "out/", "--allow_mixed")
+    assert done.returncode == 0, done.stderr
+    if "images" in changes:  # a table for each list of images
+        first, second = tables(done.stdout)
+        assert (list(first), list(second)) == (["one"], ["two"])
+        assert f"**{said[1]}**" in done.stdout
+        return
+    rows = table(done)
     for text, (row, other) in zip(said, (("one", "two"), ("two", "one")), strict=True):
-        columns = [name for name in rows[row] if re.search(rf"{re.escape(text)}(,|$)", name)]
+        columns = [c for c in rows[row] if re.search(rf"{re.escape(text)}(/255)?(,|$)", c)]
         assert columns
         for column in columns:
-            assert rows[row][column] != "-"
-            assert rows[other][column] == "-"
-    assert (tmp_path / "out" / "comparison.png").exists()
+            assert (rows[row][column] != "-", rows[other][column]) == (True, "-")
+    assert Path("out/comparison.png").exists()
 
 
-def test_protocol_and_images_of_imagenet_c_matter(compare, tmp_path):
-    write_imagenet_c(tmp_path / "one", "a")
-    write_imagenet_c(tmp_path / "two", "b", protocol="freeat")
-    result = compare(tmp_path / "one", tmp_path / "two", "-o", tmp_path / "x")
-    assert result.returncode == 2
-    assert "protocol freeat" in result.stderr
-    write_imagenet_c(tmp_path / "two", "b", images="other images")
-    (tmp_path / "two" / "imagenet_c_freeat.json").unlink()
-    result = compare(tmp_path / "one", tmp_path / "two", "-o", tmp_path / "x")
-    assert result.returncode == 2
-    assert "other images" in result.stderr
+def test_protocol_and_images_of_imagenet_c_matter(compare):
+    write_all({"one/c": imagenet_c_result(), "two/c": imagenet_c_result(protocol="freeat")})
+    assert "protocol freeat" in refused(compare("one", "two"))
+    write_all({"two/c": imagenet_c_result(images="other images")})
+    assert "other images" in refused(compare("one", "two"))
 
 
-def test_runs_with_several_protocols_have_a_column_for_each(compare, tmp_path):
-    for run, checkpoint in (("one", "a"), ("two", "b")):
-        write_attacks(tmp_path / run, checkpoint)
-        write_attacks(tmp_path / run, checkpoint, robust=90, protocol="freeat")
-    (tmp_path / "two" / "attack_freeat.json").unlink()
-    result = compare(tmp_path / "one", tmp_path / "two", "-o", tmp_path / "x")
-    assert result.returncode == 0, result.stderr
-    rows = table(result.stdout)
-    assert rows["one"]["PGD-10 (ce), protocol standard"].startswith("50.0")
-    assert rows["one"]["PGD-10 (ce), protocol freeat"].startswith("90.0")
-    assert rows["two"]["PGD-10 (ce), protocol standard"].startswith("50.0")
+def test_columns_carry_what_distinguishes_them(compare):
+    """One variant of each measure, and yet not under the same conditions."""
+    other = attack_result(attacks=[PGD50], eps=24 / 255, clean=90, worst=40)
+    write_all({"run/a": attack_result(), "run/b": other})
+    row = table(compare("run"))["run"]
+    assert list(row) == [
+        "Clean", "PGD-10 (ce), eps 4/255", "PGD-50 (ce), eps 24/255",
+        "Worst case, eps 4/255", "Worst case, eps 24/255",
+    ]  # fmt: skip
+
+
+def test_runs_with_several_protocols_have_a_column_for_each(compare):
+    freeat = [attack("pgd10", "PGD-10 (ce)", 90)]
+    for run, letter in (("one", "a"), ("two", "b")):
+        write_all({f"{run}/a": attack_result(letter)})
+    write_all({"one/b": attack_result(attacks=freeat, protocol="freeat")})
+    rows = table(compare("one", "two"))
+    assert rows["one"]["PGD-10 (ce), protocol standard"] == OF_100[50]
+    assert rows["one"]["PGD-10 (ce), protocol freeat"] == OF_100[90]
     assert rows["two"]["PGD-10 (ce), protocol freeat"] == "-"
     assert "Clean" in rows["one"]  # taken alike under both, so one column
 
 
-def test_checkpoints_of_one_folder_are_rows_of_their_own(compare, tmp_path):
-    write_attacks(tmp_path / "run", "a", file="attack_last.json")
-    best = {"name": "model_best.pth.tar", "file": "attack_best.json"}
-    write_attacks(tmp_path / "run", "b", robust=90, **best)
-    rows = table(compare(tmp_path / "run", "-o", tmp_path / "x").stdout)
-    assert rows["run (checkpoint.pth.tar)"]["PGD-10 (ce)"].startswith("50.0")
-    assert rows["run (model_best.pth.tar)"]["PGD-10 (ce)"].startswith("90.0")
+def test_a_check_on_a_few_images_has_a_table_of_its_own(compare):
+    few = attack_result(clean=2, attacks=[attack("pgd10", "PGD-10 (ce)", 1, n=2)], worst=1, n=2,
+                        images="2 evenly spread of 100 images")  # fmt: skip
+    write_all({"one/a": attack_result(), "one/few": few, "two/a": attack_result("b")})
+    write_all({"two/c": imagenet_c_result(n=50, sha256="b"), "one/c": imagenet_c_result(n=50)})
+    done = compare("one", "two")
+    assert done.returncode == 0, done.stderr
+    first, second = tables(done.stdout)
+    assert list(first) == ["one", "two"]
+    assert list(first["one"]) == ["Clean", "PGD-10 (ce)", "Worst case", "ImageNet-C mean"]
+    assert second == {
+        "one": {"Clean": "100.0 [34.2, 100.0]", "PGD-10 (ce)": "50.0 [9.5, 90.5]",
+                "Worst case": "50.0 [9.5, 90.5]"}
+    }  # fmt: skip
+    assert "**2 evenly spread of 100 images**" in done.stdout
+    assert Path("comparison.tex").read_text().count(r"\begin{tabular}") == 2
 
 
-def test_files_of_one_checkpoint_are_one_row_and_names_can_be_given(compare, tmp_path):
-    files = [write_attacks(tmp_path / "run", "a"), write_imagenet_c(tmp_path / "run", "a")]
-    result = compare(*files, *files, "-o", tmp_path / "x", "--names", "Mine & only")
-    assert list(table(result.stdout)) == ["Mine & only"]
-    assert table(result.stdout)["Mine & only"]["mCE"] == "76.7"
-    assert r"Mine \& only" in (tmp_path / "x.tex").read_text()
-    result = compare(*files, "-o", tmp_path / "x", "--names", "A", "B")
-    assert result.returncode == 2
-    assert "2 names for 1 rows" in result.stderr
+def test_checkpoints_of_one_folder_are_rows_of_their_own(compare):
+    best = attack_result("b", attacks=[attack("pgd10", "PGD-10 (ce)", 90)])
+    write_all({"run/last": attack_result(checkpoint="checkpoint.pth.tar"), "run/best": best})
+    rows = table(compare("run"))
+    assert rows["run (checkpoint.pth.tar)"]["PGD-10 (ce)"] == OF_100[50]
+    assert rows["run (model_best.pth.tar)"]["PGD-10 (ce)"] == OF_100[90]
 
 
-def test_contradictory_files_are_refused(compare, tmp_path):
-    write_attacks(tmp_path / "run", "a", robust=50)
-    write_attacks(tmp_path / "run", "a", robust=40, file="attack_again.json")
-    result = compare(tmp_path / "run", "-o", tmp_path / "x")
-    assert result.returncode == 2
-    assert "attack_again.json" in result.stderr
-    assert "two values of PGD-10 (ce)" in result.stderr
+def test_files_of_one_checkpoint_are_one_row_and_names_can_be_given(compare):
+    write_all({"run/a": attack_result(), "run/c": imagenet_c_result(n=100)})
+    files = ["run/a.json", "run/c.json"]
+    rows = table(compare(*files, *files, "-o", "x", "--names", "Mine & only"))
+    assert list(rows) == ["Mine & only"]
+    assert len(rows["Mine & only"]) == 4
+    assert r"Mine \& only" in Path("x.tex").read_text()
+    assert "2 names for 1 rows" in refused(compare(*files, "--names", "A", "B"))
 
 
-def test_a_cascade_has_a_worst_case_alone(compare, tmp_path):
-    path = write_attacks(tmp_path / "fast", "a")
-    data = json.loads(path.read_text())
-    data |= {"attacks": [], "cascade": ["pgd10"]}
-    path.write_text(json.dumps(data))
-    write_attacks(tmp_path / "slow", "b")
-    result = compare(tmp_path / "fast", tmp_path / "slow", "-o", tmp_path / "x")
-    assert result.returncode == 0, result.stderr
-    row = table(result.stdout)["fast"]
-    assert row["Worst case"] == "40.0 [30.9, 49.8]"
-    assert row["PGD-10 (ce)"] == "-"
+def test_contradictory_files_are_refused(compare):
+    again = attack_result(attacks=[attack("pgd10", "PGD-10 (ce)", 40)])
+    write_all({"run/a": attack_result(), "run/again": again})
+    message = refused(compare("run"))
+    assert "again.json" in message
+    assert "two values of PGD-10 (ce)" in message
 
 
-def test_autoattack_is_one_column(compare, tmp_path):
+def test_a_cascade_has_a_worst_case_alone(compare):
+    cascade = attack_result(cascade=["pgd10"])
+    write_all({"fast": cascade, "slow": attack_result("b")})
+    row = table(compare("fast", "slow"))["fast"]
+    assert (row["Worst case"], row["PGD-10 (ce)"]) == (OF_100[40], "-")
+
+
+def test_autoattack_is_one_column(compare):
     parts = [
-        attack("autoattack-apgd-ce", "AutoAttack, after apgd-ce", 90),
-        attack("autoattack", "AutoAttack", 40, step=0.0),
+        attack("autoattack-apgd-ce", "AutoAttack, after apgd-ce", 90, step=0),
+        attack("autoattack", "AutoAttack", 40, step=0),
     ]
-    write_attacks(tmp_path / "run", "a", extra=parts)
-    row = table(compare(tmp_path / "run", "-o", tmp_path / "x").stdout)["run"]
-    assert list(row) == ["Clean", "PGD-10 (ce)", "AutoAttack", "Worst case"]
+    write_all({"run": attack_result(attacks=[PGD10, *parts])})
+    assert list(table(compare("run"))["run"]) == [
+        "Clean", "PGD-10 (ce)", "AutoAttack", "Worst case",
+    ]  # fmt: skip
+
+
+# Seeds
+
+
+def seeds(robust: dict[int, int]) -> list[str]:
+    """Runs of these training seeds, with so many robust images."""
+    names = []
+    for seed, correct in robust.items():
+        names.append(FREE + (f"_seed{seed}" if seed else ""))
+        attacks = [attack("pgd10", "PGD-10 (ce)", correct)]
+        write_all({names[-1]: attack_result(str(seed), attacks=attacks)})
+    return names
+
+
+def test_runs_that_differ_in_seed_alone_are_one_row(compare):
+    names = seeds({0: 50, 1: 53, 7: 55})
+    write_all({HE: attack_result("b")})
+    rows = table(compare(*names, HE))
+    assert list(rows) == ["FreeAT, 3 seeds", "FreeAT + HE (s = 10, m = 0.2)"]
+    # mean 52.667, standard deviation sqrt((2.667^2 + 0.333^2 + 2.333^2) / 2) = 2.517
+    assert rows["FreeAT, 3 seeds"]["PGD-10 (ce)"] == "52.7 ± 2.5 (3)"
+    with open("comparison.csv") as file:
+        line = next(row for row in csv.DictReader(file) if row["measure"] == "PGD-10 (ce)")
+    assert float(line["std"]) == pytest.approx(2.516611, abs=1e-6)
+    assert (line["seeds"], line["low95"]) == ("3", "")
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(compare):
+    names = seeds({0: 50, 1: 53, 2: 54})
+    config = {"TRAIN": {"lr": 0.1, "workers": 1}, "RUN": {"seed": 0}}
+    for name, lr in zip(names, (0.1, 0.1, 0.2), strict=True):
+        seed = int(name.partition("_seed")[2] or 0)
+        content = {"TRAIN": {"lr": lr, "print_freq": seed}, "RUN": {"seed": seed}}
+        Path(name, "config.yml").write_text(json.dumps(content))
+    assert list(table(compare(*names))) == ["FreeAT, 2 seeds", "FreeAT, seed 2"]
+    for name in names:  # the same seed twice: not a sample of seeds
+        Path(name, "config.yml").write_text(json.dumps(config))
+    assert len(table(compare(*names))) == 3
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (3, 9), (9, 3), (5, 5), (40, 71), (700, 600)])
+def test_mcnemars_test_is_the_exact_binomial_one(b, c):
+    expected = stats.binomtest(b, b + c).pvalue if b + c else 1.0
+    assert mcnemar_exact(b, c) == pytest.approx(expected, rel=1e-9)
+
+
+def write_outcomes(run: str, clean: str, robust: str) -> None:
+    """The per-image file beside attack_standard.json: one digit an image."""
+    lines = [f"x/{i}.png,{c},{r},{r}" for i, (c, r) in enumerate(zip(clean, robust, strict=True))]
+    header = "image,clean_correct,pgd10_robust,worst_case_robust"
+    Path(run, "attack_standard_images.csv").write_text("\n".join([header, *lines]) + "\n")
+
+
+def test_paired_outcomes(compare):
+    write_all({"one": attack_result(), "two": attack_result("b")})
+    write_outcomes("one", "1111111111", "1111111000")
+    write_outcomes("two", "1111111111", "0000001100")
+    text = compare("one", "two", "--paired", "one", "two/attack_standard.json").stdout
+    # 6 images against 1: 2 (1 + 7) / 2^7 = 0.125
+    assert "PGD-10 (ce), eps 4/255: right on 6 images that the other gets wrong, against 1" in text
+    assert "of 10, p = 0.125" in text
+    assert "Clean: right on 0" in text
+    assert "no such row" in refused(compare("one", "two", "--paired", "one", "three"))
+    Path("two", "attack_standard_images.csv").unlink()
+    assert "cannot read" in refused(compare("one", "two", "--paired", "one", "two"))
+
+
+# What others have published
+
+
+def imagenet(**measured) -> Result:
+    """An evaluation of the whole of ImageNet, under the `paper` protocol."""
+    attacks = [attack("pgd10", "PGD-10 (ce)", 16000, n=50000)]
+    return attack_result(
+        clean=30000, attacks=attacks, worst=15000, n=50000, protocol="paper", **measured
+    )
+
+
+def test_published_results_stand_in_columns_of_their_conditions_alone(compare):
+    write_all({"run/a": imagenet(), "run/c": imagenet_c_result(n=50000, classes=WNIDS)})
+    done = compare("run", "--published")
+    rows = table(done)
+    free = rows["FreeAT ResNet-50 (official weights, eps 4/255, m 4)"]
+    assert free["Clean"] == "60.5"
+    assert free["ImageNet-C mean"] == "-"  # resized before the crop, and ours is not
+    assert rows["ResNet-50 baseline (Hendrycks)"]["mCE"] == "76.7"
+    he = rows["FreeAT + HE ResNet-50 (HE paper, unverified)"]
+    assert (he["PGD-10 (ce)"], he["Worst case"]) == ("40.2", "-")
+    assert "modestyachts/imagenet-testbed" in done.stdout
+    elsewhere = next(line for line in done.stdout.splitlines() if "of no column" in line)
+    assert "AutoAttack at eps 4/255" in elsewhere
+    assert "PGD-50 (ce) at eps 4/255" in elsewhere
+    write_all(
+        {
+            "run/a": imagenet(eps=2 / 255),
+            "run/c": imagenet_c_result(n=50000, protocol="freeat", resize=256),
+        }
+    )
+    rows = table(compare("run", "--published"))
+    assert rows["FreeAT ResNet-50 (official weights, eps 4/255, m 4)"]["ImageNet-C mean"] == "28.0"
+    assert rows["FreeAT + HE ResNet-50 (HE paper, unverified)"]["PGD-10 (ce)"] == "-"
+
+
+def test_robustbench_images_find_robustbench(compare):
+    autoattack = [attack("autoattack", "AutoAttack", 1400, n=5000, step=0)]
+    images = "RobustBench's 5000 of 50000 images"
+    write_all(
+        {"run": attack_result(clean=3000, attacks=autoattack, worst=1400, n=5000, images=images)}
+    )
+    rows = table(compare("run", "--published"))
+    free = rows["FreeAT ResNet-50 (official weights)"]
+    assert (free["Clean"], free["AutoAttack"]) == ("60.0", "28.6")
+    assert not any("eps 4/255, m 4" in name for name in rows)  # on all images, so in no column
+
+
+# Files and names that are odd
+
+
+def test_files_of_earlier_versions(compare):
+    """As they were before measurements were written down."""
+    path = write(Path("run/attack_standard.json"), attack_result())
+    data = json.loads(path.read_text())
+    del data["measurement"]
+    data["provenance"] |= {
+        "protocol": "standard", "precision": "bf16", "eps": EPS, "seed": 3,
+        "config": {"DATA": {"img_size": 256, "crop_size": 224}},
+        "checkpoint": {"path": "x/model_best.pth.tar", "sha256": "a" * 64, "FN": False},
+    }  # fmt: skip
+    path.write_text(json.dumps(data))
+    done = compare("run")
+    assert table(done)["run"]["Worst case"] == OF_100[40]
+    assert "eps 4/255; search in bf16; seed 3; step 1/255; over pgd10;" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -299,47 +421,65 @@ def test_autoattack_is_one_column(compare, tmp_path):
     [
         (None, "cannot read"),
         ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ('{"kind": "training"}', "is no evaluation"),
         ('{"kind": "attack", "provenance": {}}', "lacks what an evaluation holds"),
+        ('{"kind": "attack", "provenance": 3}', "lacks what an evaluation holds"),
+        ('{"kind": "attack", "provenance": {}, "measurement": {}}', "lacks what an evaluation"),
+        ('{"kind": "attack", "provenance": {}, "measurement": []}', "lacks what an evaluation"),
     ],
+    ids=range(8),
 )
-def test_bad_files_are_one_line(compare, tmp_path, content, cause):
-    path = tmp_path / "x.json"
+def test_bad_files_are_one_line(compare, content, cause):
     if content is not None:
-        path.write_text(content)
-    result = compare(path)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ")
-    assert cause in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+        Path("x.json").write_text(content)
+    assert cause in refused(compare("x.json"))
 
 
-def test_a_folder_without_evaluations_and_no_argument(compare, tmp_path):
-    result = compare(tmp_path)
-    assert result.returncode == 2
-    assert "holds no evaluation" in result.stderr
-    assert compare().returncode == 2
+def test_a_folder_without_evaluations_and_wrong_arguments(compare, tmp_path):
+    assert "holds no evaluation" in refused(compare(tmp_path))
+    refused(compare())
+    refused(compare("x", "--name", "A", "--ouput", "x"))
 
 
-def test_a_wrong_flag_is_one_line(compare):
-    result = compare("x", "--name", "A", "--ouput", "x")
-    assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1
+def test_names_that_mean_something_elsewhere(compare):
+    """To matplotlib, Markdown, LaTeX, spreadsheets, terminals."""
+    name = "=a|b $x_1^$ \x1b[31m\udcff"
+    write_all({"run": attack_result(warnings=["\x1b[2Jgone"])})
+    done = compare("run", "--names", name)
+    assert list(table(done)) == [r"=a\|b $x_1^$ \x1b[31m\udcff"]
+    assert "\x1b" not in done.stdout
+    assert r"$x_1^$" not in Path("comparison.tex").read_text()
+    with open("comparison.csv", newline="") as file:
+        assert next(csv.DictReader(file))["run"].startswith("'=a|b")
 
 
-def test_files_go_to_the_current_folder_by_default(compare, tmp_path, monkeypatch):
-    write_attacks(tmp_path / "run", "a")
-    monkeypatch.chdir(tmp_path)
-    assert compare("run").returncode == 0
-    made = {path.name for path in tmp_path.iterdir()} - {"run"}
-    assert made == {f"comparison.{kind}" for kind in ("md", "csv", "tex", "png", "pdf")}
-
-
-def test_tables_need_no_torch(tmp_path):
-    write_attacks(tmp_path / "run", "a")
+def test_tables_need_no_torch(compare):
+    write_all({"run": attack_result()})
     code = (
         "import sys; from tools.compare import main; status = main(sys.argv[1:]);"
         "assert 'torch' not in sys.modules; sys.exit(status)"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "run"), "-o", str(tmp_path / "x")]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    command = [sys.executable, "-c", code, "run", "-o", "x"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+
+
+def test_a_figure_of_many_columns_is_readable(compare):
+    """20 measures of two runs: no two titles of the figure lie on each other."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from utils.figures.comparison import Dot, Panel, comparison
+
+    measures = [
+        (f"PGD-{n} (margin, 5 restarts), eps 4/255, step 1/255, seed 0",
+         {"A": Dot(n, (n - 1, n + 2)), "B": Dot(n / 2)})
+        for n in range(20)
+    ]  # fmt: skip
+    fig = comparison([Panel("", "top-1 accuracy (%)", measures)])
+    FigureCanvasAgg(fig).draw()
+    labels = [label.get_window_extent() for label in fig.axes[0].get_yticklabels()]
+    assert len(labels) == 20
+    assert all(not a.overlaps(b) for a, b in pairwise(labels))
+    assert min(label.get_fontsize() for label in fig.axes[0].get_yticklabels()) >= 7
+    assert fig.get_figwidth() <= 5.5

@@ -436,14 +436,18 @@ class Config:
 
     @cached_property
     def output_name(self) -> str:
-        """`resnet50_free_adv_step4_eps4_repeat4_bs256`, with HE `_FN_WN_s10.0_margin0.2`."""
-        adv, he = self.ADV, self.HE
+        """`resnet50_free_adv_step4_eps4_repeat4_bs256`, with HE `_FN_WN_s10.0_margin0.2`.
+
+        Of another seed than 0, with `_seed1`.
+        """
+        adv, he, seed = self.ADV, self.HE, self.RUN.seed
         name = (
             f"{self.TRAIN.arch}_{self.RUN.output_prefix}_step{adv.fgsm_step:g}"
             f"_eps{adv.clip_eps:g}_repeat{adv.n_repeats}_bs{self.DATA.batch_size}"
         )
         name += "_FN" * he.FN + "_WN" * he.WN
-        return name + f"_s{he.s_HE}_margin{he.angular_margin_HE}" * (he.FN or he.WN)
+        name += f"_s{he.s_HE}_margin{he.angular_margin_HE}" * (he.FN or he.WN)
+        return name + f"_seed{seed}" * (seed != 0)
 
     @cached_property
     def run_dir(self) -> Path:

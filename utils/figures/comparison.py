@@ -1,70 +1,124 @@
-"""The figure of a comparison: bars per measure and run, with 95 % intervals."""
+"""The figure of a comparison: a point per measure and run, with its interval."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
-from utils.figures.style import COLOURS, HATCHES, percent_axis, styled
-from utils.storage.comparison import Column, Table, header
+from utils.figures.style import COLOURS, MARKERS, WIDTH, literal, styled
 
-GROUP = 0.84  # width of a group of bars, where 1 is the distance between groups
-INCHES = (5.0, 16.0)  # narrowest and widest figure
+STEP = 0.15  # inches between two runs of a measure
+GAP = 0.16  # inches between two measures
+TITLE_WIDTH = 30  # characters
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A value in percent, with its 95 % interval or its standard deviation over seeds."""
+
+    percent: float
+    interval: tuple[float, float] | None = None
+    spread: float | None = None
+
+    @property
+    def whiskers(self) -> tuple[float, float]:
+        """Where its whiskers end."""
+        if self.spread is not None:
+            return self.percent - self.spread, self.percent + self.spread
+        return self.interval or (self.percent, self.percent)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Measures on one axis.
+
+    Attributes:
+        title: above it.
+        axis: what is measured, with its unit.
+        measures: (title, {run: value}) from top to bottom.
+        is_share: in percent of images, so at most 100.
+    """
+
+    title: str
+    axis: str
+    measures: Sequence[tuple[str, Mapping[str, Dot]]]
+    is_share: bool = True
 
 
 @styled
-def comparison(table: Table) -> Figure:
-    """Accuracies side by side; mCE, where there, in a panel of its own: there less is better."""
-    accuracies = [column for column in table.columns if column.measure != "mCE"]
-    errors = [column for column in table.columns if column.measure == "mCE"]
-    panels = [columns for columns in (accuracies, errors) if columns]
-    widths = [len(columns) * max(len(table.names) * 0.42, 0.9) + 0.6 for columns in panels]
-    width = min(max(sum(widths), INCHES[0]), INCHES[1])
-    fig = Figure(figsize=(width, 3.6), layout="constrained")
-    all_axes = fig.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
-    for axes, columns in zip(all_axes, panels, strict=True):
-        tops = draw_bars(axes, table, columns)
-        percent_axis(axes, "top-1 accuracy (%)", tops)
-        if columns is errors:  # not a share: more than 100 % is worse than AlexNet
-            axes.set_ylabel("mCE (%), less is better")
-            axes.set_ylim(0, 1.12 * max(tops))
-    handles = [Patch(label=name, **look(table, name)) for name in table.names]
-    fig.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
+def comparison(panels: Sequence[Panel]) -> Figure:
+    """Measures below each other, the runs in each by colour and marker."""
+    names = list(dict.fromkeys(n for p in panels for _, dots in p.measures for n in dots))
+    heights = [sum(room(dots) for _, dots in p.measures) for p in panels]
+    around = 0.55 * len(panels) + 0.17 * len(names) + 0.3  # axes, legend, note
+    fig = Figure(figsize=(WIDTH, sum(heights) + around), layout="constrained")
+    all_axes = fig.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, panel in zip(all_axes, panels, strict=True):
+        draw_panel(axes, panel, names)
+    handles = [
+        Line2D([], [], label=literal(name), linestyle="none", **look(names, name)) for name in names
+    ]
+    fig.legend(handles=handles, loc="outside upper center", ncols=1, handletextpad=0.3)
+    fig.supxlabel(whisker_note(panels), fontsize=7.5, color="#444444")
     return fig
 
 
-def draw_bars(axes: Axes, table: Table, columns: Sequence[Column]) -> list[float]:
-    """One group of bars per column, one bar per run that has it. Returns where they reach to."""
-    width = GROUP / len(table.names)
-    tops = []
-    for spot, column in enumerate(columns):
-        present = [name for name in table.names if (name, column) in table.cells]
-        for place, name in enumerate(present):
-            value = table.cells[name, column]
-            x = spot + (place - (len(present) - 1) / 2) * width
-            low, high = value.interval or (value.percent, value.percent)
-            axes.bar(x, value.percent, width * 0.94, **look(table, name))
-            axes.vlines(x, low, high, color="#222222", linewidth=1.1)
-            axes.text(x, high + 0.8, f"{value.percent:.1f}", ha="center", va="bottom", size=7)
-            tops.append(high)
-    titles = [textwrap.fill(header(column, table.columns), 12) for column in columns]
-    axes.set_xticks(range(len(columns)), titles)
-    axes.set_xlim(-0.6, len(columns) - 0.4)
-    axes.grid(visible=False, axis="x")
-    return tops
+def room(dots: Mapping[str, Dot]) -> float:
+    """Inches that a measure takes."""
+    return STEP * max(len(dots), 1.6) + GAP
 
 
-def look(table: Table, name: str) -> dict[str, Any]:
-    """Colour and hatching of a run, which tell it apart in print without colour too."""
-    place = table.names.index(name)
-    return {
-        "facecolor": COLOURS[place % len(COLOURS)],
-        "hatch": HATCHES[place % len(HATCHES)],
-        "edgecolor": "white",
-        "linewidth": 0.5,
-    }
+def draw_panel(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
+    """One measure below the other, each of its runs on a line of its own."""
+    ticks, top, reach = [], 0.0, [1.0]
+    for place, (_, dots) in enumerate(panel.measures):
+        if place % 2:
+            axes.axhspan(top, top + room(dots), color="#F3F3F3", linewidth=0, zorder=0)
+        ticks.append(top + room(dots) / 2)
+        lines = [name for name in names if name in dots]
+        for line, name in enumerate(lines):
+            y = ticks[-1] + STEP * (line - (len(lines) - 1) / 2)
+            low, high = dots[name].whiskers
+            axes.hlines(y, low, high, color=look(names, name)["color"], linewidth=1.2)
+            axes.plot(dots[name].percent, y, linestyle="none", **look(names, name))
+            text = f" {dots[name].percent:.1f}"
+            axes.annotate(text, (high, y), (3, 0), textcoords="offset points", va="center", size=7)
+            reach.append(high)
+        top += room(dots)
+    axes.set_yticks(ticks, [titled(title) for title, _ in panel.measures])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_ylim(top, 0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axes.set_xlim(0, min(1.14 * max(reach), 112) if panel.is_share else 1.14 * max(reach))
+    axes.set_xlabel(panel.axis)
+    axes.set_title(literal(panel.title), fontsize=9, loc="left")
+
+
+def titled(title: str) -> str:
+    """A measure's title on lines that fit beside the axis."""
+    return textwrap.fill(literal(title), TITLE_WIDTH)
+
+
+def whisker_note(panels: Sequence[Panel]) -> str:
+    """What the whiskers are."""
+    dots = [dot for panel in panels for _, column in panel.measures for dot in column.values()]
+    kinds = []
+    if any(dot.spread is None and dot.interval for dot in dots):
+        kinds.append("95 % Wilson intervals over the images")
+    if any(dot.spread is not None for dot in dots):
+        kinds.append("± one standard deviation over the seeds")
+    return f"Whiskers: {'; '.join(kinds)}." if kinds else ""
+
+
+def look(names: Sequence[str], name: str) -> dict[str, Any]:
+    """Colour and marker of a run, which tell it apart in print without colour too."""
+    place = names.index(name)
+    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}

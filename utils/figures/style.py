@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 
 from utils.errors import UserError
 from utils.storage.files import make_folder, replacing
+from utils.text import printable
 
 # Okabe & Ito's palette, told apart under every common colour blindness; line styles and markers
 # say the same a second time, for print in grey. The yellow is left out: too pale for a line.
@@ -23,13 +25,16 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (3, 3)))
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "++", "oo")
 
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8.5,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
+WIDTH = 5.5  # inches, of the text of a paper: set so, the fonts have the sizes below
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7.5,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "figure.titlesize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#555555",
@@ -38,13 +43,13 @@ STYLE = {
     "axes.axisbelow": True,
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.7,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
-    "lines.markeredgewidth": 1.0,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 3.8,
+    "lines.markeredgewidth": 0.8,
     "legend.frameon": False,
     "hatch.linewidth": 0.6,
     "pdf.fonttype": 42,  # text stays text
-    "savefig.dpi": 180,
+    "savefig.dpi": 250,
 }
 
 styled = matplotlib.rc_context(STYLE)  # decorator: the style holds inside the function alone
@@ -86,23 +91,32 @@ def percent_axis(axes: Axes, label: str, values: Sequence[float] = ()) -> None:
     axes.set_ylabel(label)
 
 
+def literal(text: str) -> str:
+    """Text that others have written, for a figure: nothing in it is a formula."""
+    return printable(text).replace("$", r"\$")
+
+
 def run_label(name: str) -> str:
     """A legend's name for a run folder: `FreeAT + HE (s = 10, m = 0.2)`; others as they are.
 
-    Run folders are named `<arch>_free_adv_step4_..._bs256`, then `_FN`, `_WN`, `_s10.0_margin0.2`.
+    Run folders are named `<arch>_free_adv_step4_..._bs256`, then `_FN`, `_WN`, `_s10.0_margin0.2`,
+    `_seed1`.
     """
     match = re.fullmatch(
-        r"[a-z0-9_]+?_free_adv_step.*?_bs\d+(_FN)?(_WN)?(?:_s([\d.]+)_margin([\d.]+))?", name
+        r"[a-z0-9_]+?_free_adv_step.*?_bs\d+(_FN)?(_WN)?(?:_s([\d.]+)_margin([\d.]+))?"
+        r"(?:_seed(\d+))?",
+        name,
     )
     if match is None:
         return name
-    feature_norm, weight_norm, scale, margin = match.groups()
-    if not scale:
-        return "FreeAT"
-    head = {(True, True): "HE", (True, False): "FN", (False, True): "WN"}[
-        bool(feature_norm), bool(weight_norm)
-    ]
-    return f"FreeAT + {head} (s = {float(scale):g}, m = {float(margin):g})"
+    feature_norm, weight_norm, scale, margin, seed = match.groups()
+    label = "FreeAT"
+    if scale:
+        head = {(True, True): "HE", (True, False): "FN", (False, True): "WN"}[
+            bool(feature_norm), bool(weight_norm)
+        ]
+        label += f" + {head} (s = {float(scale):g}, m = {float(margin):g})"
+    return label + (f", seed {seed}" if seed else "")
 
 
 def run_labels(paths: Sequence[str | Path], given: Sequence[str] | None = None) -> list[str]:

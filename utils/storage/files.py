@@ -60,9 +60,9 @@ def current_umask() -> int:
 
 
 def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
-    """Write a whole file, or leave the old one."""
+    """Write a whole file, or leave the old one. Names that are no UTF-8 stay as they are."""
     with replacing(path) as file:
-        file.write(data.encode("utf-8") if isinstance(data, str) else data)
+        file.write(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -75,8 +75,24 @@ def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Seq
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([csv_cell(value) for value in row] for row in rows)
     atomic_write(path, text.getvalue())
+
+
+def csv_cell(value: Any) -> Any:
+    """A value that spreadsheets take for text where it is one, and never for a formula."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def names_sha256(names: Iterable[str]) -> str:
+    """Hexadecimal SHA-256 of a list of file names, by their bytes: the same in any locale."""
+    return hashlib.sha256(b"\n".join(map(os.fsencode, names))).hexdigest()
 
 
 def file_sha256(path: str | os.PathLike) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 
 
-def wilson_interval(correct: int, n: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(correct: float, n: int, z: float = Z_95) -> tuple[float, float]:
     """Wilson's score interval for a binomial proportion, as fractions in [0, 1].
 
     Wilson, E. B. (1927), JASA 22. Unlike the normal approximation it stays inside [0, 1] and
@@ -26,8 +28,37 @@ def wilson_interval(correct: int, n: int, z: float = Z_95) -> tuple[float, float
     return low, high
 
 
-def accuracy_entry(correct: int, n: int) -> dict[str, Any]:
-    """What result files hold of one accuracy: the counts, the fraction, its 95 % interval."""
-    accuracy = correct / n if n else 0.0
-    interval = list(wilson_interval(correct, n))
-    return {"correct": int(correct), "n": int(n), "accuracy": accuracy, "interval95": interval}
+@dataclass(frozen=True)
+class Accuracy:
+    """How many of n images are right."""
+
+    correct: int
+    n: int
+
+    @property
+    def fraction(self) -> float:
+        """The accuracy in [0, 1]; 0 of no images."""
+        return self.correct / self.n if self.n else 0.0
+
+    @property
+    def percent(self) -> float:
+        """The accuracy in percent."""
+        return 100 * self.fraction
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its 95 % interval (Wilson), in [0, 1]."""
+        return wilson_interval(self.correct, self.n)
+
+    def as_json(self) -> dict[str, Any]:
+        """What result files hold: the counts, the fraction, its 95 % interval."""
+        interval = list(self.interval)
+        return {**vars(self), "accuracy": self.fraction, "interval95": interval}
+
+
+def read_accuracy(entry: Mapping[str, Any]) -> Accuracy:
+    """Of a result file's entry. Raises TypeError, KeyError or ValueError where it is none."""
+    correct, n = entry["correct"], entry["n"]
+    if not (isinstance(correct, int) and isinstance(n, int) and 0 <= correct <= n):
+        raise ValueError(f"{correct} of {n} images is no accuracy")
+    return Accuracy(correct, n)

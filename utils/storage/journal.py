@@ -22,7 +22,7 @@ from utils.storage.files import make_folder
 SECONDS_BETWEEN_WRITES = 5.0
 Rows = dict[Any, Any]  # by key: an image's position, a folder's name
 # (phase, key, values) to the (key, row) that `ResumableRows.found` holds.
-ReadRow = Callable[[str, str, list], tuple[Any, Any]]
+ReadRow = Callable[[str, str, list[Any]], tuple[Any, Any]]
 
 
 class ResumableRows:
@@ -158,7 +158,9 @@ def read_journal(
     return []
 
 
-def differences(found: dict, fingerprint: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def differences(
+    found: dict[str, Any], fingerprint: Mapping[str, Any]
+) -> dict[str, tuple[str, str]]:
     """What two fingerprints have under each key in which they differ."""
     now = json.loads(json.dumps(fingerprint))
     return {
@@ -172,9 +174,9 @@ def brief(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:12]}..."
 
 
-def read_entry(entry: dict, read_row: ReadRow) -> tuple[str, Rows]:
+def read_entry(entry: dict[str, Any], read_row: ReadRow) -> tuple[str, Rows]:
     """One line's phase and rows; raises what `json.loads` and wrong types raise."""
-    rows: dict[str, list] = entry["rows"]
+    rows: dict[str, list[Any]] = entry["rows"]
     if any(not isinstance(value, (int, float)) for row in rows.values() for value in row):
         raise TypeError("a row holds numbers")
     phase: str = entry["phase"]

@@ -1,70 +1,158 @@
-"""Evaluation files as values, each with the conditions under which it was taken."""
+"""Result files of evaluations as typed records, written and read here alone."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.storage.earlier_results import measurement_of_earlier
+from utils.storage.files import write_json
+from utils.storage.intervals import Accuracy, read_accuracy
+from utils.storage.measurement import Measurement, filename_suffix, measurement_from
 
-KINDS = ("attack", "imagenet_c")
-Conditions = tuple[tuple[str, str], ...]  # (aspect, text), such as ("eps", "4/255")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One checkpoint: the folder of its evaluations, the hash of its file, the file's name."""
-
-    folder: Path
-    sha256: str
-    checkpoint: str = field(compare=False)
+LONGEST_NAME = 180  # bytes; file systems take 255, endings and numbers of processes come on top
 
 
 @dataclass(frozen=True)
-class Value:
-    """One number of the table, in percent.
+class TopAccuracies:
+    """Top-1, and top-5 where it was looked at."""
+
+    top1: Accuracy
+    top5: Accuracy | None = None
+
+
+@dataclass(frozen=True)
+class CleanAccuracies(TopAccuracies):
+    """On clean images, with the mean cross-entropy in nats."""
+
+    loss: float = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class AttackAccuracies(TopAccuracies):
+    """Under one attack.
 
     Attributes:
-        measure: the column's name, conditions apart, such as `PGD-10 (ce)`.
-        conditions: what must agree for two values to compare.
-        percent: the value.
-        interval: its 95 % interval in percent, or None where none can be had.
-        n: images behind it.
-        scale: factor on the outputs under the attack's loss; it belongs to the network.
-        source: the file.
+        name: as `--attack` takes it; `autoattack-apgd-ce` for what a part of AutoAttack left.
+        label: the name in tables.
+        step_size: in [0, 1] under Linf; 0 where the attack sets its own.
+        loss: what it ascends; None where the attack has its own.
+        scale: factor on the network's raw outputs under the loss.
     """
 
-    measure: str
-    conditions: Conditions
-    percent: float
-    interval: tuple[float, float] | None
-    n: int
-    scale: float | None
-    source: Path
+    name: str = field(kw_only=True)
+    label: str = field(kw_only=True)
+    steps: int = field(kw_only=True)
+    step_size: float = field(kw_only=True)
+    loss: str | None = field(kw_only=True)
+    restarts: int = field(kw_only=True)
+    scale: float | None = field(kw_only=True)
 
 
-def find_evaluations(paths: Sequence[Path]) -> list[tuple[Path, dict]]:
-    """Every evaluation named, and every one in the run folders named; each once.
+@dataclass(frozen=True)
+class Result:
+    """What every result file holds.
 
-    Raises:
-        UserError: a path that is not there, a folder without evaluations, another kind of file.
+    Attributes:
+        measurement: everything that can change the numbers.
+        provenance: command, settings, checkpoint, subset, versions, device, date.
+        warnings: what casts doubt on the numbers.
     """
-    found: dict[Path, dict] = {}
-    for path in paths:
-        if path.is_dir():
-            inside = {file: read_json(file) for file in sorted(path.glob("*.json"))}
-            inside = {file: data for file, data in inside.items() if is_evaluation(data)}
-            if not inside:
-                raise UserError(f"{path} holds no evaluation; make one with evaluate.py -e")
-            found.update(inside)
-        else:
-            found[path] = read_json(path)
-            if not is_evaluation(found[path]):
-                raise UserError(f"{path} is no evaluation of attacks or of ImageNet-C")
-    return list(found.items())
+
+    measurement: Measurement
+    provenance: Mapping[str, Any]
+    warnings: tuple[str, ...] = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class AttackResult(Result):
+    """Clean accuracy and robustness.
+
+    Attributes:
+        attacks: every attack; empty after a cascade, whose attacks saw a part of the images each.
+        worst_case: images that are robust against all of them.
+        cascade: names of the attacks of a cascade; None where each saw all images.
+    """
+
+    clean: CleanAccuracies
+    attacks: tuple[AttackAccuracies, ...]
+    worst_case: TopAccuracies
+    cascade: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class CorruptionAccuracies:
+    """One corruption's group, and its accuracies by severity, 1 to 5."""
+
+    group: str
+    top1: tuple[Accuracy, ...]
+    top5: tuple[Accuracy, ...]
+
+
+@dataclass(frozen=True)
+class CleanReference:
+    """The clean accuracy in [0, 1] behind relative mCE, and where it was found; None: nowhere."""
+
+    accuracy: float | None
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means over ImageNet-C's 15 corruptions; None where they cannot be had.
+
+    Attributes:
+        mean_accuracy: in [0, 1], the figure of arXiv:2002.08619.
+        mean_error: the same of errors, unnormalised.
+        mCE, relative_mCE: in percent, as they are published.
+        groups: mean accuracy in [0, 1] by group.
+        CE: corruption errors in percent.
+        left_out: {what is None: why}.
+    """
+
+    mean_accuracy: float | None
+    mean_error: float | None
+    mCE: float | None
+    relative_mCE: float | None
+    groups: Mapping[str, float | None]
+    CE: Mapping[str, float]
+    left_out: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ImageNetCResult(Result):
+    """Accuracy per corruption and severity."""
+
+    corruptions: Mapping[str, CorruptionAccuracies]
+    clean: CleanReference
+    summary: Summary
+
+
+KINDS: dict[str, type[Result]] = {"attack": AttackResult, "imagenet_c": ImageNetCResult}
+
+
+def write_result(path: Path, result: Result) -> None:
+    """Write a result as JSON, whole or not at all."""
+    write_json(path, {"kind": result.measurement.kind, **plain(result)})
+
+
+def plain(value: Any) -> Any:
+    """A record as JSON's values. A field that may be left out is, where it is None."""
+    if isinstance(value, Accuracy):
+        return value.as_json()
+    if isinstance(value, Measurement):
+        return value.fingerprint()
+    if is_dataclass(value):
+        pairs = ((f, getattr(value, f.name)) for f in fields(value))
+        return {f.name: plain(v) for f, v in pairs if v is not None or f.default is MISSING}
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def read_json(path: Path) -> Any:
@@ -74,145 +162,130 @@ def read_json(path: Path) -> Any:
         UserError: it cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); evaluate again") from error
+    except (ValueError, RecursionError) as error:
+        cause = str(error) if isinstance(error, ValueError) else "nested too deep"
+        raise UserError(f"{path} is not JSON ({cause}); evaluate again") from error
 
 
-def is_evaluation(data: Any) -> bool:
+def is_result(data: Any) -> bool:
     """Whether this is what an evaluation writes."""
     return isinstance(data, dict) and data.get("kind") in KINDS and "provenance" in data
 
 
-def collect(evaluations: Iterable[tuple[Path, dict]]) -> dict[Row, list[Value]]:
-    """The values of each checkpoint, in the order of the files.
+def read_result(path: Path) -> Result:
+    """A result file, of this or an earlier version.
 
     Raises:
-        UserError: a file without a needed entry; two different values of the same thing.
+        UserError: it cannot be read, or is another kind of file.
     """
-    rows: dict[Row, list[Value]] = {}
-    for path, data in evaluations:
-        try:
-            row, values = row_of(path, data), list(read_values(path, data))
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise UserError(
-                f"{path} lacks what an evaluation holds ({error}); evaluate again"
-            ) from error
-        for value in values:
-            add_value(rows.setdefault(row, []), value)
-    return rows
+    data = read_json(path)
+    if not is_result(data):
+        raise UserError(f"{path} is no evaluation of attacks or of ImageNet-C")
+    return parse_result(path, data)
 
 
-def row_of(path: Path, data: dict) -> Row:
-    """The row that a file belongs to."""
-    checkpoint = data["provenance"]["checkpoint"]
-    return Row(path.resolve().parent, checkpoint["sha256"], Path(checkpoint["path"]).name)
+def parse_result(path: Path, data: Mapping[str, Any]) -> Result:
+    """As `read_result`, of the file's content."""
+    parse = parse_attack if data["kind"] == "attack" else parse_imagenet_c
+    try:
+        if "measurement" in data:
+            measurement = measurement_from(data["measurement"])
+        else:
+            measurement = measurement_of_earlier(data)
+        return parse(measurement, data)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"{path} lacks what an evaluation holds ({error}); evaluate again"
+        ) from error
 
 
-def collect_warnings(evaluations: Iterable[tuple[Path, dict]]) -> dict[Row, list[str]]:
-    """What each checkpoint's evaluations warned of, each warning once."""
-    found: dict[Row, list[str]] = {}
-    for path, data in evaluations:
-        known = found.setdefault(row_of(path, data), [])
-        known += [text for text in data.get("warnings") or [] if text not in known]
-    return found
+def read_tops(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Top-1 and top-5 of an entry."""
+    return {top: read_accuracy(entry[top]) for top in ("top1", "top5") if top in entry}
 
 
-def add_value(values: list[Value], new: Value) -> None:
-    """Keep each value once. Two files may hold the same, but must not contradict each other."""
-    for old in values:
-        if (old.measure, old.conditions) == (new.measure, new.conditions):
-            if (old.percent, old.n) != (new.percent, new.n):
-                raise UserError(
-                    f"{old.source} and {new.source} give two values of {new.measure} for one"
-                    f" checkpoint, {old.percent:.2f} and {new.percent:.2f} %; name the file meant"
-                )
-            return
-    values.append(new)
-
-
-def read_values(path: Path, data: dict) -> Iterator[Value]:
-    """The values of one file, in the table's order."""
-    if data["kind"] == "attack":
-        yield from attack_values(path, data)
-    else:
-        yield from imagenet_c_values(path, data)
-
-
-def attack_values(path: Path, data: dict) -> Iterator[Value]:
-    """Clean accuracy, robust accuracy under each attack, and the worst case; all top-1."""
-    provenance = data["provenance"]
-    images, search = image_conditions(provenance), search_conditions(provenance)
-    # What AutoAttack has reached after some of its four attacks is no attack of its own.
-    attacks = [attack for attack in data["attacks"] if not attack["name"].startswith("autoattack-")]
-    yield accuracy(path, "Clean", images, data["clean"]["top1"])
-    for attack in attacks:
-        step = step_condition([attack["step_size"]] if attack["steps"] else [])
-        conditions = (*search, *step, *images)
-        yield accuracy(path, attack["label"], conditions, attack["top1"], attack.get("scale"))
-    if worst := (data.get("worst_case") or {}).get("top1"):
-        names = data.get("cascade") or [attack["name"] for attack in attacks]
-        sizes = [attack["step_size"] for attack in attacks if attack["steps"]]
-        if "cascade" in data:  # its attacks have no entries, since each saw a part of the images
-            sizes = [row[1] for row in provenance["config"]["ADV"]["pgd_attack"]]
-        conditions = (*search, *step_condition(sizes), ("over", " + ".join(names)), *images)
-        yield accuracy(path, "Worst case", conditions, worst)
-
-
-def imagenet_c_values(path: Path, data: dict) -> Iterator[Value]:
-    """Mean accuracy over the 15 corruptions, and mCE where it could be had."""
-    provenance, summary = data["provenance"], data["summary"]
-    conditions = (("protocol", provenance["protocol"]), *image_conditions(provenance, "imagenet_c"))
-    n = next(iter(data["corruptions"].values()))["top1"][0]["n"]
-    if (mean := summary.get("mean_accuracy")) is not None:
-        # The same n images stand behind all 75 counts. Taking n, not 75 n, keeps the interval
-        # wide enough however strongly the outcomes of one image hang together.
-        from utils.storage.intervals import wilson_interval
-
-        interval = tuple(100 * bound for bound in wilson_interval(mean * n, n))
-        yield Value("ImageNet-C mean", conditions, 100 * mean, interval, n, None, path)
-    if (mce := summary.get("mCE")) is not None:
-        yield Value("mCE", conditions, mce, None, n, None, path)
-
-
-def accuracy(
-    path: Path, measure: str, conditions: Conditions, entry: dict, scale: float | None = None
-) -> Value:
-    """A value from what files hold of an accuracy."""
-    low, high = entry["interval95"]
-    percent = 100 * entry["accuracy"]
-    return Value(measure, conditions, percent, (100 * low, 100 * high), entry["n"], scale, path)
-
-
-def image_conditions(provenance: Mapping, kind: str = "attack") -> Conditions:
-    """Which images, and how they became the network's input."""
-    subset = provenance["subset"]
-    images = (("images", subset["description"]), ("image list", subset["sha256"][:12]))
-    data = (provenance.get("config") or {}).get("DATA") or {}
-    if "crop_size" not in data:
-        return images
-    resized = kind == "attack" or provenance["protocol"] != "standard"
-    resize = f"resize {data['img_size']}, " if resized and data.get("img_size") else ""
-    return (*images, ("input", f"{resize}crop {data['crop_size']}"))
-
-
-def search_conditions(provenance: Mapping) -> Conditions:
-    """Under which rules attacks looked for adversarial images."""
-    return (
-        ("protocol", provenance["protocol"]),
-        ("eps", per_255(provenance["eps"])),
-        ("search in", provenance["precision"]),
+def parse_attack(measurement: Measurement, data: Mapping[str, Any]) -> AttackResult:
+    """An attack evaluation's record."""
+    keys = ("name", "label", "steps", "step_size", "loss", "restarts")
+    attacks = [
+        AttackAccuracies(
+            **read_tops(entry), scale=entry.get("scale"), **{key: entry[key] for key in keys}
+        )
+        for entry in data["attacks"]
+    ]
+    return AttackResult(
+        measurement,
+        data["provenance"],
+        CleanAccuracies(**read_tops(data["clean"]), loss=data["clean"]["loss"]),
+        tuple(attacks),
+        TopAccuracies(**read_tops(data["worst_case"])),
+        tuple(data["cascade"]) if "cascade" in data else None,
+        warnings=tuple(data.get("warnings") or ()),
     )
 
 
-def step_condition(sizes: Sequence[float]) -> Conditions:
-    """Step sizes in [0, 1]. Labels tell steps, loss and restarts; the scale is the network's."""
-    steps = dict.fromkeys(per_255(size) for size in sizes)
-    return (("step", " and ".join(steps)),) if steps else ()
+def parse_imagenet_c(measurement: Measurement, data: Mapping[str, Any]) -> ImageNetCResult:
+    """An ImageNet-C evaluation's record."""
+    corruptions = {
+        name: CorruptionAccuracies(
+            entry["group"], *(tuple(map(read_accuracy, entry[top])) for top in ("top1", "top5"))
+        )
+        for name, entry in data["corruptions"].items()
+    }
+    return ImageNetCResult(
+        measurement,
+        data["provenance"],
+        corruptions,
+        CleanReference(**data["clean"]),
+        Summary(**{f.name: data["summary"][f.name] for f in fields(Summary)}),
+        warnings=tuple(data.get("warnings") or ()),
+    )
 
 
-def per_255(value: float) -> str:
-    """A distance in [0, 1] as a part of 255: `4/255`."""
-    return f"{round(255 * value, 4):g}/255"
+def find_results(paths: Sequence[Path]) -> dict[Path, Result]:
+    """Every evaluation named, and every one in the run folders named; each once.
+
+    Raises:
+        UserError: a path that is not there, a folder without evaluations, another kind of file.
+    """
+    found: dict[Path, Result] = {}
+    for path in paths:
+        if not path.is_dir():
+            found[path] = read_result(path)
+            continue
+        inside = {file: read_json(file) for file in sorted(path.glob("*.json"))}
+        results = {file: parse_result(file, d) for file, d in inside.items() if is_result(d)}
+        if not results:
+            raise UserError(f"{path} holds no evaluation; make one with evaluate.py -e")
+        found.update(results)
+    return found
+
+
+def result_stem(folder: Path, measured: Measurement, usual: Measurement) -> Path:
+    """Path of a measurement's files without extension: `attack_standard`, with a suffix or not.
+
+    Where a result of something else has that name (of other images, say), a digest is added. The
+    result of a checkpoint that has been replaced since is in nobody's way.
+
+    Args:
+        usual: see `filename_suffix`.
+    """
+    start = f"{measured.kind}_{measured.protocol}"
+    stem = folder / f"{start}{filename_suffix(measured, usual)}"
+    if len(os.fsencode(stem.name)) > LONGEST_NAME:
+        stem = folder / f"{start}_{measured.digest}"
+    there = measurement_at(stem)
+    if there is None or replace(there, checkpoint=measured.checkpoint) == measured:
+        return stem
+    return stem.with_name(f"{stem.name}_{measured.digest}")
+
+
+def measurement_at(stem: Path) -> Measurement | None:
+    """What the result of this name measures; None where there is none that can be read."""
+    try:
+        return read_result(stem.with_name(f"{stem.name}.json")).measurement
+    except UserError:
+        return None

@@ -1,0 +1,113 @@
+"""Result records for the tests of what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lib.imagenet_c.corruptions import CORRUPTIONS, STANDARD
+from lib.imagenet_c.mce import summarise
+from utils.storage.intervals import Accuracy
+from utils.storage.measurement import Measurement, attack_text
+from utils.storage.results import (
+    AttackAccuracies,
+    AttackResult,
+    CleanAccuracies,
+    CleanReference,
+    CorruptionAccuracies,
+    ImageNetCResult,
+    Result,
+    TopAccuracies,
+    write_result,
+)
+
+EPS = 4 / 255
+
+
+def provenance(checkpoint: str, images: str, n: int) -> dict[str, Any]:
+    """As far as anything reads it."""
+    subset = {"description": images, "n": n, "sha256": "0" * 64}
+    return {"checkpoint": {"path": f"trained_models/x/{checkpoint}"}, "subset": subset}
+
+
+def attack(
+    name: str, label: str, correct: int, n: int = 100, step: float = 1 / 255, scale: float = 1.0
+) -> AttackAccuracies:
+    """One attack's record; AutoAttack's where `step` is 0."""
+    steps = int("".join(c for c in name.partition("-")[0] if c.isdigit()) or 0)
+    return AttackAccuracies(
+        Accuracy(correct, n), name=name, label=label, steps=steps, step_size=step, loss="ce",
+        restarts=1, scale=scale,
+    )  # fmt: skip
+
+
+PGD10 = attack("pgd10", "PGD-10 (ce)", 50)
+
+
+def attack_result(
+    sha256: str = "a",
+    clean: int = 90,
+    attacks: Sequence[AttackAccuracies] = (PGD10,),
+    worst: int = 40,
+    n: int = 100,
+    images: str = "",
+    checkpoint: str = "model_best.pth.tar",
+    warnings: Iterable[str] = (),
+    cascade: Sequence[str] | None = None,
+    **measured: Any,
+) -> AttackResult:
+    """An evaluation; `measured` are fields of Measurement."""
+    description = images or f"all {n} images"
+    texts = [attack_text(a.name, a.step_size) for a in attacks if "autoattack-" not in a.name]
+    measurement = Measurement(
+        "attack", "standard", sha256 * 64, f"{description!s:*<64}", 256, 224,
+        attacks=tuple(texts), eps=EPS,
+    )  # fmt: skip
+    return AttackResult(
+        replace(measurement, **measured),
+        provenance(checkpoint, description, n),
+        CleanAccuracies(Accuracy(clean, n), Accuracy(clean, n), loss=0.5),
+        () if cascade else tuple(attacks),
+        TopAccuracies(Accuracy(worst, n)),
+        None if cascade is None else tuple(cascade),
+        warnings=tuple(warnings),
+    )
+
+
+def imagenet_c_result(
+    level: float = 0.4,
+    names: Iterable[str] = STANDARD,
+    classes: Sequence[str] = (),
+    sha256: str = "a",
+    n: int = 1000,
+    images: str = "",
+    accuracies: Mapping[str, Sequence[float]] | None = None,
+    **measured: Any,
+) -> ImageNetCResult:
+    """Accuracies that fall with severity from `level`."""
+    description = images or f"all {n} images"
+    fractions = accuracies or {name: [level * (6 - s) / 5 for s in range(1, 6)] for name in names}
+    corruptions = {}
+    for name, values in fractions.items():
+        top1 = tuple(Accuracy(round(n * value), n) for value in values)
+        corruptions[name] = CorruptionAccuracies(CORRUPTIONS[name].group, top1, top1)
+    measurement = Measurement(
+        "imagenet_c", "standard", sha256 * 64, f"{description!s:*<64}", None, 224
+    )
+    return ImageNetCResult(
+        replace(measurement, **measured),
+        provenance("model_best.pth.tar", description, n),
+        corruptions,
+        CleanReference(None, None),
+        summarise(fractions, classes),
+        warnings=(),
+    )
+
+
+def write(path: Path, result: Result) -> Path:
+    """A result file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_result(path, result)
+    return path

@@ -1,0 +1,85 @@
+"""Runs that differ in their seed alone, as one row: mean, standard deviation, number of seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import yaml
+
+from tools.comparison_values import Row, Value
+
+# What changes no number of a run.
+IRRELEVANT = {"imagenet", "imagenet_c", "workers", "print_freq", "checkpoint_minutes", "compile"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table: one checkpoint, or the same of several seeds."""
+
+    members: tuple[Row, ...]
+    values: tuple[Value, ...]
+
+
+def merge_seeds(rows: Mapping[Row, Sequence[Value]]) -> list[Line]:
+    """Rows that differ in the training's seed alone become one, in the place of the first."""
+    groups: dict[Any, list[tuple[Row, int]]] = {}
+    for row in rows:
+        setting, seed = setting_and_seed(row)
+        groups.setdefault(setting, []).append((row, seed))
+    lines = []
+    for group in groups.values():
+        members = [row for row, _ in group]
+        distinct = len({seed for _, seed in group}) == len(group)
+        parts = [members] if distinct else [[row] for row in members]
+        lines += [Line(tuple(part), merged([rows[row] for row in part])) for part in parts]
+    return sorted(lines, key=lambda line: list(rows).index(line.members[0]))
+
+
+def setting_and_seed(row: Row) -> tuple[tuple[str, ...], int]:
+    """What the run has in common with its like of other seeds, and its seed."""
+    name, _, in_name = row.folder.name.partition("_seed")
+    if not in_name.isdecimal():
+        name, in_name = row.folder.name, "0"
+    config = read_settings(row.folder / "config.yml")
+    seed = config.get("RUN", {}).get("seed", int(in_name))
+    training = {
+        section: {k: v for k, v in config.get(section, {}).items() if k not in IRRELEVANT}
+        for section in ("TRAIN", "ADV", "DATA", "HE")
+    }
+    return (name, row.checkpoint, json.dumps(training, sort_keys=True)), seed
+
+
+def read_settings(path: Path) -> dict[str, dict[str, Any]]:
+    """A run's settings; none where there is no such file."""
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except (OSError, yaml.YAMLError, RecursionError):
+        return {}
+    whole = isinstance(content, dict) and all(isinstance(v, dict) for v in content.values())
+    return content if whole else {}
+
+
+def merged(parts: Sequence[Sequence[Value]]) -> tuple[Value, ...]:
+    """The values of several seeds: one for each measure and conditions."""
+    together: dict[Any, list[Value]] = {}
+    for values in parts:
+        for value in values:
+            together.setdefault((value.measure, value.conditions), []).append(value)
+    return tuple(
+        mean_value(values) if len(parts) > 1 else values[0] for values in together.values()
+    )
+
+
+def mean_value(values: Sequence[Value]) -> Value:
+    """Mean and standard deviation over seeds; of a single one its value, without a spread."""
+    percents = [value.percent for value in values]
+    spread = stdev(percents) if len(values) > 1 else None
+    interval = None if len(values) > 1 else values[0].interval
+    return replace(
+        values[0], percent=fmean(percents), interval=interval, spread=spread, seeds=len(values)
+    )

@@ -1,0 +1,155 @@
+"""Values of several runs in tables, without mixing what does not compare.
+
+Values of one measure share a column only where all their conditions agree, and a table holds
+columns of one list of images: a check on a few images never stands beside full evaluations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tools.comparison_values import MCE, MEAN, Conditions, Value
+from utils.errors import UserError
+
+POSITIONS = {"Clean": 0, "Worst case": 2, MEAN: 3, MCE: 4}  # attacks: 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measure under one set of conditions."""
+
+    measure: str
+    kind: str
+    conditions: Conditions
+
+
+@dataclass(frozen=True)
+class Table:
+    """Named rows, columns with their titles, the value where a row has one in a column.
+
+    Attributes:
+        title: the images, of any table but the first.
+    """
+
+    title: str
+    names: tuple[str, ...]
+    columns: tuple[Column, ...]
+    cells: Mapping[tuple[str, Column], Value]
+
+    def headers(self) -> list[str]:
+        """The columns' titles, with what distinguishes their conditions."""
+        return [header(column, self.columns) for column in self.columns]
+
+
+def build_tables(
+    rows: Mapping[str, Sequence[Value]], published: Mapping[str, Sequence[Value]], mixed: bool
+) -> list[Table]:
+    """Lay out the values: first the largest evaluations, then those of other images.
+
+    Args:
+        rows: by name.
+        published: further rows, whose values stand in columns of `rows`.
+        mixed: let a measure have several columns although two rows then share none.
+
+    Raises:
+        UserError: without `mixed`, two rows have a measure under no common conditions.
+    """
+    values = [value for each in rows.values() for value in each]
+    measures = sorted({v.measure: None for v in values}, key=lambda m: POSITIONS.get(m, 1))
+    if not mixed:
+        for measure in measures:
+            refuse_mixture(measure, rows)
+    tables = []
+    for title, images in image_lists(values):
+        inside = [v for v in values if (v.kind, image_list(v)) in images]
+        columns = dict.fromkeys(column_of(value) for value in inside)
+        ordered = sorted(columns, key=lambda column: measures.index(column.measure))
+        cells = {
+            (name, column_of(value)): value
+            for name, each in (*rows.items(), *published.items())
+            for value in each
+            if column_of(value) in columns
+        }
+        names = dict.fromkeys(name for name, _ in cells)
+        tables.append(Table(title, tuple(names), tuple(ordered), cells))
+    return tables
+
+
+def column_of(value: Value) -> Column:
+    """The column that a value belongs into."""
+    return Column(value.measure, value.kind, value.conditions)
+
+
+def image_list(value: Value) -> str:
+    """The hash of a value's images."""
+    return dict(value.conditions).get("image list", "")
+
+
+def image_lists(values: Sequence[Value]) -> list[tuple[str, set[tuple[str, str]]]]:
+    """(title, {(kind, image list)}) of each table: the largest list of every kind comes first."""
+    largest = sorted(values, key=lambda value: -value.n)
+    lists = dict.fromkeys((value.kind, image_list(value)) for value in largest)
+    first = {kind: images for kind, images in reversed(lists)}
+    main = set(first.items())
+    titles = {
+        (value.kind, image_list(value)): dict(value.conditions)["images"] for value in largest
+    }
+    rest = [each for each in lists if each not in main]
+    return [("", main), *((f"{KINDS[kind]}{titles[kind, x]}", {(kind, x)}) for kind, x in rest)]
+
+
+KINDS = {"attack": "", "imagenet_c": "ImageNet-C, "}
+
+
+def refuse_mixture(measure: str, rows: Mapping[str, Sequence[Value]]) -> None:
+    """Every two rows must have a measure under some common conditions."""
+    having = {}
+    for name, values in rows.items():
+        if conditions := [value.conditions for value in values if value.measure == measure]:
+            having[name] = conditions
+    for name, mine in having.items():
+        for other, theirs in having.items():
+            if not set(mine) & set(theirs):
+                aspects = differing_aspects([mine[0], theirs[0]])
+                this, that = (", ".join(tell(c, aspects)) for c in (mine[0], theirs[0]))
+                raise UserError(
+                    f"{measure} of {name} ({this}) and of {other} ({that}) do not compare; evaluate"
+                    " both alike, or give --allow_mixed for a column each"
+                )
+
+
+def differing_aspects(conditions: Iterable[Conditions]) -> list[str]:
+    """The aspects that some of these have, and not all alike."""
+    found: dict[str, set[str]] = {}
+    for aspect, text in (pair for each in conditions for pair in each):
+        found.setdefault(aspect, set()).add(text)
+    return [aspect for aspect, texts in found.items() if len(texts) > 1]
+
+
+def header(column: Column, columns: Sequence[Column]) -> str:
+    """The column's title: the measure, and every condition that columns of its kind differ in.
+
+    The attacks behind a worst case make a long title, so they are told where nothing else differs.
+    """
+    kin = [other for other in columns if other.kind == column.kind]
+    aspects = differing_aspects(other.conditions for other in kin)
+    short = [aspect for aspect in aspects if aspect != "over"]
+    titles = [tell(c.conditions, short) for c in kin if c.measure == column.measure]
+    told = tell(column.conditions, short)
+    return ", ".join(
+        [column.measure, *(told if titles.count(told) == 1 else tell(column.conditions, aspects))]
+    )
+
+
+def tell(conditions: Conditions, aspects: Sequence[str]) -> list[str]:
+    """These aspects of the conditions in words, such as `eps 4/255`.
+
+    The list of images has only its hash to be told by, so it is told where nothing else differs.
+    """
+    plain = [aspect for aspect in aspects if aspect != "image list"] or aspects
+    return [
+        text if aspect in ("images", "input") else f"{aspect} {text}"
+        for aspect, text in conditions
+        if aspect in plain
+    ]

@@ -1,0 +1,180 @@
+"""The numbers of evaluations, each with the conditions under which it was taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.storage.intervals import Accuracy, wilson_interval
+from utils.storage.measurement import Measurement, radius_text
+from utils.storage.results import AttackResult, ImageNetCResult, Result
+
+Conditions = tuple[tuple[str, str], ...]  # (aspect, text), such as ("eps", "4/255")
+MEAN, MCE = "ImageNet-C mean", "mCE"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checkpoint: the folder of its evaluations, the hash of its file, the file's name."""
+
+    folder: Path
+    sha256: str
+    checkpoint: str = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Value:
+    """One number, in percent.
+
+    Attributes:
+        measure: the column's name, conditions apart, such as `PGD-10 (ce)`.
+        kind: of the evaluation, `attack` or `imagenet_c`.
+        conditions: what must agree for two values to compare.
+        percent: the value.
+        interval: its 95 % interval in percent, or None where none can be had.
+        n: images behind it.
+        source: the file, or who published it.
+        scale: factor on the outputs under the attack's loss; it belongs to the network.
+        outcomes: the column of the per-image CSV beside the source.
+        spread: standard deviation over seeds, where the value is a mean over several.
+        seeds: how many.
+    """
+
+    measure: str
+    kind: str
+    conditions: Conditions
+    percent: float
+    interval: tuple[float, float] | None
+    n: int
+    source: Path | str
+    scale: float | None = None
+    outcomes: str = ""
+    spread: float | None = None
+    seeds: int = 1
+
+
+def row_of(path: Path, result: Result) -> Row:
+    """The row that a file belongs to."""
+    name = Path(result.provenance["checkpoint"]["path"]).name
+    return Row(path.resolve().parent, result.measurement.checkpoint, name)
+
+
+def collect(results: Mapping[Path, Result]) -> dict[Row, list[Value]]:
+    """The values of each checkpoint, in the order of the files.
+
+    Raises:
+        UserError: a file without a needed entry; two different values of the same thing.
+    """
+    rows: dict[Row, list[Value]] = {}
+    for path, result in results.items():
+        try:
+            row, values = row_of(path, result), list(values_of(path, result))
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} lacks what an evaluation holds ({error}); evaluate again"
+            ) from error
+        for value in values:
+            add_value(rows.setdefault(row, []), value)
+    return rows
+
+
+def collect_warnings(results: Mapping[Path, Result]) -> dict[Row, list[str]]:
+    """What each checkpoint's evaluations warned of, each warning once."""
+    found: dict[Row, dict[str, None]] = {}
+    for path, result in results.items():
+        found.setdefault(row_of(path, result), {}).update(dict.fromkeys(result.warnings))
+    return {row: list(texts) for row, texts in found.items()}
+
+
+def add_value(values: list[Value], new: Value) -> None:
+    """Keep each value once. Two files may hold the same, but must not contradict each other."""
+    for old in values:
+        if (old.measure, old.conditions) == (new.measure, new.conditions):
+            if (old.percent, old.n) != (new.percent, new.n):
+                raise UserError(
+                    f"{old.source} and {new.source} give two values of {new.measure} for one"
+                    f" checkpoint, {old.percent:.2f} and {new.percent:.2f} %; name the file meant"
+                )
+            return
+    values.append(new)
+
+
+def values_of(path: Path, result: Result) -> Iterator[Value]:
+    """The values of one file, in the table's order."""
+    if isinstance(result, AttackResult):
+        yield from attack_values(path, result)
+    elif isinstance(result, ImageNetCResult):
+        yield from imagenet_c_values(path, result)
+
+
+def attack_values(path: Path, result: AttackResult) -> Iterator[Value]:
+    """Clean accuracy, robust accuracy under each attack, and the worst case; all top-1."""
+    measured = result.measurement
+    images, search = image_conditions(result), search_conditions(measured)
+
+    def value(measure: str, conditions: Conditions, top1: Accuracy, **more: Any) -> Value:
+        low, high = (100 * bound for bound in top1.interval)
+        return Value(measure, "attack", conditions, top1.percent, (low, high), top1.n, path, **more)
+
+    yield value("Clean", images, result.clean.top1, outcomes="clean_correct")
+    for attack in result.attacks:
+        if attack.name.startswith("autoattack-"):
+            continue  # what some of its attacks have left is no attack of its own
+        step = (("step", radius_text(attack.step_size)),) if attack.steps else ()
+        conditions = (*search, *step, *images)
+        more = {"scale": attack.scale, "outcomes": f"{attack.name}_robust"}
+        yield value(attack.label, conditions, attack.top1, **more)
+    conditions = (*search, *attack_list_conditions(measured), *images)
+    yield value("Worst case", conditions, result.worst_case.top1, outcomes="worst_case_robust")
+
+
+def imagenet_c_values(path: Path, result: ImageNetCResult) -> Iterator[Value]:
+    """Mean accuracy over the 15 corruptions, and mCE where it could be had."""
+    conditions = (("protocol", result.measurement.protocol), *image_conditions(result))
+    mean, mce = result.summary.mean_accuracy, result.summary.mCE
+    n = next(iter(result.corruptions.values())).top1[0].n
+    if mean is not None:
+        # The same n images stand behind all 75 counts. Taking n, not 75 n, keeps the interval
+        # wide enough however strongly the outcomes of one image hang together.
+        low, high = wilson_interval(mean * n, n)
+        interval = (100 * low, 100 * high)
+        yield Value(MEAN, "imagenet_c", conditions, 100 * mean, interval, n, path)
+    if mce is not None:
+        yield Value(MCE, "imagenet_c", conditions, mce, None, n, path)
+
+
+def image_conditions(result: Result) -> Conditions:
+    """Which images, and how they became the network's input."""
+    measured = result.measurement
+    resize = f"resize {measured.resize}, " if measured.resize else ""
+    return (
+        ("images", result.provenance["subset"]["description"]),
+        ("image list", measured.images[:12]),
+        ("input", f"{resize}crop {measured.crop}"),
+    )
+
+
+def search_conditions(measured: Measurement) -> Conditions:
+    """Under which rules attacks looked for adversarial images."""
+    transferred = (("attacked network", measured.transfer[:12]),) if measured.transfer else ()
+    return (
+        ("protocol", measured.protocol),
+        ("eps", radius_text(measured.eps, measured.norm)),
+        ("search in", measured.precision),
+        ("seed", str(measured.seed)),
+        *transferred,
+    )
+
+
+def attack_list_conditions(measured: Measurement) -> Conditions:
+    """The attacks behind a worst case, and their steps."""
+    pairs = [text.partition("@")[::2] for text in measured.attacks]
+    names = [name for name, _ in pairs]
+    if measured.scales:
+        names.append("at scales " + ", ".join(f"{scale:g}" for scale in measured.scales))
+    steps = dict.fromkeys(f"{step}/255" for _, step in pairs if step)
+    over = ("over", " + ".join(names))
+    return (("step", " and ".join(steps)), over) if steps else (over,)

@@ -1,0 +1,83 @@
+"""McNemar's exact test: do two networks differ on the same images by more than chance?"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tools.comparison_table import column_of
+from tools.comparison_values import Value
+from utils.errors import UserError
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Two-sided p-value: the images on which two networks differ, as tosses of a fair coin.
+
+    McNemar, Q. (1947), Psychometrika 12; the exact binomial form. 1 where they never differ.
+    """
+    n, k = only_first + only_second, min(only_first, only_second)
+    term = total = 1
+    for i in range(k):
+        term = term * (n - i) // (i + 1)
+        total += term
+    p: float = 2 * total / 2**n  # a quotient of whole numbers, rounded once
+    return min(1.0, p)
+
+
+def paired_lines(names: Sequence[str], rows: Mapping[str, Sequence[Value]]) -> list[str]:
+    """For every measure that two rows have alike: on how many images they differ, and p.
+
+    Raises:
+        UserError: a row is unknown, is a mean over seeds, or its per-image outcomes are missing.
+    """
+    first, second = ({column_of(v): v for v in rows[chosen(name, rows)]} for name in names)
+    shared = [column for column in first if column in second and first[column].outcomes]
+    if not shared:
+        raise UserError(f"{names[0]} and {names[1]} have no measure alike; evaluate both alike")
+    lines = [f"McNemar's exact test, {names[0]} against {names[1]}:"]
+    for column in shared:
+        one, other = (outcomes(side[column]) for side in (first, second))
+        if one.keys() != other.keys():
+            raise UserError(f"the per-image files of {names[0]} and {names[1]} list other images")
+        a = sum(one[image] and not other[image] for image in one)
+        b = sum(other[image] and not one[image] for image in one)
+        p = mcnemar_exact(a, b)
+        eps = dict(column.conditions).get("eps")
+        title = column.measure + (f", eps {eps}" if eps else "")
+        lines.append(
+            f"{title}: right on {a} images that the other gets wrong, against {b}; of"
+            f" {len(one)}, p = {p:.3g}"
+        )
+    return lines
+
+
+def chosen(name: str, rows: Mapping[str, Sequence[Value]]) -> str:
+    """The row that is meant: by its name, or by its run folder or result file."""
+    if name in rows:
+        return name
+    path = Path(name).resolve()
+    for row, values in rows.items():
+        sources = {Path(value.source).resolve() for value in values}
+        if any(path in (source, source.parent) for source in sources):
+            return row
+    raise UserError(f"--paired {name}: no such row; there are {', '.join(rows)}")
+
+
+def outcomes(value: Value) -> dict[str, bool]:
+    """{image: right} of one measure.
+
+    Raises:
+        UserError: the file is missing, or lacks the measure's column.
+    """
+    if value.seeds > 1:
+        raise UserError(f"--paired takes single runs, and {value.source} is one of several seeds")
+    path = Path(value.source)
+    path = path.with_name(f"{path.stem}_images.csv")
+    try:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return {row["image"]: row[value.outcomes] == "1" for row in csv.DictReader(file)}
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; evaluate again") from error
+    except KeyError as error:
+        raise UserError(f"{path} has no column {error}; evaluate again") from error
