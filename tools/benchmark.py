@@ -5,53 +5,62 @@
     python -m tools.benchmark --device cuda --batch_size 256
     python -m tools.benchmark --quick               # seconds: whether it works, not how fast
 
-Each subject has a process of its own: the plain loop, and the suite in each precision, with and
-without torch.compile. Only one works at a time, in turn, for as many repetitions as asked for, so
+Subjects are the plain loop, and the suite in each precision, with and without torch.compile. Each
+is measured in a fresh process, one at a time, in turn, for as many repetitions as asked for, so
 that whatever slows the machine down meets all alike. Shown are medians, with the smallest and the
 largest in brackets, on stdout as tables, and as JSON with every single take.
 
 Parts: `free`, the training step, also against a natural training step of the same precision; `pgd`,
-a step of PGD; `standard`, a whole PGD-50 evaluation of images of which half fall early; `reading`,
-an ImageNet-C of JPEGs by worker processes. Close other programs.
+a step of PGD; `standard`, a whole PGD-50 evaluation of images of which half are misclassified
+early; `reading`, an ImageNet-C of JPEGs by worker processes. Close other programs.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from tools.benchmark_data import write_corruption_tree, write_half_robust
-from tools.benchmark_process import Subject, say, subjects
-from tools.benchmark_report import PARTS, Measured, rows_of, tables
-from tools.benchmark_work import Case
+from tools.benchmark_case import Case, write_corruption_tree, write_half_robust
 from utils.config.parser import OneLineParser, names
 from utils.config.schema import ARCHITECTURES, PRECISIONS
+from utils.distributed.context import choose_device
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.storage.files import make_folder, write_json
 from utils.storage.provenance import now, versions
 
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = {
+    "free": "Free step",
+    "pgd": "PGD-50, plain",
+    "standard": "PGD-50 of the `standard` protocol, half of the images misclassified early",
+    "reading": "Reading ImageNet-C",
+}
 QUICK = {
     "arch": "resnet18",
     "batch_size": 4,
     "crop_size": 32,
-    "repeats": 2,
+    "repeats": 1,
     "take_seconds": 0.01,
     "reading_images": 8,
     "standard_images": 6,
     "pgd_steps": 5,
     "no_compile": True,
 }
-DIFFERENT_JPEGS = 200
+Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,14 +77,14 @@ def benchmark(arguments: Sequence[str]) -> None:
     """
     options = parse(arguments)
     make_folder(options.output.parent, "choose another --output")
-    load = os.getloadavg() if hasattr(os, "getloadavg") else None
-    with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-        rows = [row for part in options.parts for row in run(part, options, Path(folder))]
     command = shlex.join(["python", "-m", "tools.benchmark", *arguments])
-    origin = {"command": command, **machine(options), "load_average_before": load}
+    origin = {"command": command, **machine(options)}
+    with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+        rows = [row for part in options.parts for row in measure(part, options, Path(folder))]
     write_json(options.output, {"kind": "benchmark", "provenance": origin, "rows": rows})
-    print(tables(rows), end="")
-    say(f"written: {options.output}")
+    for part in options.parts:
+        print(f"### {PARTS[part]}\n\n{table([row for row in rows if row['part'] == part])}")
+    print(f"written: {options.output}", file=sys.stderr)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -91,9 +100,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--arch", choices=ARCHITECTURES, default="resnet50", help="(default: %(default)s)")
-    add("--device", default="", help="cpu, cuda or mps (default: cuda where there is one)")
+    add("--device", default="auto", help="cpu, cuda or mps (default: %(default)s)")
     size = "images in a batch (default: 16, on CUDA 256)"
-    add("--batch_size", type=int, default=0, metavar="N", help=size)
+    add("--batch_size", type=int, metavar="N", help=size)
     add("--crop_size", type=int, default=224, metavar="N", help="pixels (default: %(default)s)")
     add("--repeats", type=int, default=7, metavar="N", help="repetitions (default: %(default)s)")
     few = "repetitions of `standard`, minutes each (default: %(default)s)"
@@ -108,11 +117,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     each = "JPEGs in each of 5 folders (default: %(default)s)"
     add("--reading_images", type=int, default=1000, metavar="N", help=each)
     attacked = "images of `standard`, an even number (default: 4 batches)"
-    add("--standard_images", type=int, default=0, metavar="N", help=attacked)
+    add("--standard_images", type=int, metavar="N", help=attacked)
     add("--quick", action="store_true", help="tiny sizes: does it work at all")
     add("--output", type=Path, default=Path("benchmark.json"), metavar="FILE", help="JSON")
-    options = parser.parse_args(argv, argparse.Namespace(pgd_steps=50))
-    return checked(options)
+    return checked(parser.parse_args(argv, argparse.Namespace(pgd_steps=50)))
 
 
 def checked(options: argparse.Namespace) -> argparse.Namespace:
@@ -121,69 +129,128 @@ def checked(options: argparse.Namespace) -> argparse.Namespace:
     Raises:
         UserError: something that would only be found after some work.
     """
-    import torch
-
     if options.quick:
         vars(options).update(QUICK)
-    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=options.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"--device {options.device}: {reason}; use cpu") from error
-    cuda = torch.device(options.device).type == "cuda"
-    options.batch_size = options.batch_size or (256 if cuda else 16)
-    options.standard_images = options.standard_images or 4 * options.batch_size
-    for flag, known in (("parts", tuple(PARTS)), ("precisions", PRECISIONS)):
+    device = choose_device(options.device)
+    options.device = str(device)
+    if options.batch_size is None:
+        options.batch_size = 256 if device.type == "cuda" else 16
+    if options.standard_images is None:
+        options.standard_images = 4 * options.batch_size
+    for flag, known in (("parts", PARTS), ("precisions", PRECISIONS)):
         if unknown := set(getattr(options, flag)) - set(known):
             raise UserError(f"--{flag}: no {min(unknown)}; there are {', '.join(known)}")
     for flag in ("batch_size", "crop_size", "repeats", "standard_repeats", "reading_images"):
         if getattr(options, flag) < 1:
             raise UserError(f"--{flag} {getattr(options, flag)}: at least 1 is needed")
     if options.standard_images % 2:
-        raise UserError(f"--standard_images {options.standard_images}: half of them are to fall")
+        raise UserError(f"--standard_images {options.standard_images}: take an even number")
     return options
 
 
-def run(part: str, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Repetitions of one part, every subject in turn."""
+def measure(part: str, options: argparse.Namespace, folder: Path) -> list[Row]:
+    """All repetitions of one part, every subject in turn, as a row a subject and action."""
+    repeats = options.standard_repeats if part == "standard" else options.repeats
     cases = list(cases_of(part, options, folder))
-    repeats = min(options.repeats, options.standard_repeats if part == "standard" else 10**9)
-    with subjects(cases, options.take_seconds) as running:
-        measured = [Measured(s.case, {action: [] for action in s.actions}) for s in running]
-        for repetition in range(repeats):
-            for subject, record in zip(running, measured, strict=True):
-                take_all(subject, record)
-            say(f"{part}: {repetition + 1} of {repeats}")
-        for subject, record in zip(running, measured, strict=True):
-            record.memory = subject.peak_memory()
-    return rows_of(measured)
-
-
-def take_all(subject: Subject, record: Measured) -> None:
-    """One take of everything that a subject does."""
-    for action in subject.actions:
-        record.takes[action].append(subject.take(action))
+    results: list[list[Row]] = [[] for _ in cases]
+    for repetition in range(min(repeats, options.repeats)):
+        for case, own in zip(cases, results, strict=True):
+            own.append(run(case))
+        print(f"{part}: {repetition + 1} of {repeats}", file=sys.stderr, flush=True)
+    rates = [rates_of(own) for own in results]
+    rows = []
+    for case, own, mine in zip(cases, results, rates, strict=True):
+        for action, values in mine.items():
+            row = {
+                "part": part,
+                "action": action,
+                "name": case.name,
+                "precision": case.precision,
+                "compile": case.compiled,
+                "images_per_second": spread(values),
+                "takes": [result["takes"][action] for result in own],
+                "peak_memory_bytes": max(result["peak_memory_bytes"] for result in own),
+            }
+            if action in rates[0]:  # the plain loop's
+                row["ratio_to_plain"] = quotients(values, rates[0][action])
+            if action == "free" and "natural" in mine:  # time, not rate: the longer one above
+                row["time_over_natural_step"] = quotients(mine["natural"], values)
+            rows.append(row)
+    return rows
 
 
 def cases_of(part: str, options: argparse.Namespace, folder: Path) -> Iterator[Case]:
     """The plain loop, and the suite in every setting that matters to the part."""
-    own = ("arch", "batch_size", "crop_size", "device", "workers", "pgd_steps")
+    own = ("arch", "batch_size", "crop_size", "device", "workers", "pgd_steps", "take_seconds")
     settings = {name: getattr(options, name) for name in own}
-    base = Case(part, "plain", "fp32", False, **settings)
+    base = Case(part, "plain", "fp32", False, data=str(folder / part), **settings)
     precisions, compiled = options.precisions, [False] + [True] * (not options.no_compile)
     if part == "reading":
-        base = replace(base, data=str(folder / "C"))
-        size = options.crop_size
-        write_corruption_tree(folder / "C", size, options.reading_images, DIFFERENT_JPEGS)
+        write_corruption_tree(folder / part, options.crop_size, options.reading_images)
         precisions, compiled = ["fp32"], [False]
     elif part == "standard":
-        base = replace(base, data=str(folder / "half"))
-        write_half_robust(folder / "half", options.crop_size, options.standard_images)
+        write_half_robust(folder / part, options.crop_size, options.standard_images)
         compiled = [False]  # batches of every size would be compiled anew
     yield base
     for precision, on in product(precisions, compiled):
         yield replace(base, subject="suite", precision=precision, compiled=on)
+
+
+def run(case: Case) -> Row:
+    """One subject in a process of its own, which a signal does not reach before it ends us.
+
+    Raises:
+        UserError: it failed; its last words are on stderr.
+    """
+    words = [sys.executable, "-m", "tools.benchmark_subject", case.as_json()]
+    done = subprocess.run(
+        words, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    if done.returncode:
+        hint = "; if memory was short, take a smaller --batch_size" if done.returncode < 0 else ""
+        ended = f"ended with status {done.returncode}"
+        raise UserError(f"{case.part}, {case.name}: its process {ended}{hint}")
+    result: Row = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def rates_of(results: Sequence[Row]) -> dict[str, list[float]]:
+    """Images a second of every action in each repetition."""
+    actions = results[0]["takes"]
+    return {a: [r["takes"][a][0] / r["takes"][a][1] for r in results] for a in actions}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, smallest and largest."""
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def quotients(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+    """Ratio of the medians; smallest and largest of the ratios within a repetition."""
+    pairs = [one / other for one, other in zip(above, below, strict=True)]
+    return spread(pairs) | {"median": median(above) / median(below)}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of one part as Markdown."""
+    several = len({row["action"] for row in rows}) > 1
+    columns = {"images/s": "images_per_second", "ratio to plain": "ratio_to_plain"}
+    if any("time_over_natural_step" in row for row in rows):
+        columns["time over natural step"] = "time_over_natural_step"
+    lines = [["", *columns, "peak memory"], ["---", *["---:"] * (len(columns) + 1)]]
+    for row in rows:
+        name = row["name"] + (f", {row['action']}" if several else "")
+        cells = [shown(row.get(key)) for key in columns.values()]
+        lines.append([name, *cells, f"{row['peak_memory_bytes'] / 2**30:.2f} GiB"])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def shown(values: Mapping[str, float] | None) -> str:
+    """`1.41 (1.38-1.44)`."""
+    if values is None:
+        return ""
+    digits = 1 if values["median"] >= 20 else 2
+    return "{median:.{d}f} ({min:.{d}f}-{max:.{d}f})".format(**values, d=digits)
 
 
 def machine(options: argparse.Namespace) -> dict[str, Any]:
@@ -198,26 +265,20 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "versions": versions(),
         "date": now(),
+        "load_average_before": os.getloadavg() if hasattr(os, "getloadavg") else None,
     }
 
 
 def processor() -> str:
-    """The processor's name and, on Linux, the vector instructions that matter."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    values = dict(reversed([line.split(":", 1) for line in lines if ":" in line]))
-    values = {key.strip(): value.strip() for key, value in values.items()}
-    wanted = {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "avx512_fp16"}
-    return " ".join(
-        [
-            values.get("model name", platform.machine()),
-            *sorted(wanted & set(values.get("flags", "").split())),
-        ]
-    )
+    """The processor's name."""
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-Step = Callable[[], None]
 
 
-def accuracy(output: torch.Tensor, target: torch.Tensor, topk: tuple[int, ...]) -> list:
+def accuracy(
+    output: torch.Tensor, target: torch.Tensor, topk: tuple[int, ...]
+) -> list[torch.Tensor]:
     """Precision at each k, in percent, as tensors of one element."""
     _, predicted = output.topk(min(max(topk), output.shape[1]), 1, True, True)
     correct = predicted.t().eq(target.view(1, -1).expand_as(predicted.t()))
@@ -40,17 +41,16 @@ def mean_and_std(device: torch.device, size: int) -> tuple[torch.Tensor, torch.T
 
 
 def free_step(
-    arch: str, images: torch.Tensor, labels: torch.Tensor, eps: float, step_size: float
-) -> Step:
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, step_size: float
+) -> Callable[[], None]:
     """One replay of a minibatch.
 
     Args:
-        arch: torchvision's name; 1000 classes, random weights.
+        model: takes normalised images.
         images: (B, 3, H, W) in [0, 1].
         labels: (B,).
         eps, step_size: in units of [0, 1].
     """
-    model = torchvision.models.get_model(arch).to(images.device).train()
     criterion = nn.CrossEntropyLoss().to(images.device)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     global_noise = torch.zeros_like(images, memory_format=torch.contiguous_format)
@@ -67,7 +67,8 @@ def free_step(
             value.item()
         optimizer.zero_grad()
         loss.backward()
-        global_noise[0 : len(images)] += step_size * torch.sign(noise.grad)
+        assert noise.grad is not None
+        global_noise[0 : len(images)] += step_size * noise.grad.sign()
         global_noise.clamp_(-eps, eps)
         optimizer.step()
 
@@ -80,7 +81,7 @@ def pgd(
     """The images after each step, for ever.
 
     Args:
-        model: eats normalised images.
+        model: takes normalised images.
         images: (B, 3, H, W) in [0, 1].
         labels: (B,).
         eps, step_size: in units of [0, 1].
@@ -101,22 +102,28 @@ def pgd(
         yield images
 
 
-def read_folder(folder: str, resize: int | None, crop: int, batch: int, workers: int) -> DataLoader:
-    """A loader of one folder of class folders: normalised floats, image by image.
+def read_folders(
+    root: str, resize: int | None, crop: int, batch: int, workers: int, device: str
+) -> int:
+    """Read an ImageNet-C tree, image by image, into normalised floats; the number of images.
 
     Args:
         resize: shorter side before the crop, pixels; None crops alone.
     """
     steps = [transforms.Resize(resize)] if resize else []
     steps += [transforms.CenterCrop(crop), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    data = ImageFolder(folder, transforms.Compose(steps))
-    return DataLoader(data, batch_size=batch, shuffle=False, num_workers=workers)
+    seen = 0
+    for folder in sorted(Path(root).glob("*/*")):
+        data = ImageFolder(str(folder), transforms.Compose(steps))
+        for images, labels in DataLoader(data, batch_size=batch, num_workers=workers):
+            images, labels = images.to(device), labels.to(device)
+            seen += len(labels)
+    return seen
 
 
 def evaluate_pgd(
     model: nn.Module,
     root: str,
-    *,
     crop: int,
     batch: int,
     workers: int,
@@ -125,9 +132,9 @@ def evaluate_pgd(
     step_size: float,
     steps: int,
 ) -> tuple[int, int]:
-    """Clean pass and PGD over `root`/val, all steps for every image; (standing, all)."""
-    plain = transforms.Compose([transforms.CenterCrop(crop), transforms.ToTensor()])
-    data = ImageFolder(os.path.join(root, "val"), plain)
+    """Clean pass and PGD over `root`/val, all steps for every image; (robust, all)."""
+    pixels = transforms.Compose([transforms.CenterCrop(crop), transforms.ToTensor()])
+    data = ImageFolder(os.path.join(root, "val"), pixels)
     mean, std = mean_and_std(device, crop)
     model.eval()
     for attacked in (False, True):

@@ -1,15 +1,18 @@
 """The benchmark as people run it, tiny: its JSON holds what its medians and ratios are made of."""
 
+from __future__ import annotations
+
 import json
 import subprocess
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 from conftest import command, environment
 
+from tools import benchmark
 from tools.benchmark import main
-
-pytestmark = pytest.mark.slow
 
 ACTIONS = {
     "free": {"free", "natural"},
@@ -19,78 +22,69 @@ ACTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
-    """JSON and stdout of one run of every part."""
-    cwd = tmp_path_factory.mktemp("benchmark")
-    arguments = ("--quick", "--precisions", "bf16", "--output", "out/speed.json")
+@pytest.mark.slow
+def test_every_part_measures_the_plain_loop_and_the_suite(tmp_path: Path) -> None:
+    words = ("--quick", "--precisions", "bf16", "--output", "out/speed.json")
     done = subprocess.run(
-        command("tools.benchmark", *arguments),
-        cwd=cwd,
+        command("tools.benchmark", *words),
+        cwd=tmp_path,
         env=environment(),
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads((cwd / "out/speed.json").read_text()), done.stdout
-
-
-def rates(row: dict) -> list[float]:
-    return [images / seconds for images, seconds in row["takes"]]
-
-
-def find(rows: list[dict], part: str, name: str, action: str) -> dict:
-    (row,) = [r for r in rows if (r["part"], r["name"], r["action"]) == (part, name, action)]
-    return row
-
-
-def test_every_part_has_the_plain_loop_and_the_suite(report):
-    rows = report[0]["rows"]
-    for part, actions in ACTIONS.items():
-        for action in actions:
-            suite = find(rows, part, "suite" if part == "reading" else "suite bf16", action)
-            assert suite["precision"] == ("fp32" if part == "reading" else "bf16")
-            if action != "natural":
-                assert find(rows, part, "plain", action)["precision"] == "fp32"
-    assert len(rows) == 1 + sum(2 * len(actions) for actions in ACTIONS.values()) - 2
-
-
-def test_medians_spreads_and_ratios_follow_from_the_takes(report):
-    rows = report[0]["rows"]
-    for row in rows:
-        own = rates(row)
-        assert len(own) == 2
-        shown = row["images_per_second"]
-        assert shown == {"median": median(own), "min": min(own), "max": max(own)}
-        assert row["peak_memory_bytes"] > 2**26
-        if row["action"] == "natural":
-            assert "ratio_to_plain" not in row
-            continue
-        plain = rates(find(rows, row["part"], "plain", row["action"]))
-        pairs = [a / b for a, b in zip(own, plain, strict=True)]
-        assert row["ratio_to_plain"]["median"] == pytest.approx(median(own) / median(plain))
-        assert row["ratio_to_plain"]["min"] == pytest.approx(min(pairs))
-        assert row["ratio_to_plain"]["max"] == pytest.approx(max(pairs))
-
-
-def test_a_free_step_is_compared_with_a_natural_step_in_time(report):
-    rows = report[0]["rows"]
-    free, natural = (find(rows, "free", "suite bf16", action) for action in ("free", "natural"))
-    expected = median(rates(natural)) / median(rates(free))
-    assert free["time_over_natural_step"]["median"] == pytest.approx(expected)
-    assert [row for row in rows if "time_over_natural_step" in row] == [free]
-
-
-def test_the_json_says_where_the_numbers_come_from_and_the_table_shows_them(report):
-    result, out = report
+    result = json.loads((tmp_path / "out/speed.json").read_text())
     provenance = result["provenance"]
     assert provenance["command"].startswith("python -m tools.benchmark --quick")
     assert {"device", "processor", "cores", "threads", "versions", "date"} <= set(provenance)
-    assert provenance["settings"]["crop_size"] == 32
+    found = {(row["part"], row["name"], row["action"]): row for row in result["rows"]}
+    own = {part: "suite" if part == "reading" else "suite bf16" for part in ACTIONS}
+    expected = {(part, own[part], action) for part in ACTIONS for action in ACTIONS[part]}
+    expected |= {(p, "plain", a) for p in ACTIONS for a in ACTIONS[p] if a != "natural"}
+    assert set(found) == expected
     for row in result["rows"]:
-        assert f"{row['images_per_second']['median']:.1f}"[:2] in out
-    assert out.count("###") == len(ACTIONS)
+        assert len(row["takes"]) == 1
+        assert row["peak_memory_bytes"] > 2**26
+        assert f"{row['images_per_second']['median']:.1f}"[:2] in done.stdout
+    assert done.stdout.count("###") == len(ACTIONS)
+
+
+def test_medians_and_ratios(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Subjects in turn, repetition by repetition; every number follows from the takes."""
+    order: list[str] = []
+
+    def run(case: Any) -> dict[str, Any]:
+        order.append(case.name)
+        speed = {"plain": 10.0, "suite fp32": 20.0, "suite bf16": 40.0}[case.name] + len(order)
+        takes = {"free": [2 * speed, 2.0]}
+        if case.subject == "suite":
+            takes["natural"] = [3 * speed, 1.5]
+        return {"takes": takes, "peak_memory_bytes": len(order)}
+
+    monkeypatch.setattr(benchmark, "run", run)
+    options = benchmark.parse(["--parts", "free", "--repeats", "3", "--no_compile"])
+    rows = benchmark.measure("free", options, tmp_path)
+    assert order == ["plain", "suite fp32", "suite bf16"] * 3
+    plain, fp32, natural, bf16, _ = rows
+    assert [row["name"] for row in (plain, fp32, natural, bf16)] == [
+        *("plain", "suite fp32", "suite fp32", "suite bf16")
+    ]
+    speeds = [22, 25, 28], [11, 14, 17]
+    ratios = [a / b for a, b in zip(*speeds, strict=True)]
+    assert fp32["images_per_second"] == {"median": 25, "min": 22, "max": 28}
+    assert fp32["ratio_to_plain"] == {"median": 25 / 14, "min": min(ratios), "max": max(ratios)}
+    assert fp32["time_over_natural_step"]["median"] == median([44, 50, 56]) / 25
+    assert "ratio_to_plain" not in natural
+    assert plain["peak_memory_bytes"] == 7
+    assert "| suite fp32, free | 25.0 (22.0-28.0) | 1.79 (1.65-2.00) |" in benchmark.table(rows)
+
+
+def test_a_subject_that_fails_is_one_line() -> None:
+    options = benchmark.parse(["--quick", "--parts", "free"])
+    (case, *_) = benchmark.cases_of("free", options, Path("nowhere"))
+    with pytest.raises(ValueError, match="free, plain: its process ended with status 1"):
+        benchmark.run(benchmark.replace(case, arch="resnet0"))
 
 
 @pytest.mark.parametrize(
@@ -98,13 +92,13 @@ def test_the_json_says_where_the_numbers_come_from_and_the_table_shows_them(repo
     [
         (["--parts", "free,speed"], "--parts: no speed; there are free, pgd, standard, reading"),
         (["--device", "gpu"], "--device gpu: "),
-        (["--standard_images", "7"], "--standard_images 7: half of them are to fall"),
+        (["--standard_images", "7"], "--standard_images 7: "),
         (["--repeats", "0"], "--repeats 0: at least 1 is needed"),
     ],
 )
 def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-):
+) -> None:
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")

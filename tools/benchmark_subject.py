@@ -1,0 +1,172 @@
+"""One subject of the benchmark, once: `python -m tools.benchmark_subject CASE` prints JSON.
+
+Started by `tools.benchmark`, in a process of its own, so that nothing is left of the one before.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from lib.algorithm.free_training import Trainer, TrainingSettings, free_step, make_noise
+from lib.algorithm.pgd import attacking, pgd
+from lib.algorithm.pgd_attack import PGDAttack
+from lib.algorithm.protocols import ThreatModel
+from lib.evaluation.attack_list import parse_attack
+from lib.training.setup import make_network, make_optimizer
+from models.resnet import ResNet, build_model
+from tools import benchmark_baseline as plain
+from tools.benchmark_case import EPS, STEP_SIZE, Case
+from tools.benchmark_evaluation import (
+    Work,
+    reading_plain,
+    reading_suite,
+    standard_plain,
+    standard_suite,
+)
+from utils.config.schema import Config, Train
+from utils.cpu_memory import keep_freed_memory
+from utils.distributed.context import DistributedContext
+
+PGD_STEPS = 50
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Images and seconds of every action, and the most memory, bytes.
+
+    On CUDA that of the device's allocator, else what the process ever had resident.
+    """
+    torch.manual_seed(0)
+    # As both programs do; the suite's evaluation does not, whose batches have every size.
+    torch.backends.cudnn.benchmark = case.subject == "plain" or case.part != "standard"
+    if case.subject == "suite":
+        keep_freed_memory()  # as main_free.py and evaluate.py do
+    actions = SUBJECTS[case.part, case.subject](case)
+    takes = {action: take(work, case) for action, work in actions.items()}
+    if torch.device(case.device).type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak *= 1 if sys.platform == "darwin" else 1024
+    return {"takes": takes, "peak_memory_bytes": peak}
+
+
+def take(work: Work, case: Case) -> tuple[float, float]:
+    """Images and seconds of enough work; `standard` takes minutes, and its start is short."""
+    times = 1
+    if case.part != "standard":
+        repeat(work, 2, case.device)
+        times = math.ceil(case.take_seconds / repeat(work, 1, case.device)[1])
+    return repeat(work, times, case.device)
+
+
+def repeat(work: Work, times: int, device: str) -> tuple[float, float]:
+    """Images and seconds of so many units, with the device through before and after."""
+    kind = torch.device(device).type
+    synchronise = getattr(torch, kind).synchronize if kind != "cpu" else lambda: None
+    synchronise()
+    start = time.perf_counter()
+    images = sum(work() for _ in range(times))
+    synchronise()
+    return images, time.perf_counter() - start
+
+
+def example(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random pixels (B, 3, H, W) and labels (B,) on the device."""
+    images = torch.rand(case.batch_size, 3, case.crop_size, case.crop_size)
+    labels = torch.randint(0, 1000, (case.batch_size,))
+    if case.subject == "suite":
+        images = images.to(memory_format=torch.channels_last)
+    return images.to(case.device), labels.to(case.device)
+
+
+def published_model(case: Case) -> nn.Module:
+    """torchvision's, random weights."""
+    return torchvision.models.get_model(case.arch).to(case.device)
+
+
+def own_model(case: Case) -> ResNet:
+    """The suite's, random weights."""
+    return build_model(case.arch, 1000).to(case.device, memory_format=torch.channels_last)
+
+
+def free_plain(case: Case) -> dict[str, Work]:
+    """The published free step."""
+    step = plain.free_step(published_model(case).train(), *example(case), EPS, EPS)
+    return {"free": lambda: step() or case.batch_size}
+
+
+def free_suite(case: Case) -> dict[str, Work]:
+    """The suite's free step, and a natural training step of the same network and precision."""
+    images, labels = example(case)
+    config = Config(TRAIN=Train(compile=case.compiled))
+    model, device = own_model(case).train(), torch.device(case.device)
+    trainer = Trainer(
+        model,
+        make_optimizer(model, config, device.type),
+        make_noise(case.batch_size, case.crop_size, device),
+        TrainingSettings(EPS, EPS, precision=case.precision),
+        make_network(model, config, DistributedContext(0, 1, device)),
+    )
+
+    def free() -> float:
+        free_step(trainer, images, labels)
+        return case.batch_size
+
+    def natural() -> float:
+        trainer.backward(images, labels)
+        trainer.update()
+        return case.batch_size
+
+    return {"free": free, "natural": natural}
+
+
+def pgd_plain(case: Case) -> dict[str, Work]:
+    """A step of the published PGD; images are counted as PGD-50 would attack them."""
+    iterates = plain.pgd(published_model(case).eval(), *example(case), EPS, STEP_SIZE)
+    return {"pgd": lambda: (next(iterates), case.batch_size / PGD_STEPS)[1]}
+
+
+def pgd_suite(case: Case) -> dict[str, Work]:
+    """A step of the suite's PGD, counted in the same way."""
+    images, labels = example(case)
+    model = own_model(case)
+    outputs = torch.compile(model.outputs) if case.compiled else None
+    threat = ThreatModel(EPS, precision=case.precision)
+    attack = PGDAttack(model, parse_attack(f"pgd{PGD_STEPS}", STEP_SIZE), threat, outputs)
+    numbers = {"steps": PGD_STEPS, "step_size": STEP_SIZE, "eps": EPS}
+
+    def steps() -> Iterator[Any]:
+        start = torch.empty_like(images).uniform_(-EPS, EPS)
+        with attacking(model):
+            for _ in itertools.count():
+                yield from pgd(attack.search_logits, images, labels, start, **numbers)
+
+    iterates = steps()
+    return {"pgd": lambda: (next(iterates), case.batch_size / PGD_STEPS)[1]}
+
+
+SUBJECTS = {
+    ("free", "plain"): free_plain,
+    ("free", "suite"): free_suite,
+    ("pgd", "plain"): pgd_plain,
+    ("pgd", "suite"): pgd_suite,
+    ("standard", "plain"): standard_plain,
+    ("standard", "suite"): standard_suite,
+    ("reading", "plain"): reading_plain,
+    ("reading", "suite"): reading_suite,
+}
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Case(**json.loads(sys.argv[1])))))
