@@ -1,20 +1,33 @@
-# make demo   environment, data, both trainings, their evaluation, one report: demo/REPORT.md
-# make test   environment, format, lint, all tests
+# make demo    environment, data, both trainings, their evaluation, one report: demo/REPORT.md
+# make test    environment, format, lint, types, all tests
+# make quick   the same without the tests that start, kill or compare whole processes
+# make fix     format, and mend what ruff can
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 RUN := $(BIN)/python
+PYTEST := $(RUN) -m pytest -q -n 2 --dist loadfile
 
-.PHONY: demo test benchmark soak clean
+.PHONY: demo test quick lint fix benchmark soak clean
 
 demo: $(VENV)/.ready
 	$(RUN) -m tools.demo
 
-test: $(VENV)/.ready
+test: lint
+	$(PYTEST) --durations 8
+
+quick: lint
+	$(PYTEST) -m "not slow"
+
+lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(RUN) -m pytest -q -n 2 --dist loadfile --durations 8
+	$(BIN)/mypy
+
+fix: $(VENV)/.ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 benchmark: $(VENV)/.ready
 	$(RUN) -m tools.benchmark
@@ -29,4 +42,4 @@ $(VENV)/.ready: requirements.txt requirements-extra.txt requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf demo .pytest_cache .ruff_cache
+	rm -rf demo .pytest_cache .ruff_cache .mypy_cache
