@@ -5,7 +5,7 @@ All images are pixels in [0, 1]; eps and steps are lengths in the norm of the ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -28,31 +28,28 @@ class Step(NamedTuple):
 
 
 def random_start(
-    indices: torch.Tensor,
-    like: torch.Tensor,
+    index: int,
+    shape: Sequence[int],
     eps: float,
     seed: int,
-    restart: torch.Tensor | int = 0,
+    restart: int = 0,
     norm: Norm = LINF,
 ) -> torch.Tensor:
-    """Uniform points of the ball, (B, 3, H, W), that depend on nothing but each image's index.
+    """A uniform point of the ball, of one image's shape, that depends on the arguments alone.
 
-    Drawn on the CPU, one generator an image: the same for every batch size, device, process.
+    Drawn on the CPU from a generator of its own: the same in every batch, device and process.
 
     Args:
-        indices: (B,), of the images.
-        like: (B, 3, H, W), of the noise's shape, device and precision.
+        index: of the image.
+        shape: (3, H, W).
         eps: radius of the ball.
         seed: of the evaluation.
-        restart: its number, one for each image or one for all.
+        restart: its number.
         norm: of the ball.
     """
-    noise = torch.empty(like.shape, dtype=torch.float32)
-    keys = torch.stack([indices, torch.zeros_like(indices) + restart], dim=1).tolist()
-    for row, (index, number) in zip(noise, keys, strict=True):
-        generator = torch.Generator().manual_seed(derived_seed(seed, number, index))
-        norm.draw(row, eps, generator)
-    return noise.to(like, memory_format=torch.preserve_format)
+    noise = torch.empty(tuple(shape))
+    norm.draw(noise, eps, torch.Generator().manual_seed(derived_seed(seed, restart, index)))
+    return noise
 
 
 def loss_gradient(
@@ -137,13 +134,18 @@ def pgd(
 
 @contextmanager
 def attacking(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, parameters without gradients; both as before afterwards."""
+    """Evaluation mode, parameters without gradients; all as before afterwards.
+
+    cuDNN tunes no kernels meanwhile: batches have many sizes, each for a short time.
+    """
     training = [(module, module.training) for module in model.modules()]
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    tuning, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
     model.eval().requires_grad_(False)
     try:
         yield
     finally:
+        torch.backends.cudnn.benchmark = tuning
         for module, mode in training:
             module.training = mode
         for parameter, needs_gradient in required:

@@ -13,9 +13,12 @@ from lib.algorithm.early_exit import attack_until_misclassified, is_zero
 from lib.algorithm.losses import ATTACK_LOSS
 from lib.algorithm.metrics import correct_in_top
 from lib.algorithm.norms import NORMS
-from lib.algorithm.pgd import Logits, Step, ascent_step, pgd, random_start
-from lib.algorithm.precision import precision_context
+from lib.algorithm.pgd import Logits, Step, ascent_step, pgd
+from lib.algorithm.precision import full_precision, is_full_precision, precision_context
 from lib.algorithm.protocols import PGDSpec, ThreatModel
+from lib.algorithm.random_starts import RandomStarts
+
+RECHECK_MULTIPLE = 32  # images; kernels are chosen, and memory is kept, for every batch size
 
 
 class PGDAttack:
@@ -43,6 +46,8 @@ class PGDAttack:
         raw: Any = model if own else outputs or getattr(model, "outputs", model)
         self.raw: Logits = raw
         self.factor = 1.0 if own else scale
+        self.compiled = outputs is not None
+        self.starts = RandomStarts(threat.eps, threat.seed, self.norm)
 
     def run(self, batches: Iterable[DeviceBatch]) -> Iterator[Outcome]:
         """Attack images, in any order of completion.
@@ -51,6 +56,7 @@ class PGDAttack:
             batches: the images; where the protocol judges every iterate, only those that are
                 classified right, and the first batch says how many are attacked at once.
         """
+        batches = self.starts.drawn_ahead(batches)
         if not self.threat.protocol.every_iterate:
             yield from (self.attack_final_iterate(*batch) for batch in batches)
             return
@@ -74,7 +80,8 @@ class PGDAttack:
     @torch.no_grad()
     def predict_full_precision(self, images: torch.Tensor) -> torch.Tensor:
         """The network's logits in its own precision."""
-        logits: torch.Tensor = self.model(images)
+        with full_precision():
+            logits: torch.Tensor = self.model(images)
         return logits
 
     def attack_final_iterate(
@@ -97,7 +104,7 @@ class PGDAttack:
             self.search_logits,
             images,
             labels,
-            self.start(images, indices, restart),
+            self.starts(images, indices, restart),
             steps=spec.steps,
             step_size=spec.step_size,
             eps=threat.eps,
@@ -117,15 +124,8 @@ class PGDAttack:
         self, images: torch.Tensor, indices: torch.Tensor, restart: torch.Tensor | int
     ) -> torch.Tensor:
         """Images at a random start of the ball around them."""
-        moved = images + self.start(images, indices, restart)
+        moved = images + self.starts(images, indices, restart)
         return self.norm.project(moved, images, self.threat.eps)
-
-    def start(
-        self, images: torch.Tensor, indices: torch.Tensor, restart: torch.Tensor | int
-    ) -> torch.Tensor:
-        """Random points of the ball around 0."""
-        threat = self.threat
-        return random_start(indices, images, threat.eps, threat.seed, restart, self.norm)
 
     def ascend(self, adversarial: torch.Tensor, labels: torch.Tensor, centre: torch.Tensor) -> Step:
         """One step of the search."""
@@ -149,13 +149,14 @@ class PGDAttack:
     ) -> torch.Tensor:
         """The search's logits, with those that decide something replaced in full precision.
 
-        An iterate that a low precision takes for right is believed until the last one, which can
-        only weaken the attack; one that seems to be misclassified is looked at again.
+        An iterate that another arithmetic takes for right is believed until the last one, which
+        can only weaken the attack; one that seems to be misclassified is looked at again.
         """
-        if self.threat.precision == "fp32":
+        if is_full_precision(logits.device, self.threat.precision) and not self.compiled:
             return logits
         decisive = (last | ~correct_in_top(logits, labels, 1)).nonzero().squeeze(1)
         if not len(decisive):
             return logits
-        full = self.predict_full_precision(adversarial[decisive])
-        return logits.index_copy(0, decisive, full.to(logits.dtype))
+        padding = decisive[:1].expand(-len(decisive) % RECHECK_MULTIPLE)
+        full = self.predict_full_precision(adversarial[torch.cat([decisive, padding])])
+        return logits.index_copy(0, decisive, full[: len(decisive)].to(logits.dtype))

@@ -13,6 +13,7 @@ from lib.algorithm.losses import ce_loss
 from lib.algorithm.metrics import MetricSums, averages, correct_in_top
 from lib.algorithm.pgd import attacking
 from lib.algorithm.pgd_attack import PGDAttack
+from lib.algorithm.precision import full_precision
 from lib.algorithm.protocols import PGDSpec, ThreatModel
 from lib.data.datasets import ImageBatches, eval_transform
 from lib.data.folders import ImageTree, evenly_spread
@@ -112,7 +113,8 @@ def clean_rows(model: nn.Module, batches: Iterable[DeviceBatch]) -> Iterator[dic
     """Classify clean images; one dictionary by position for each batch."""
     with attacking(model):
         for images, labels, indices in batches:
-            logits = model(images)
+            with full_precision():
+                logits = model(images)
             columns = (
                 logits.argmax(1),
                 correct_in_top(logits, labels, 1),

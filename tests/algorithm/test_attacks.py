@@ -9,14 +9,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lib.algorithm import pgd_attack
 from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.early_exit import Queue
 from lib.algorithm.losses import ATTACK_LOSS
+from lib.algorithm.norms import LINF
 from lib.algorithm.norms import project_linf as project
 from lib.algorithm.pgd import attacking, loss_gradient, random_start
 from lib.algorithm.pgd_attack import PGDAttack
-from lib.algorithm.precision import precision_context
+from lib.algorithm.precision import full_precision, precision_context
 from lib.algorithm.protocols import FREEAT, PROTOCOLS, PGDSpec, ThreatModel
+from lib.algorithm.random_starts import RandomStarts
 from lib.algorithm.seeds import derived_seed
 from models.hypersphere import HypersphereHead
 from utils.config import readers, schema
@@ -96,15 +99,28 @@ def test_project_is_the_nearest_point() -> None:
 
 
 def test_random_start_depends_on_the_image_alone() -> None:
-    like = torch.zeros(6, 3, 4, 4)
-    indices = torch.tensor([5, 1, 9, 3, 3, 0])
-    starts = random_start(indices, like, 0.1, seed=7, restart=2)
-    assert starts.abs().max() <= 0.1
-    assert starts.std() == pytest.approx(0.1 / 3**0.5, rel=0.1)
-    assert torch.equal(starts[3], starts[4])
-    assert torch.equal(starts[2:3], random_start(indices[2:3], like[:1], 0.1, 7, 2))
-    assert not torch.equal(starts, random_start(indices, like, 0.1, 7, 1))
-    assert not torch.equal(starts, random_start(indices, like, 0.1, 8, 2))
+    start = random_start(3, (3, 40, 40), 0.1, seed=7, restart=2)
+    assert start.abs().max() <= 0.1
+    assert start.std() == pytest.approx(0.1 / 3**0.5, rel=0.1)
+    assert torch.equal(start, random_start(3, (3, 40, 40), 0.1, 7, 2))
+    for other in ((4, 7, 2), (3, 8, 2), (3, 7, 1)):
+        assert not torch.equal(start, random_start(other[0], (3, 40, 40), 0.1, *other[1:]))
+
+
+def test_starts_drawn_ahead_are_the_same() -> None:
+    images = torch.zeros(5, 3, 4, 4, dtype=torch.float64).contiguous(
+        memory_format=torch.channels_last
+    )
+    indices = torch.tensor([5, 1, 9, 9, 0])
+    batches = [DeviceBatch(images, indices, indices), DeviceBatch(images[:2], *2 * [indices[:2]])]
+    starts = RandomStarts(0.1, 7, LINF)
+    for batch in starts.drawn_ahead(batches):
+        restart = torch.arange(len(batch.indices)) % 2
+        noise = starts(batch.images, batch.indices, restart)
+        assert noise.dtype == torch.float64
+        for row, index, number in zip(noise, batch.indices.tolist(), restart.tolist(), strict=True):
+            expected = random_start(index, (3, 4, 4), 0.1, 7, number)
+            assert torch.equal(row, expected.double())
 
 
 def plain_loop(
@@ -228,6 +244,35 @@ def test_float16_keeps_the_gradients_of_confident_images(hypersphere: bool, loss
         single, half = gradients
         assert (half == 0).float().mean() <= (single == 0).float().mean() + 0.01
         assert (half.sign() == single.sign()).float().mean() > 0.95
+
+
+def test_full_precision_has_no_tf32_and_puts_it_back() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.cudnn, "allow_tf32", True)
+        with full_precision():
+            assert not torch.backends.cudnn.allow_tf32
+            assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+
+
+def test_what_another_arithmetic_found_is_judged_in_batches_of_few_sizes(
+    model, batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run(model, batch, PGDSpec(3, STEP), ThreatModel(EPS, seed=3), IMAGES)
+    monkeypatch.setattr(pgd_attack, "is_full_precision", lambda *_: False)  # as with TF32
+    sizes = []
+
+    def count(_: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if not torch.is_grad_enabled():
+            sizes.append((len(inputs[0]), torch.backends.cudnn.benchmark))
+
+    with model.register_forward_pre_hook(count), monkeypatch.context() as patch:
+        patch.setattr(torch.backends.cudnn, "benchmark", True)
+        found = run(model, batch, PGDSpec(3, STEP), ThreatModel(EPS, seed=3), IMAGES)
+        assert torch.backends.cudnn.benchmark
+    assert sizes
+    assert set(sizes) == {(32, False)}
+    assert {i: entry[0] for i, entry in found.items()} == {i: e[0] for i, e in expected.items()}
 
 
 def test_the_scale_changes_what_cross_entropy_ascends(model, batch) -> None:
