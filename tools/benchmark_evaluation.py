@@ -75,12 +75,11 @@ class HalfRobust(nn.Module):
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("std", torch.tensor(std))
+        self.mean, self.std = nn.Buffer(torch.tensor(mean)), nn.Buffer(torch.tensor(std))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) to the network's logits, made small, and class 0's brightness."""
-        logits = self.network(x).float()
+        logits: torch.Tensor = self.network(x).float()
         logits = 1e-3 * logits / logits.detach().abs().amax(1, keepdim=True)
         grey = (x.float().mean((2, 3)) * self.std + self.mean).mean(1)
         bright = torch.zeros_like(logits)
@@ -108,7 +107,7 @@ def standard_plain(case: Case) -> dict[str, Work]:
 def standard_suite(case: Case) -> dict[str, Work]:
     """The suite's evaluation, which drops what is misclassified and refills the batch."""
     model = HalfRobust(build_model(case.arch, 1000), [0.0] * 3, [1.0] * 3)
-    model = model.to(case.device, memory_format=torch.channels_last)
+    model = model.to(case.device).to(memory_format=torch.channels_last)
     spec = parse_attack(f"pgd{case.pgd_steps}", STEP_SIZE)
     context = DistributedContext(0, 1, torch.device(case.device))
     sizes = case.crop_size, case.batch_size, case.workers

@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,7 @@ from torch import nn
 from lib.algorithm.free_training import Trainer, TrainingSettings, free_step, make_noise
 from lib.algorithm.pgd import attacking, pgd
 from lib.algorithm.pgd_attack import PGDAttack
-from lib.algorithm.protocols import ThreatModel
-from lib.evaluation.attack_list import parse_attack
+from lib.algorithm.protocols import PGDSpec, ThreatModel
 from lib.training.setup import make_network, make_optimizer
 from models.resnet import ResNet, build_model
 from tools import benchmark_baseline as plain
@@ -93,12 +93,13 @@ def example(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
 
 def published_model(case: Case) -> nn.Module:
     """torchvision's, random weights."""
-    return torchvision.models.get_model(case.arch).to(case.device)
+    model: nn.Module = torchvision.models.get_model(case.arch)
+    return model.to(case.device)
 
 
 def own_model(case: Case) -> ResNet:
     """The suite's, random weights."""
-    return build_model(case.arch, 1000).to(case.device, memory_format=torch.channels_last)
+    return build_model(case.arch, 1000).to(case.device).to(memory_format=torch.channels_last)
 
 
 def free_plain(case: Case) -> dict[str, Work]:
@@ -144,14 +145,15 @@ def pgd_suite(case: Case) -> dict[str, Work]:
     model = own_model(case)
     outputs = torch.compile(model.outputs) if case.compiled else None
     threat = ThreatModel(EPS, precision=case.precision)
-    attack = PGDAttack(model, parse_attack(f"pgd{PGD_STEPS}", STEP_SIZE), threat, outputs)
-    numbers = {"steps": PGD_STEPS, "step_size": STEP_SIZE, "eps": EPS}
+    attack = PGDAttack(model, PGDSpec(PGD_STEPS, STEP_SIZE), threat, outputs)
+    search = attack.search_logits
+    step = partial(pgd, steps=PGD_STEPS, step_size=STEP_SIZE, eps=EPS)
 
     def steps() -> Iterator[Any]:
         start = torch.empty_like(images).uniform_(-EPS, EPS)
         with attacking(model):
             for _ in itertools.count():
-                yield from pgd(attack.search_logits, images, labels, start, **numbers)
+                yield from step(search, images, labels, start)
 
     iterates = steps()
     return {"pgd": lambda: (next(iterates), case.batch_size / PGD_STEPS)[1]}

@@ -79,9 +79,9 @@ def require_work_left(config: Config, checkpoint: Checkpoint) -> None:
     Raises:
         UserError: the checkpoint has all passes behind it.
     """
-    done = checkpoint.content.get("epoch")
+    done = checkpoint.epoch
     elsewhere = Path(checkpoint.path).parent.resolve() != config.run_dir.resolve()
-    if isinstance(done, int) and done >= config.passes and elsewhere:
+    if done >= config.passes and elsewhere:
         raise UserError(
             f"{checkpoint.path} has {done} passes behind it, and TRAIN.epochs"
             f" {config.TRAIN.epochs} in ADV.n_repeats {config.ADV.n_repeats} are {config.passes};"

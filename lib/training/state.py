@@ -181,7 +181,7 @@ def restore_state(
     content, state = checkpoint.content, checkpoint.training
     restore_momentum(trainer.optimizer, content.get("optimizer"), checkpoint.path, logger)
     if state is None:
-        epoch = max(int(content.get("epoch", 0)), start_epoch)
+        epoch = max(checkpoint.epoch, start_epoch)
         logger.warning(
             f"{checkpoint.path} holds no training state: epoch {epoch + 1} begins with zero noise"
         )

@@ -6,9 +6,12 @@ import argparse
 import os
 import pickle
 import resource
+import sys
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -202,6 +205,94 @@ def test_madrylab_state_dict(plain: ResNet) -> None:
     with torch.no_grad():
         assert torch.allclose(model(IMAGES), wanted(IMAGES), atol=1e-6)
     assert not torch.allclose(model(IMAGES), plain(IMAGES), atol=1e-2)
+
+
+COLOURS = {"mean": (0.5, 0.25, 0.125), "std": (0.2, 0.4, 0.8)}
+
+
+def prefixed(model: ResNet, prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + key: value for key, value in model.state_dict().items()}
+
+
+def normalised(prefix: str, names: tuple[str, str] = ("mean", "std")) -> dict[str, torch.Tensor]:
+    """The buffers of a normalising module."""
+    values = zip(names, COLOURS.values(), strict=True)
+    return {prefix + name: torch.tensor(value).view(1, 3, 1, 1) for name, value in values}
+
+
+@pytest.mark.parametrize(
+    ("form", "own_colours"),
+    [
+        (lambda m: torch.optim.swa_utils.AveragedModel(m).state_dict(), False),
+        (lambda m: {"model_state_dict": m.state_dict(), "epoch": None}, False),
+        (lambda m: {"net": prefixed(m, "module."), "acc": 63.1, "epoch": "17"}, False),
+        (lambda m: {"state_dict": {"state_dict": m.state_dict()}, "best": torch.ones(1)}, False),
+        (lambda m: {"model": {"depth": 18}, "network": m.state_dict()}, False),
+        (lambda m: {"state_dict": prefixed(m, "net."), "hyper_parameters": {"lr": 0.1}}, False),
+        (lambda m: normalised("normalize.") | prefixed(m, "model."), True),  # RobustBench
+        (lambda m: normalised("module.0.") | prefixed(m, "module.1."), True),
+        (lambda m: normalised("0.", ("mu", "sigma")) | prefixed(m, "1."), True),
+        (lambda m: normalised("") | prefixed(m, ""), True),
+    ],
+)
+def test_forms_of_other_libraries(form: Any, own_colours: bool, plain: ResNet) -> None:
+    path = saved(form(plain))
+    model = load(path)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True)
+    )
+    expected = COLOURS if own_colours else plain.normalisation
+    for name, value in model.normalisation.items():
+        assert value == pytest.approx(expected[name])
+    assert read_checkpoint(path).epoch == (17 if "17" in str(form(plain).get("epoch")) else 0)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"ema.conv1.weight": torch.zeros(9)}, r"several networks \(ema\. and net\.\)"),
+        (
+            {"loss.centres": torch.zeros(4, 512)},
+            r"holds loss\.centres beside a network \(net\.\*\)",
+        ),
+    ],
+)
+def test_the_key_in_the_way_is_named(extra: dict, words: str, plain: ResNet) -> None:
+    with pytest.raises(UserError, match=words):
+        read_checkpoint(saved(prefixed(plain, "net.") | extra))
+
+
+def test_safetensors(plain: ResNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the package, which is no requirement; with it the tensors are a network's."""
+    Path("some.safetensors").write_bytes(b"x" * 64)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(UserError, match="needs the package safetensors; pip install"):
+        read_checkpoint("some.safetensors")
+    package, module = ModuleType("safetensors"), ModuleType("safetensors.torch")
+    package.SafetensorError = KeyError
+    module.load_file = lambda path: {k: v.clone() for k, v in plain.state_dict().items()}
+    monkeypatch.setitem(sys.modules, "safetensors", package)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", module)
+    monkeypatch.setattr("utils.storage.checkpoint.require_size", lambda *_: None)
+    assert same(load("some.safetensors"), plain)
+
+
+def test_a_file_that_unpacks_to_many_times_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved({"conv1.weight": torch.zeros(2**22)})
+    with (
+        zipfile.ZipFile("some.pth.tar") as stored,
+        zipfile.ZipFile("packed.pth.tar", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry))
+    calls: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", lambda *_, **__: calls.append("loaded"))
+        with pytest.raises(UserError, match="unpacks to 16777"):
+            read_checkpoint("packed.pth.tar")
+    assert calls == []
+    with pytest.raises(UserError, match="unpacks to 4000000000000; it is refused"):
+        read_checkpoint(saved({"conv1.weight": torch.ones(1).expand(10**12)}))
 
 
 def test_foreign_network_is_refused() -> None:

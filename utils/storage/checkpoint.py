@@ -20,11 +20,13 @@ import torch
 
 from utils.errors import UserError
 from utils.storage.files import replacing
+from utils.storage.foreign import find_weights, load_safetensors, split_weights
 
 LATEST = "checkpoint.pth.tar"
 PREVIOUS = "checkpoint.previous.pth.tar"
 BEST = "model_best.pth.tar"
 FORMAT = "freeat-he 1"  # marks our own files
+MOST_TIMES = 8  # a file may unpack to so many times its size; torch.save compresses nothing
 
 
 class UnreadableCheckpoint(UserError):
@@ -59,13 +61,21 @@ class Checkpoint:
         return self.model is not None
 
     @property
+    def epoch(self) -> int:
+        """Passes over the data that are done; 0 where the file does not say."""
+        value = self.content.get("epoch", 0)
+        if isinstance(value, str) and value.isdecimal():
+            return int(value)
+        return value if isinstance(value, int) else 0
+
+    @property
     def training(self) -> dict[str, Any] | None:
         """The state of the training that goes on from here; None in model_best."""
         return self.content.get("training") if self.is_ours else None
 
 
 def read_checkpoint(path: str) -> Checkpoint:
-    """Load a checkpoint of ours, of the published releases, torchvision's or MadryLab's.
+    """Load a checkpoint of ours, of the published releases, torchvision's or other libraries'.
 
     Raises:
         UserError: missing, damaged, not a checkpoint, or holding Python objects.
@@ -74,10 +84,6 @@ def read_checkpoint(path: str) -> Checkpoint:
     if not isinstance(content, Mapping):
         kind = type(content).__name__
         raise UserError(f"{path} holds a {kind}, not a state_dict; save the network's state_dict")
-    state = next(
-        (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)),
-        content,
-    )
     ours = content.get("format") == FORMAT
     if "format" in content and not ours:
         raise UserError(
@@ -86,16 +92,19 @@ def read_checkpoint(path: str) -> Checkpoint:
         )
     if ours and not isinstance(content.get("model"), Mapping):
         raise UserError(f"{path} lacks the settings of its network; take the file as it was saved")
-    network, normaliser = plain_keys(state)
+    state = content.get("state_dict", {}) if ours else find_weights(content)
+    network, mean, std = (dict(state), None, None) if ours else split_weights(path, state)
     if not network:
         raise UserError(f"{path} holds no weights of a network; save the network's state_dict")
+    # Views of one value, as by expand, take no room before they are copied.
+    require_size(path, sum(value.numel() * value.element_size() for value in network.values()))
     return Checkpoint(
         path=path,
         state_dict=network,
         model=dict(content["model"]) if ours else None,
         arch=content["model"]["arch"] if ours else text_or_none(content.get("arch")),
-        mean=normaliser.get("new_mean"),
-        std=normaliser.get("new_std"),
+        mean=mean,
+        std=std,
         content=content,
     )
 
@@ -111,6 +120,9 @@ def load_tensors(path: str) -> Any:
         file = open(path, "rb")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    require_size(path, packed_size(path))
+    if path.endswith(".safetensors"):
+        return load_safetensors(path)
     with file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on odd pickles, which end in an error below
         try:
@@ -125,6 +137,29 @@ def load_tensors(path: str) -> Any:
             f"{path} is damaged: its checksums do not match; take another copy"
         )
     return content
+
+
+def packed_size(path: str) -> int:
+    """Bytes that a zip archive says it unpacks to; 0 for other files and damaged ones."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except Exception:  # whatever a flipped bit makes of its directory; torch will say it
+        return 0
+
+
+def require_size(path: str, unpacked: int) -> None:
+    """Refuse what would fill the memory.
+
+    Raises:
+        UserError: a file unpacks to many times its size.
+    """
+    size = os.path.getsize(path)
+    if unpacked > MOST_TIMES * size + 2**20:
+        raise UserError(
+            f"{path} has {size} bytes and unpacks to {unpacked}; it is refused, because it could"
+            " fill the memory: save it again by torch.save"
+        )
 
 
 def what_is_wrong(start: bytes, error: Exception) -> str:
@@ -146,28 +181,6 @@ def what_is_wrong(start: bytes, error: Exception) -> str:
 def text_or_none(value: Any) -> str | None:
     """A string, or None for anything else."""
     return value if isinstance(value, str) else None
-
-
-def plain_keys(
-    state: Mapping[str, Any],
-) -> tuple[dict[str, torch.Tensor], dict[str, list[float]]]:
-    """Strip wrappers off the keys: DataParallel, torch.compile, MadryLab's AttackerModel.
-
-    Returns:
-        The network's tensors, and MadryLab's normaliser (new_mean, new_std) as lists.
-    """
-    network, normaliser = {}, {}
-    for key, value in state.items():
-        if not isinstance(value, torch.Tensor) or not isinstance(key, str):
-            continue
-        key = re.sub(r"^((module|_orig_mod)\.)+", "", key)
-        if key.startswith("attacker."):  # a second copy of the same network
-            continue
-        if key.startswith("normalizer."):
-            normaliser[key.removeprefix("normalizer.")] = value.flatten().tolist()
-        else:
-            network[key.removeprefix("model.")] = value
-    return network, normaliser
 
 
 def save_checkpoint(folder: Path, content: Mapping[str, Any]) -> None:

@@ -1,0 +1,95 @@
+"""Other people's checkpoints: where their network's tensors are, under which prefix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from utils.errors import UserError
+
+# Under these, DataParallel's releases, MadryLab, timm, tutorials and CIFAR codebases keep weights.
+WEIGHTS = ("state_dict", "model", "model_state_dict", "net", "network", "model_state")
+DEPTH = 4  # of dictionaries within dictionaries
+# The first key of a ResNet, and those of its blocks; what stands before it is a wrapper's:
+# DataParallel's and AveragedModel's `module.`, Lightning's `net.`, nn.Sequential's `1.`.
+FIRST_KEY = re.compile(r"((?:.*\.)?)conv1\.weight")
+MEAN = re.compile(r"(.*\.)?(new_mean|mean|mu)")
+STD = re.compile(r"(.*\.)?(new_std|std|sigma)")
+COUNTERS = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
+
+
+def find_weights(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The innermost dictionary of those that are said to hold weights, or the content itself."""
+    for _ in range(DEPTH):
+        inner = [content[key] for key in WEIGHTS if isinstance(content.get(key), Mapping)]
+        if not inner:
+            break
+        # One of them may be the network's settings.
+        content = max(inner, key=lambda state: any(map(torch.is_tensor, state.values())))
+    return content
+
+
+def split_weights(
+    path: str, state: Mapping[Any, Any]
+) -> tuple[dict[str, torch.Tensor], list[float] | None, list[float] | None]:
+    """Strip a network's wrappers off.
+
+    MadryLab's AttackerModel and RobustBench's nn.Sequential(normalize, model) keep the mean and
+    the standard deviation of their normalisation beside the network.
+
+    Returns:
+        The network's tensors, mean and standard deviation of each colour.
+
+    Raises:
+        UserError: there are several networks, or other tensors beside the one.
+    """
+    tensors = {
+        key: value
+        for key, value in state.items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor)
+    }
+    # MadryLab's attacker holds the same network a second time.
+    tensors = {key: value for key, value in tensors.items() if "attacker." not in key}
+    found = {match[1] for key in tensors if (match := FIRST_KEY.fullmatch(key))}
+    prefixes = [p for p in found if not any(p != q and p.startswith(q) for q in found)]
+    if not prefixes:
+        return tensors, None, None
+    if len(prefixes) > 1:
+        names = " and ".join(sorted(prefix or "conv1" for prefix in prefixes))
+        raise UserError(f"{path} holds several networks ({names}); save one's state_dict alone")
+    (prefix,) = prefixes
+    network, mean, std = {}, None, None
+    for key, value in tensors.items():
+        if key.startswith(prefix) and not (MEAN.fullmatch(key) or STD.fullmatch(key)):
+            network[key.removeprefix(prefix)] = value
+        elif MEAN.fullmatch(key) and value.numel() == 3:
+            mean = value.flatten().tolist()
+        elif STD.fullmatch(key) and value.numel() == 3:
+            std = value.flatten().tolist()
+        elif key.rpartition(".")[2] not in COUNTERS:
+            raise UserError(
+                f"{path} holds {key} beside a network ({prefix}*), and this suite knows no use"
+                " for it; save the network's state_dict alone"
+            )
+    return network, mean, std
+
+
+def load_safetensors(path: str) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, which can hold nothing else.
+
+    Raises:
+        UserError: the package is missing, or the file is damaged.
+    """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(f"{path} needs the package safetensors; pip install safetensors") from error
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); copy or download it again") from error
+    return tensors
