@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from utils.storage.checkpoint import is_whole
 from utils.storage.files import (
     atomic_write,
     file_sha256,
+    lock,
     make_folder,
     replacing,
     write_csv,
@@ -255,9 +257,10 @@ def test_resume_auto_without_a_whole_checkpoint(digits: Path, again: Path) -> No
 
 
 def test_resume_auto_with_other_settings_names_both(digits: Path, again: Path) -> None:
-    arguments = (digits, "--FN", "--WN", "--resume", "auto", "--seed", "5")
-    message = only_error(call("main_free.py", *arguments, *settings(TRAIN__epochs=4)))
-    assert "RUN.seed 0, now 5" in message
+    arguments = (digits, "--FN", "--WN", "--resume", "auto")
+    changed = settings(TRAIN__epochs=4, DATA__crop_size=40)
+    message = only_error(call("main_free.py", *arguments, *changed))
+    assert "DATA.crop_size 32, now 40" in message
     assert "config.yml" in message
 
 
@@ -297,6 +300,26 @@ def test_a_failed_write_leaves_the_old_file(
     assert (expected is not UserError) or f"cannot write {path}: " in str(caught.value)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
+    """Old ones of the same file that nobody is writing, and nothing else."""
+    old = time.time() - 3600
+    names = (".a.json.abcd1234", ".a.json.in_work_", ".b.json.abcd1234", ".a.json.mine", "a.json.x")
+    for name in names:
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (old, old))
+    (tmp_path / ".a.json.justnow1").touch()
+    with open(tmp_path / names[1], "rb+") as in_work:
+        assert lock(in_work)
+        atomic_write(tmp_path / "a.json", "whole")
+    assert sorted(os.listdir(tmp_path)) == sorted([*names[1:], ".a.json.justnow1", "a.json"])
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    write_csv(tmp_path / "a.csv", ["image"], [[name]])
+    assert (tmp_path / "a.csv").read_bytes() == b"image\ncaf\xe9\n"
 
 
 def test_written_files_have_ordinary_permissions(tmp_path: Path) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import glob
 import hashlib
 import io
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from utils.errors import UserError
+
+LEFTOVER_SECONDS = 60.0  # since the last byte; a writer locks its file within no time
 
 
 @contextlib.contextmanager
@@ -29,8 +33,10 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     path = Path(path)
     temporary = None
     try:
+        remove_leftovers(path)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
+            lock(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -50,6 +56,26 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove temporary files of this one that writers have left who were killed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with contextlib.suppress(OSError), open(left, "rb+") as file:
+            age = time.time() - os.fstat(file.fileno()).st_mtime
+            if age > LEFTOVER_SECONDS and lock(file):
+                left.unlink()
+
+
+def lock(file: BinaryIO) -> bool:
+    """Lock a file until it is closed; False where somebody has it or there are no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def current_umask() -> int:
