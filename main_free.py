@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from lib.algorithm.protocols import PROTOCOLS
 from lib.evaluation.attack_list import attack_list
 from utils.config.command_line import parse_command_line
+from utils.config.phases import phases_of
 from utils.config.schema import Config
 from utils.cpu_memory import keep_freed_memory
 from utils.distributed.launch import launch, run_command
@@ -43,8 +44,9 @@ def work(config: Config, context: DistributedContext) -> None:
     if config.OPTIONS.evaluate:
         evaluate(config, context)
         return
-    train(config, context)
-    evaluate_trained(config, context)
+    for phase in phases_of(config):
+        train(phase, context)
+    evaluate_trained(phase, context)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

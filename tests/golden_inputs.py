@@ -46,3 +46,8 @@ def minibatch(j: int, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
 def start(like: torch.Tensor, eps: float) -> torch.Tensor:
     """The random start of PGD in [-eps, eps)."""
     return (2 * unit(like.numel(), 3000).view(like.shape) - 1) * eps
+
+
+def drawn_noise(like: torch.Tensor, j: int, eps: float) -> torch.Tensor:
+    """What fast adversarial training draws for minibatch j, in [-eps, eps)."""
+    return (2 * unit(like.numel(), 4000 + j).view(like.shape) - 1) * eps

@@ -22,7 +22,7 @@ from lib.algorithm.free_training import Trainer, TrainingSettings, free_step, ma
 from lib.algorithm.pgd import attacking, pgd
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.protocols import PGDSpec, ThreatModel
-from lib.training.setup import make_network, make_optimizer
+from lib.training.assembly import make_networks, make_optimizer
 from models.resnet import ResNet, build_model
 from tools import benchmark_baseline as plain
 from tools.benchmark_case import EPS, STEP_SIZE, Case
@@ -118,7 +118,7 @@ def free_suite(case: Case) -> dict[str, Work]:
         make_optimizer(model, config, device.type),
         make_noise(case.batch_size, case.crop_size, device),
         TrainingSettings(EPS, EPS, precision=case.precision),
-        make_network(model, config, DistributedContext(0, 1, device)),
+        *make_networks(model, config.TRAIN.compile, DistributedContext(0, 1, device)),
     )
 
     def free() -> float:

@@ -14,9 +14,13 @@ PerImageLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def margin_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, scaled_margin: float = 0.0
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    scaled_margin: float = 0.0,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
 ) -> torch.Tensor:
-    """Mean cross-entropy after the true logit gives up a margin (arXiv:2002.08619, Eq. 6).
+    """Cross-entropy after the true logit gives up a margin (arXiv:2002.08619, Eq. 6).
 
     With HE, logits = s * c and scaled_margin = s * m, so this is
     cross_entropy(s * (c - m * onehot(y)), y). Low-precision logits are brought to float32.
@@ -25,13 +29,15 @@ def margin_cross_entropy(
         logits: (B, classes).
         labels: (B,) int64.
         scaled_margin: what is taken off the true logit; 0 is plain cross-entropy.
+        label_smoothing: share of the target that goes to all classes alike.
+        reduction: `mean`, or `none` for one value an image.
     """
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     if scaled_margin:
         taken = torch.zeros_like(logits).scatter_(1, labels.unsqueeze(1), scaled_margin)
         logits = logits - taken
-    return F.cross_entropy(logits, labels)
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
 
 
 def ce_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -52,9 +52,9 @@ def train_transform(crop_size: int, min_area: float = 0.08) -> Transform:
 
 
 def eval_transform(img_size: int | None, crop_size: int) -> Transform:
-    """Resize the shorter side to `img_size` and crop the centre; None crops alone."""
+    """Resize the shorter side to `img_size` and crop the centre; None and 0 crop alone."""
     crop = transforms.CenterCrop(crop_size)
-    if img_size is None:
+    if not img_size:
         return crop
     return transforms.Compose([transforms.Resize(img_size), crop])
 

@@ -61,6 +61,10 @@ class GlobalBatches(Sampler):
         """Images of a global batch, over all processes."""
         return min(self.batch_size, self.total - batch * self.batch_size)
 
+    def positions(self) -> range:
+        """Of this process's images in a whole global batch."""
+        return range(self.rank, self.batch_size, self.world_size)
+
     def weight(self, batch: int) -> float:
         """The factor on this process's mean loss that makes an average over processes the mean
         over the global batch; 0 for a borrowed image.

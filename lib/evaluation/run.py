@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from utils.config.ignored import ignored_settings
 from utils.config.schema import Config, Source
 from utils.distributed.context import DistributedContext
 from utils.logging import Logger
-from utils.storage.checkpoint import BEST
+from utils.storage.checkpoint import BEST, BEST_EMA
 from utils.storage.journal import remove_journals
 from utils.storage.results import AttackResult, measurement_at, result_stem
 
@@ -65,7 +66,7 @@ def evaluate(config: Config, context: DistributedContext) -> None:
 
 
 def evaluate_trained(config: Config, context: DistributedContext) -> None:
-    """Attack the best model at the end of training, unless that was done before.
+    """Attack the best models at the end of training, unless that was done before.
 
     The attacks draw from seed 0 whatever the training's seed is, as `evaluate.py` does by default:
     so runs of several seeds are attacked alike.
@@ -74,12 +75,12 @@ def evaluate_trained(config: Config, context: DistributedContext) -> None:
     config = config.changed({"RUN.seed": 0}, Source.BUILT_IN)
     logger = Logger(context.is_main)
     logger.write_to(folder / "log.txt")
-    best = str(folder / BEST)
-    evaluated = context.run_and_share_errors(
-        lambda: load_evaluated_model(config, context.device, best)
-    )
     data = config.OPTIONS.data or config.DATA.imagenet
-    evaluate_attacks(config, context, logger, evaluated, data, again=False)
+    for name in (BEST, BEST_EMA) if config.TRAIN.ema else (BEST,):
+        best = str(folder / name)
+        load = partial(load_evaluated_model, config, context.device, best)
+        evaluated = context.run_and_share_errors(load)
+        evaluate_attacks(config, context, logger, evaluated, data, again=False)
 
 
 def data_folders(config: Config) -> tuple[str, str]:

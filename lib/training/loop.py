@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NoReturn
 
-from lib.algorithm.free_training import free_step
+import torch
+
 from lib.algorithm.metrics import averages
-from lib.algorithm.schedules import lr_at
+from lib.algorithm.training_methods import METHODS, draw_noise_
 from lib.data.loader import on_device
 from lib.training.state import Run, epoch_totals, save
 from utils.errors import Interrupted
 from utils.logging import ProgressBar
 
 
+@contextmanager
+def cudnn_benchmark() -> Iterator[None]:
+    """cuDNN tries its algorithms on each new shape: worth it where all minibatches have one."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@cudnn_benchmark()
 def train_one_epoch(run: Run) -> None:
     """Train on the rest of an epoch's minibatches, each replayed `ADV.n_repeats` times.
 
@@ -25,8 +40,7 @@ def train_one_epoch(run: Run) -> None:
     """
     trainer, progress, config = run.trainer, run.progress, run.config
     total, print_freq = run.order.batches_per_epoch(), config.TRAIN.print_freq
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = epoch_lr(run)
+    method = METHODS[config.TRAIN.method]
     trainer.model.train()
     what = f"epoch {progress.epoch + 1}/{run.epochs}"
     bar = ProgressBar(run.logger, total, what, print_freq)
@@ -38,8 +52,14 @@ def train_one_epoch(run: Run) -> None:
         hook = None
         if run.norms is not None and number % config.TRAIN.gradient_every == 0:
             hook = partial(run.norms.sample, images, labels, weight)
-        for _ in range(config.ADV.n_repeats):
-            loss, logits = free_step(trainer, images, labels, weight, hook)
+        if method.draws_noise and config.ADV.random_init:
+            key = config.RUN.seed, progress.epoch, number
+            draw_noise_(trainer.noise, trainer.settings.eps, key, run.order.positions())
+        if method.reads_statistics:
+            run.context.copy_from_main_(trainer.model.buffers())
+        for replay in range(config.ADV.n_repeats):
+            set_lr(trainer.optimizer, lr_at(run, number, replay))
+            loss, logits = method.step(trainer, images, labels, weight, hook)
             if weight:
                 run.sums.update(loss, logits, labels, len(images))
         progress.position = number + 1
@@ -56,9 +76,18 @@ def train_one_epoch(run: Run) -> None:
     bar.close()
 
 
-def epoch_lr(run: Run) -> float:
-    """The learning rate of the current epoch."""
-    return lr_at(run.progress.epoch, run.config.TRAIN.lr, run.config.ADV.n_repeats)
+def lr_at(run: Run, number: int, replay: int) -> float:
+    """The learning rate of an update of the current epoch."""
+    repeats, updates = run.config.ADV.n_repeats, run.order.batches_per_epoch()
+    if run.config.TRAIN.method != "fast":  # whose release lets a second replay go beyond the epoch
+        updates *= repeats
+    return run.schedule(run.progress.epoch, (number * repeats + replay + 1) / updates)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The learning rate of the next update."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
 def checkpoint_is_due(run: Run) -> bool:

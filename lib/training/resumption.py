@@ -1,4 +1,4 @@
-"""Which checkpoint a training goes on from, and whether it is the same training."""
+"""Which checkpoint a training resumes from, and whether it is the same training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lib.evaluation.model_settings import ModelSettings, settings_of
-from utils.config.schema import SCHEMA, Config
+from utils.config.schema import SCHEMA, Config, number_of_passes
 from utils.errors import UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import (
@@ -19,21 +19,31 @@ from utils.storage.checkpoint import (
 )
 from utils.storage.run_folder import find_checkpoint
 
+# What another phase of a training may have of its own.
+PHASE_SETTINGS = (
+    "DATA.batch_size",
+    "DATA.crop_size",
+    "ADV.n_repeats",
+    "TRAIN.method",
+    "TRAIN.bn_weight_decay",
+    "TRAIN.select_from",
+)
+
 
 def find_resumption(config: Config, folder: Path, logger: Logger) -> Checkpoint | None:
-    """The checkpoint that `--resume` means, or None to start anew.
+    """The checkpoint that `--resume` means, or None to start from scratch.
 
-    `auto` takes the newest whole checkpoint of the run folder, and starts anew where there is
-    none yet, so that the same command starts and restarts a job.
+    `auto` takes the newest intact checkpoint of the run folder. Where there is none yet it starts
+    from the phase before or from scratch, so that the same command starts and restarts a job.
 
     Raises:
         UserError: the file is missing, damaged or foreign beyond use.
     """
-    wanted = config.OPTIONS.resume
-    if not wanted:
-        return None
-    if wanted != "auto":
+    wanted, start = config.OPTIONS.resume, config.OPTIONS.start_from
+    if wanted not in ("", "auto"):
         return read_checkpoint(find_checkpoint(wanted))
+    if not wanted:
+        return read_checkpoint(start) if start else None
     there = [path for path in (folder / LATEST, folder / PREVIOUS) if path.exists()]
     for path in there:
         with suppress(UnreadableCheckpoint):
@@ -41,14 +51,38 @@ def find_resumption(config: Config, folder: Path, logger: Logger) -> Checkpoint 
         logger.warning(f"{path} is damaged; passing over it")
     if there:
         raise UserError(f"no checkpoint in {folder} is whole; start again with --overwrite")
-    logger.info(f"nothing to resume in {folder}: starting anew")
+    if start:
+        return read_checkpoint(start)
+    logger.info(f"nothing to resume in {folder}: starting from scratch")
     return None
 
 
+def begins_phase(config: Config, checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is of a finished run, from whose weights another run starts."""
+    if not checkpoint.is_ours or checkpoint.training is None or config.TRAIN.method == "free":
+        return False
+    saved = checkpoint.content["config"]
+    method = saved["TRAIN"].get("method", "free")
+    passes = number_of_passes(method, saved["TRAIN"]["epochs"], saved["ADV"]["n_repeats"])
+    return checkpoint.epoch >= passes and is_elsewhere(config, checkpoint)
+
+
+def is_elsewhere(config: Config, checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint lies in another folder than the run's."""
+    return Path(checkpoint.path).parent.resolve() != config.run_dir.resolve()
+
+
 def require_same_run(
-    config: Config, checkpoint: Checkpoint, classes: Sequence[str], logger: Logger
+    config: Config,
+    checkpoint: Checkpoint,
+    classes: Sequence[str],
+    new_phase: bool,
+    logger: Logger,
 ) -> ModelSettings:
-    """The settings of a training that goes on.
+    """The settings of a network whose training continues.
+
+    Args:
+        new_phase: another crop, batch and method are no obstacle.
 
     Raises:
         UserError: the checkpoint is of another network, data set or procedure than the command
@@ -68,7 +102,7 @@ def require_same_run(
             " give its data set, or leave --resume out"
         )
     if checkpoint.is_ours:
-        compare_settings(config, checkpoint, logger)
+        compare_settings(config, checkpoint, PHASE_SETTINGS if new_phase else (), logger)
     require_work_left(config, checkpoint)
     return ModelSettings(**{**settings.as_dict(), "classes": list(classes)})
 
@@ -80,8 +114,7 @@ def require_work_left(config: Config, checkpoint: Checkpoint) -> None:
         UserError: the checkpoint has all passes behind it.
     """
     done = checkpoint.epoch
-    elsewhere = Path(checkpoint.path).parent.resolve() != config.run_dir.resolve()
-    if done >= config.passes and elsewhere:
+    if done >= config.passes and is_elsewhere(config, checkpoint):
         raise UserError(
             f"{checkpoint.path} has {done} passes behind it, and TRAIN.epochs"
             f" {config.TRAIN.epochs} in ADV.n_repeats {config.ADV.n_repeats} are {config.passes};"
@@ -89,13 +122,19 @@ def require_work_left(config: Config, checkpoint: Checkpoint) -> None:
         )
 
 
-def compare_settings(config: Config, checkpoint: Checkpoint, logger: Logger) -> None:
+def compare_settings(
+    config: Config, checkpoint: Checkpoint, may_change: Sequence[str], logger: Logger
+) -> None:
     """Refuse or mention settings that are not those the training was started with.
+
+    Args:
+        may_change: keys that are fixed otherwise.
 
     Raises:
         UserError: names every one that cannot change.
     """
     fixed = differing_settings(config, checkpoint.content["config"], "fixed")
+    fixed = [entry for entry in fixed if entry[0] not in may_change]
     if fixed and checkpoint.training is not None:
         differing = "; ".join(f"{key} {was}, now {now}" for key, was, now in fixed)
         raise UserError(

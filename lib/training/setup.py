@@ -1,32 +1,18 @@
-"""From settings to a run: what it starts from, checked before any work, and its parts."""
+"""What a training starts from, all of it checked before any work."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-
-from lib.algorithm.free_training import Trainer, TrainingSettings, make_noise
-from lib.algorithm.gradient_norms import GradientNorms
-from lib.algorithm.metrics import MetricSums
-from lib.data.datasets import ImageBatches, train_transform
-from lib.data.folders import ImageTree, read_split, require_same_classes
-from lib.data.loader import make_loader, share_of_workers
-from lib.data.samplers import GlobalBatches
+from lib.data.folders import ImageTree, evenly_spread, read_split, require_same_classes
 from lib.evaluation.model_settings import ModelSettings, model_of, new_model, settings_from
-from lib.evaluation.validation import EvaluationData
-from lib.training.resumption import find_resumption, require_same_run
-from lib.training.state import Progress, Run, restore_state
-from lib.training.tensorboard import TensorBoardLog, require_tensorboard
+from lib.training.resumption import begins_phase, find_resumption, require_same_run
+from lib.training.tensorboard import require_tensorboard
 from models.resnet import ResNet
 from utils.config.schema import Config
 from utils.distributed.context import DistributedContext
-from utils.distributed.signals import SignalRequests, leave_to_parent
 from utils.errors import SharedUserError, UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint
@@ -36,14 +22,22 @@ from utils.storage.run_folder import FolderLock, claim
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run starts from."""
+    """What a run starts from.
+
+    Attributes:
+        selection: the images that choose the best model.
+        new_phase: whether weights and momentum of `resumed` alone are taken, into a run of its own.
+        lock: of the run folder, for the first process.
+    """
 
     train: ImageTree
     val: ImageTree
+    selection: ImageTree
     settings: ModelSettings
     model: ResNet
     resumed: Checkpoint | None
-    lock: AbstractContextManager  # of the run folder, for the first process
+    new_phase: bool
+    lock: AbstractContextManager[None]
 
 
 def set_up(config: Config, context: DistributedContext, logger: Logger) -> Setup:
@@ -64,28 +58,58 @@ def set_up(config: Config, context: DistributedContext, logger: Logger) -> Setup
     data = config.OPTIONS.data or config.DATA.imagenet
     train_tree, val_tree = read_split(data, "train"), read_split(data, "val")
     require_same_classes(train_tree, val_tree)
+    selection = val_tree
+    if config.TRAIN.select_from == "train":
+        train_tree, selection = hold_out(train_tree, config.TRAIN.select_examples)
     require_statistics(len(train_tree.files), config, context.world_size)
-    folder = config.run_dir
-    resumed = find_resumption(config, folder, logger)
+    resumed = find_resumption(config, config.run_dir, logger)
+    new_phase = resumed is not None and begins_phase(config, resumed)
     if resumed is None:
         settings = settings_from(config, train_tree.classes)
         model = new_model(settings, config.RUN.seed, config.OPTIONS.pretrained)
     else:
-        settings = require_same_run(config, resumed, train_tree.classes, logger)
+        settings = require_same_run(config, resumed, train_tree.classes, new_phase, logger)
         model = model_of(resumed, settings)
-    lock: AbstractContextManager = nullcontext()
+    lock: AbstractContextManager[None] = nullcontext()
     if context.is_main:
-        make_folder(folder)
-        lock = held = FolderLock(folder)
-        # A model_best holds no training to go on with: beginning from it begins a new run.
-        goes_on = resumed is not None and resumed.training is not None
-        here = goes_on and Path(resumed.path).resolve().parent == folder.resolve()
-        try:
-            claim(folder, here, config.OPTIONS.overwrite)
-        except UserError:
-            held.release()
-            raise
-    return Setup(train_tree, val_tree, settings, model, resumed, lock)
+        lock = lock_folder(config, resumed)
+    return Setup(train_tree, val_tree, selection, settings, model, resumed, new_phase, lock)
+
+
+def hold_out(tree: ImageTree, examples: int) -> tuple[ImageTree, ImageTree]:
+    """A tree without some evenly spread images, and these.
+
+    Raises:
+        UserError: nothing would be left to train on.
+    """
+    total = len(tree.files)
+    if examples >= total:
+        raise UserError(
+            f"TRAIN.select_from: train holds TRAIN.select_examples {examples} images out of"
+            f" {total}; choose fewer"
+        )
+    held = evenly_spread(total, examples)
+    rest = sorted(set(range(total)) - set(held))
+    return tree.subset(rest), tree.subset(held)
+
+
+def lock_folder(config: Config, resumed: Checkpoint | None) -> FolderLock:
+    """The run folder, made, locked and claimed.
+
+    Raises:
+        UserError: another run is there.
+    """
+    folder = make_folder(config.run_dir)
+    lock = FolderLock(folder)
+    # A model_best holds no state of a training: starting from it begins a new run.
+    resumes = resumed is not None and resumed.training is not None
+    here = resumes and Path(resumed.path).resolve().parent == folder.resolve()
+    try:
+        claim(folder, here, config.OPTIONS.overwrite)
+    except UserError:
+        lock.release()
+        raise
+    return lock
 
 
 def require_statistics(total: int, config: Config, world_size: int) -> None:
@@ -111,7 +135,7 @@ def require_same_start(setup: Setup, context: DistributedContext) -> None:
     Raises:
         UserError: a machine sees something else under the same path.
     """
-    images = names_sha256((*setup.train.files, *setup.val.files))
+    images = names_sha256(setup.train.files), names_sha256(setup.val.files)
     training = (setup.resumed.training if setup.resumed else None) or {}
     seen = context.gather((images, training.get("epoch"), training.get("position")))
     for rank, other in enumerate(seen):
@@ -121,110 +145,3 @@ def require_same_start(setup: Setup, context: DistributedContext) -> None:
                 f"process {rank} sees {what} than process 0; all machines need the same"
                 " files, on a shared disk"
             )
-
-
-def assemble(
-    config: Config,
-    context: DistributedContext,
-    logger: Logger,
-    setup: Setup,
-    requests: SignalRequests,
-) -> Run:
-    """The run, ready for its next minibatch."""
-    folder = config.run_dir
-    trainer = make_trainer(setup.model, config, setup.settings.scaled_margin, context)
-    progress = Progress(epoch=config.TRAIN.start_epoch)
-    if setup.resumed is not None:
-        progress = restore_state(setup.resumed, trainer, context, progress.epoch, logger)
-    norms = board = None
-    if config.OPTIONS.print_gradients:
-        norms = GradientNorms(
-            trainer.model, trainer.loss, context.average_, progress.gradient_sums, trainer.scaler
-        )
-    if config.OPTIONS.tensorboard and context.is_main:
-        board = TensorBoardLog(folder, progress.epoch + 1)
-    order, loader = make_train_loader(setup.train, config.DATA, config.RUN.seed, context)
-    return Run(
-        config=config,
-        context=context,
-        logger=logger,
-        requests=requests,
-        epochs=config.passes,
-        folder=folder,
-        model_settings=setup.settings,
-        trainer=trainer,
-        progress=progress,
-        order=order,
-        loader=loader,
-        validation=make_validation(setup.val, config.DATA, context),
-        norms=norms,
-        board=board,
-        sums=MetricSums(context.device),
-    )
-
-
-def make_trainer(
-    model: ResNet, config: Config, scaled_margin: float, context: DistributedContext
-) -> Trainer:
-    """Model, optimizer and noise on the device."""
-    if config.TRAIN.sync_bn and context.world_size > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model = model.to(context.device, memory_format=torch.channels_last)
-    torch.backends.cudnn.benchmark = True  # all minibatches have one size; CUDA alone heeds it
-    settings = TrainingSettings(
-        eps=config.eps,
-        step=config.step,
-        scaled_margin=scaled_margin,
-        precision=config.TRAIN.precision,
-    )
-    share = config.DATA.batch_size // context.world_size
-    return Trainer(
-        model,
-        make_optimizer(model, config, context.device.type),
-        make_noise(share, config.DATA.crop_size, context.device),
-        settings,
-        make_network(model, config, context),
-    )
-
-
-def make_train_loader(
-    tree: ImageTree, data: Any, seed: int, context: DistributedContext
-) -> tuple[GlobalBatches, Any]:
-    """The order of the training images, and what reads them in it."""
-    total = len(tree.files)
-    order = GlobalBatches(total, data.batch_size, context.rank, context.world_size, seed)
-    crop = train_transform(data.crop_size, data.min_area)
-    images = ImageBatches(tree, crop, data.crop_size, seed, data.flip)
-    workers = share_of_workers(data.workers, context.world_size)
-    return order, make_loader(images, order, workers, context.device, leave_to_parent)
-
-
-def make_validation(tree: ImageTree, data: Any, context: DistributedContext) -> EvaluationData:
-    """How the validation images are read."""
-    share = max(1, data.batch_size // context.world_size)
-    workers = share_of_workers(data.workers, context.world_size)
-    return EvaluationData(tree, data.img_size, data.crop_size, share, workers, context)
-
-
-def make_network(model: ResNet, config: Config, context: DistributedContext) -> nn.Module:
-    """What forward passes of training go through: the model, in DDP and compiled as asked."""
-    network: Any = model
-    if context.world_size > 1:
-        ids = [context.device.index] if context.device.type == "cuda" else None
-        # Buffers follow rank 0 at every forward pass, as in the published DataParallel.
-        network = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-    return torch.compile(network) if config.TRAIN.compile else network
-
-
-def make_optimizer(model: nn.Module, config: Config, kind: str) -> torch.optim.SGD:
-    """SGD as published; one fused kernel where the device has it."""
-    train = config.TRAIN
-    # The fused kernel lets an overflow, whose step fp16's scaler skips, into the momentum.
-    fused = kind in ("cpu", "cuda") and train.precision != "fp16"
-    return torch.optim.SGD(
-        model.parameters(),
-        train.lr,
-        momentum=train.momentum,
-        weight_decay=train.weight_decay,
-        fused=True if fused else None,
-    )

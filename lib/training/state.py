@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from lib.algorithm.free_training import Trainer
 from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.metrics import MetricSums
+from lib.algorithm.schedules import Schedule
 from lib.data.samplers import GlobalBatches
 from lib.evaluation.model_settings import ModelSettings
 from lib.evaluation.validation import EvaluationData
@@ -23,7 +25,7 @@ from utils.distributed.context import DistributedContext
 from utils.distributed.signals import SignalRequests
 from utils.errors import UserError
 from utils.logging import Logger
-from utils.storage.checkpoint import LATEST, Checkpoint, save_best, save_checkpoint
+from utils.storage.checkpoint import BEST, LATEST, Checkpoint, save_best, save_checkpoint
 from utils.storage.provenance import versions
 
 
@@ -39,6 +41,8 @@ class Progress:
         best: the largest value of what `TRAIN.select` looks at, percent.
         history: rows of metrics.csv.
         gradient_sums: of `GradientNorms`, or None.
+        images_hash: of the list of training images; "" in checkpoints that do not have it.
+        best_ema: as `best`, of the averaged weights.
     """
 
     epoch: int = 0
@@ -48,6 +52,8 @@ class Progress:
     best: float = -1.0
     history: list[list] = field(default_factory=list)
     gradient_sums: torch.Tensor | None = None
+    images_hash: str = ""
+    best_ema: float = -1.0
 
 
 @dataclass
@@ -56,6 +62,7 @@ class Run:
 
     Attributes:
         epochs: passes over the data.
+        selection: the images that choose the best model.
         folder: the run folder.
         sums: of the epoch so far, in this process.
         epoch_started: when the epoch would have started without interruptions, monotonic seconds.
@@ -70,9 +77,11 @@ class Run:
     model_settings: ModelSettings
     trainer: Trainer
     progress: Progress
+    schedule: Schedule
     order: GlobalBatches
     loader: Any
     validation: EvaluationData
+    selection: EvaluationData
     norms: GradientNorms | None
     board: TensorBoardLog | None
     sums: MetricSums
@@ -107,12 +116,12 @@ def epoch_totals(run: Run) -> list[float]:
     return totals
 
 
-def save(run: Run, best: bool = False) -> None:
+def save(run: Run, best: Iterable[str] = ()) -> None:
     """Write checkpoint.pth.tar; rank 0 writes, every process gives its share of the noise.
 
     Args:
-        best: write model_best.pth.tar first, which keeps the network and how to use it, without
-            the state of the training.
+        best: model_best.pth.tar and model_ema_best.pth.tar, to be written first; they keep the
+            network and how to use it, without the state of the training.
 
     Raises:
         UserError: loss or weights are not finite, or the disk is full; the last checkpoint stays.
@@ -124,13 +133,14 @@ def save(run: Run, best: bool = False) -> None:
     noise = run.context.gather_strided(trainer.noise)
     if run.context.is_main:
         content = network_content(run)
-        if best:
-            save_best(run.folder, content)
+        for name in best:
+            save_best(run.folder, content if name == BEST else averaged(run, content), name)
         training = {
             **vars(progress),
             "noise": noise,
             "scaler": trainer.scaler.state_dict(),
             "random_state": torch.get_rng_state(),
+            **averaged_state(trainer.average),
         }
         optimizer = trainer.optimizer.state_dict()
         save_checkpoint(run.folder, {**content, "optimizer": optimizer, "training": training})
@@ -157,6 +167,25 @@ def network_content(run: Run) -> dict[str, Any]:
     }
 
 
+def averaged(run: Run, content: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint's content with the averaged weights."""
+    assert run.trainer.average is not None
+    network = run.trainer.average.module
+    return {
+        **content,
+        "best_prec1": run.progress.best_ema,
+        "state_dict": cpu_copy(network.state_dict()),
+    }
+
+
+def averaged_state(average: AveragedModel | None) -> dict[str, Any]:
+    """What a checkpoint keeps of the average of the weights."""
+    if average is None:
+        return {}
+    state = cpu_copy(average.module.state_dict())
+    return {"ema": {"state_dict": state, "n_averaged": int(average.n_averaged)}}
+
+
 def diverged(what: str, folder: Path) -> UserError:
     """The error of a training whose numbers are not finite any more, and how to go on."""
     mend = "lower TRAIN.lr or use TRAIN.precision fp32"
@@ -172,24 +201,34 @@ def restore_state(
     context: DistributedContext,
     start_epoch: int,
     logger: Logger,
+    new_phase: bool = False,
 ) -> Progress:
-    """Resume from a checkpoint: exactly, where it is a training checkpoint of ours.
+    """Resume from a checkpoint, bit by bit where it holds the state of a training.
 
     Args:
         start_epoch: the earliest pass to begin with, where the file holds no training state.
+        new_phase: take weights and momentum alone.
     """
     content, state = checkpoint.content, checkpoint.training
     restore_momentum(trainer.optimizer, content.get("optimizer"), checkpoint.path, logger)
-    if state is None:
+    if state is None or new_phase:
         epoch = max(checkpoint.epoch, start_epoch)
-        logger.warning(
-            f"{checkpoint.path} holds no training state: epoch {epoch + 1} begins with zero noise"
-        )
+        if new_phase:
+            logger.info(f"weights and momentum of {checkpoint.path}: epoch {epoch + 1} begins")
+        else:
+            logger.warning(
+                f"{checkpoint.path} holds no training state: epoch {epoch + 1} begins with zero"
+                " noise"
+            )
         return Progress(epoch=epoch)
     trainer.noise.copy_(state["noise"][context.rank :: context.world_size])
-    trainer.scaler.load_state_dict(state["scaler"])
+    if state["scaler"]:  # a training in fp32 or bf16 has none, and may be resumed in fp16
+        trainer.scaler.load_state_dict(state["scaler"])
+    if trainer.average is not None and "ema" in state:
+        trainer.average.module.load_state_dict(state["ema"]["state_dict"])
+        trainer.average.n_averaged.fill_(state["ema"]["n_averaged"])
     torch.set_rng_state(state["random_state"])
-    progress = Progress(**{name: state[name] for name in vars(Progress())})
+    progress = Progress(**{name: state[name] for name in vars(Progress()) if name in state})
     logger.info(
         f"resumed {checkpoint.path}: epoch {progress.epoch + 1}, minibatch {progress.position}"
     )
@@ -204,14 +243,30 @@ def restore_momentum(
         return
     now = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
-        kinds = {name for state in saved["state"].values() for name in state}
-        if not kinds <= {"momentum_buffer"}:
+        names = {name for state in saved["state"].values() for name in state}
+        if not names <= {"momentum_buffer"}:
             raise ValueError("not SGD's")
         optimizer.load_state_dict(saved)
+        for parameter, state in optimizer.state.items():
+            state["momentum_buffer"] = with_strides_of(parameter, state["momentum_buffer"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning(f"{path}: its optimizer state does not fit ({error}); momentum begins at 0")
+        optimizer.state.clear()
     for group, values in zip(optimizer.param_groups, now, strict=True):
         group.update(values)
+
+
+def with_strides_of(parameter: torch.Tensor, buffer: torch.Tensor | None) -> torch.Tensor | None:
+    """A buffer laid out in memory like its parameter: the fused step reads both as raw memory.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    if buffer is None:
+        return None
+    if buffer.shape != parameter.shape:
+        raise ValueError(f"momentum of shape {tuple(buffer.shape)}")
+    return torch.empty_like(parameter).copy_(buffer)
 
 
 def cpu_copy(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from lib.algorithm.free_training import (
     update_noise_,
 )
 from lib.algorithm.losses import margin_cross_entropy
-from lib.training.setup import make_optimizer
+from lib.training.assembly import make_optimizer
 from models.hypersphere import HypersphereHead
 from utils.config.schema import Config, Train
 

@@ -8,14 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_inputs import minibatch, start, weights
+from golden_inputs import drawn_noise, minibatch, start, weights
 from torch.nn import functional as F
 
 from lib.algorithm.free_training import Trainer, TrainingSettings, free_step, make_noise
 from lib.algorithm.pgd import attacking, pgd
+from lib.algorithm.schedules import Schedule
+from lib.algorithm.training_methods import fast_step
+from lib.training.assembly import make_optimizer
 from models.resnet import build_model, load_weights
+from utils.config.merge import merge
 
-TRACES = sorted((Path(__file__).parents[1] / "golden").glob("freeat*.json"))
+GOLDEN = Path(__file__).parents[1] / "golden"
+TRACES = sorted(GOLDEN.glob("freeat*.json"))
 TOLERANCE = 1e-9
 EPS, PGD_STEP, PGD_STEPS = 4 / 255, 1 / 255, 5
 
@@ -25,24 +30,29 @@ def trace(request: pytest.FixtureRequest) -> dict:
     return json.loads(request.param.read_text())
 
 
+def golden_trainer(spec: dict, bn_weight_decay: bool = True) -> Trainer:
+    """A trainer with the trace's network and settings, in float64."""
+    hypersphere = spec.get("FN", False) or spec.get("WN", False)
+    he = (spec["FN"], spec["WN"], spec["s_HE"]) if hypersphere else ()
+    model = build_model(spec["arch"], 1000, *he).double()
+    load_weights(model, weights(model))
+    model.train().to(memory_format=torch.channels_last)
+    settings = TrainingSettings(
+        eps=spec.get("clip_eps", 4) / 255,
+        step=spec["fgsm_step"] / 255,
+        scaled_margin=spec["s_HE"] * spec["angular_margin_HE"] if hypersphere else 0.0,
+    )
+    train = {"lr": spec.get("lr", 0.1), "weight_decay": spec.get("weight_decay", 1e-4)}
+    config = merge({"TRAIN": {**train, "bn_weight_decay": bn_weight_decay}})
+    noise = make_noise(spec["batch_size"], spec["crop_size"], "cpu", torch.float64)
+    return Trainer(model, make_optimizer(model, config, "cpu"), noise, settings)
+
+
 @pytest.fixture(scope="module")
 def replayed(trace: dict) -> tuple[Trainer, list[float]]:
     """The trace's training through the suite's free step; the trainer and the losses."""
     spec = trace["spec"]
-    hypersphere = spec["FN"] or spec["WN"]
-    model = build_model(spec["arch"], 1000, spec["FN"], spec["WN"], spec["s_HE"]).double()
-    load_weights(model, weights(model))
-    model.train().to(memory_format=torch.channels_last)
-    settings = TrainingSettings(
-        eps=EPS,
-        step=spec["fgsm_step"] / 255,
-        scaled_margin=spec["s_HE"] * spec["angular_margin_HE"] if hypersphere else 0.0,
-    )
-    optimizer = torch.optim.SGD(
-        model.parameters(), spec["lr"], momentum=0.9, weight_decay=1e-4, fused=True
-    )
-    noise = make_noise(spec["batch_size"], spec["crop_size"], "cpu", torch.float64)
-    trainer = Trainer(model, optimizer, noise, settings)
+    trainer = golden_trainer(spec)
     losses = []
     for j, n in enumerate(spec["batches"]):
         images, labels = minibatch(j, n, spec["crop_size"])
@@ -130,3 +140,36 @@ def test_pgd(
             losses.append(loss_of(outputs))
         losses.append(loss_of(outputs_of(adversarial)))
     assert losses == close(trace[key])
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("fast*.json")), ids=lambda path: path.stem)
+def test_fast_adversarial_training(path: Path) -> None:
+    trace = json.loads(path.read_text())
+    spec = trace["spec"]
+    trainer = golden_trainer(spec, bn_weight_decay=False)
+    schedule = Schedule("linear", 0.1, epochs=spec["lr_epochs"], values=spec["lr_values"])
+    rates, ascents, losses = [], [], []
+    criterion = trainer.loss
+
+    def noted(*arguments: object) -> object:
+        result = criterion(*arguments)
+        ascents.append(result[0].item())
+        return result
+
+    trainer.loss = noted
+    for j, n in enumerate(spec["batches"]):
+        images, labels = minibatch(j, n, spec["crop_size"])
+        trainer.noise.copy_(drawn_noise(trainer.noise, j, trainer.settings.eps))
+        for replay in range(spec["n_repeats"]):
+            share = (j * spec["n_repeats"] + replay + 1) / len(spec["batches"])
+            rates.append(schedule(spec["epoch"], share))
+            for group in trainer.optimizer.param_groups:
+                group["lr"] = rates[-1]
+            losses.append(fast_step(trainer, images, labels)[0].item())
+    assert rates == close(trace["learning_rates"])
+    assert ascents[::2] == close(trace["ascend_losses"])
+    assert losses == close(trace["train_losses"])
+    assert figures(trainer.noise) == close(recorded(trace["noise"]))
+    state = trainer.model.state_dict()
+    for key, entry in {**trace["params"], **trace["buffers"]}.items():
+        assert figures(state[key]) == close(recorded(entry)), key

@@ -11,8 +11,9 @@ from conftest import ROOT
 from easydict import EasyDict
 
 from utils.config.easy import load_configs
-from utils.config.merge import Given, merge
-from utils.config.schema import SCHEMA, Config, Source
+from utils.config.merge import merge
+from utils.config.phases import phases_of
+from utils.config.schema import SCHEMA, Config, Given, Source
 from utils.config.yaml_files import dump_yaml, read_yaml
 from utils.errors import UserError
 
@@ -394,3 +395,69 @@ def test_own_scripts_read_configs_as_an_easydict(tmp_path: Path) -> None:
             change()
     assert configs.TRAIN.lr == 0.01
     assert load_configs() == Config().as_dict()
+
+
+# The keys of fast adversarial training's published configs_fast_phase1_4px.yml.
+PUBLISHED_FAST = """
+TRAIN:
+    arch: 'resnet50'
+    lr: 0.1
+    momentum: 0.9
+    weight_decay: 0.0001
+    print_freq: 10
+    mean: !!python/tuple [0.485, 0.456, 0.406]
+    std: !!python/tuple [0.229, 0.224, 0.225]
+    start_epoch: 0
+    epochs: 6
+    lr_epochs: !!python/tuple [0, 1, 6]
+    lr_values: !!python/tuple [0, 0.4, 0.04]
+    half: true
+    random_init: true
+ADV:
+    clip_eps: 4.0
+    fgsm_step: 5.0
+    n_repeats: 1
+    pgd_attack:
+    - !!python/tuple [10, 0.00392156862]
+DATA:
+    workers: 4
+    batch_size: 512
+    img_size: 0
+    crop_size: 128
+    max_color_value: 255.0
+"""
+
+
+def test_published_files_of_fast_adversarial_training(tmp_path: Path) -> None:
+    config = resolve(PUBLISHED_FAST, tmp_path)
+    assert (config.TRAIN.method, config.TRAIN.precision) == ("fast", "fp16")
+    assert (config.schedule, config.passes) == ("linear", 6)
+    assert not config.TRAIN.bn_weight_decay
+    assert config.ADV.random_init
+    assert config.output_name == "resnet50_fast_adv_step5_eps4_repeat1_bs512"
+    full = resolve(PUBLISHED_FAST.replace("half: true", "half: false"), tmp_path)
+    assert full.TRAIN.precision == "fp32"
+    chosen = resolve(PUBLISHED_FAST, tmp_path, TRAIN__method="free")
+    assert chosen.TRAIN.bn_weight_decay
+
+
+def test_defaults_of_a_method_give_way_to_what_is_given(tmp_path: Path) -> None:
+    shown = yaml.safe_load((ROOT / "configs.yml").read_text())
+    for method, repeats in (("free", 4), ("fast", 1), ("pgd", 1), ("natural", 1)):
+        shown["TRAIN"]["method"] = method
+        config = merge(shown, file="configs.yml", file_source=Source.DEFAULT_FILE)
+        assert config.ADV.n_repeats == repeats
+    assert resolve("", tmp_path, TRAIN__method="fast", ADV__n_repeats="4").ADV.n_repeats == 4
+
+
+def test_the_phases_of_the_published_schedule() -> None:
+    config = merge(read_yaml(str(ROOT / "configs_fast_4px.yml")))
+    phases = phases_of(config)
+    sizes = [(p.DATA.crop_size, p.DATA.batch_size, p.passes) for p in phases]
+    assert sizes == [(128, 512, 6), (224, 224, 12), (288, 128, 15)]
+    assert [p.output_name for p in phases] == [
+        f"resnet50_fast_adv_step5_eps4_repeat1_bs{batch}_phase{number}"
+        for number, batch in ((1, 512), (2, 224), (3, 128))
+    ]
+    assert phases[1].OPTIONS.start_from == str(phases[0].run_dir / "checkpoint.pth.tar")
+    assert phases_of(Config()) == [Config()]

@@ -11,7 +11,7 @@ import torch
 from conftest import settings
 from in_process import call, only_error
 
-from lib.algorithm.schedules import lr_at
+from lib.algorithm.schedules import step_lr
 from utils.config.yaml_files import read_yaml
 
 SHORT = {"TRAIN__epochs": 2, "DATA__batch_size": 32, "ADV__pgd_attack": "[[1, 8/255]]"}
@@ -41,7 +41,7 @@ def test_what_a_run_leaves(trained: Path) -> None:
     assert {path.name for path in trained.iterdir()} == expected
     rows = rows_of(trained)
     assert [row["epoch"] for row in rows] == ["1", "2"]  # 4 epochs / 2 repeats
-    assert [float(row["lr"]) for row in rows] == [lr_at(i, 0.02, 2) for i in range(2)]
+    assert [float(row["lr"]) for row in rows] == [step_lr(i, 0.02, 2) for i in range(2)]
     assert all(float(row["images_per_second"]) > 0 and not row["val_pgd_top1"] for row in rows)
     best = torch.load(trained / "model_best.pth.tar", weights_only=True)
     assert best["best_prec1"] == max(float(row["val_top1"]) for row in rows)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import yaml
 
-from utils.config.merge import Given, merge
+from utils.config.merge import merge
 from utils.config.parser import build_parser, flags_of_settings
-from utils.config.schema import SCHEMA, Config, Options, Source
+from utils.config.phases import phases_of
+from utils.config.schema import SCHEMA, Config, Given, Options, Source
 from utils.config.yaml_files import PlainLoader, read_yaml
 from utils.errors import UserError
 from utils.storage.run_folder import find_checkpoint
@@ -51,6 +52,7 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
         script,
         shlex.join(["python", f"{script}.py", *arguments]),
     )
+    phases_of(config)  # what is wrong in the last phase is said before the first
     check_options(config.OPTIONS)
     check_paths(config.OPTIONS)
     return config

@@ -12,7 +12,7 @@ def ignored_settings(config: Config, hypersphere: bool) -> list[str]:
         hypersphere: whether the network has a hypersphere head, which in an evaluation the
             checkpoint says.
     """
-    options = config.OPTIONS
+    options, train = config.OPTIONS, config.TRAIN
     attacking = options.evaluate or not options.evaluating  # a training ends with the attacks
     no_head = "the network has no hypersphere head (--FN, --WN)"
     training_only = "it belongs to training"
@@ -41,9 +41,16 @@ def ignored_settings(config: Config, hypersphere: bool) -> list[str]:
         ),
         (
             "TRAIN.select_examples",
-            not options.evaluating and config.TRAIN.select == "clean",
+            not options.evaluating and (train.select, train.select_from) == ("clean", "val"),
             "TRAIN.select is clean",
         ),
+        ("TRAIN.lr_epochs", config.schedule != "linear", f"TRAIN.schedule is {config.schedule}"),
+        (
+            "TRAIN.warmup_epochs",
+            config.schedule != "cosine",
+            f"TRAIN.schedule is {config.schedule}",
+        ),
+        ("ADV.train_steps", train.method != "pgd", f"TRAIN.method is {train.method}"),
     ]
     return [
         f"{name_of(key)} is ignored: {why}"

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from utils.config.methods import method_problems, translate_published, with_method_defaults
 from utils.config.readers import one_line, show
-from utils.config.schema import OPTIONS, SCHEMA, SECTIONS, Config, Options, Setting, Source
+from utils.config.schema import (
+    OPTIONS,
+    SCHEMA,
+    SECTIONS,
+    Config,
+    Given,
+    Options,
+    Setting,
+    Source,
+)
 from utils.errors import UserError
-
-
-class Given(NamedTuple):
-    """A value that somebody gave; `where` is for messages: a flag, or the file and key."""
-
-    where: str
-    section: str
-    key: str
-    value: object
-    source: Source
 
 
 def merge(
@@ -49,7 +49,8 @@ def merge(
     problems: list[str] = []
     values: dict[str, dict[str, Any]] = {section: {} for section in (*SECTIONS, "OPTIONS")}
     sources: dict[str, Source] = {}
-    for given in [*flatten(content, file, file_source, problems), *flags]:
+    found = [*flatten(content, file, file_source, problems), *flags]
+    for given in translate_published(found):
         setting = find_setting(given, problems)
         if setting is not None:
             try:
@@ -59,7 +60,7 @@ def merge(
                 problems.append(f"{given.where}: {error}")
     options = Options(script=script, command=command, **values.pop("OPTIONS"))
     sections = {name: SECTIONS[name](**found) for name, found in values.items()}
-    config = Config(**sections, OPTIONS=options, sources=sources)
+    config = with_method_defaults(Config(**sections, OPTIONS=options, sources=sources))
     problems += contradictions(config)
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
@@ -118,7 +119,7 @@ def contradictions(config: Config) -> list[str]:
         for key in ("clip_eps", "fgsm_step")
         if (wrong := wrong_unit(key, getattr(adv, key), data.max_color_value))
     ]
-    if data.crop_size > data.img_size:
+    if 0 < data.img_size < data.crop_size:
         problems.append(
             f"DATA.crop_size {data.crop_size} is larger than DATA.img_size {data.img_size}, the"
             " shorter side that evaluation crops from"
@@ -131,7 +132,7 @@ def contradictions(config: Config) -> list[str]:
         )
     if train.select == "pgd" and adv.clip_eps == 0:
         problems.append("TRAIN.select: pgd attacks within ADV.clip_eps, which is 0")
-    return problems
+    return problems + method_problems(config)
 
 
 def wrong_unit(key: str, value: float, unit: float) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ATTACK_LOSSES = ("ce", "margin", "dlr")
 
@@ -173,3 +173,13 @@ def pgd_row(row: object) -> PgdRow:
 def words(value: object) -> tuple[str, ...]:
     """Words separated by commas."""
     return tuple(word.strip() for word in str(value).split(",") if word.strip())
+
+
+def phase_list(value: object) -> tuple[dict[str, Any], ...]:
+    """A list of mappings {SECTION.key: value}; `utils.config.methods` makes settings of each."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(v, Mapping) for v in value):
+        raise ValueError(f"{show(value)} is not a list of {{SECTION.key: value}}")
+    wrong = [key for phase in value for key in phase if "." not in str(key)]
+    if wrong:
+        raise ValueError(f"{show(wrong[0])} in a phase is no SECTION.key, such as DATA.crop_size")
+    return tuple(dict(phase) for phase in value)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from utils.config.readers import (
     PgdRow,
@@ -24,6 +24,7 @@ from utils.config.readers import (
     output_prefix,
     path,
     pgd_rows,
+    phase_list,
     real,
     strict_bool,
     whole,
@@ -43,6 +44,7 @@ ARCHITECTURES = (
 )
 PROTOCOLS = ("standard", "freeat", "paper")
 PRECISIONS = ("fp32", "bf16", "fp16")
+METHODS = ("free", "fast", "pgd", "natural")
 ONE_255TH = 0.00392156862  # as the published configs.yml rounds 1/255
 T = TypeVar("T")
 
@@ -87,13 +89,43 @@ class Train:
     arch: str = setting(
         "resnet50", choice(ARCHITECTURES), "torchvision architecture", resume="fixed"
     )
+    method: str = setting("free", choice(METHODS), ", ".join(METHODS), resume="fixed")
     epochs: int = setting(
-        90, whole(1), "epochs of natural training; FreeAT makes ceil(epochs / n_repeats) passes"
+        90, whole(1), "epochs of training; free makes ceil(epochs / n_repeats) passes of them"
     )
     start_epoch: int = setting(0, whole(0), "first pass over the data, counted from 0")
     lr: float = setting(0.1, real(0, above=True), "SGD learning rate", resume="noted")
     momentum: float = setting(0.9, real(0, 1), "SGD momentum", resume="noted")
     weight_decay: float = setting(1e-4, real(0), "SGD weight decay", resume="noted")
+    bn_weight_decay: bool = setting(
+        True, strict_bool, "decay batch-norm's parameters too; fast: false", resume="fixed"
+    )
+    label_smoothing: float = setting(
+        0.0, real(0, 1), "share of the target for all classes alike", resume="noted"
+    )
+    schedule: str = setting(
+        "auto",
+        choice(("auto", "step", "linear", "cosine")),
+        "learning rate; auto is linear where lr_epochs are given, else step",
+        resume="noted",
+    )
+    lr_epochs: tuple[float, ...] = setting(
+        (), numbers(None, 0), "linear: epochs at which lr_values hold", resume="noted"
+    )
+    lr_values: tuple[float, ...] = setting(
+        (), numbers(None, 0), "linear: learning rates at lr_epochs", resume="noted"
+    )
+    warmup_epochs: float = setting(
+        0.0, real(0), "cosine: epochs of linear increase at the start", resume="noted"
+    )
+    phases: tuple[dict[str, Any], ...] = setting(
+        (), phase_list, "trainings in turn, each with settings of its own: [{DATA.crop_size: 128}]"
+    )
+    phase: int = setting(0, whole(0), "number of the phase, which TRAIN.phases sets")
+    ema: float = setting(
+        0.0, real(0, 1), "decay of an average of the weights; 0 keeps none", resume="noted"
+    )
+    val_every: int = setting(1, whole(1), "epochs per validation")
     print_freq: int = setting(10, whole(1), "minibatches between two lines of progress")
     mean: tuple[float, ...] = setting(
         (0.485, 0.456, 0.406), numbers(3, 0, 1), "mean per colour, pixels in [0, 1]"
@@ -113,7 +145,13 @@ class Train:
     select: str = setting(
         "clean", choice(("clean", "pgd")), "what model_best is best at", resume="noted"
     )
-    select_examples: int = setting(1000, whole(1), "validation images of select: pgd")
+    select_from: str = setting(
+        "val",
+        choice(("val", "train")),
+        "images that choose model_best; train holds select_examples out of training",
+        resume="fixed",
+    )
+    select_examples: int = setting(1000, whole(1), "images of select: pgd and select_from: train")
 
 
 @dataclass(frozen=True)
@@ -126,7 +164,13 @@ class Adv:
     fgsm_step: float = setting(
         4.0, real(0), "step of the noise in training, same unit", resume="noted"
     )
-    n_repeats: int = setting(4, whole(1), "replays of each minibatch (m)", resume="fixed")
+    n_repeats: int = setting(
+        4, whole(1), "replays of each minibatch (m); other methods than free: 1", resume="fixed"
+    )
+    random_init: bool = setting(
+        True, strict_bool, "fast: draw the noise for every minibatch", resume="noted"
+    )
+    train_steps: int = setting(3, whole(1), "pgd: steps of the attack in training", resume="noted")
     pgd_attack: tuple[PgdRow, ...] = setting(
         (PgdRow(10, ONE_255TH), PgdRow(50, ONE_255TH)),
         pgd_rows,
@@ -143,7 +187,7 @@ class Data:
     workers: int = setting(4, whole(0), "data loading processes, over all GPUs")
     batch_size: int = setting(256, whole(1), "images per minibatch, over all GPUs", resume="fixed")
     img_size: int = setting(
-        256, whole(1), "shorter side before the centre crop, pixels", resume="noted"
+        256, whole(0), "shorter side before the centre crop, pixels; 0: as it is", resume="noted"
     )
     min_area: float = setting(
         0.08,
@@ -368,6 +412,8 @@ class Options:
         script="evaluate",
     )
 
+    start_from: str = ""  # the checkpoint of the phase before
+
     @property
     def evaluating(self) -> bool:
         """Whether nothing is trained."""
@@ -402,6 +448,16 @@ class Source(Enum):
     CHECKPOINT = "the checkpoint"
 
 
+class Given(NamedTuple):
+    """A value that somebody gave; `where` is for messages: a flag, or the file and key."""
+
+    where: str
+    section: str
+    key: str
+    value: object
+    source: Source
+
+
 @dataclass(frozen=True)
 class Config:
     """All settings of one call, by section: `config.TRAIN.lr`. What follows from them is here too.
@@ -431,23 +487,32 @@ class Config:
 
     @cached_property
     def passes(self) -> int:
-        """Passes over the data that replace TRAIN.epochs (arXiv:1904.12843, Sec. 4)."""
-        return math.ceil(self.TRAIN.epochs / self.ADV.n_repeats)
+        """Passes over the data, in all."""
+        return number_of_passes(self.TRAIN.method, self.TRAIN.epochs, self.ADV.n_repeats)
+
+    @cached_property
+    def schedule(self) -> str:
+        """`TRAIN.schedule`, with `auto` resolved."""
+        kind = self.TRAIN.schedule
+        return kind if kind != "auto" else "linear" if self.TRAIN.lr_epochs else "step"
 
     @cached_property
     def output_name(self) -> str:
         """`resnet50_free_adv_step4_eps4_repeat4_bs256`, with HE `_FN_WN_s10.0_margin0.2`.
 
-        Of another seed than 0, with `_seed1`.
+        Of another seed than 0, with `_seed1`; of a phase with `_phase2`.
         """
-        adv, he, seed = self.ADV, self.HE, self.RUN.seed
-        name = (
-            f"{self.TRAIN.arch}_{self.RUN.output_prefix}_step{adv.fgsm_step:g}"
-            f"_eps{adv.clip_eps:g}_repeat{adv.n_repeats}_bs{self.DATA.batch_size}"
-        )
-        name += "_FN" * he.FN + "_WN" * he.WN
+        train, adv, he = self.TRAIN, self.ADV, self.HE
+        name = f"{train.arch}_{self.RUN.output_prefix}"
+        name += f"_{train.method}" * (train.method not in ("free", *name.split("_")))
+        if train.method != "natural":
+            name += f"_step{adv.fgsm_step:g}_eps{adv.clip_eps:g}"
+            name += f"_steps{adv.train_steps}" * (train.method == "pgd")
+            name += f"_repeat{adv.n_repeats}" * (train.method != "pgd")
+        name += f"_bs{self.DATA.batch_size}" + "_FN" * he.FN + "_WN" * he.WN
         name += f"_s{he.s_HE}_margin{he.angular_margin_HE}" * (he.FN or he.WN)
-        return name + f"_seed{seed}" * (seed != 0)
+        name += f"_seed{self.RUN.seed}" * (self.RUN.seed != 0)
+        return name + f"_phase{train.phase}" * (train.phase > 0)
 
     @cached_property
     def run_dir(self) -> Path:
@@ -482,6 +547,11 @@ class Config:
             name: {key: plain(getattr(getattr(self, name), key)) for key in keys}
             for name, keys in SCHEMA.items()
         }
+
+
+def number_of_passes(method: str, epochs: int, n_repeats: int) -> int:
+    """Passes over the data; free's m replays count as m epochs (arXiv:1904.12843, Sec. 4)."""
+    return math.ceil(epochs / n_repeats) if method == "free" else epochs
 
 
 def plain(value: Any) -> Any:

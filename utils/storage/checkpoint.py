@@ -25,6 +25,7 @@ from utils.storage.foreign import find_weights, load_safetensors, split_weights
 LATEST = "checkpoint.pth.tar"
 PREVIOUS = "checkpoint.previous.pth.tar"
 BEST = "model_best.pth.tar"
+BEST_EMA = "model_ema_best.pth.tar"  # averaged weights
 FORMAT = "freeat-he 1"  # marks our own files
 MOST_TIMES = 8  # a file may unpack to so many times its size; torch.save compresses nothing
 
@@ -206,9 +207,9 @@ def save_checkpoint(folder: Path, content: Mapping[str, Any]) -> None:
                 os.replace(latest, previous)
 
 
-def save_best(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write model_best.pth.tar atomically."""
-    with replacing(folder / BEST) as file:
+def save_best(folder: Path, content: Mapping[str, Any], name: str = BEST) -> None:
+    """Write model_best.pth.tar or its like atomically."""
+    with replacing(folder / name) as file:
         torch.save({"format": FORMAT, **content}, file)
 
 

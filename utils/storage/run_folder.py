@@ -11,7 +11,12 @@ from utils.errors import UserError
 
 ROOT = Path("trained_models")
 LOCK_SECONDS = 5.0  # for a training that was killed to be gone
-CHECKPOINTS = ("checkpoint.pth.tar", "checkpoint.previous.pth.tar", "model_best.pth.tar")
+CHECKPOINTS = (
+    "checkpoint.pth.tar",
+    "checkpoint.previous.pth.tar",
+    "model_ema_best.pth.tar",
+    "model_best.pth.tar",
+)
 # What takes work to make again. config.yml and log.txt alone are left by a start that failed.
 RESULTS = (
     *CHECKPOINTS,

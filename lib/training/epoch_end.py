@@ -1,0 +1,159 @@
+"""The end of an epoch: validation, the best model, tables, checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lib.algorithm.batch import DeviceBatch
+from lib.algorithm.gradient_norms import HEADER as NORMS_HEADER
+from lib.algorithm.metrics import averages
+from lib.algorithm.protocols import PROTOCOLS, PGDSpec, ThreatModel
+from lib.evaluation.validation import adversarial_examples, validate, validate_pgd
+from lib.training.gradient_table import write_rows
+from lib.training.loop import lr_at, stop_run
+from lib.training.state import Run, begin_epoch, epoch_totals, save
+from models.resnet import ResNet
+from utils.storage.checkpoint import BEST, BEST_EMA
+from utils.storage.files import write_csv
+
+HEADER = (
+    "epoch",
+    "lr",
+    "train_loss",
+    "train_top1",
+    "train_top5",
+    "val_loss",
+    "val_top1",
+    "val_top5",
+    "val_pgd_top1",
+    "images_per_second",
+    "seconds",
+)
+EMA_HEADER = ("val_ema_loss", "val_ema_top1", "val_ema_pgd_top1")  # with TRAIN.ema alone
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the validation of a network gives.
+
+    Attributes:
+        clean: loss, and top-1 and top-5 in percent.
+        robust: top-1 under PGD-10 in percent, with TRAIN.select pgd.
+        score: what the best model has the largest of.
+    """
+
+    clean: dict[str, float]
+    robust: float | None
+    score: float
+
+    def describe(self) -> str:
+        """For the epoch's line."""
+        clean = self.clean
+        text = f"loss {clean['loss']:.4f} top-1 {clean['top1']:.2f} % top-5 {clean['top5']:.2f} %"
+        return text + ("" if self.robust is None else f", PGD-10 top-1 {self.robust:.2f} %")
+
+
+def finish_epoch(run: Run) -> None:
+    """Validate, write the epoch's rows, keep the best model, save."""
+    progress, totals, trainer = run.progress, epoch_totals(run), run.trainer
+    training_seconds = time.monotonic() - run.epoch_started
+    epoch, trained = progress.epoch + 1, averages(totals)
+    raw = average = None
+    if epoch % run.config.TRAIN.val_every == 0 or epoch == run.epochs:
+        raw = validate_network(run, trainer.model)
+        if trainer.average is not None:
+            average = validate_network(run, trainer.average.module)
+    best = keep_best(run, raw, average)
+    rate = totals[3] / max(training_seconds, 1e-9)
+    row: list[Any] = [epoch, last_lr(run), *trained.values()]
+    row += ["", "", "", ""] if raw is None else [*raw.clean.values(), cell(raw.robust)]
+    row += [round(rate, 2), round(time.monotonic() - run.epoch_started, 2)]
+    if average is not None:
+        row += [average.clean["loss"], average.clean["top1"], cell(average.robust)]
+    progress.history = [*progress.history, row]
+    text = f"epoch {epoch}/{run.epochs}: train loss {trained['loss']:.4f} top-1"
+    text += f" {trained['top1']:.2f} %"
+    if raw is not None:
+        text += f", clean validation {raw.describe()}" + " (best)" * (BEST in best)
+    if average is not None:
+        text += f"; of the averaged weights {average.describe()}" + " (best)" * (BEST_EMA in best)
+    run.logger.info(text)
+    write_tables(run)
+    progress.epoch, progress.position = epoch, 0
+    progress.totals, progress.seconds = [0.0, 0, 0, 0], 0.0
+    begin_epoch(run)
+    save(run, best)
+
+
+def keep_best(run: Run, raw: Validation | None, average: Validation | None) -> list[str]:
+    """The files of best models that this epoch's networks become."""
+    progress, best = run.progress, []
+    if raw is not None and raw.score > progress.best:
+        progress.best = raw.score
+        best.append(BEST)
+    if average is not None and average.score > progress.best_ema:
+        progress.best_ema = average.score
+        best.append(BEST_EMA)
+    return best
+
+
+def last_lr(run: Run) -> float:
+    """The learning rate of the epoch's last update."""
+    return lr_at(run, run.order.batches_per_epoch() - 1, run.config.ADV.n_repeats - 1)
+
+
+def cell(value: float | None) -> float | str:
+    """A number in a table, or nothing."""
+    return "" if value is None else value
+
+
+def validate_network(run: Run, model: ResNet) -> Validation:
+    """Clean validation, and the score on the images that choose the best model."""
+    train = run.config.TRAIN
+    # Batch-norm's statistics are rank 0's, which are what a checkpoint keeps.
+    run.context.copy_from_main_(model.buffers())
+    what = f"validation {run.progress.epoch + 1}/{run.epochs}"
+
+    def track(batches: Iterable[DeviceBatch], total: int) -> Iterator[DeviceBatch]:
+        for batch in run.logger.progress(batches, total, what, train.print_freq):
+            if run.requests.stop:
+                stop_run(run, run.requests.stop)  # saved before validation began
+            yield batch
+
+    clean = validate(model, run.validation, track)
+    if train.select == "pgd":
+        robust = validate_pgd(model, run.selection, *quick_attack(run), train.select_examples)
+        return Validation(clean, robust, robust)
+    if train.select_from == "val":
+        return Validation(clean, None, clean["top1"])
+    return Validation(clean, None, validate(model, run.selection, track)["top1"])
+
+
+def quick_attack(run: Run) -> tuple[PGDSpec, ThreatModel]:
+    """PGD-10, for looks at a model in training."""
+    config = run.config
+    spec = PGDSpec(10, config.ADV.pgd_attack[0][1])
+    return spec, ThreatModel(config.eps, PROTOCOLS[config.EVAL.protocol], config.RUN.seed)
+
+
+def write_tables(run: Run) -> None:
+    """The epoch in metrics.csv, gradient_norms.csv and TensorBoard."""
+    epoch = run.progress.epoch + 1
+    columns = max(map(len, run.progress.history))  # TRAIN.ema may have come with a resumption
+    header = (HEADER + EMA_HEADER)[:columns]
+    history = [row + [""] * (columns - len(row)) for row in run.progress.history]
+    norms = [] if run.norms is None else run.norms.rows(epoch)
+    if run.norms is not None and not norms:
+        run.logger.warning("no gradient norms of this epoch: every one measured overflowed")
+    if run.context.is_main:
+        if run.norms is not None:
+            write_rows(run.folder / "gradient_norms.csv", epoch, norms)
+        write_csv(run.folder / "metrics.csv", header, history)
+    if run.board is not None:
+        named = [dict(zip(NORMS_HEADER, entry, strict=True)) for entry in norms]
+        run.board.epoch(dict(zip(header, history[-1], strict=True)), named)
+        images = adversarial_examples(run.trainer.model, run.validation, *quick_attack(run))
+        run.board.images(images, epoch)

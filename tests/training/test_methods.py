@@ -1,0 +1,203 @@
+"""All training methods through the command: exact resumption, phases, averages, selection."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import settings
+from in_process import call, only_error
+from test_state import interrupted
+
+SHORT = {"TRAIN__epochs": 2, "ADV__pgd_attack": "[[1, 8/255]]"}
+HE = ("--FN", "--WN")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_folder(name: str) -> Path:
+    return Path("trained_models", f"resnet18_{name}")
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """Weights, momentum, averages and metrics of a run, but for its speed."""
+    content = torch.load(folder / "checkpoint.pth.tar", weights_only=True)
+    training = content["training"]
+    found = {f"weight {key}": value for key, value in content["state_dict"].items()}
+    states = content["optimizer"]["state"]
+    found |= {f"momentum {key}": state["momentum_buffer"] for key, state in states.items()}
+    found |= {f"ema {key}": v for key, v in training.get("ema", {}).get("state_dict", {}).items()}
+    for row in rows_of(folder):
+        speed = ("images_per_second", "seconds")
+        found |= {f"{row['epoch']} {key}": v for key, v in row.items() if key not in speed}
+    return found
+
+
+def same(found: dict[str, object], expected: dict[str, object]) -> bool:
+    return found.keys() == expected.keys() and all(
+        torch.equal(value, found[key]) if isinstance(value, torch.Tensor) else value == found[key]
+        for key, value in expected.items()
+    )
+
+
+METHODS = {
+    "fast": ("fast_adv_step16_eps16_repeat2_bs16", {"TRAIN__schedule": "cosine"}),
+    "pgd": ("pgd_adv_step4_eps16_steps2_bs16", {"TRAIN__ema": 0.9, "TRAIN__label_smoothing": 0.1}),
+    "natural": ("natural_bs16", {"TRAIN__lr_epochs": "[0, 2]", "TRAIN__lr_values": "[0.02, 0]"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_interrupted_and_resumed_bit_by_bit(
+    method: str, digits: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under HE; each with some of the other options. 4 minibatches an epoch, two epochs."""
+    name, options = METHODS[method]
+    changes = {**SHORT, "TRAIN__method": method, "ADV__n_repeats": 1, **options}
+    changes |= {
+        "fast": {"ADV__n_repeats": 2},
+        "pgd": {"ADV__train_steps": 2, "ADV__fgsm_step": 4},
+    }.get(method, {})
+    words = (digits, *HE, *settings(**changes), "--resume", "auto", "--attack", "pgd1")
+    done = call("main_free.py", *words)
+    assert done.status == 0, done.err
+    folder = run_folder(name + "_FN_WN_s10.0_margin0.2")
+    whole = outcome(folder)
+    assert len(rows_of(folder)) == 2
+    (here / "again").mkdir()
+    monkeypatch.chdir(here / "again")
+    interrupted(3, monkeypatch, *words, method=method)
+    assert call("main_free.py", *words).status == 0
+    assert same(outcome(folder), whole)
+    if method == "pgd":
+        assert (folder / "attack_standard_model_ema_best_pgd1.json").exists()
+        assert float(rows_of(folder)[1]["val_ema_top1"]) > 0
+    if method == "natural":
+        rates = [float(row["lr"]) for row in rows_of(folder)]
+        assert rates == pytest.approx([0.01, 0.0])
+
+
+PHASES = """
+TRAIN:
+  method: fast
+  arch: resnet18
+  phases:
+  - {TRAIN.epochs: 1, TRAIN.lr_epochs: [0, 1], TRAIN.lr_values: [0.02, 0.01], DATA.batch_size: 32}
+  - {TRAIN.epochs: 3, TRAIN.lr_epochs: [1, 3], TRAIN.lr_values: [0.01, 0.0], DATA.crop_size: 24}
+ADV: {clip_eps: 16, fgsm_step: 20, pgd_attack: [[1, 8/255]]}
+DATA: {batch_size: 16, img_size: 0, crop_size: 32, workers: 0}
+"""
+
+
+@pytest.mark.slow
+def test_phases_in_turn_and_resumed(
+    digits: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of 32 images and then of 16: 2 minibatches in one epoch, then 4 in each of two."""
+    Path("phases.yml").write_text(PHASES)
+    words = (digits, "-c", here / "phases.yml", "--resume", "auto", "--attack", "pgd1")
+    done = call("main_free.py", *words)
+    assert done.status == 0, done.err
+    name = "fast_adv_step20_eps16_repeat1_bs{}_phase{}"
+    folders = [run_folder(name.format(32, 1)), run_folder(name.format(16, 2))]
+    rows = [rows_of(folder) for folder in folders]
+    assert [[row["epoch"] for row in part] for part in rows] == [["1"], ["2", "3"]]
+    assert [float(r["lr"]) for r in rows[1]] == pytest.approx([0.005, 0.0])
+    assert not (folders[0] / "attack_standard_pgd1.json").exists()
+    assert (folders[1] / "attack_standard_pgd1.json").exists()
+    whole = outcome(folders[1])
+    (here / "again").mkdir()
+    monkeypatch.chdir(here / "again")
+    interrupted(5, monkeypatch, *words, method="fast")  # two in the first phase, the third here
+    assert rows_of(folders[0]) is not None
+    assert call("main_free.py", *words).status == 0
+    assert same(outcome(folders[1]), whole)
+    # By hand, as published: a file for each phase, and the checkpoint of the one before.
+    text = PHASES.replace("method: fast", "method: fast\n  epochs: 3")
+    Path("second.yml").write_text(text[: text.index("  phases")] + text[text.index("ADV") :])
+    by_hand = ("--set", "TRAIN.lr_epochs=[1, 3]", "--set", "TRAIN.lr_values=[0.01, 0]")
+    by_hand += ("--set", "DATA.crop_size=24", "--resume", folders[0] / "checkpoint.pth.tar")
+    done = call("main_free.py", digits, "-c", "second.yml", *by_hand, "--attack", "pgd1")
+    assert done.status == 0, done.err
+    other = run_folder("fast_adv_step20_eps16_repeat1_bs16")
+    assert same(outcome(other), whole)
+
+
+@pytest.mark.slow
+def test_selection_on_images_held_out_of_training(digits: Path) -> None:
+    changes = {**SHORT, "TRAIN__epochs": 6, "TRAIN__val_every": 2, "TRAIN__select_examples": 16}
+    changes |= {"TRAIN__select": "pgd", "TRAIN__select_from": "train", "TRAIN__method": "pgd"}
+    changes |= {"ADV__n_repeats": 1, "ADV__train_steps": 1, "TRAIN__epochs": 3}
+    done = call("main_free.py", digits, *settings(**changes), "--attack", "pgd1")
+    assert done.status == 0, done.err
+    assert "on 48 images" in done.out
+    rows = rows_of(run_folder("pgd_adv_step16_eps16_steps1_bs16"))
+    assert [bool(row["val_top1"]) for row in rows] == [False, True, True]
+    robust = [float(row["val_pgd_top1"]) for row in rows[1:]]
+    assert all(value * 16 / 100 == int(value * 16 / 100) for value in robust)
+    best = torch.load(
+        run_folder("pgd_adv_step16_eps16_steps1_bs16") / "model_best.pth.tar", weights_only=True
+    )
+    assert best["best_prec1"] == max(robust)
+    result = json.loads(
+        (run_folder("pgd_adv_step16_eps16_steps1_bs16") / "attack_standard_pgd1.json").read_text()
+    )
+    assert result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fast", "pgd"])
+def test_gradient_norms_and_low_precision(method: str, digits: Path) -> None:
+    changes = {**SHORT, "TRAIN__epochs": 1, "TRAIN__method": method, "TRAIN__precision": "bf16"}
+    changes |= {"ADV__n_repeats": 1, "TRAIN__gradient_every": 3}
+    done = call("main_free.py", digits, *settings(**changes), "--print_gradients", *HE)
+    assert done.status == 0, done.err
+    (folder,) = Path("trained_models").iterdir()
+    with open(folder / "gradient_norms.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["samples"] for row in rows} == {"2"}  # minibatches 0 and 3 of 4
+    whole = {row["group"]: float(row["ratio"]) for row in rows if row["parameter"] == "all"}
+    assert whole.keys() == {"conv", "bn", "fc"}
+    assert all(ratio > 0 and ratio != 1 for ratio in whole.values()), whole
+
+
+@pytest.mark.parametrize(
+    ("words", "about"),
+    [
+        (("TRAIN.method=pgd", "ADV.n_repeats=2"), "ADV.n_repeats 2 is of TRAIN.method free"),
+        (("TRAIN.method=natural", "ADV.n_repeats=2"), "natural has 1"),
+        (("TRAIN.method=pgd", "ADV.random_init=False"), "ADV.random_init"),
+        (("TRAIN.lr_epochs=[0, 1]",), "TRAIN.lr_values"),
+        (("TRAIN.lr_epochs=[1, 0]", "TRAIN.lr_values=[0, 1]"), "ascending"),
+        (("TRAIN.schedule=linear",), "give both"),
+        (("TRAIN.schedule=cosine", "TRAIN.warmup_epochs=90"), "warmup_epochs"),
+        (("TRAIN.method=fast", "TRAIN.phases=[{DATA.crop: 3}]"), "DATA.crop_size"),
+        (("TRAIN.method=fast", "TRAIN.phases=[{crop_size: 3}]"), "SECTION.key"),
+        (("TRAIN.phases=[{DATA.crop_size: 32}]",), "TRAIN.phases are of"),
+        (("TRAIN.ema=1",), "never moves"),
+        (("TRAIN.method=fats",), "is not one of free, fast, pgd, natural"),
+    ],
+)
+def test_wrong_combinations_are_refused_by_name(
+    words: tuple[str, ...], about: str, digits: Path
+) -> None:
+    flags = [word for assignment in words for word in ("--set", assignment)]
+    assert about in only_error(call("main_free.py", digits, *flags))
+
+
+def test_natural_refuses_gradient_norms(digits: Path) -> None:
+    flags = ("--set", "TRAIN.method=natural", "--print_gradients")
+    assert "no adversarial ones" in only_error(call("main_free.py", digits, *flags))

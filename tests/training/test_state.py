@@ -1,0 +1,142 @@
+"""Resuming: what was saved in another memory layout, precision or list of images."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import settings
+from in_process import Done, call
+
+import lib.training.epoch_end
+import lib.training.loop
+from lib.algorithm.training_methods import METHODS
+from lib.training.assembly import make_optimizer
+from lib.training.state import restore_momentum
+from models.resnet import build_model
+from utils.config.schema import Config
+from utils.logging import Logger
+
+SHORT = {"TRAIN__epochs": 2, "DATA__batch_size": 16, "ADV__pgd_attack": "[[1, 8/255]]"}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def interrupted(
+    step: int, monkeypatch: pytest.MonkeyPatch, *arguments: object, method: str = "free"
+) -> Done:
+    """main_free.py that gets SIGTERM in its n-th step."""
+    original = METHODS[method].step
+    steps = []
+
+    def signalled(*given: object) -> object:
+        steps.append(1)
+        if len(steps) == step:
+            signal.raise_signal(signal.SIGTERM)
+        return original(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setitem(METHODS, method, replace(METHODS[method], step=signalled))
+        done = call("main_free.py", *arguments)
+    assert done.status == 143, done
+    return done
+
+
+def published_momentum(model: torch.nn.Module) -> dict:
+    """An optimizer's state as the published code saves it: NCHW in memory."""
+    generator = torch.Generator().manual_seed(0)
+    buffers = [torch.randn(p.shape, generator=generator) for p in model.parameters()]
+    group = {"lr": 0.1, "momentum": 0.9, "dampening": 0, "weight_decay": 1e-4, "nesterov": False}
+    group["params"] = list(range(len(buffers)))
+    return {
+        "state": {i: {"momentum_buffer": b} for i, b in enumerate(buffers)},
+        "param_groups": [group],
+    }
+
+
+def test_momentum_in_another_memory_layout() -> None:
+    """One step from a published checkpoint's momentum against SGD written out."""
+    model = build_model("resnet18", 4).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, Config(), "cpu")
+    assert optimizer.defaults["fused"]
+    saved = published_momentum(model)
+    expected = {}
+    for parameter, state in zip(model.parameters(), saved["state"].values(), strict=True):
+        parameter.grad = torch.randn_like(parameter)
+        velocity = 0.9 * state["momentum_buffer"] + parameter.grad + 1e-4 * parameter.detach()
+        expected[parameter] = parameter.detach() - 0.1 * velocity
+    restore_momentum(optimizer, saved, "published", Logger(False))
+    optimizer.step()
+    for parameter, value in expected.items():
+        assert torch.allclose(parameter, value, atol=1e-6)
+
+
+@pytest.mark.parametrize("fault", ["shape", "adam", "groups"])
+def test_momentum_that_does_not_fit_begins_at_zero(
+    fault: str, capsys: pytest.CaptureFixture
+) -> None:
+    model = build_model("resnet18", 4)
+    optimizer = make_optimizer(model, Config(), "cpu")
+    saved = published_momentum(model)
+    if fault == "shape":
+        saved["state"][3]["momentum_buffer"] = torch.zeros(1)
+    elif fault == "adam":
+        saved["state"][3]["exp_avg"] = torch.zeros(1)
+    else:
+        saved["param_groups"].append({"params": []})
+    restore_momentum(optimizer, saved, "odd.pth", Logger())
+    assert "odd.pth: its optimizer state does not fit" in capsys.readouterr().out
+    assert not optimizer.state
+
+
+@pytest.mark.slow
+def test_a_training_in_fp32_is_resumed_in_fp16_and_back(digits: Path) -> None:
+    for epochs, precision in ((2, "fp32"), (4, "fp16"), (6, "fp32")):
+        changes = {**SHORT, "TRAIN__epochs": epochs, "TRAIN__precision": precision}
+        done = call("main_free.py", digits, *settings(**changes), "--resume", "auto")
+        assert done.status == 0, done.err
+    assert "TRAIN.precision was fp16 and is fp32 from here on" in done.out
+
+
+@pytest.mark.slow
+def test_images_removed_between_interruption_and_resume(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 images are 4 minibatches a pass; stopped after 2 of them, 48 are left: 3 minibatches."""
+    data = shutil.copytree(digits, tmp_path / "data")
+    words = (data, *settings(**SHORT), "--resume", "auto")
+    interrupted(4, monkeypatch, *words)
+    for path in sorted(data.glob("train/*/*"))[::4]:
+        path.unlink()
+    done = call("main_free.py", *words)
+    assert done.status == 0, done.err
+    assert "the rest of epoch 1 takes the 48 images that are there now" in done.out
+    assert "epoch 1/1 [3/3]" in done.out
+    assert "epoch 1/1 [2/3]" not in done.out
+
+
+def test_cudnn_tunes_itself_in_training_alone(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation and PGD's pool have batches of many sizes."""
+    found = {}
+    for module, name in ((lib.training.loop, "lr_at"), (lib.training.epoch_end, "validate")):
+        original = getattr(module, name)
+
+        def noted(*given: object, name: str = name, original: Callable = original) -> object:
+            found[name] = torch.backends.cudnn.benchmark
+            return original(*given)
+
+        monkeypatch.setattr(module, name, noted)
+    assert call("main_free.py", digits, *settings(**SHORT)).status == 0
+    assert found == {"lr_at": True, "validate": False}
+    assert not torch.backends.cudnn.benchmark

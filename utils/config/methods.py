@@ -1,0 +1,96 @@
+"""What a training method means for the settings: its defaults, its phases, what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from utils.config.readers import strict_bool
+from utils.config.schema import SCHEMA, Config, Given, Source
+
+# Where nobody says otherwise.
+METHOD_DEFAULTS: dict[str, dict[str, object]] = {
+    "free": {},
+    "fast": {
+        "ADV.n_repeats": 1,
+        "TRAIN.bn_weight_decay": False,
+        "RUN.output_prefix": "fast_adv",
+    },
+    "pgd": {"ADV.n_repeats": 1, "RUN.output_prefix": "pgd_adv"},
+    "natural": {"ADV.n_repeats": 1, "RUN.output_prefix": "natural"},
+}
+
+
+def translate_published(values: Iterable[Given]) -> list[Given]:
+    """The keys of fast adversarial training's published files in the words of this suite.
+
+    `TRAIN.half` is `TRAIN.precision: fp16`, `TRAIN.random_init` is `ADV.random_init`, and a file
+    that draws its noise, without naming a method, is of method fast.
+
+    Raises:
+        ValueError: one of them is no truth value.
+    """
+    found = []
+    for given in values:
+        if (given.section, given.key) == ("TRAIN", "half"):
+            precision = "fp16" if strict_bool(given.value) else "fp32"
+            given = given._replace(key="precision", value=precision)
+        elif (given.section, given.key) == ("TRAIN", "random_init"):
+            given = given._replace(section="ADV")
+        found.append(given)
+    drawn = [one for one in found if (one.section, one.key) == ("ADV", "random_init")]
+    named = any((one.section, one.key) == ("TRAIN", "method") for one in found)
+    if drawn and not named and strict_bool(drawn[-1].value):
+        found.append(drawn[-1]._replace(section="TRAIN", key="method", value="fast"))
+    return found
+
+
+def with_method_defaults(config: Config) -> Config:
+    """The settings, with the method's defaults where nobody says otherwise."""
+    for key, value in METHOD_DEFAULTS[config.TRAIN.method].items():
+        section, _, name = key.partition(".")
+        unsaid = config.source(key) in (Source.BUILT_IN, Source.DEFAULT_FILE)
+        if unsaid and config.value(key) == SCHEMA[section][name].default:
+            config = config.changed({key: value}, config.source(key))
+    return config
+
+
+def method_problems(config: Config) -> list[str]:
+    """Settings that are fine alone and mean nothing to the method, or nothing together."""
+    train, adv, method = config.TRAIN, config.ADV, config.TRAIN.method
+    ascending = list(train.lr_epochs) == sorted(set(train.lr_epochs))
+    checks = [
+        (
+            method in ("pgd", "natural") and adv.n_repeats > 1,
+            f"ADV.n_repeats {adv.n_repeats} is of TRAIN.method free and fast; {method} has 1",
+        ),
+        (
+            method == "natural" and config.OPTIONS.print_gradients,
+            "--print_gradients compares adversarial with clean gradients, and TRAIN.method natural"
+            " has no adversarial ones; leave it out",
+        ),
+        (
+            method == "pgd" and not adv.random_init,
+            "ADV.random_init False is of TRAIN.method fast; pgd starts from a uniform draw",
+        ),
+        (
+            method == "free" and bool(train.phases),
+            "TRAIN.phases are of TRAIN.method fast, pgd and natural; a phase of free is a run of"
+            " its own",
+        ),
+        (
+            len(train.lr_epochs) != len(train.lr_values) or not ascending,
+            "TRAIN.lr_epochs and TRAIN.lr_values are as many as each other, epochs ascending; got"
+            f" {list(train.lr_epochs)} and {list(train.lr_values)}",
+        ),
+        (
+            config.schedule == "linear" and not train.lr_epochs,
+            "TRAIN.schedule: linear goes through TRAIN.lr_epochs and TRAIN.lr_values; give both",
+        ),
+        (
+            config.schedule == "cosine" and train.warmup_epochs >= config.passes,
+            f"TRAIN.warmup_epochs {train.warmup_epochs:g} leave nothing of the {config.passes}"
+            " passes",
+        ),
+        (train.ema == 1, "TRAIN.ema 1 never moves; a usual decay is 0.9998"),
+    ]
+    return [text for wrong, text in checks if wrong]

@@ -1,0 +1,38 @@
+"""`TRAIN.phases`: trainings in turn, each of which starts from the weights of the one before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from utils.config.merge import merge
+from utils.config.schema import Config, Given, Source
+from utils.storage.run_folder import CHECKPOINTS
+
+
+def phases_of(config: Config) -> list[Config]:
+    """The settings of every phase in turn; the settings themselves where there are no phases.
+
+    What stands on the command line goes over a phase's value.
+
+    Raises:
+        UserError: one line for every unknown key and unusable value.
+    """
+    phases: list[Config] = []
+    for number, values in enumerate(config.TRAIN.phases, 1):
+        given = [
+            Given(f"TRAIN.phases, {number}: {key}", section, name, value, Source.GIVEN_FILE)
+            for key, value in values.items()
+            for section, _, name in [key.partition(".")]
+            if not config.given(key)
+        ]
+        content = config.as_dict()
+        content["TRAIN"] |= {"phases": [], "phase": number}
+        phase = merge(content, given)
+        options = config.OPTIONS
+        if phases:
+            resume = "auto" if options.resume else ""
+            start = str(phases[-1].run_dir / CHECKPOINTS[0])
+            options = replace(options, resume=resume, start_from=start)
+        sources = {**config.sources, **{f"{g.section}.{g.key}": g.source for g in given}}
+        phases.append(replace(phase, OPTIONS=options, sources=sources))
+    return phases or [config]
