@@ -31,6 +31,19 @@ class ResNet(nn.Module):
         scale: the factor s on the head's outputs; 1 without hypersphere embedding.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+    conv1: nn.Conv2d
+    fc: nn.Linear
+    bn1: nn.Module
+    relu: nn.Module
+    maxpool: nn.Module
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+    avgpool: nn.Module
+
     def __init__(
         self,
         arch: str,
@@ -58,9 +71,9 @@ class ResNet(nn.Module):
         for name, values in self.normalisation.items():
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> ResNet:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ResNet:
         """As nn.Module, for .double(), .to(...): a widened 0.485 is not 0.485, so write it anew."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, values in self.normalisation.items():
             buffer = getattr(self, name)
             if not buffer.is_meta:

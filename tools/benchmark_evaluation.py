@@ -72,6 +72,9 @@ class HalfRobust(nn.Module):
         mean, std: what the images have been normalised by, for each colour.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.network = network

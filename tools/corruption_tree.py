@@ -87,8 +87,10 @@ def compare_images(tree: DataTree) -> None:
     """
     digests = {part: image_digest(tree, part) for part in tree.parts}
     votes = Counter(digests.values())
-    usual = max(digests, key=lambda part: (votes[digests[part]], tree.count(part)), default=None)
-    expected = set(image_ids(tree, usual)) if len(votes) > 1 else set()
+    if len(votes) < 2:
+        return
+    usual = max(digests, key=lambda part: (votes[digests[part]], tree.count(part)))
+    expected = set(image_ids(tree, usual))
     for part, digest in digests.items():
         if digest == digests[usual]:
             continue

@@ -53,7 +53,7 @@ def lasting_streams() -> Iterator[None]:
     fill_standard_descriptors()
     before = sys.stdout, sys.stderr
     ours = LastingStream(sys.stdout), LastingStream(sys.stderr)
-    sys.stdout, sys.stderr = ours  # type: ignore[assignment]
+    sys.stdout, sys.stderr = ours
     try:
         yield
     finally:

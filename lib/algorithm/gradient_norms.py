@@ -138,7 +138,7 @@ class GradientNorms:
         """The sums on the CPU, for a checkpoint."""
         return self.sums.cpu()
 
-    def rows(self, epoch: int) -> list[list]:
+    def rows(self, epoch: int) -> list[list[object]]:
         """The epoch's table, as `HEADER` says, and sums set back to zero."""
         names = [*self.layers, *(("all", group, "") for group in GROUPS)]
         table = []

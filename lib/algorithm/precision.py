@@ -11,7 +11,7 @@ import torch
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def precision_context(device: torch.device, precision: str) -> AbstractContextManager:
+def precision_context(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Autocast for bf16 and fp16, nothing for fp32."""
     enabled = precision != "fp32"
     return torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=enabled)

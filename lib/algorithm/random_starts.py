@@ -58,10 +58,11 @@ class RandomStarts:
             indices: (B,).
             restart: its number, one for each image or one for all.
         """
-        keys = torch.stack([indices, torch.zeros_like(indices) + restart], dim=1).tolist()
+        numbers = torch.zeros_like(indices) + restart
+        keys = zip(indices.tolist(), numbers.tolist(), strict=True)
         starts = [
-            self.drawn.pop((index, number), None) or self.draw(index, number, images.shape[1:])
-            for index, number in keys
+            self.drawn.pop(key) if key in self.drawn else self.draw(*key, images.shape[1:])
+            for key in keys
         ]
         noise = torch.empty(images.shape, pin_memory=images.is_cuda)
         torch.stack([start.result() for start in starts], out=noise)

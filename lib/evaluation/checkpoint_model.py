@@ -72,7 +72,7 @@ def load_evaluated_model(config: Config, device: torch.device, path: str = "") -
         source, digest = "torchvision IMAGENET1K_V1", state_digest(model)
         trained = None
         make_folder(folder)
-    model = model.to(device, memory_format=torch.channels_last).eval()
+    model = model.to(device).to(memory_format=torch.channels_last).eval()
     identity = {"path": source, "sha256": digest}
     for name in ("arch", "FN", "WN", "s_HE", "angular_margin_HE"):
         identity[name] = getattr(settings, name)

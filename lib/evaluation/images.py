@@ -64,14 +64,17 @@ def save_attack_images(
                 save_image(images[number], file, format="png")
     with torch.no_grad(), attacking(evaluation.model):
         after = evaluation.model(adversarial[:MOST_IN_FIGURE].to(data.context.device)).argmax(1)
-    names = settings.classes or [f"output {i}" for i in range(evaluation.model.num_classes)]
+
+    def class_name(output: int) -> str:
+        return settings.classes[output] if settings.classes else f"output {output}"
+
     shown = chosen[:MOST_IN_FIGURE]
     figure = attack_images(
         clean[: len(shown)],
         adversarial[: len(shown)],
-        [names[data.tree.labels[i]] for i in shown],
-        [names[rows[CLEAN][i].prediction] for i in shown],
-        [names[prediction] for prediction in after.tolist()],
+        [class_name(data.tree.labels[i]) for i in shown],
+        [class_name(rows[CLEAN][i].prediction) for i in shown],
+        [class_name(prediction) for prediction in after.tolist()],
         eps,
         title=f"{settings.describe()}, eps {255 * eps:g}/255",
     )
@@ -95,10 +98,10 @@ def attacked(
     """(position, clean image, adversarial image) on the CPU."""
     if not positions:
         return []
-    clean = {}
+    clean: dict[int, torch.Tensor] = {}
     for images, _, indices in data.batches(positions):
         clean |= dict(zip(indices.tolist(), images, strict=True))
-    found = {}
+    found: dict[int, torch.Tensor] = {}
     with attacking(evaluation.model):
         attack = make_attack(evaluation.model, spec, evaluation.threat)
         for outcome in attack.run(data.batches(positions)):

@@ -93,7 +93,7 @@ def make_trainer(
     train = config.TRAIN
     if train.sync_bn and context.world_size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model = model.to(context.device, memory_format=torch.channels_last)
+    model = model.to(context.device).to(memory_format=torch.channels_last)
     average = None
     if train.ema:  # batch-norm's statistics are averaged as the weights are
         average = AveragedModel(

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.gradient_norms import HEADER as NORMS_HEADER
 from lib.algorithm.metrics import averages
@@ -15,7 +17,6 @@ from lib.evaluation.validation import adversarial_examples, validate, validate_p
 from lib.training.gradient_table import write_rows
 from lib.training.loop import lr_at, stop_run
 from lib.training.state import Run, begin_epoch, epoch_totals, save
-from models.resnet import ResNet
 from utils.storage.checkpoint import BEST, BEST_EMA
 from utils.storage.files import write_csv
 
@@ -110,7 +111,7 @@ def cell(value: float | None) -> float | str:
     return "" if value is None else value
 
 
-def validate_network(run: Run, model: ResNet) -> Validation:
+def validate_network(run: Run, model: nn.Module) -> Validation:
     """Clean validation, and the score on the images that choose the best model."""
     train = run.config.TRAIN
     # Batch-norm's statistics are rank 0's, which are what a checkpoint keeps.

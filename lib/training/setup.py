@@ -102,8 +102,9 @@ def lock_folder(config: Config, resumed: Checkpoint | None) -> FolderLock:
     folder = make_folder(config.run_dir)
     lock = FolderLock(folder)
     # A model_best holds no state of a training: starting from it begins a new run.
-    resumes = resumed is not None and resumed.training is not None
-    here = resumes and Path(resumed.path).resolve().parent == folder.resolve()
+    here = False
+    if resumed is not None and resumed.training is not None:
+        here = Path(resumed.path).resolve().parent == folder.resolve()
     try:
         claim(folder, here, config.OPTIONS.overwrite)
     except UserError:

@@ -49,7 +49,7 @@ def run_processes(worker: Worker, config: Any, count: int, meeting: str) -> None
     def forward(signum: int, _: Any) -> None:
         forwarded.append(signum)
         for process in processes:
-            if process.is_alive():
+            if process.pid and process.is_alive():
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, signum)
 
@@ -129,6 +129,7 @@ def child(parent_pipe: Any, reports: Any, worker: Worker, config: Any, *place: A
     threading.Thread(target=end_with_parent, args=(parent_pipe,), daemon=True).start()
     # A spawned process would spawn its reading processes, too, each with an import of torch.
     multiprocessing.set_start_method(None, force=True)
+    report: tuple[str, Any] | None
     try:
         with stopping_at_once():
             let_through()

@@ -39,7 +39,7 @@ def agree(store: distributed.Store, rank: int, world_size: int) -> int:
     if rank == 0:
         attempt = store.add("attempt", 1)
         names = [store.get(f"{attempt} has {other}") for other in range(1, world_size)]  # waits
-        store.set(f"{attempt} is", b",".join(names))
+        store.set(f"{attempt} is", b",".join(names).decode())
         return attempt
     name, deadline = uuid.uuid4().hex, time.monotonic() + START_TIMEOUT.total_seconds()
     while time.monotonic() < deadline:

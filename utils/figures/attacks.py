@@ -44,8 +44,8 @@ def attack_images(
     # The gap between two triples is a column of its own.
     widths = ([1, 1, 1, 0.15] * across)[:-1]
     height = SIDE * rows * 1.13 + 0.5 + 0.2 * bool(title)
-    fig = Figure(figsize=(SIDE * sum(widths) + 0.4, height), layout="constrained")
-    fig.get_layout_engine().set(w_pad=0.03, h_pad=0.04, wspace=0, hspace=0.02)
+    fig = Figure(figsize=(SIDE * sum(widths) + 0.4, height))
+    fig.set_layout_engine("constrained", w_pad=0.03, h_pad=0.04, wspace=0, hspace=0.02)
     grid = fig.subplots(rows, len(widths), width_ratios=widths, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()

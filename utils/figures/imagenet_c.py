@@ -55,7 +55,9 @@ def imagenet_c(results: Mapping[str, ImageNetCResult], title: str = "") -> Figur
     groups = list(dict.fromkeys(group_of.values()))
     single = len(results) == 1
     fig = Figure(figsize=(WIDTH, 4.9 if single else 4.5), layout="constrained")
-    above, below = fig.subfigures(2, 1, height_ratios=(1.2 if single else 1, 1.1))
+    above, below = fig.subfigures(
+        2, 1, squeeze=False, height_ratios=(1.2 if single else 1, 1.1)
+    ).flat
     panels = np.atleast_1d(above.subplots(1, len(groups), sharey=True))
     for axes, group in zip(panels, groups, strict=True):
         draw_severities(axes, group_curves(results, group))

@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -116,8 +117,8 @@ def draw_curves(axes: Axes, rows: Rows, curves: Sequence[tuple[str, str]]) -> li
         if not present:
             continue
         drawn += present
-        style = {"color": COLOURS[place], "linestyle": LINES[place], "label": label}
-        axes.plot(epochs, values, marker=MARKERS[place] if len(epochs) <= 40 else None, **style)
+        (line,) = axes.plot(epochs, values, color=COLOURS[place], label=label)
+        line.set(linestyle=LINES[place], marker=MARKERS[place] if len(epochs) <= 40 else None)
     return drawn
 
 
@@ -178,7 +179,7 @@ def kind(row: Mapping[str, str]) -> str:
     return "bias" if name.endswith(".bias") else "weight"
 
 
-KIND_STYLES = {
+KIND_STYLES: dict[str, dict[str, Any]] = {
     "weight": {"linestyle": "-", "linewidth": 1.3, "fillstyle": "full"},
     "bias": {"linestyle": ":", "linewidth": 1.3, "fillstyle": "none"},
     # Shortcuts lie beside the main path, so no line leads through them.
@@ -194,7 +195,10 @@ def draw_ratios(axes: Axes, rows: Rows, place: int, shift: float) -> None:
         place: the run's, among the runs.
         shift: of the points to the right, in layers.
     """
-    marks = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+    marks: dict[str, Any] = {
+        "color": COLOURS[place % len(COLOURS)],
+        "marker": MARKERS[place % len(MARKERS)],
+    }
     for name, style in KIND_STYLES.items():
         members = [row for row in rows if kind(row) == name]
         members.sort(key=lambda row: float(row["depth"]))
@@ -237,9 +241,11 @@ def ratio_axis(axes: Axes, values: Sequence[float]) -> None:
     low, high = min(finite) / 1.15, max(finite) * 1.25
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    steps = (1, 1.5, 2, 3, 5, 7) if high / low < 30 else (1, 2, 5) if high / low < 1000 else (1,)
+    steps: tuple[float, ...] = (1,)
     if high / low < 3:
         steps = (1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    elif high / low < 1000:
+        steps = (1, 1.5, 2, 3, 5, 7) if high / low < 30 else (1, 2, 5)
     ticks = [step * 10.0**power for power in range(-8, 9) for step in steps]
     axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
