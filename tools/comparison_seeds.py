@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import yaml
-
 from tools.comparison_values import Row, Value
+from utils.storage.run_folder import run_settings
 
 # What changes no number of a run.
 IRRELEVANT = {"imagenet", "imagenet_c", "workers", "print_freq", "checkpoint_minutes", "compile"}
@@ -45,23 +43,13 @@ def setting_and_seed(row: Row) -> tuple[tuple[str, ...], int]:
     name, _, in_name = row.folder.name.partition("_seed")
     if not in_name.isdecimal():
         name, in_name = row.folder.name, "0"
-    config = read_settings(row.folder / "config.yml")
+    config = run_settings(row.folder)
     seed = config.get("RUN", {}).get("seed", int(in_name))
     training = {
         section: {k: v for k, v in config.get(section, {}).items() if k not in IRRELEVANT}
         for section in ("TRAIN", "ADV", "DATA", "HE")
     }
     return (name, row.checkpoint, json.dumps(training, sort_keys=True)), seed
-
-
-def read_settings(path: Path) -> dict[str, dict[str, Any]]:
-    """A run's settings; none where there is no such file."""
-    try:
-        content = yaml.safe_load(path.read_bytes())
-    except (OSError, yaml.YAMLError, RecursionError):
-        return {}
-    whole = isinstance(content, dict) and all(isinstance(v, dict) for v in content.values())
-    return content if whole else {}
 
 
 def merged(parts: Sequence[Sequence[Value]]) -> tuple[Value, ...]:

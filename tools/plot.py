@@ -90,8 +90,8 @@ def read_imagenet_c(path: str) -> ImageNetCResult:
 
 def draw_gradient_ratio(arguments: argparse.Namespace) -> list[Path]:
     """Gradient norm ratios of one or more runs."""
+    from utils.figures.gradients import gradient_ratio, read_gradient_norms
     from utils.figures.style import run_labels, save_figure
-    from utils.figures.training import gradient_ratio, read_gradient_norms
 
     labels = run_labels(arguments.inputs, arguments.labels)
     runs = [read_gradient_norms(run, arguments.epoch) for run in arguments.inputs]
@@ -101,11 +101,11 @@ def draw_gradient_ratio(arguments: argparse.Namespace) -> list[Path]:
 
 def draw_training(arguments: argparse.Namespace) -> list[Path]:
     """Training curves of one run."""
+    from utils.figures.run import draw_training as training
     from utils.figures.style import save_figure
-    from utils.figures.training import read_metrics, training_curves
 
     (run,) = arguments.inputs
-    return save_figure(training_curves(read_metrics(run), arguments.title), arguments.output)
+    return save_figure(training(Path(run), arguments.title), arguments.output)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from lib.evaluation.model_settings import ModelSettings
 from lib.evaluation.runner import CLEAN, AttackEvaluation
 from lib.evaluation.validation import EvaluationData
 from utils.distributed.context import DistributedContext
-from utils.figures.attacks import attack_images
+from utils.figures.attacks import AttackedImage, attack_images
 from utils.figures.style import save_figure
 from utils.storage.files import make_folder, replacing
+from utils.storage.measurement import radius_text
 
 MOST_IN_FIGURE = 12
 
@@ -36,8 +37,8 @@ def save_attack_images(
 
     Each is attacked by the first attack of the list that breaks it, or by the last one where none
     does. Writes `<stem>_images/<number>_{original,adversarial,perturbation}.png`, 8 bits a colour,
-    with the perturbation scaled so that grey is none and black and white are -eps and eps; and
-    the figure `<stem>_images.png` and `.pdf`.
+    with the perturbation scaled so that grey is none and black and white are -eps and eps (the
+    largest change under other norms than Linf); and the figure `<stem>_images.png` and `.pdf`.
     """
     data = evaluation.data
     right = [i for i, row in rows[CLEAN].items() if row.right] or list(rows[CLEAN])
@@ -53,9 +54,11 @@ def save_attack_images(
             found[index] = clean, adversarial
     clean = torch.stack([found[i][0] for i in chosen])
     adversarial = torch.stack([found[i][1] for i in chosen])
-    eps = evaluation.threat.eps
+    threat = evaluation.threat
+    largest = float((adversarial - clean).abs().max())
+    reach = max(threat.eps if threat.norm == "Linf" else largest, 1e-12)
     folder = make_folder(stem.with_name(f"{stem.name}_images"))
-    change = ((adversarial - clean) / (2 * max(eps, 1e-12)) + 0.5).clamp(0, 1)
+    change = ((adversarial - clean) / (2 * reach) + 0.5).clamp(0, 1)
     for number in range(len(chosen)):
         for name, images in (
             ("original", clean), ("adversarial", adversarial), ("perturbation", change)
@@ -68,16 +71,20 @@ def save_attack_images(
     def class_name(output: int) -> str:
         return settings.classes[output] if settings.classes else f"output {output}"
 
-    shown = chosen[:MOST_IN_FIGURE]
-    figure = attack_images(
-        clean[: len(shown)],
-        adversarial[: len(shown)],
-        [class_name(data.tree.labels[i]) for i in shown],
-        [class_name(rows[CLEAN][i].prediction) for i in shown],
-        [class_name(prediction) for prediction in after.tolist()],
-        eps,
-        title=f"{settings.describe()}, eps {255 * eps:g}/255",
-    )
+    shown = [
+        AttackedImage(
+            clean[place],
+            adversarial[place],
+            class_name(data.tree.labels[i]),
+            class_name(rows[CLEAN][i].prediction),
+            class_name(prediction),
+            breaking(rows, specs, i).label,
+        )
+        for place, (i, prediction) in enumerate(zip(chosen, after.tolist(), strict=False))
+    ]
+    eps = radius_text(threat.eps, threat.norm)
+    title = f"{settings.describe()}; protocol {threat.protocol.name}, eps {eps}"
+    figure = attack_images(shown, reach, title)
     save_figure(figure, stem.with_name(f"{stem.name}_images"))
 
 

@@ -273,15 +273,14 @@ def evaluation(count: int, checkpoint: Path, digits: Path, corrupted: Path, cwd:
     assert [one.status for one in done] == [0] * count, done
     assert [one.err for one in done] == [""] * count
     assert all(one.out == "" for one in done[1:])
-    attacks = json.loads((cwd / "attack_standard.json").read_text())
+    # The checkpoint does not say how it was trained, so names tell these settings.
+    (attacked,), (corruptions,) = cwd.glob("attack_*.json"), cwd.glob("imagenet_c_*.json")
+    attacks = json.loads(attacked.read_text())
     assert not list(cwd.glob("*.jsonl"))
-    corruptions = json.loads((cwd / "imagenet_c_standard_fog+contrast.json").read_text())[
-        "corruptions"
-    ]
     return (
         {key: attacks[key] for key in ("clean", "attacks", "worst_case")},
-        rows_of(cwd / "attack_standard_images.csv"),
-        corruptions,
+        rows_of(attacked.with_name(f"{attacked.stem}_images.csv")),
+        json.loads(corruptions.read_text())["corruptions"],
     )
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from records import attack_result, imagenet_c_result
 from records import write as write_record
@@ -21,15 +23,12 @@ from records import write as write_record
 from lib.imagenet_c.corruptions import EXTRA, STANDARD
 from tools import plot as plotting
 from utils.errors import UserError
-from utils.figures.attacks import attack_images
+from utils.figures.attacks import AttackedImage, attack_images
+from utils.figures.gradients import gradient_ratio, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
+from utils.figures.run import draw_training
 from utils.figures.style import COLOURS, run_label, run_labels, save_figure
-from utils.figures.training import (
-    gradient_ratio,
-    read_gradient_norms,
-    read_metrics,
-    training_curves,
-)
+from utils.figures.training import read_metrics, training_curves
 
 ROOT = Path(__file__).resolve().parents[2]
 FREE = "resnet18_free_adv_step4_eps4_repeat4_bs256"
@@ -160,22 +159,45 @@ def test_colours_stay_apart_for_the_colour_blind():
 
 # Figures
 
+PIXELS = np.zeros((3, 4, 4))
+FIGURES = {
+    "training": lambda runs: training_curves(read_metrics(runs[0]), "T", margin=True),
+    "gradients": lambda runs: gradient_ratio({"A": read_gradient_norms(runs[0])}, "T"),
+    "one result": lambda _: imagenet_c({"A": imagenet_c_result(0.8, STANDARD + EXTRA)}, "T"),
+    "results": lambda _: imagenet_c({"A": imagenet_c_result(), "B": imagenet_c_result()}, "T"),
+    "images": lambda _: attack_images(
+        [AttackedImage(PIXELS, PIXELS, "a", "a", "a", "PGD-10 (ce)")] * 4, 0.1, "T"
+    ),
+}
+
 
 def test_training_curves(runs):
-    fig = training_curves(read_metrics(runs[0]), "a title")
-    loss, accuracy, rate = fig.axes
-    assert lines_of(loss)["validation (clean)"] == pytest.approx([1 / e for e in range(1, 5)])
-    assert lines_of(accuracy)["training (adversarial)"] == [20, 40, 60, 80]
+    fig = training_curves(read_metrics(runs[0]), "a $title$")
+    loss, accuracy, rate = (axes for axes in fig.axes)
+    assert lines_of(loss)["validation: clean images"] == pytest.approx([1 / e for e in range(1, 5)])
+    assert lines_of(accuracy)["training: adversarial images"] == [20, 40, 60, 80]
     assert len(accuracy.get_lines()) == 2
     assert list(rate.get_lines()[0].get_ydata()) == [0.1, 0.1, 0.01, 0.01]
-    assert [axes.get_xlabel() for axes in fig.axes] == ["epoch"] * 3
+    assert "log" in rate.get_ylabel()
+    assert loss.get_ylabel() == "cross-entropy (nats)"
     assert accuracy.get_ylabel() == "top-1 accuracy (%)"
-    assert "a title" in texts(fig)
+    assert r"a \$title\$" in texts(fig)
 
 
-def test_training_curves_with_robust_selection(runs):
-    _, accuracy, _ = training_curves(read_metrics(runs[1])).axes
-    assert lines_of(accuracy)["validation (PGD-10)"] == [9, 18]
+def test_training_curves_say_what_the_loss_is(runs):
+    """With a margin it is no cross-entropy, as the validation's is."""
+    (runs[1] / "config.yml").write_text("HE: {FN: True, WN: True, angular_margin_HE: 0.2}")
+    for run, says in zip(runs, (False, True), strict=True):
+        fig = draw_training(run)
+        assert ("margin" in texts(fig)) == says
+        assert fig.axes[0].get_ylabel().startswith("loss" if says else "cross-entropy")
+
+
+def test_a_constant_learning_rate_takes_no_panel(runs):
+    fig = training_curves(read_metrics(runs[1]))
+    loss, accuracy = fig.axes
+    assert "learning rate 0.1" in loss.get_xlabel()
+    assert lines_of(accuracy)["validation: PGD-10"] == [9, 18]
 
 
 def test_training_curves_of_one_epoch(runs, tmp_path):
@@ -186,16 +208,18 @@ def test_gradient_ratio(runs):
     rows = {name: read_gradient_norms(run) for name, run in zip(("A", "B"), runs, strict=True)}
     fig = gradient_ratio(rows)
     conv, bn, fc = fig.axes
-    drawn = [sorted(line.get_ydata()) for line in conv.get_lines()]
-    assert [1, 1] in drawn  # the line at 1
-    assert [40, 42] in drawn  # A, last epoch, the main path
-    assert [43] in drawn  # its shortcut
-    assert [20, 22] in drawn  # B
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in conv.get_lines()]
+    assert [1, 1] in [y for _, y in drawn]  # the line at 1
+    # Convolutions alone are counted: batch-norm lies between the two, and the shortcut beside.
+    assert ([1, 2], [40, 42]) in drawn
+    assert ([2], [43]) in drawn
+    assert ([1, 2], [20, 22]) in drawn
     biases = [list(line.get_ydata()) for line in bn.get_lines() if line.get_linestyle() == ":"]
     assert [20.5] in biases
     assert [text.get_text() for text in conv.get_legend().get_texts()] == ["43.00", "23.00"]
     assert [text.get_text() for text in fc.get_legend().get_texts()] == ["44.00", "24.00"]
     assert conv.get_yscale() == "log"
+    assert "log" in conv.get_ylabel()
     assert {"A", "B", "weight", "bias", "shortcut (downsample)", "equal norms"} <= {
         text.get_text() for text in fig.legends[0].get_texts()
     }
@@ -245,17 +269,30 @@ def test_attack_images(tmp_path):
     rng = np.random.default_rng(0)
     clean = rng.uniform(0.2, 0.8, (3, 3, 16, 16))
     adversarial = clean + 8 / 255 * rng.choice([-1, 0, 1], clean.shape)
-    names = ["cat", "dog", "bird"]
-    fig = attack_images(clean, adversarial, names, names, ["cat", "cat", "bird"], 8 / 255, "PGD")
+    names = zip(("cat", "$dog$", "bird"), ("cat", "cat", "bird"), strict=True)
+    images = [
+        AttackedImage(clean[i], adversarial[i], name, name, after, "PGD-10 (ce)")
+        for i, (name, after) in enumerate(names)
+    ]
+    fig = attack_images(images, 8 / 255, "resnet18; protocol paper")
     shown = [axes.get_images()[0].get_array() for axes in fig.axes if axes.get_images()]
     assert len(shown) == 9
     # Black, grey and white are -eps, no change and +eps.
     assert np.unique(np.round(shown[1], 6)).tolist() == [0, 0.5, 1]
     assert np.allclose(shown[2], np.moveaxis(adversarial[0], 0, 2))
     words = texts(fig)
-    for word in ("change, ±8/255", "true: dog", "✗ cat", "✓ bird", "PGD"):
+    for word in ("±8/255", r"\$dog\$", "✗ cat", "✓ bird", "PGD-10 (ce)", "protocol paper"):
         assert word in words
     assert_readable(save_figure(fig, tmp_path / "attack"))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_fonts_are_readable_in_a_text_of_55_inches(runs, name):
+    fig = FIGURES[name](runs)
+    FigureCanvasAgg(fig).draw()
+    assert fig.get_figwidth() <= 5.5
+    sizes = [text.get_fontsize() for text in fig.findobj(Text) if text.get_text().strip()]
+    assert min(sizes) >= 7
 
 
 def test_drawing_leaves_matplotlib_as_it_was(runs):

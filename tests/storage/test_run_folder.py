@@ -258,9 +258,9 @@ def test_resume_auto_without_a_whole_checkpoint(digits: Path, again: Path) -> No
 
 def test_resume_auto_with_other_settings_names_both(digits: Path, again: Path) -> None:
     arguments = (digits, "--FN", "--WN", "--resume", "auto")
-    changed = settings(TRAIN__epochs=4, DATA__crop_size=40)
+    changed = settings(TRAIN__epochs=4, DATA__crop_size=24)
     message = only_error(call("main_free.py", *arguments, *changed))
-    assert "DATA.crop_size 32, now 40" in message
+    assert "DATA.crop_size 32, now 24" in message
     assert "config.yml" in message
 
 

@@ -172,9 +172,8 @@ def test_low_precision_trains(digits: Path, precision: str) -> None:
     done = call("main_free.py", digits, "--FN", "--WN", *settings(**changes))
     assert done.status == 0, done.err
     assert f"searched in {precision}, judged in fp32" in done.out
-    assert json.loads((the_run() / "attack_standard.json").read_text())["provenance"][
-        "precision"
-    ] == (precision)
+    result = json.loads((the_run() / f"attack_standard_{precision}.json").read_text())
+    assert result["provenance"]["precision"] == precision
 
 
 @pytest.mark.slow

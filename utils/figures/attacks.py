@@ -3,69 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.figures.style import COLOURS, styled
+from utils.figures.style import COLOURS, WIDTH, literal, styled
 
 RIGHT, WRONG = COLOURS[2], COLOURS[1]
 ACROSS = 2  # triples of images beside each other
-SIDE = 1.45  # inches
+LETTERS = 14  # that fit below an image
+
+
+@dataclass(frozen=True)
+class AttackedImage:
+    """One image and what became of it.
+
+    Attributes:
+        clean, adversarial: (3, H, W) pixels in [0, 1], arrays or CPU tensors.
+        label: name of the true class.
+        before, after: names of the classes predicted on the two.
+        attack: name of the attack.
+    """
+
+    clean: Any
+    adversarial: Any
+    label: str
+    before: str
+    after: str
+    attack: str
 
 
 @styled
-def attack_images(
-    clean: Any,
-    adversarial: Any,
-    labels: Sequence[str],
-    clean_predictions: Sequence[str],
-    adversarial_predictions: Sequence[str],
-    eps: float,
-    title: str = "",
-) -> Figure:
-    """Images, their perturbations scaled so that eps fills the range, and what becomes of them.
+def attack_images(images: Sequence[AttackedImage], reach: float, title: str) -> Figure:
+    """Images, their perturbations scaled so that `reach` fills the range, and what becomes of them.
 
     Args:
-        clean: (N, 3, H, W) pixels in [0, 1], an array or a CPU tensor.
-        adversarial: the same, after the attack.
-        labels: name of each true class.
-        clean_predictions: name of the class predicted on each clean image.
-        adversarial_predictions: the same on the adversarial images.
-        eps: the attack's radius in [0, 1]: grey is no change, black and white are -eps and +eps.
+        reach: change of a pixel in [0, 1] that is drawn white; its opposite is black, none grey.
         title: above the figure.
     """
-    clean, adversarial = (np.moveaxis(np.asarray(x, float), 1, 3) for x in (clean, adversarial))
-    changes = np.clip(0.5 + (adversarial - clean) / (2 * max(eps, 1e-12)), 0, 1)
-    across = min(ACROSS, len(clean))
-    rows = -(-len(clean) // across)
+    across = min(ACROSS, len(images))
+    rows = -(-len(images) // across)
     # The gap between two triples is a column of its own.
-    widths = ([1, 1, 1, 0.15] * across)[:-1]
-    height = SIDE * rows * 1.13 + 0.5 + 0.2 * bool(title)
-    fig = Figure(figsize=(SIDE * sum(widths) + 0.4, height))
-    fig.set_layout_engine("constrained", w_pad=0.03, h_pad=0.04, wspace=0, hspace=0.02)
+    widths = ([1, 1, 1, 0.12] * across)[:-1]
+    side = WIDTH / (sum(widths) + 0.3) if across == ACROSS else 1.0
+    size = (side * (sum(widths) + 0.3), (side + 0.36) * rows + 0.55)
+    fig = Figure(figsize=size)
+    fig.set_layout_engine("constrained", w_pad=0.02, h_pad=0.03, wspace=0, hspace=0.02)
     grid = fig.subplots(rows, len(widths), width_ratios=widths, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for place in range(len(clean)):
+    for place, image in enumerate(images):
         row, column = place // across, 4 * (place % across)
         panels = grid[row, column : column + 3]
-        for axes, image in zip(panels, (clean, changes, adversarial), strict=True):
-            draw_image(axes, image[place])
+        draw_triple(panels, image, reach)
         if row == 0:
-            captions = ("original", f"change, ±{255 * eps:.3g}/255", "adversarial")
+            captions = ("original", f"change, ±{255 * reach:.3g}/255", "adversarial")
             for axes, caption in zip(panels, captions, strict=True):
-                axes.set_title(caption, fontsize=8.5)
-        truth = labels[place]
-        write_prediction(panels[0], clean_predictions[place], truth)
-        panels[1].set_xlabel(f"true: {shortened(truth, 13)}", fontsize=8, labelpad=2)
-        write_prediction(panels[2], adversarial_predictions[place], truth)
-    note = "Below the images: the class predicted (✓ right, ✗ wrong). Grey is no change."
-    fig.supxlabel(note, fontsize=7.5, color="#444444")
-    fig.suptitle(title, fontsize=10)
+                axes.set_title(caption, fontsize=7.5)
+    note = "Below: true class, attack, and the classes predicted (✓ right, ✗ wrong)."
+    fig.supxlabel(f"{note} Grey is no change.", fontsize=7, color="#444444")
+    fig.suptitle(literal(title), fontsize=8.5)
     return fig
+
+
+def draw_triple(panels: Sequence[Axes], image: AttackedImage, reach: float) -> None:
+    """An image, its change, and the adversarial image, with their captions."""
+    clean, adversarial = (
+        np.moveaxis(np.asarray(x, float), 0, 2) for x in (image.clean, image.adversarial)
+    )
+    change = np.clip(0.5 + (adversarial - clean) / (2 * reach), 0, 1)
+    for axes, pixels in zip(panels, (clean, change, adversarial), strict=True):
+        draw_image(axes, pixels)
+    write_prediction(panels[0], image.before, image.label)
+    about = f"{shortened(image.label)}\n{literal(image.attack)}"
+    panels[1].set_xlabel(about, fontsize=7, labelpad=2)
+    write_prediction(panels[2], image.after, image.label)
 
 
 def draw_image(axes: Axes, image: np.ndarray) -> None:
@@ -81,10 +96,10 @@ def draw_image(axes: Axes, image: np.ndarray) -> None:
 def write_prediction(axes: Axes, prediction: str, truth: str) -> None:
     """What the network says, below the image: a sign as well as a colour for right and wrong."""
     right = prediction == truth
-    text = f"{'✓' if right else '✗'} {shortened(prediction, 18)}"
-    axes.set_xlabel(text, fontsize=8, color=RIGHT if right else WRONG, labelpad=2)
+    text = f"{'✓' if right else '✗'} {shortened(prediction)}"
+    axes.set_xlabel(text, fontsize=7, color=RIGHT if right else WRONG, labelpad=2)
 
 
-def shortened(name: str, most: int) -> str:
+def shortened(name: str) -> str:
     """A class name that fits below an image."""
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    return literal(name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…")

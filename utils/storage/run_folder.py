@@ -6,7 +6,9 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from utils.config.yaml_files import read_yaml
 from utils.errors import UserError
 
 ROOT = Path("trained_models")
@@ -51,6 +53,15 @@ def find_checkpoint(path: str) -> str:
         f"--resume {path}: no such checkpoint, here or under {ROOT}/; there is "
         + (listed or "none at all")
     )
+
+
+def run_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """The sections of a run's config.yml; none where there is no such file."""
+    try:
+        sections = read_yaml(str(folder / "config.yml"))
+    except UserError:
+        return {}
+    return {name: keys for name, keys in sections.items() if isinstance(keys, dict)}
 
 
 def holds_run(folder: Path) -> bool:
