@@ -121,6 +121,7 @@ def test_a_lost_peer_is_told_from_other_errors() -> None:
         "[gloo/transport/tcp/pair.cc:525] Connection closed by peer [127.0.0.1]:29500",
         "NCCL error: remote process exited or there was a network error",
         "writev [10.0.0.1]: Broken pipe",
+        "NCCL communicator was aborted on rank 1.",
     ]
     assert all(distributed.lost_peer(RuntimeError(text)) for text in texts)
     assert not distributed.lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

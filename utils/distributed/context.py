@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
+from utils.distributed.device import choose_device, gpu_identity, require_own_gpus, take_device
 from utils.distributed.rendezvous import store_of_attempt
 from utils.distributed.signals import STOP_SIGNALS, handling
 from utils.errors import SharedUserError, UserError
@@ -24,7 +25,13 @@ T = TypeVar("T")
 # because its connection closes.
 TIMEOUT = timedelta(hours=24)
 # What gloo and NCCL say when a process that they talk to is gone.
-GONE = re.compile(r"(closed|reset) by peer|broken pipe|remote process exited", re.IGNORECASE)
+GONE = re.compile(
+    r"(closed|reset) by peer|broken pipe|remote process exited|communicator was aborted",
+    re.IGNORECASE,
+)
+# Readers are forked after NCCL has begun: libibverbs keeps the memory of InfiniBand apart if told
+# to, on large pages, too.
+FORK_SAFE = ("IBV_FORK_SAFE", "RDMAV_FORK_SAFE", "RDMAV_HUGEPAGES_SAFE")
 
 
 @dataclass(frozen=True)
@@ -114,48 +121,6 @@ class DistributedContext:
         return result  # type: ignore[return-value]
 
 
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device that `--device` names; `auto` is CUDA, else MPS, else the CPU.
-
-    Raises:
-        UserError: there is no such device here.
-    """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        name = "cuda" if cuda else "mps" if mps else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"--device {name}: unknown; use auto, cpu, cuda, cuda:1 or mps")
-    here = {"cpu": True, "cuda": cuda, "mps": mps}[device.type]
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", local_rank)
-    if not here or (device.type == "cuda" and device.index >= torch.cuda.device_count()):
-        raise UserError(f"--device {name}: there is none here; use --device auto")
-    return device
-
-
-def number_of_processes(nproc: int, device: str) -> int:
-    """`--nproc`, or one per visible GPU where CUDA is used, or one.
-
-    Raises:
-        UserError: more processes than GPUs.
-    """
-    kind = choose_device(device)
-    many = kind.type == "cuda" and device in ("auto", "cuda")
-    available = torch.cuda.device_count() if many else 1
-    if kind.type != "cpu" and nproc > available:
-        raise UserError(f"--nproc {nproc}: only {available} {kind.type} device here; take fewer")
-    return nproc or available
-
-
-def under_torchrun() -> bool:
-    """Whether a launcher has set this process's rank in its environment."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def init(
     device_name: str, rank: int, world_size: int, local_rank: int, meeting: str
 ) -> DistributedContext:
@@ -164,15 +129,19 @@ def init(
     Args:
         meeting: `file://PATH` of a file that no other processes meet at; empty under torchrun,
             where the environment says where to meet.
+
+    Raises:
+        UserError: the device is missing or of no use, or another process's.
     """
     device = choose_device(device_name, local_rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    take_device(device)
     if world_size == 1:
         return DistributedContext(rank, world_size, device)
     if device.type == "mps":
         raise UserError("several processes need CUDA or the CPU; MPS has one device")
     backend = "nccl" if device.type == "cuda" else "gloo"
+    for name in FORK_SAFE:
+        os.environ.setdefault(name, "1")
     # Python's handlers would only be called once all are there; nothing is to be saved yet.
     with handling(dict.fromkeys(STOP_SIGNALS, signal.SIG_DFL)):
         store = None if meeting else store_of_attempt(rank, world_size)
@@ -185,31 +154,10 @@ def init(
             timeout=TIMEOUT,
         )
         control = distributed.new_group(backend="gloo", timeout=TIMEOUT)
-    return DistributedContext(rank, world_size, device, control)
-
-
-def check_launcher() -> None:
-    """What torchrun (or another launcher) has put into the environment must be complete.
-
-    Raises:
-        UserError: names the variable that is missing or wrong.
-    """
-    needed = ["RANK", "WORLD_SIZE"]
-    if os.environ["WORLD_SIZE"] != "1":
-        needed += ["LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"]
-    for name in needed:
-        value = os.environ.get(name, "")
-        if not value or (name != "MASTER_ADDR" and not value.isdecimal()):
-            raise UserError(
-                f"the environment has RANK and WORLD_SIZE, and {name} is {value or 'missing'!r}:"
-                " start by torchrun, or unset them for processes that start themselves"
-            )
-
-
-def init_from_environment(device_name: str) -> DistributedContext:
-    """Meet the processes that torchrun (or another launcher) has started."""
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    return init(device_name, rank, world_size, int(os.environ.get("LOCAL_RANK", 0)), "")
+    context = DistributedContext(rank, world_size, device, control)
+    if device.type == "cuda":
+        require_own_gpus(context.gather(gpu_identity(device)))
+    return context
 
 
 def lost_peer(error: BaseException) -> bool:

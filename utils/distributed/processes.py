@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from contextlib import suppress
 from multiprocessing import connection
 from typing import Any
 
+from utils.config.schema import Config
 from utils.distributed.signals import (
     SAVE_SIGNAL,
     STOP_SIGNALS,
@@ -32,7 +34,7 @@ END_SECONDS = 5.0  # for a process to end by itself once its parent pipe is clos
 SAVE_SECONDS = 60.0  # for the others to save and end after one was stopped by a signal
 
 
-def run_processes(worker: Worker, config: Any, count: int, meeting: str) -> None:
+def run_processes(worker: Worker, config: Config, count: int, meeting: str) -> None:
     """Start `count` processes, pass signals on, and end all when one fails."""
     context = multiprocessing.get_context("spawn")
     with holding_back():
@@ -124,7 +126,7 @@ def raise_cause(failed: dict[int, int], running: list, reports: Any, forwarded: 
 
 
 @lasting_streams()
-def child(parent_pipe: Any, reports: Any, worker: Worker, config: Any, *place: Any) -> None:
+def child(parent_pipe: Any, reports: Any, worker: Worker, config: Config, *place: Any) -> None:
     """One of the processes. After a failure it ends at once: peers may be waiting for it."""
     threading.Thread(target=end_with_parent, args=(parent_pipe,), daemon=True).start()
     # A spawned process would spawn its reading processes, too, each with an import of torch.
@@ -133,16 +135,19 @@ def child(parent_pipe: Any, reports: Any, worker: Worker, config: Any, *place: A
     try:
         with stopping_at_once():
             let_through()
-            work_as_rank(worker, config, *place)
+            rank, count, meeting = place
+            share_cores(count)
+            meet_and_work(worker, config, rank, count, rank, meeting)
         return
     except UserError as error:
-        report, status = ("user", str(error)), 2
+        report: tuple[str, Any] | None = ("user", str(error))
+        status = 2
     except (Interrupted, StoppedAtOnce) as stop:
         # Only the first process prints what it has to say.
         report, status = ("stopped" if place[0] else "said", stop), 128 + stop.signum
     except BaseException as error:
         report, status = report_of(error), 1
-    if report:
+    if report is not None:
         reports.put(report)
     end_readers()
     sys.stdout.flush()
@@ -156,13 +161,47 @@ def report_of(error: BaseException) -> tuple[str, str] | None:
     return None if lost_peer(error) else ("bug", traceback.format_exc())
 
 
-def work_as_rank(worker: Worker, config: Any, rank: int, count: int, meeting: str) -> None:
-    """Meet the others and work."""
+def meet_and_work(
+    worker: Worker, config: Config, rank: int, count: int, local_rank: int, meeting: str
+) -> None:
+    """Be one of `count` processes, or the only one.
+
+    Args:
+        meeting: see `context.init`.
+
+    Raises:
+        UserError: the worker's, or the device's memory was too small.
+    """
     from utils.distributed import context as distributed
 
-    share_cores(count)
-    worker(config, distributed.init(config.RUN.device, rank, count, rank, meeting))
-    distributed.destroy()
+    context = distributed.init(config.RUN.device, rank, count, local_rank, meeting)
+    try:
+        worker(config, context)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(too_large(config, count, str(context.device))) from error
+    distributed.destroy()  # not after an error: it would wait for peers that may be busy
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the CPU, had no memory left."""
+    import torch
+
+    said = re.search(r"out of memory|can't allocate memory", str(error), re.IGNORECASE)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or said is not None
+
+
+def too_large(config: Config, count: int, device: str) -> str:
+    """What was too large for a device's memory, and what makes it smaller."""
+    evaluation = config.OPTIONS.evaluate or config.OPTIONS.eva_on_imagenet_c
+    section, values = ("EVAL", config.EVAL) if evaluation else ("TRAIN", config.TRAIN)
+    batch = max(1, config.DATA.batch_size // count)
+    return (
+        f"out of memory on {device} with batches of {batch} images a device, DATA.crop_size"
+        f" {config.DATA.crop_size} and {section}.precision {values.precision}; lower"
+        f" DATA.batch_size or the crop, or use {section}.precision bf16"
+    )
 
 
 def end_with_parent(parent_pipe: Any) -> None:
