@@ -1,0 +1,210 @@
+"""The four trainings with and without hypersphere embedding, over seeds, on real digits.
+
+    python -m tools.study [DIR]         # default: study; about an hour on two idle cores
+    python -m tools.study --quick       # a few images and one seed, to see that it works
+
+Trains free, fast, pgd and natural, each plain and with HE, through the suite's own commands,
+attacks every model, and leaves DIR/STUDY.md with a table (mean ± standard deviation over seeds) and
+a figure of robust accuracy against training cost. A run that is finished is kept, and one that was
+interrupted is resumed, by the same command again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.evaluation.attack_list import parse_attack
+from tools.compare import main as compare
+from tools.demo import CONFIG, HE, ROOT
+from tools.study_report import write_report
+from utils.config.command_line import parse_command_line
+from utils.config.parser import OneLineParser
+from utils.config.schema import Config
+from utils.distributed.launch import run_command
+from utils.errors import UserError
+from utils.storage.files import make_folder
+from utils.storage.results import AttackResult, find_results
+
+# What each training gets: its epochs and its own numbers; steps are of 255.
+METHODS: dict[str, dict[str, Any]] = {
+    "natural": {"TRAIN.epochs": 10},
+    "free": {"TRAIN.epochs": 20, "ADV.n_repeats": 4, "ADV.fgsm_step": 24},
+    "fast": {"TRAIN.epochs": 10, "ADV.fgsm_step": 30},
+    "pgd": {"TRAIN.epochs": 10, "ADV.train_steps": 3, "ADV.fgsm_step": 16},
+}
+# The last model is judged: none is chosen by the images that it is then judged on.
+SETTINGS = {
+    "TRAIN.schedule": "cosine",
+    "TRAIN.lr": 0.01,
+    "TRAIN.val_every": 1000,
+    "DATA.workers": 0,
+}
+QUICK = {"TRAIN.epochs": 1, "ADV.n_repeats": 1, "DATA.img_size": 16, "DATA.crop_size": 16}
+ATTACKS = ("pgd20", "pgd20-margin", "apgd")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training and its attacks: a row's name, its seed, the command, where results go."""
+
+    name: str
+    seed: int
+    words: tuple[str, ...]
+    config: Config
+    folder: Path  # the study's
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return self.folder / self.config.run_dir
+
+    @property
+    def done(self) -> bool:
+        """Whether the attacks' result is there."""
+        return any(self.run.glob("attack_*.json"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit status."""
+    return run_command(lambda: study(parse(argv)))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments.
+
+    Raises:
+        UserError: a flag is wrong.
+    """
+    parser = OneLineParser(
+        prog="python -m tools.study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", nargs="?", default="study", metavar="DIR", help="default: study")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="trainings at a time"
+    )
+    parser.add_argument("--quick", action="store_true", help="a few images, one seed, one epoch")
+    arguments = parser.parse_args(argv)
+    for name in ("seeds", "jobs"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} {getattr(arguments, name)}: at least 1 is needed")
+    return arguments
+
+
+def study(arguments: argparse.Namespace) -> None:
+    """Data, trainings with their attacks, comparison, report."""
+    folder = make_folder(arguments.folder).resolve()
+    make_data(folder, arguments.quick)
+    jobs = all_jobs(folder, 1 if arguments.quick else arguments.seeds, arguments.quick)
+    run_jobs([job for job in jobs if not job.done], arguments.jobs, len(jobs))
+    names = list(dict.fromkeys(job.name for job in jobs))
+    runs = [str(os.path.relpath(job.run)) for job in jobs]
+    stem = os.path.relpath(folder / "comparison")
+    if status := compare([*runs, "--names", *names, "-o", stem]):
+        raise UserError(f"the comparison ended with status {status}")
+    report = write_report(folder, {job.run: (job.name, job.config) for job in jobs})
+    print(f"written: {os.path.relpath(report)}")
+
+
+def make_data(folder: Path, quick: bool) -> None:
+    """The digits, and of them a few where it is to be quick."""
+    run_quietly(folder, "digits", ["-m", "tools.demo_data", "digits", "--workers", "1"])
+    if quick and not (folder / "few").exists():
+        for source in sorted((folder / "digits").glob("*/*")):
+            target = folder / "few.part" / source.relative_to(folder / "digits")
+            target.mkdir(parents=True)
+            for image in sorted(source.iterdir())[:4]:
+                shutil.copy(image, target)
+        (folder / "few.part").rename(folder / "few")
+
+
+def all_jobs(folder: Path, seeds: int, quick: bool) -> list[Job]:
+    """Every training, those of one row together."""
+    attacks = ",".join(name for name in ATTACKS if is_known(name))
+    data = str(folder / ("few" if quick else "digits"))
+    jobs = []
+    for method, own in METHODS.items():
+        values = {"TRAIN.method": method, **SETTINGS, **own, **(QUICK if quick else {})}
+        flags = [word for key, v in values.items() for word in ("--set", f"{key}={v}")]
+        for name, embedding in ((method, []), (f"{method} + HE", HE)):
+            for seed in range(seeds):
+                words = [data, *CONFIG, *flags, *embedding, "--attack", attacks]
+                words += ["--seed", str(seed), "--resume", "auto"]
+                config = parse_command_line(words, "main_free", "")
+                jobs.append(Job(name, seed, tuple(words), config, folder))
+    return jobs
+
+
+def is_known(attack: str) -> bool:
+    """Whether the suite has this attack."""
+    try:
+        parse_attack(attack, 1 / 255)
+    except UserError:
+        return False
+    return True
+
+
+def run_jobs(jobs: Sequence[Job], at_once: int, total: int) -> None:
+    """Train and attack, several at a time; a line for each that is done.
+
+    Raises:
+        UserError: one failed; its log says why.
+    """
+    done = total - len(jobs)
+    print(f"{total} trainings, {done} of them finished before", flush=True)
+    with ThreadPoolExecutor(at_once) as pool:
+        running = [pool.submit(run_job, job) for job in jobs]
+        try:
+            for number, future in enumerate(as_completed(running), done + 1):
+                print(f"[{number}/{total}] {future.result()}", flush=True)
+        except BaseException:
+            for future in running:
+                future.cancel()
+            raise
+
+
+def run_job(job: Job) -> str:
+    """Train and attack; what came of it."""
+    began = time.monotonic()
+    label = f"{job.name}, seed {job.seed}"
+    run_quietly(job.folder, label, [str(ROOT / "main_free.py"), *job.words])
+    (result,) = (r for r in find_results([job.run]).values() if isinstance(r, AttackResult))
+    worst, minutes = result.worst_case.top1.percent, (time.monotonic() - began) / 60
+    clean = result.clean.top1.percent
+    return f"{label}: {clean:.1f} % clean, {worst:.1f} % in the worst case ({minutes:.1f} min)"
+
+
+def run_quietly(folder: Path, label: str, words: Sequence[str]) -> None:
+    """Run a command in the study's folder, on one thread, into a log.
+
+    Raises:
+        UserError: it failed.
+    """
+    log = make_folder(folder / "logs") / f"{label.replace(' ', '_')}.txt"
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    with open(log, "a", encoding="utf-8") as file:
+        done = subprocess.run(
+            [sys.executable, *words], cwd=folder, env=environment, stdout=file, stderr=file
+        )
+    if done.returncode:
+        raise UserError(
+            f"{label} ended with status {done.returncode}; {log} says why, and the same command"
+            " resumes the study"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

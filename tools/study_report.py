@@ -1,0 +1,113 @@
+"""The study's STUDY.md: how it was made, the table, the figure, and what they do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean, stdev
+
+from lib.algorithm.training_methods import METHODS
+from utils.config.schema import Config
+from utils.figures.study import Point, robustness_against_cost
+from utils.figures.style import save_figure
+from utils.storage.files import atomic_write
+from utils.storage.results import AttackResult, find_results
+
+TEXT = """# Free, fast, PGD and natural training, with and without hypersphere embedding
+
+Made by `python -m tools.study` on {date} with torch {torch} on {device}: {arch} on scikit-learn's
+handwritten digits, {train_images} training and {val_images} validation images of {size} px,
+eps {eps:g}/255, batch {batch}, a cosine of the learning rate from {lr:g}, {seeds} seed{s}. The last
+model of each training is attacked, so that no image has chosen what it judges.
+
+| training | epochs | steps | forward-backward passes of the training set |
+|---|---|---|---|
+{costs}
+
+{comparison}
+
+![robust accuracy against training cost](cost.png)
+
+What this does not show: anything about ImageNet. These are small grey images of ten classes and a
+network trained for minutes; epochs and learning rate are the same for plain and HE and were not
+tuned for either, and {seeds} seed{s} tell{s2} large differences alone.
+"""
+
+
+def write_report(folder: Path, runs: Mapping[Path, tuple[str, Config]]) -> Path:
+    """Write DIR/STUDY.md and DIR/cost.png from the results of all runs.
+
+    Args:
+        folder: the study's.
+        runs: {run folder: (name of its row, its settings)}.
+
+    Returns:
+        The report's path.
+    """
+    results = {run: attack_result(run) for run in runs}
+    worst: dict[str, list[float]] = {}
+    configs: dict[str, Config] = {}
+    for run, (name, config) in runs.items():
+        worst.setdefault(name, []).append(results[run].worst_case.top1.percent)
+        configs.setdefault(name, config)
+    points = [
+        Point(
+            name,
+            training_cost(configs[name]),
+            fmean(v),
+            stdev(v) if len(v) > 1 else 0.0,
+            "HE" in name,
+        )
+        for name, v in worst.items()
+    ]
+    save_figure(robustness_against_cost(points), folder / "cost")
+    first = next(iter(results.values()))
+    config, seeds = next(iter(configs.values())), max(map(len, worst.values()))
+    text = TEXT.format(
+        date=first.provenance["date"][:10],
+        torch=first.provenance["versions"]["torch"],
+        device=first.provenance["device"],
+        arch=config.TRAIN.arch,
+        train_images=count_images(config, "train"),
+        val_images=count_images(config, "val"),
+        size=config.DATA.crop_size,
+        eps=255 * config.eps,
+        batch=config.DATA.batch_size,
+        lr=config.TRAIN.lr,
+        seeds=seeds,
+        s="" if seeds == 1 else "s",
+        s2="s" if seeds == 1 else "",
+        costs="\n".join(cost_row(name, c) for name, c in configs.items() if "HE" not in name),
+        comparison=(folder / "comparison.md").read_text(encoding="utf-8").strip(),
+    )
+    path = folder / "STUDY.md"
+    atomic_write(path, text)
+    return path
+
+
+def attack_result(run: Path) -> AttackResult:
+    """The attacks' result in a run folder."""
+    (result,) = (r for r in find_results([run]).values() if isinstance(r, AttackResult))
+    return result
+
+
+def training_cost(config: Config) -> int:
+    """Forward-backward passes over the training set that a training makes."""
+    method = METHODS[config.TRAIN.method]
+    return config.passes * method.cost(config.ADV.n_repeats, config.ADV.train_steps)
+
+
+def cost_row(name: str, config: Config) -> str:
+    """A row of the table of costs."""
+    steps = {
+        "free": f"{config.ADV.n_repeats} replays, step {config.ADV.fgsm_step:g}/255",
+        "fast": f"step {config.ADV.fgsm_step:g}/255",
+        "pgd": f"{config.ADV.train_steps} of {config.ADV.fgsm_step:g}/255",
+        "natural": "none",
+    }[config.TRAIN.method]
+    return f"| {name} | {config.TRAIN.epochs} | {steps} | {training_cost(config)} |"
+
+
+def count_images(config: Config, split: str) -> int:
+    """Images of a split of the study's data."""
+    return sum(1 for _ in Path(config.OPTIONS.data or "", split).glob("*/*"))
