@@ -35,7 +35,7 @@ from typing import Any
 
 from tools.benchmark_case import Case, write_corruption_tree, write_half_robust
 from utils.config.parser import OneLineParser, names
-from utils.config.schema import ARCHITECTURES, PRECISIONS
+from utils.config.sections import ARCHITECTURES, PRECISIONS
 from utils.distributed.device import choose_device
 from utils.distributed.launch import run_command
 from utils.errors import UserError

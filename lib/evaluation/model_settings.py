@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from models.resnet import ResNet, build_model, family_member, load_pretrained, load_weights
-from utils.config.schema import ARCHITECTURES, Config
+from utils.config.schema import Config
+from utils.config.sections import ARCHITECTURES
 from utils.errors import UserError
 from utils.storage.checkpoint import Checkpoint
 

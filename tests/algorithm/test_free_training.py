@@ -16,7 +16,8 @@ from lib.algorithm.free_training import (
 from lib.algorithm.losses import margin_cross_entropy
 from lib.training.assembly import make_optimizer
 from models.hypersphere import HypersphereHead
-from utils.config.schema import Config, Train
+from utils.config.schema import Config
+from utils.config.sections import Train
 
 EPS, STEP, LR = 0.1, 0.03, 0.5
 

@@ -86,7 +86,9 @@ def test_every_flag_that_is_a_setting() -> None:
     assert vars(config.HE) == {"FN": True, "WN": True, "s_HE": 15.0, "angular_margin_HE": 0.1}
     assert vars(config.RUN) == {"seed": 7, "device": "cpu", "nproc": 2, "output_prefix": "again"}
     assert config.EVAL.protocol == "freeat"
-    assert config.output_name == ("resnet50_again_step4_eps4_repeat4_bs256_FN_WN_s15.0_margin0.1")
+    assert config.output_name == (
+        "resnet50_again_step4_eps4_repeat4_bs256_FN_WN_s15.0_margin0.1_seed7"
+    )
 
 
 @pytest.mark.parametrize(

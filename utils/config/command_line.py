@@ -11,9 +11,10 @@ from pathlib import Path
 import yaml
 
 from utils.config.merge import merge
+from utils.config.options import Options
 from utils.config.parser import build_parser, flags_of_settings
 from utils.config.phases import phases_of
-from utils.config.schema import SCHEMA, Config, Given, Options, Source
+from utils.config.schema import SCHEMA, Config, Given, Source
 from utils.config.yaml_files import PlainLoader, read_yaml
 from utils.errors import UserError
 from utils.storage.run_folder import find_checkpoint
@@ -35,7 +36,7 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
     arguments = list(sys.argv[1:] if argv is None else argv)
     found = vars(build_parser(script, manual).parse_args(arguments))
     given = [
-        Given(setting.flags[-1], section, key, found[key], Source.COMMAND_LINE)
+        Given(f"--{key}", section, key, found[key], Source.COMMAND_LINE)
         for key, (section, setting) in flags_of_settings().items()
         if found.get(key) is not None
     ]

@@ -62,8 +62,7 @@ def ignored_settings(config: Config, hypersphere: bool) -> list[str]:
 def name_of(key: str) -> str:
     """How a user gives it: a flag, or SECTION.key."""
     section, _, name = key.partition(".")
-    flags = {**SCHEMA, "OPTIONS": OPTIONS}[section][name].flags
-    return flags[-1] if flags else key
+    return f"--{name}" if {**SCHEMA, "OPTIONS": OPTIONS}[section][name].metavar else key
 
 
 def differs(config: Config, key: str) -> bool:

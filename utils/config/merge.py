@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from utils.config.methods import method_problems, translate_published, with_method_defaults
+from utils.config.options import Options
 from utils.config.readers import one_line, show
 from utils.config.schema import (
     OPTIONS,
@@ -18,10 +19,9 @@ from utils.config.schema import (
     SECTIONS,
     Config,
     Given,
-    Options,
-    Setting,
     Source,
 )
+from utils.config.setting import Setting
 from utils.errors import UserError
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from utils.config.schema import OPTIONS, SCHEMA, Setting
+from utils.config.schema import OPTIONS, SCHEMA
+from utils.config.setting import SWITCH, Setting
 from utils.errors import UserError
 
 
@@ -28,7 +29,7 @@ def flags_of_settings() -> dict[str, tuple[str, Setting]]:
         key: (section, setting)
         for section, keys in sections.items()
         for key, setting in keys.items()
-        if setting.flags
+        if setting.metavar
     }
 
 
@@ -53,22 +54,23 @@ def build_parser(script: str, manual: str) -> OneLineParser:
         default=[],
         help="any setting below, repeatable: --set TRAIN.arch=resnet18 --set DATA.batch_size=128",
     )
-    for _, setting in flags_of_settings().values():
+    for key, (_, setting) in flags_of_settings().items():
         if script == "evaluate" or setting.script != "evaluate":
-            add_flag(groups[setting.group], setting, hidden=setting.script not in ("", script))
+            add_flag(groups[setting.group], key, setting, hidden=setting.script not in ("", script))
     return parser
 
 
-def add_flag(group: argparse._ArgumentGroup, setting: Setting, hidden: bool) -> None:
+def add_flag(group: argparse._ArgumentGroup, key: str, setting: Setting, hidden: bool) -> None:
     """One setting's flag: a switch, `--flag [BOOL]`, or `--flag VALUE`; the text is read later."""
     default = "" if setting.default in ((), None, "") else f" (default {setting.default})"
     text = argparse.SUPPRESS if hidden else setting.help + default
-    if not setting.metavar:
-        group.add_argument(*setting.flags, action="store_const", const=True, help=text)
+    flags = [setting.short] * bool(setting.short) + [f"--{key}"]
+    if setting.metavar == SWITCH:
+        group.add_argument(*flags, action="store_const", const=True, help=text)
     elif setting.metavar == "BOOL":
-        group.add_argument(*setting.flags, nargs="?", const=True, metavar="BOOL", help=text)
+        group.add_argument(*flags, nargs="?", const=True, metavar="BOOL", help=text)
     else:
-        group.add_argument(*setting.flags, metavar=setting.metavar, help=text)
+        group.add_argument(*flags, metavar=setting.metavar, help=text)
 
 
 def settings_help() -> str:

@@ -1,0 +1,109 @@
+"""The flags of one call, which describe no run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from utils.config.readers import path, real, strict_bool, whole, words
+from utils.config.setting import SWITCH, setting
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of one call that describe no run; `script` and `command` say what was called."""
+
+    script: str = ""
+    command: str = ""
+    data: str | None = setting(None, path, "data set; default DATA.imagenet of configs.yml")
+    evaluate: bool = setting(
+        False,
+        strict_bool,
+        "evaluate on DIR/val: clean images and the attacks",
+        metavar=SWITCH,
+        short="-e",
+        group="evaluation",
+    )
+    resume: str = setting(
+        "",
+        path,
+        "checkpoint, as given or under trained_models/; `auto` is this run's newest valid one",
+        metavar="PATH",
+        group="model",
+    )
+    pretrained: bool = setting(
+        False,
+        strict_bool,
+        "start from torchvision's ImageNet weights",
+        metavar="BOOL",
+        group="model",
+    )
+    print_gradients: bool = setting(
+        False,
+        strict_bool,
+        "measure adversarial/clean gradient norms while training",
+        metavar="BOOL",
+        script="main_free",
+    )
+    overwrite: bool = setting(
+        False, strict_bool, "replace a run that is there", metavar="BOOL", script="main_free"
+    )
+    tensorboard: bool = setting(
+        False, strict_bool, "write TensorBoard logs", metavar="BOOL", script="main_free"
+    )
+    attack: tuple[str, ...] = setting(
+        (),
+        words,
+        "attacks separated by commas: pgd10,pgd50-margin,pgd50-dlr-r5,autoattack (default:"
+        " ADV.pgd_attack, and in protocol standard its longest row on margin)",
+        metavar="NAMES",
+        group="evaluation",
+    )
+    n_examples: int | None = setting(
+        None, whole(1), "only N images, evenly spread", metavar="N", group="evaluation"
+    )
+    image_ids: str | None = setting(
+        None,
+        path,
+        "only the images listed, one class/filename a line",
+        metavar="FILE",
+        group="evaluation",
+    )
+    save_images: int = setting(
+        0,
+        whole(0),
+        "save N images with their adversarial twins as PNG, and a figure",
+        metavar="N",
+        group="evaluation",
+    )
+    eva_on_imagenet_c: bool = setting(
+        False,
+        strict_bool,
+        "evaluate on ImageNet-C at DIR",
+        metavar=SWITCH,
+        group="evaluation",
+        script="evaluate",
+    )
+    corruptions: tuple[str, ...] = setting(
+        (),
+        words,
+        "corruptions separated by commas, or `extra` for the four extra ones (default: the 15)",
+        metavar="NAMES",
+        group="evaluation",
+        script="evaluate",
+    )
+    clean_accuracy: float | None = setting(
+        None,
+        real(0, 1),
+        "clean top-1 as a fraction in [0, 1], for relative mCE (default: from a clean evaluation"
+        " in the run folder)",
+        metavar="A",
+        group="evaluation",
+        script="evaluate",
+    )
+
+    start_from: str = ""  # the checkpoint of the phase before
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether nothing is trained."""
+        return self.script == "evaluate" or self.evaluate
