@@ -10,8 +10,9 @@ is measured in a fresh process, one at a time, in turn, for as many repetitions 
 that whatever slows the machine down meets all alike. Shown are medians, with the smallest and the
 largest in brackets, on stdout as tables, and as JSON with every single take.
 
-Parts: `free`, the training step, also against a natural training step of the same precision; `pgd`,
-a step of PGD; `standard`, a whole PGD-50 evaluation of images of which half are misclassified
+Parts: `free`, the training step, also against a natural training step of the same precision;
+`methods`, a minibatch of every training method, with its forward-backward passes; `pgd`, a step of
+PGD; `standard`, a whole PGD-50 evaluation of images of which half are misclassified
 early; `reading`, an ImageNet-C of JPEGs by worker processes. Close other programs.
 """
 
@@ -33,7 +34,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tools.benchmark_case import Case, write_corruption_tree, write_half_robust
+from lib.algorithm.training_methods import METHODS
+from tools.benchmark_case import (
+    ATTACK_STEPS,
+    REPLAYS,
+    Case,
+    write_corruption_tree,
+    write_half_robust,
+)
 from utils.config.parser import OneLineParser, names
 from utils.config.sections import ARCHITECTURES, PRECISIONS
 from utils.distributed.device import choose_device
@@ -45,6 +53,7 @@ from utils.storage.provenance import now, versions
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {
     "free": "Free step",
+    "methods": "Training methods, a minibatch",
     "pgd": "PGD-50, plain",
     "standard": "PGD-50 of the `standard` protocol, half of the images misclassified early",
     "reading": "Reading ImageNet-C",
@@ -171,9 +180,12 @@ def measure(part: str, options: argparse.Namespace, folder: Path) -> list[Row]:
                 "takes": [result["takes"][action] for result in own],
                 "peak_memory_bytes": max(result["peak_memory_bytes"] for result in own),
             }
-            if action in rates[0]:  # the plain loop's
+            if cases[0].subject == "plain" and action in rates[0]:
                 row["ratio_to_plain"] = quotients(values, rates[0][action])
-            if action == "free" and "natural" in mine:  # time, not rate: the longer one above
+            if part == "methods":
+                replays = REPLAYS if action == "free" else 1
+                row["passes"] = METHODS[action].cost(replays, ATTACK_STEPS)
+            if action != "natural" and "natural" in mine:  # time, not rate: the longer one above
                 row["time_over_natural_step"] = quotients(mine["natural"], values)
             rows.append(row)
     return rows
@@ -191,7 +203,8 @@ def cases_of(part: str, options: argparse.Namespace, folder: Path) -> Iterator[C
     elif part == "standard":
         write_half_robust(folder / part, options.crop_size, options.standard_images)
         compiled = [False]  # batches of every size would be compiled anew
-    yield base
+    if part != "methods":
+        yield base
     for precision, on in product(precisions, compiled):
         yield replace(base, subject="suite", precision=precision, compiled=on)
 
@@ -234,9 +247,13 @@ def quotients(above: Sequence[float], below: Sequence[float]) -> dict[str, float
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of one part as Markdown."""
     several = len({row["action"] for row in rows}) > 1
-    columns = {"images/s": "images_per_second", "ratio to plain": "ratio_to_plain"}
-    if any("time_over_natural_step" in row for row in rows):
-        columns["time over natural step"] = "time_over_natural_step"
+    columns = {
+        "passes": "passes",
+        "images/s": "images_per_second",
+        "ratio to plain": "ratio_to_plain",
+        "time over natural step": "time_over_natural_step",
+    }
+    columns = {title: key for title, key in columns.items() if any(key in row for row in rows)}
     lines = [["", *columns, "peak memory"], ["---", *["---:"] * (len(columns) + 1)]]
     for row in rows:
         name = row["name"] + (f", {row['action']}" if several else "")
@@ -245,10 +262,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def shown(values: Mapping[str, float] | None) -> str:
+def shown(values: Mapping[str, float] | int | None) -> str:
     """`1.41 (1.38-1.44)`."""
-    if values is None:
-        return ""
+    if values is None or isinstance(values, int):
+        return "" if values is None else str(values)
     digits = 1 if values["median"] >= 20 else 2
     return "{median:.{d}f} ({min:.{d}f}-{max:.{d}f})".format(**values, d=digits)
 

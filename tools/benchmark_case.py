@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 EPS, STEP_SIZE = 4 / 255, 1 / 255
+REPLAYS, ATTACK_STEPS = 4, 3  # of free, and of PGD adversarial training
 DIFFERENT_JPEGS = 200
 MISCLASSIFIED, ROBUST = 129, 204  # grey levels; see `benchmark_evaluation.HalfRobust`
 
@@ -20,7 +21,7 @@ class Case:
     """What is measured.
 
     Attributes:
-        part: free, pgd, standard or reading.
+        part: free, methods, pgd, standard or reading.
         subject: `plain` for the written-out loop, `suite` for this one.
         precision: fp32, bf16 or fp16.
         compiled: whether torch.compile is on.

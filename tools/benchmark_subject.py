@@ -18,14 +18,15 @@ import torch
 import torchvision
 from torch import nn
 
-from lib.algorithm.free_training import Trainer, TrainingSettings, free_step, make_noise
+from lib.algorithm.free_training import Trainer, TrainingSettings, make_noise
 from lib.algorithm.pgd import attacking, pgd
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.protocols import PGDSpec, ThreatModel
+from lib.algorithm.training_methods import METHODS, draw_noise_
 from lib.training.assembly import make_networks, make_optimizer
 from models.resnet import ResNet, build_model
 from tools import benchmark_baseline as plain
-from tools.benchmark_case import EPS, STEP_SIZE, Case
+from tools.benchmark_case import ATTACK_STEPS, EPS, REPLAYS, STEP_SIZE, Case
 from tools.benchmark_evaluation import (
     Work,
     reading_plain,
@@ -109,29 +110,43 @@ def free_plain(case: Case) -> dict[str, Work]:
     return {"free": lambda: step() or case.batch_size}
 
 
-def free_suite(case: Case) -> dict[str, Work]:
-    """The suite's free step, and a natural training step of the same network and precision."""
-    images, labels = example(case)
+def trainer_of(case: Case) -> Trainer:
+    """The suite's, on the case's network and precision."""
     config = Config(TRAIN=Train(compile=case.compiled))
     model, device = own_model(case).train(), torch.device(case.device)
-    trainer = Trainer(
+    return Trainer(
         model,
         make_optimizer(model, config, device.type),
         make_noise(case.batch_size, case.crop_size, device),
-        TrainingSettings(EPS, EPS, precision=case.precision),
+        TrainingSettings(EPS, EPS, precision=case.precision, attack_steps=ATTACK_STEPS),
         *make_networks(model, config.TRAIN.compile, DistributedContext(0, 1, device)),
     )
 
-    def free() -> float:
-        free_step(trainer, images, labels)
+
+def free_suite(case: Case) -> dict[str, Work]:
+    """The suite's free step, and a natural training step of the same network and precision."""
+    minibatch, trainer = example(case), trainer_of(case)
+
+    def step(method: str) -> float:
+        METHODS[method].step(trainer, *minibatch)
         return case.batch_size
 
-    def natural() -> float:
-        trainer.backward(images, labels)
-        trainer.update()
+    return {method: partial(step, method) for method in ("free", "natural")}
+
+
+def methods_suite(case: Case) -> dict[str, Work]:
+    """A whole minibatch of every training method: its replays, attack steps and drawn noise."""
+    minibatch, trainer = example(case), trainer_of(case)
+
+    def train(name: str) -> float:
+        method = METHODS[name]
+        if method.draws_noise:
+            draw_noise_(trainer.noise, EPS, (0,), range(case.batch_size))
+        for _ in range(REPLAYS if name == "free" else 1):
+            method.step(trainer, *minibatch)
         return case.batch_size
 
-    return {"free": free, "natural": natural}
+    return {name: partial(train, name) for name in METHODS}
 
 
 def pgd_plain(case: Case) -> dict[str, Work]:
@@ -163,6 +178,7 @@ def pgd_suite(case: Case) -> dict[str, Work]:
 SUBJECTS = {
     ("free", "plain"): free_plain,
     ("free", "suite"): free_suite,
+    ("methods", "suite"): methods_suite,
     ("pgd", "plain"): pgd_plain,
     ("pgd", "suite"): pgd_suite,
     ("standard", "plain"): standard_plain,

@@ -16,6 +16,7 @@ from tools.benchmark import main
 
 ACTIONS = {
     "free": {"free", "natural"},
+    "methods": {"free", "fast", "pgd", "natural"},
     "pgd": {"pgd"},
     "standard": {"evaluation"},
     "reading": {"crop", "resize and crop"},
@@ -41,8 +42,11 @@ def test_every_part_measures_the_plain_loop_and_the_suite(tmp_path: Path) -> Non
     found = {(row["part"], row["name"], row["action"]): row for row in result["rows"]}
     own = {part: "suite" if part == "reading" else "suite bf16" for part in ACTIONS}
     expected = {(part, own[part], action) for part in ACTIONS for action in ACTIONS[part]}
-    expected |= {(p, "plain", a) for p in ACTIONS for a in ACTIONS[p] if a != "natural"}
+    compared = [part for part in ACTIONS if part != "methods"]
+    expected |= {(p, "plain", a) for p in compared for a in ACTIONS[p] if a != "natural"}
     assert set(found) == expected
+    passes = {row["action"]: row.get("passes") for row in result["rows"] if "passes" in row}
+    assert passes == {"free": 4, "fast": 2, "pgd": 4, "natural": 1}
     for row in result["rows"]:
         assert len(row["takes"]) == 1
         assert row["peak_memory_bytes"] > 2**26
@@ -90,7 +94,10 @@ def test_a_subject_that_fails_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--parts", "free,speed"], "--parts: no speed; there are free, pgd, standard, reading"),
+        (
+            ["--parts", "free,speed"],
+            "--parts: no speed; there are free, methods, pgd, standard, reading",
+        ),
         (["--device", "gpu"], "--device gpu: "),
         (["--standard_images", "7"], "--standard_images 7: "),
         (["--repeats", "0"], "--repeats 0: at least 1 is needed"),
