@@ -8,6 +8,7 @@ from typing import Any
 
 from lib.algorithm.protocols import PROTOCOLS, AttackSpec, PGDSpec, Protocol
 from lib.data.folders import ImageTree
+from lib.evaluation.per_class import HEADER, class_table
 from lib.evaluation.runner import CLEAN
 from utils.logging import table
 from utils.storage.files import write_csv
@@ -120,11 +121,14 @@ def write_files(
     tree: ImageTree,
     rows: Mapping[str, Rows],
     specs: Sequence[AttackSpec],
+    class_names: Sequence[str] | None,
 ) -> None:
-    """`<stem>_images.csv`, then `<stem>.json`, whose being there means that all is there."""
+    """`<stem>_images.csv`, `_classes.csv`, then `.json`: if it is there, all is there."""
     protocol, cascade = PROTOCOLS[result.measurement.protocol], result.measurement.cascade
     header, lines = image_table(tree, rows, specs, protocol, cascade)
     write_csv(stem.with_name(f"{stem.name}_images.csv"), header, lines)
+    by_class = class_table(tree, rows, specs, worst_case(rows, protocol), class_names)
+    write_csv(stem.with_name(f"{stem.name}_classes.csv"), HEADER, by_class)
     write_result(stem.with_name(f"{stem.name}.json"), result)
 
 

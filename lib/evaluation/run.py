@@ -143,7 +143,7 @@ def evaluate_attacks(
     warnings += sorted(set().union(*context.gather(evaluation.warnings)))
     result = summarise(rows, specs, measured, provenance, warnings)
     if context.is_main:
-        write_files(stem, result, tree, rows, specs)
+        write_files(stem, result, tree, rows, specs, evaluated.settings.classes)
         remove_journals(stem)
         tell(result, stem, logger)
         if options.save_images:
@@ -158,7 +158,7 @@ def tell(result: AttackResult, stem: Path, logger: Logger) -> None:
     logger.info(result_table(result))
     for warning in result.warnings:
         logger.warning(warning)
-    logger.info(f"results: {stem}.json, {stem}_images.csv")
+    logger.info(f"results: {stem}.json, _images.csv, _classes.csv")
 
 
 def evaluation_data(config: Config, tree: ImageTree, context: DistributedContext) -> EvaluationData:

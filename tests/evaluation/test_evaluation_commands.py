@@ -213,6 +213,28 @@ def test_the_standard_call(digits: Path) -> None:
     assert not list(FOLDER.glob("*.jsonl"))
 
 
+def test_classes_are_counted_one_by_one(digits: Path) -> None:
+    evaluate(digits, "-e", "--resume", BEST, "--attack", "pgd3")
+    with open(FOLDER / "attack_standard_pgd3_classes.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["class"] for row in found] == [f"digit_{i}" for i in range(4)]
+    table = rows("attack_standard_pgd3")
+    wrong = 0
+    for label, row in enumerate(found):
+        members = [image for image in table if image["label"] == str(label)]
+        assert int(row["n"]) == len(members) == 9
+        assert int(row["clean_correct"]) == sum(m["clean_correct"] == "1" for m in members)
+        robust = sum(m["worst_case_robust"] == "1" for m in members)
+        assert int(row["robust"]) == robust
+        assert float(row["robust_accuracy"]) == pytest.approx(robust / 9)
+        assert (row["most_frequent_wrong_answer"] == "") == (robust == 9)
+        assert row["most_frequent_wrong_answer"] != row["class"]
+        # At least as often as the mean over the three other classes, and no more than there are.
+        assert (9 - robust) / 3 <= int(row["times"]) <= 9 - robust
+        wrong += 9 - robust
+    assert wrong > 0
+
+
 def test_clean_outcomes_are_torchvisions(digits: Path, weights: dict[str, torch.Tensor]) -> None:
     evaluate(digits, "-e", "--resume", BEST, "--attack", "pgd1")
     small = transforms.Compose([transforms.Resize(16), transforms.ToTensor()])

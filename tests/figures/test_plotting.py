@@ -17,15 +17,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
-from records import attack_result, imagenet_c_result
+from records import attack, attack_result, imagenet_c_result
 from records import write as write_record
 
 from lib.imagenet_c.corruptions import EXTRA, STANDARD
 from tools import plot as plotting
 from utils.errors import UserError
 from utils.figures.attacks import AttackedImage, attack_images
+from utils.figures.classes import classes
 from utils.figures.gradients import gradient_ratio, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
+from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
 from utils.figures.run import draw_training
 from utils.figures.style import COLOURS, run_label, run_labels, save_figure
 from utils.figures.training import read_metrics, training_curves
@@ -160,11 +162,30 @@ def test_colours_stay_apart_for_the_colour_blind():
 # Figures
 
 PIXELS = np.zeros((3, 4, 4))
+CLASSES = [
+    {"class": f"class ${i}", "n": "50", "clean_correct": "40", "robust": str(i),
+     "robust_accuracy": str(i / 50), "most_frequent_wrong_answer": "cat" if i else ""}
+    for i in range(40)
+]  # fmt: skip
+
+
+def curve(norm="Linf", **robust) -> list:
+    """Evaluations at several radii, {"_4": correct of 100}."""
+    robust = robust or {"_1": 50, "_4": 30, "_64": 0}
+    unit = 255 if norm == "Linf" else 1
+    return [
+        attack_result(worst=worst, eps=int(eps[1:]) / unit, norm=norm)
+        for eps, worst in robust.items()
+    ]
+
+
 FIGURES = {
     "training": lambda runs: training_curves(read_metrics(runs[0]), "T", margin=True),
     "gradients": lambda runs: gradient_ratio({"A": read_gradient_norms(runs[0])}, "T"),
     "one result": lambda _: imagenet_c({"A": imagenet_c_result(0.8, STANDARD + EXTRA)}, "T"),
     "results": lambda _: imagenet_c({"A": imagenet_c_result(), "B": imagenet_c_result()}, "T"),
+    "classes": lambda _: classes(CLASSES, "T"),
+    "robustness": lambda _: robustness({"A": curve(), "B": curve("L2")}, "T"),
     "images": lambda _: attack_images(
         [AttackedImage(PIXELS, PIXELS, "a", "a", "a", "PGD-10 (ce)")] * 4, 0.1, "T"
     ),
@@ -265,6 +286,58 @@ def test_imagenet_c_of_several_results(tmp_path):
     assert_readable(save_figure(fig, tmp_path / "several"))
 
 
+def test_robustness_curve():
+    fig = robustness({"A": curve(), "$B$": curve("L2", _1=60, _3=20)})
+    linf, l2 = fig.axes
+    assert (linf.get_xlabel(), l2.get_xlabel()) == ("eps (of 255)", "eps (L2 norm)")
+    (line,), (other,) = linf.get_lines(), l2.get_lines()
+    assert list(line.get_xdata()) == pytest.approx([0, 1, 4, 64])
+    assert list(line.get_ydata()) == [90, 50, 30, 0]  # from the clean accuracy on
+    assert list(other.get_xdata()) == [0, 1, 3]
+    whisker = linf.collections[1].get_segments()[0][:, 1]  # at eps 1: scipy's interval of 50 of 100
+    assert list(whisker) == pytest.approx([40.38, 59.62], abs=0.01)
+    assert r"\$B\$" in texts(fig)
+
+
+def test_curves_are_of_evaluations_that_differ_in_eps_alone():
+    others = [attack_result(eps=2 / 255, seed=1), attack_result(eps=3 / 255, protocol="paper")]
+    steps = attack_result(eps=8 / 255, attacks=[attack("pgd10", "PGD-10 (ce)", 9, step=2 / 255)])
+    found = curves_of([*reversed(curve(_1=50, _4=30)), *others, steps])
+    assert [[round(255 * r.measurement.eps) for r in one] for one in found] == [[1, 4, 8]]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (curve(), []),
+        (curve(_1=50, _4=50, _8=50), []),
+        (curve(_1=50, _64=2), ["still 2.0 % at eps 64/255"]),
+        (curve(_1=30, _4=31), ["rises by 1.0 % from eps 1/255 to 4/255"]),
+        (curve("L2", _1=50, _90=10), []),
+        (curve("L2", _1=50, _97=10), ["still 10.0 % at eps 97 (L2)"]),  # 0.25 sqrt(3) 224 = 96.99
+    ],
+)
+def test_an_attack_that_large_balls_do_not_help_is_weak(given, says):
+    warnings = weak_attack_warnings(given)
+    assert len(warnings) == len(says)
+    for warning, words in zip(warnings, says, strict=True):
+        assert words in warning
+
+
+def test_classes():
+    fig = classes(CLASSES)
+    least, most = fig.axes
+    names = [[label.get_text() for label in axes.get_yticklabels()] for axes in fig.axes]
+    assert names[0] == [rf"class \${i}" for i in range(10)]
+    assert names[1] == [rf"class \${i}" for i in range(39, 29, -1)]
+    assert [line.get_xdata()[0] for line in most.get_lines()[1::2]] == [
+        2 * i for i in range(39, 29, -1)
+    ]
+    assert len(least.texts) == 9  # the first class is never mistaken
+    (few,) = classes(CLASSES[:4]).axes
+    assert len(few.get_yticklabels()) == 4
+
+
 def test_attack_images(tmp_path):
     rng = np.random.default_rng(0)
     clean = rng.uniform(0.2, 0.8, (3, 3, 16, 16))
@@ -313,7 +386,12 @@ def test_commands_without_a_display(runs, tmp_path):
         ["imagenet_c", a, b, "-o", str(tmp_path / "c.png")],
         ["gradient_ratio", *map(str, runs), "-o", str(tmp_path / "g.png"), "--epoch", "2"],
         ["training", str(runs[0]), "-o", str(tmp_path / "t.png")],
+        ["robustness", str(runs[0]), "-o", str(tmp_path / "r.png")],
+        ["classes", f"{runs[0]}/attack_1.json", "-o", str(tmp_path / "k.png")],
     ]
+    for place, one in enumerate(curve(_1=30, _4=40), 1):
+        write_record(runs[0] / f"attack_{place}.json", one)
+    write(runs[0] / "attack_1_classes.csv", ",".join(CLASSES[0]), [c.values() for c in CLASSES])
     code = f"""
 import sys
 from tools import plot as plotting
@@ -327,7 +405,8 @@ assert "torch" not in sys.modules
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    for stem in "cgt":
+    assert "the attack is weak" in done.stderr
+    for stem in "cgtrk":
         assert_readable([tmp_path / f"{stem}.png", tmp_path / f"{stem}.pdf"])
         assert f"{stem}.pdf" in done.stdout
 
@@ -342,6 +421,8 @@ assert "torch" not in sys.modules
         (["training", "{run}/empty", "-o", "x"], "no rows yet"),
         (["training", "{run}/other", "-o", "x"], "has no column lr, train_loss"),
         (["training", "{run}/words", "-o", "x"], "column train_loss holds something else"),
+        (["robustness", "{run}/attack.json", "-o", "x"], "--eps 1,2,4,8"),
+        (["classes", "{run}/attack.json", "-o", "x"], "attack_classes.csv"),
         (["gradient_ratio", "{run}/nowhere", "-o", "x"], "--print_gradients True"),
         (["gradient_ratio", "{run}", "-o", "x", "--epoch", "9"], "epochs 1 to 4, not 9"),
         (["gradient_ratio", "{run}", "-o", "x", "--labels", "a", "b"], "2 names for 1 runs"),

@@ -38,6 +38,7 @@ def test_what_a_run_leaves(trained: Path) -> None:
     expected = {"checkpoint.pth.tar", "checkpoint.previous.pth.tar", "model_best.pth.tar"}
     expected |= {"config.yml", "log.txt", "metrics.csv", "training_curves.png"}
     expected |= {"training_curves.pdf", "attack_standard.json", "attack_standard_images.csv"}
+    expected |= {"attack_standard_classes.csv"}
     assert {path.name for path in trained.iterdir()} == expected
     rows = rows_of(trained)
     assert [row["epoch"] for row in rows] == ["1", "2"]  # 4 epochs / 2 repeats

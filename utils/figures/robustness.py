@@ -1,0 +1,119 @@
+"""The robustness curve: accuracy against the radius of the attack's ball."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from utils.figures.style import (
+    COLOURS,
+    LINES,
+    MARKERS,
+    WIDTH,
+    literal,
+    percent_axis,
+    styled,
+)
+from utils.storage.intervals import Accuracy
+from utils.storage.measurement import Measurement, radius_number, radius_text
+from utils.storage.results import AttackResult
+
+Curve = Sequence[AttackResult]  # by radius
+LARGE = 0.25  # a ball in which every pixel may change so much leaves no image recognisable
+NEARLY_NONE = 0.01  # of the images
+RISE = 0.005  # of the images
+
+
+def curves_of(results: Iterable[AttackResult]) -> list[Curve]:
+    """The evaluations that differ in their radius alone (and steps), two radii at least."""
+    groups: dict[Measurement, dict[float, AttackResult]] = {}
+    for result in results:
+        names = tuple(text.partition("@")[0] for text in result.measurement.attacks)
+        like = replace(result.measurement, eps=0.0, attacks=names)
+        groups.setdefault(like, {})[result.measurement.eps] = result
+    return [
+        [by_eps[eps] for eps in sorted(by_eps)] for by_eps in groups.values() if len(by_eps) > 1
+    ]
+
+
+def weak_attack_warnings(curve: Curve) -> list[str]:
+    """Signs in a curve that its attacks are weak.
+
+    After Carlini et al. 2019, arXiv:1902.06705: accuracy falls with the radius, and to nothing
+    where the ball holds images that nobody could recognise.
+    """
+    warnings = []
+    for smaller, larger in pairwise(curve):
+        rise = larger.worst_case.top1.fraction - smaller.worst_case.top1.fraction
+        if rise > RISE:
+            warnings.append(
+                f"robust accuracy rises by {100 * rise:.1f} % from eps {radius_of(smaller)} to"
+                f" {radius_of(larger)}, though the larger ball holds the smaller: the attack is"
+                " weak, so take more steps or another step size"
+            )
+    last = curve[-1]
+    if last.measurement.eps >= large_radius(last.measurement) and (
+        last.worst_case.top1.fraction > NEARLY_NONE
+    ):
+        warnings.append(
+            f"robust accuracy is still {last.worst_case.top1.percent:.1f} % at eps"
+            f" {radius_of(last)}, where no image is recognisable: the attack is weak, so take more"
+            " steps, another loss, or autoattack"
+        )
+    return warnings
+
+
+def large_radius(measurement: Measurement) -> float:
+    """The radius of a ball in which every pixel may change by LARGE."""
+    values = 3 * measurement.crop**2
+    return LARGE * {"Linf": 1.0, "L2": math.sqrt(values), "L1": float(values)}[measurement.norm]
+
+
+def radius_of(result: AttackResult) -> str:
+    """`4/255`."""
+    return radius_text(result.measurement.eps, result.measurement.norm)
+
+
+@styled
+def robustness(curves: Mapping[str, Curve], title: str = "") -> Figure:
+    """Worst-case accuracy against the radius, a panel for each norm; at 0 it is clean.
+
+    Args:
+        curves: by label.
+        title: above the figure.
+    """
+    norms = list(dict.fromkeys(curve[0].measurement.norm for curve in curves.values()))
+    width = WIDTH if len(norms) > 1 or len(curves) > 2 else 0.7 * WIDTH
+    fig = Figure(figsize=(width, 2.6), layout="constrained")
+    panels = fig.subplots(1, len(norms), sharey=True, squeeze=False)[0]
+    tops = []
+    for place, (label, curve) in enumerate(curves.items()):
+        norm = curve[0].measurement.norm
+        tops += draw_curve(panels[norms.index(norm)], curve, literal(label), place)
+    for axes, norm in zip(panels, norms, strict=True):
+        axes.set_xlabel("eps (of 255)" if norm == "Linf" else f"eps ({norm} norm)")
+        axes.margins(x=0.03)
+        if len(curves) > 1:
+            axes.legend()
+    percent_axis(panels[0], "top-1 accuracy, worst case (%)", tops)
+    fig.supxlabel("Whiskers: 95 % Wilson intervals. At 0: clean.", fontsize=7, color="#444444")
+    fig.suptitle(literal(title))
+    return fig
+
+
+def draw_curve(axes: Axes, curve: Curve, label: str, place: int) -> list[float]:
+    """One network's accuracies with their intervals. Returns where they reach to."""
+    colour, norm = COLOURS[place % len(COLOURS)], curve[0].measurement.norm
+    radii = [0.0, *(float(radius_number(r.measurement.eps, norm)) for r in curve)]
+    accuracies: list[Accuracy] = [curve[0].clean.top1, *(r.worst_case.top1 for r in curve)]
+    for radius, accuracy in zip(radii, accuracies, strict=True):
+        low, high = (100 * bound for bound in accuracy.interval)
+        axes.vlines(radius, low, high, color=colour, linewidth=0.9)
+    (line,) = axes.plot(radii, [a.percent for a in accuracies], color=colour, label=label)
+    line.set(linestyle=LINES[place % len(LINES)], marker=MARKERS[place % len(MARKERS)])
+    return [100 * accuracy.interval[1] for accuracy in accuracies]
