@@ -25,23 +25,29 @@ def translate_published(values: Iterable[Given]) -> list[Given]:
 
     `TRAIN.half` is `TRAIN.precision: fp16`, `TRAIN.random_init` is `ADV.random_init`, and a file
     that draws its noise, without naming a method, is of method fast.
-
-    Raises:
-        ValueError: one of them is no truth value.
     """
     found = []
     for given in values:
         if (given.section, given.key) == ("TRAIN", "half"):
-            precision = "fp16" if strict_bool(given.value) else "fp32"
-            given = given._replace(key="precision", value=precision)
+            half = truth(given.value)
+            value = given.value if half is None else "fp16" if half else "fp32"
+            given = given._replace(key="precision", value=value)
         elif (given.section, given.key) == ("TRAIN", "random_init"):
             given = given._replace(section="ADV")
         found.append(given)
     drawn = [one for one in found if (one.section, one.key) == ("ADV", "random_init")]
     named = any((one.section, one.key) == ("TRAIN", "method") for one in found)
-    if drawn and not named and strict_bool(drawn[-1].value):
+    if drawn and not named and truth(drawn[-1].value):
         found.append(drawn[-1]._replace(section="TRAIN", key="method", value="fast"))
     return found
+
+
+def truth(value: object) -> bool | None:
+    """A truth value; None is neither, which the setting's reader refuses."""
+    try:
+        return strict_bool(value)
+    except ValueError:
+        return None
 
 
 def with_method_defaults(config: Config) -> Config:

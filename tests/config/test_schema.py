@@ -1,0 +1,206 @@
+"""The schema, by table: every setting in every way in which it can be given, and what follows."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from tools.flags import page
+from utils.config.command_line import parse_command_line
+from utils.config.merge import merge
+from utils.config.parser import build_parser, flags_of_settings
+from utils.config.schema import OPTIONS, SCHEMA, Config, Given, Source, plain
+from utils.config.setting import SWITCH
+from utils.errors import UserError
+
+SETTINGS = {f"{section}.{key}": s for section, keys in SCHEMA.items() for key, s in keys.items()}
+SHOWN = yaml.safe_load((ROOT / "configs.yml").read_text())
+FLAGS = flags_of_settings()
+# A value of each metavar that no flag has as its default.
+SAMPLES = {"S": ["5.5"], "M": ["0.1"], "N": ["7"], "A": ["0.25"], "TEXT": ["again"]}
+SAMPLES |= {"PATH": ["auto"], "FILE": ["w.pth"], "NAMES": ["pgd3,fog"]}
+NAMES = {"protocol": "paper", "device": "cpu"}
+
+
+def set_to(key: str, value: object) -> Config:
+    """A configuration with one value from the command line."""
+    return merge({}, [Given(f"--set {key}", *key.split("."), value, Source.COMMAND_LINE)])
+
+
+def wrong(key: str, value: object) -> str:
+    """The error that a value raises, one short line."""
+    with pytest.raises(UserError) as caught:
+        set_to(key, value)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 400
+    return message
+
+
+def test_configs_yml_shows_exactly_the_defaults_each_under_a_comment() -> None:
+    assert merge(SHOWN).as_dict() == Config().as_dict()
+    lines = (ROOT / "configs.yml").read_text().splitlines()
+    for section, keys in SCHEMA.items():
+        assert set(SHOWN[section]) == set(keys)
+        start = lines.index(f"{section}:")
+        for key in keys:
+            row = next(i for i in range(start, len(lines)) if lines[i].startswith(f"  {key}:"))
+            assert any(line.lstrip().startswith("#") for line in lines[start + 1 : row]), key
+
+
+def test_the_page_of_flags_is_of_this_schema() -> None:
+    """Otherwise: python -m tools.flags > docs/flags.md"""
+    assert (ROOT / "docs" / "flags.md").read_text() == page() + "\n"
+
+
+@pytest.mark.parametrize("key", SETTINGS)
+def test_every_setting_reads_its_default_and_no_nonsense(key: str) -> None:
+    default = SETTINGS[key].default
+    assert SETTINGS[key].read(plain(default)) == default
+    text = yaml.safe_dump(plain(default), default_flow_style=True).removesuffix("...\n").strip()
+    config = parse_command_line(["--set", f"{key}={text}"], "main_free", "manual")
+    assert config.value(key) == default
+    assert type(config.value(key)) is type(default)
+    assert config.source(key) is Source.COMMAND_LINE
+    assert wrong(key, {"a": [object()] * 1000}).startswith(f"--set {key}: {{'a': [<object")
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_flag_is_read_as_its_setting(name: str) -> None:
+    _, setting = FLAGS[name]
+    samples = {SWITCH: [], "BOOL": ["yes"], "NAME": [NAMES.get(name, "")], **SAMPLES}
+    words = samples[setting.metavar]
+    parser = build_parser(setting.script or "main_free", "manual")
+    found = vars(parser.parse_args([f"--{name}", *words]))
+    read = {key: FLAGS[key][1].read(found[key]) for key in found if found[key] and key in FLAGS}
+    assert read == {name: setting.read(words[0] if words else True)}
+    assert read[name] != setting.default
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "value"),
+    [
+        ("TRAIN.lr", "1e-2", 0.01),  # text to YAML 1.1
+        ("TRAIN.epochs", 8.0, 8),
+        ("TRAIN.epochs", "1e1", 10),
+        ("TRAIN.compile", "Yes", True),
+        ("TRAIN.mean", [0.5, "1/4", 1], (0.5, 0.25, 1.0)),
+        ("ADV.clip_eps", "8/4", 2.0),
+        (
+            "ADV.pgd_attack",
+            [[20, "1/255"], [5, 0.01, "dlr", 2]],
+            ((20, 1 / 255, "ce", 1), (5, 0.01, "dlr", 2)),
+        ),
+        ("EVAL.scales", [1, 10], (1.0, 10.0)),
+        ("RUN.seed", 2**62 + 1, 2**62 + 1),  # a float could not hold it
+        ("RUN.device", "cuda:1", "cuda:1"),
+    ],
+)
+def test_values_in_other_spellings(key: str, given: object, value: object) -> None:
+    assert set_to(key, given).value(key) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("TRAIN.arch", "resnet51", "is not one of resnet18, resnet34"),
+        ("TRAIN.epochs", 0, "at least 1"),
+        ("TRAIN.epochs", 2.5, "not a whole number"),
+        ("TRAIN.epochs", True, "not a number"),
+        ("TRAIN.lr", 0, "above 0"),
+        ("TRAIN.lr", float("nan"), "not finite"),
+        ("TRAIN.lr", "1/0", "not a number"),
+        ("TRAIN.lr", "9" * 400 + "/3", "not a number"),
+        ("TRAIN.mean", [0.5, 0.5], "not a list of 3 numbers"),
+        ("TRAIN.mean", [123.7, 116.3, 103.5], "at most 1"),
+        ("TRAIN.std", [0.2, 0.2, 0], "above 0"),
+        ("TRAIN.start_epoch", 23, "leaves nothing to train"),
+        ("TRAIN.select", "pdg", "not one of clean, pgd"),
+        ("ADV.random_init", "maybe", "neither True nor False"),
+        ("ADV.clip_eps", 256, "more than DATA.max_color_value 255"),
+        ("ADV.clip_eps", 0.0314, "less than a tenth of a grey level"),
+        ("ADV.fgsm_step", 4 / 255, "in which 4/255 of the range is 4"),
+        ("ADV.pgd_attack", [], "not a list of [steps, step size]"),
+        ("ADV.pgd_attack", [10, 0.004], "is not [steps, step size]"),
+        ("ADV.pgd_attack", [[10, 1]], "write 1/255"),
+        ("ADV.pgd_attack", [[10, 0.004, "cw"]], "is not one of ce, margin, dlr"),
+        ("ADV.pgd_attack", [[10, 0.004, "ce", 0]], "at least 1"),
+        ("DATA.imagenet", 7, "not text"),
+        ("DATA.crop_size", 300, "larger than DATA.img_size 256"),
+        ("RUN.seed", 2**63, "at most"),
+        ("RUN.output_prefix", "a/b", "holds no slash"),
+        ("RUN.output_prefix", "", "not text"),
+        ("RUN.output_prefix", "a\nb", "cannot be printed"),
+    ],
+)
+def test_unusable_values(key: str, value: object, words: str) -> None:
+    message = wrong(key, value)
+    assert words in message
+    assert key in message
+
+
+def test_eps_in_another_unit() -> None:
+    content = {"ADV": {"clip_eps": 0.5, "fgsm_step": 0.25}, "DATA": {"max_color_value": 1.0}}
+    assert (merge(content).eps, merge(content).step) == (0.5, 0.25)
+    assert math.isclose(Config().eps, 4 / 255)
+    with pytest.raises(UserError, match=r"clip_eps 4 is more than DATA\.max_color_value 1"):
+        merge({"DATA": {"max_color_value": 1.0}, "ADV": {"fgsm_step": 0.1}})
+
+
+@pytest.mark.parametrize(
+    ("epochs", "repeats", "passes"), [(90, 4, 23), (90, 1, 90), (90, 8, 12), (1, 4, 1), (8, 4, 2)]
+)
+def test_passes(epochs: int, repeats: int, passes: int) -> None:
+    content = {"TRAIN": {"epochs": epochs}, "ADV": {"n_repeats": repeats}}
+    assert merge(content).passes == passes
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ({}, "resnet50_free_adv_step4_eps4_repeat4_bs256"),
+        (
+            {"HE": {"FN": True, "WN": True}},
+            "resnet50_free_adv_step4_eps4_repeat4_bs256_FN_WN_s10.0_margin0.2",
+        ),
+        (
+            {"HE": {"WN": True, "s_HE": 5}},
+            "resnet50_free_adv_step4_eps4_repeat4_bs256_WN_s5.0_margin0.2",
+        ),
+        ({"HE": {"s_HE": 5}}, "resnet50_free_adv_step4_eps4_repeat4_bs256"),
+        ({"RUN": {"seed": 1}}, "resnet50_free_adv_step4_eps4_repeat4_bs256_seed1"),
+    ],
+)
+def test_name_of_the_run_folder(content: dict, name: str) -> None:
+    assert merge(content).output_name == name
+    assert merge(content).run_dir == Path("trained_models", name)
+
+
+def test_every_value_knows_where_it_comes_from() -> None:
+    seed = Given("--seed", "RUN", "seed", "3", Source.COMMAND_LINE)
+    content = {"ADV": {"clip_eps": 4}, "RUN": {"seed": 2}}
+    config = merge(content, [seed], file_source=Source.DEFAULT_FILE)
+    assert config.source("RUN.seed") is Source.COMMAND_LINE
+    assert config.source("ADV.clip_eps") is Source.DEFAULT_FILE  # though it is the default's value
+    assert config.source("TRAIN.lr") is Source.BUILT_IN
+    changed = config.changed({"DATA.img_size": 64, "DATA.crop_size": 32}, Source.CHECKPOINT)
+    assert (changed.DATA.img_size, changed.DATA.crop_size, changed.RUN.seed) == (64, 32, 3)
+    assert changed.source("DATA.img_size") is Source.CHECKPOINT
+    assert config.DATA.img_size == 256
+
+
+@pytest.mark.parametrize("part", [Config(), Config().TRAIN, Config().OPTIONS])
+def test_everything_is_read_only(part: object) -> None:
+    for name in ("TRAIN", "lr", "data", "new"):
+        with pytest.raises(AttributeError):
+            setattr(part, name, 1)
+
+
+def test_options_are_no_settings() -> None:
+    assert not set(OPTIONS) & {key for keys in SCHEMA.values() for key in keys}
+    with pytest.raises(UserError, match="unknown section OPTIONS"):
+        merge({"OPTIONS": {"resume": "auto"}})

@@ -1,0 +1,75 @@
+"""docs/flags.md from the schema: python -m tools.flags > docs/flags.md"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from utils.config.parser import flags_of_settings
+from utils.config.schema import SCHEMA, plain
+from utils.config.setting import SWITCH, Setting
+
+HEAD = """# Flags and settings
+
+<!-- Written by python -m tools.flags > docs/flags.md -->
+
+Flags go over the YAML file, the file over the built-in defaults. A flag that is `True/False` also
+takes `yes/no` and `1/0`, and alone means True. Every setting can be given by
+`--set SECTION.key=value`, repeatable: `--set TRAIN.arch=resnet18 --set "EVAL.scales=[1, 10]"`.
+`-c FILE` reads another YAML file than `configs.yml`; published files load as they are.
+
+Unknown keys and unusable values are refused before any work, all at once, with the nearest name.
+What is given in vain draws a warning. Errors are one line on stderr with exit status 2; Ctrl-C ends
+with 130, SIGTERM with 143 and SIGHUP with 129, after saving.
+
+On `--resume`, another value than the checkpoint's is refused where the last column says `fixed`,
+and warned of where it says `noted`.
+
+## Flags
+"""
+DIR = "| `DIR` | the data set | `DATA.imagenet`, `DATA.imagenet_c` | |"
+
+
+def main() -> None:
+    """Print the page."""
+    print(page())
+
+
+def page() -> str:
+    """The whole of docs/flags.md."""
+    flags = [
+        row(names(key, setting), setting) + f" {scripts(setting)} |"
+        for key, (_, setting) in flags_of_settings().items()
+    ]
+    settings = [
+        row(f"`{section}.{key}`", setting) + f" {setting.resume.replace('free', '')} |"
+        for section, keys in SCHEMA.items()
+        for key, setting in keys.items()
+    ]
+    parts = [HEAD, *table("flag", "of", [DIR, *flags]), "\n## Settings\n"]
+    return "\n".join([*parts, *table("setting", "on resume", settings)])
+
+
+def table(first: str, last: str, rows: Iterable[str]) -> list[str]:
+    """A Markdown table."""
+    return [f"| {first} | meaning | default | {last} |", "|---|---|---|---|", *rows]
+
+
+def row(name: str, setting: Setting) -> str:
+    """The first three cells."""
+    default = "" if setting.default in (None, "", ()) else f"`{plain(setting.default)}`"
+    return f"| {name} | {setting.help} | {default} |"
+
+
+def names(key: str, setting: Setting) -> str:
+    """`-e`, `--evaluate`."""
+    value = "" if setting.metavar in (SWITCH, "BOOL") else f" {setting.metavar}"
+    return ", ".join([f"`{setting.short}`"] * bool(setting.short) + [f"`--{key}{value}`"])
+
+
+def scripts(setting: Setting) -> str:
+    """The script that a flag belongs to, where it is one."""
+    return f"`{setting.script}.py`" if setting.script else ""
+
+
+if __name__ == "__main__":
+    main()
