@@ -28,7 +28,7 @@ from utils.distributed.signals import (
 from utils.errors import Interrupted, UserError
 from utils.streams import lasting_streams, printable
 
-Worker = Callable[[Any, Any], None]  # (config, context)
+Worker = Callable[[Config, Any], None]  # (config, context)
 KILLED = -9  # exit status, as Python gives it, of a process that SIGKILL has ended
 END_SECONDS = 5.0  # for a process to end by itself once its parent pipe is closed
 SAVE_SECONDS = 60.0  # for the others to save and end after one was stopped by a signal
