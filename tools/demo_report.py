@@ -10,45 +10,7 @@ from pathlib import Path
 from utils.storage.files import atomic_write
 from utils.storage.results import AttackResult, ImageNetCResult, read_result
 
-TEXT = """# FreeAT and FreeAT + HE on handwritten digits
-
-Made by `make demo` on {date} with torch {torch} on {device}. {train_images} training and
-{val_images} validation images of 32 px (scikit-learn's digits), {arch}, {passes} passes of
-{repeats} replays, eps {eps}/255; the same settings for both methods ({config}).
-
-{comparison}
-
-Top-1 accuracy in percent with 95 % Wilson intervals. The worst case counts an image as robust when
-the clean image and every iterate of every attack is classified right.
-
-{verdict}
-
-![accuracies](comparison.png)
-
-## Attacked images
-
-What the attacks change, FreeAT above and FreeAT + HE below.
-
-{attack_figures}
-
-## Corruptions
-
-Mean accuracy over the 15 corruptions and 5 severities: {corruptions}. mCE is left out: it is
-defined by ImageNet's 1000 classes.
-
-![accuracy per corruption](corruptions.png)
-
-## Gradient norms
-
-Adversarial over clean gradient norm of the last pass, layer by layer: {ratios}. The gradients of
-whole groups are taken as one vector.
-
-![gradient norm ratios](gradient_ratio.png)
-
-## Training
-
-{training_figures}
-"""
+TEMPLATE = Path(__file__).with_suffix(".md")
 
 
 def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
@@ -69,7 +31,7 @@ def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
         "date": origin["date"][:10],
         "torch": versions["torch"],
         "device": origin["device"],
-        "train_images": count_images(folder / "digits" / "train"),
+        "train_images": len(list((folder / "digits" / "train").glob("*/*"))),
         "val_images": origin["subset"]["n"],
         "arch": config["TRAIN"]["arch"],
         "passes": -(-config["TRAIN"]["epochs"] // config["ADV"]["n_repeats"]),
@@ -79,21 +41,22 @@ def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
         "comparison": (folder / "comparison.md").read_text().strip(),
         "verdict": verdict(attacks),
         "attack_figures": figures(folder, runs, "attack_standard_images.png"),
-        "corruptions": listed(means),
-        "ratios": listed({name: group_ratios(run) for name, run in runs.items()}),
+        "corruptions": "; ".join(f"{name} {mean}" for name, mean in means.items()),
+        "ratios": "; ".join(f"{name} {group_ratios(run)}" for name, run in runs.items()),
         "training_figures": figures(folder, runs, "training_curves.png"),
     }
     path = folder / "REPORT.md"
-    atomic_write(path, TEXT.format(**values))
+    atomic_write(path, TEMPLATE.read_text(encoding="utf-8").format(**values))
     return path
 
 
 def verdict(attacks: Mapping[str, AttackResult]) -> str:
     """What the intervals allow to be said, no more."""
-    lines = []
-    for name, result in attacks.items():
-        clean, worst = result.clean.top1.percent, result.worst_case.top1.percent
-        lines.append(f"- {name}: {clean:.2f} % clean, {worst:.2f} % in the worst case.")
+    lines = [
+        f"- {name}: {result.clean.top1.percent:.2f} % clean,"
+        f" {result.worst_case.top1.percent:.2f} % in the worst case."
+        for name, result in attacks.items()
+    ]
     (one, first), (other, second) = ((n, r.worst_case.top1) for n, r in attacks.items())
     low, high = sorted((first, second), key=lambda accuracy: accuracy.fraction)
     better = one if high is first else other
@@ -115,20 +78,10 @@ def group_ratios(run: Path) -> str:
     )
 
 
-def listed(values: Mapping[str, str]) -> str:
-    """`FreeAT 1; FreeAT + HE 2`."""
-    return "; ".join(f"{name} {value}" for name, value in values.items())
-
-
 def figures(folder: Path, runs: Mapping[str, Path], name: str) -> str:
     """One figure of each run as Markdown."""
     paths = {label: Path(os.path.relpath(run / name, folder)) for label, run in runs.items()}
     return "\n\n".join(f"![{label}]({path.as_posix()})" for label, path in paths.items())
-
-
-def count_images(folder: Path) -> int:
-    """Files in the class folders."""
-    return sum(1 for _ in folder.glob("*/*"))
 
 
 def read_attacks(path: Path) -> AttackResult:

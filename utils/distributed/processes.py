@@ -131,7 +131,6 @@ def child(parent_pipe: Any, reports: Any, worker: Worker, config: Config, *place
     threading.Thread(target=end_with_parent, args=(parent_pipe,), daemon=True).start()
     # A spawned process would spawn its reading processes, too, each with an import of torch.
     multiprocessing.set_start_method(None, force=True)
-    report: tuple[str, Any] | None
     try:
         with stopping_at_once():
             let_through()
