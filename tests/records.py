@@ -11,7 +11,7 @@ from lib.imagenet_c.corruptions import CORRUPTIONS, STANDARD
 from lib.imagenet_c.mce import summarise
 from utils.storage.intervals import Accuracy
 from utils.storage.measurement import Measurement, attack_text
-from utils.storage.results import (
+from utils.storage.records import (
     AttackAccuracies,
     AttackResult,
     CleanAccuracies,
@@ -20,8 +20,8 @@ from utils.storage.results import (
     ImageNetCResult,
     Result,
     TopAccuracies,
-    write_result,
 )
+from utils.storage.results import write_result
 
 EPS = 4 / 255
 

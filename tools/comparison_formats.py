@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tools.comparison_table import Table, tell
+from tools.comparison_table import Table, describe
 from tools.comparison_values import MCE, MEAN, Conditions, Value
 
 
@@ -39,9 +39,9 @@ def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
 def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
     """LaTeX tables for the `booktabs` package; the conditions stand in the captions."""
     parts = []
-    for place, table in enumerate(tables):
+    for index, table in enumerate(tables):
         about = [f"Images: {table.title}."] if table.title else []
-        about += [*condition_notes(table), *(notes if place == 0 else [])]
+        about += [*condition_notes(table), *(notes if index == 0 else [])]
         lines = [
             " & ".join(map(escape, row)) + r" \\"
             for row in (
@@ -76,10 +76,10 @@ def csv_rows(tables: Sequence[Table]) -> list[list[Any]]:
         for name in table.names:
             for column in table.columns:
                 if value := table.cells.get((name, column)):
-                    told = dict(column.conditions)
+                    conditions_of = dict(column.conditions)
                     spread = "" if value.spread is None else value.spread
                     numbers = [value.percent, *(value.interval or ("", "")), spread]
-                    conditions = [told.get(aspect, "") for aspect in aspects]
+                    conditions = [conditions_of.get(aspect, "") for aspect in aspects]
                     about = [value.seeds, value.n, *conditions, str(value.source)]
                     rows.append([name, value.measure, *numbers, *about])
     return rows
@@ -93,7 +93,7 @@ def condition_notes(table: Table) -> list[str]:
     lines = []
     for conditions, measures in alike.items():
         aspects = [aspect for aspect, _ in conditions if aspect != "image list"]
-        lines.append(f"{', '.join(measures)}: {'; '.join(tell(conditions, aspects))}.")
+        lines.append(f"{', '.join(measures)}: {'; '.join(describe(conditions, aspects))}.")
     return lines
 
 
@@ -111,8 +111,8 @@ def reading_notes(tables: Sequence[Table], warnings: Mapping[str, Sequence[str]]
         )
     if MCE in measures:
         lines.append("mCE in %, less is better, AlexNet is 100; it has no simple interval.")
-    told = [f"Warning, {name}: {text}" for name, each in warnings.items() for text in each]
-    return [*lines, *scale_notes(tables), *told]
+    cautions = [f"Warning, {name}: {text}" for name, each in warnings.items() for text in each]
+    return [*lines, *scale_notes(tables), *cautions]
 
 
 def scale_notes(tables: Sequence[Table]) -> list[str]:
@@ -124,8 +124,8 @@ def scale_notes(tables: Sequence[Table]) -> list[str]:
                 scales.setdefault(name, set()).add(value.scale)
     if len({frozenset(each) for each in scales.values()}) < 2:
         return []
-    told = (f"{name} {', '.join(f'{s:g}' for s in sorted(each))}" for name, each in scales.items())
-    return [f"Attack losses saw the outputs at the scale s of each network: {'; '.join(told)}."]
+    texts = (f"{name} {', '.join(f'{s:g}' for s in sorted(each))}" for name, each in scales.items())
+    return [f"Attack losses saw the outputs at the scale s of each network: {'; '.join(texts)}."]
 
 
 def escape(text: str) -> str:

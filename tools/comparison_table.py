@@ -112,7 +112,7 @@ def refuse_mixture(measure: str, rows: Mapping[str, Sequence[Value]]) -> None:
         for other, theirs in having.items():
             if not set(mine) & set(theirs):
                 aspects = differing_aspects([mine[0], theirs[0]])
-                this, that = (", ".join(tell(c, aspects)) for c in (mine[0], theirs[0]))
+                this, that = (", ".join(describe(c, aspects)) for c in (mine[0], theirs[0]))
                 raise UserError(
                     f"{measure} of {name} ({this}) and of {other} ({that}) do not compare; evaluate"
                     " both alike, or give --allow_mixed for a column each"
@@ -130,22 +130,25 @@ def differing_aspects(conditions: Iterable[Conditions]) -> list[str]:
 def header(column: Column, columns: Sequence[Column]) -> str:
     """The column's title: the measure, and every condition that columns of its kind differ in.
 
-    The attacks behind a worst case make a long title, so they are told where nothing else differs.
+    The attacks behind a worst case make a long title, so they are named where nothing else differs.
     """
-    kin = [other for other in columns if other.kind == column.kind]
-    aspects = differing_aspects(other.conditions for other in kin)
+    siblings = [other for other in columns if other.kind == column.kind]
+    aspects = differing_aspects(other.conditions for other in siblings)
     short = [aspect for aspect in aspects if aspect != "over"]
-    titles = [tell(c.conditions, short) for c in kin if c.measure == column.measure]
-    told = tell(column.conditions, short)
+    titles = [describe(c.conditions, short) for c in siblings if c.measure == column.measure]
+    title = describe(column.conditions, short)
     return ", ".join(
-        [column.measure, *(told if titles.count(told) == 1 else tell(column.conditions, aspects))]
+        [
+            column.measure,
+            *(title if titles.count(title) == 1 else describe(column.conditions, aspects)),
+        ]
     )
 
 
-def tell(conditions: Conditions, aspects: Sequence[str]) -> list[str]:
+def describe(conditions: Conditions, aspects: Sequence[str]) -> list[str]:
     """These aspects of the conditions in words, such as `eps 4/255`.
 
-    The list of images has only its hash to be told by, so it is told where nothing else differs.
+    The list of images has only its hash for a name, so it is named where nothing else differs.
     """
     plain = [aspect for aspect in aspects if aspect != "image list"] or aspects
     return [

@@ -10,7 +10,7 @@ from typing import Any
 from utils.errors import UserError
 from utils.storage.intervals import Accuracy, wilson_interval
 from utils.storage.measurement import Measurement, radius_text
-from utils.storage.results import AttackResult, ImageNetCResult, Result
+from utils.storage.records import AttackResult, ImageNetCResult, Result
 
 Conditions = tuple[tuple[str, str], ...]  # (aspect, text), such as ("eps", "4/255")
 MEAN, MCE = "ImageNet-C mean", "mCE"
@@ -138,7 +138,7 @@ def imagenet_c_values(path: Path, result: ImageNetCResult) -> Iterator[Value]:
     n = next(iter(result.corruptions.values())).top1[0].n
     if mean is not None:
         # The same n images stand behind all 75 counts. Taking n, not 75 n, keeps the interval
-        # wide enough however strongly the outcomes of one image hang together.
+        # wide enough however strongly the outcomes of one image are correlated.
         low, high = wilson_interval(mean * n, n)
         interval = (100 * low, 100 * high)
         yield Value(MEAN, "imagenet_c", conditions, 100 * mean, interval, n, path)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from utils.storage.files import atomic_write
-from utils.storage.results import AttackResult, ImageNetCResult, read_result
+from utils.storage.records import AttackResult, ImageNetCResult
+from utils.storage.results import read_result
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 

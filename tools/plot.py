@@ -21,7 +21,8 @@ from pathlib import Path
 from utils.config.parser import OneLineParser
 from utils.distributed.launch import run_command
 from utils.errors import UserError
-from utils.storage.results import AttackResult, ImageNetCResult, find_results, read_result
+from utils.storage.records import AttackResult, ImageNetCResult
+from utils.storage.results import find_results, read_result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,8 +26,8 @@ def published_rows(columns: Iterable[Column]) -> tuple[dict[str, list[Value]], l
         if found:
             rows[row["name"]] = found
             sources.append(f"{row['name']}: published, {row['source']}.")
-        shown = {value.measure for value in found}
-        absent = dict.fromkeys(described(e) for e in row["values"] if e["measure"] not in shown)
+        matched = {value.measure for value in found}
+        absent = dict.fromkeys(described(e) for e in row["values"] if e["measure"] not in matched)
         elsewhere += [f"{row['name']}: {', '.join(absent)}"] if absent else []
     notes = [*sources, "Published, but of no column's conditions: " + "; ".join(elsewhere) + "."]
     return rows, notes if elsewhere else sources

@@ -33,7 +33,8 @@ from utils.config.schema import Config
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.storage.files import make_folder
-from utils.storage.results import AttackResult, find_results
+from utils.storage.records import AttackResult
+from utils.storage.results import find_results
 
 # What each training gets: its epochs and its own numbers; steps are of 255.
 METHODS: dict[str, dict[str, Any]] = {

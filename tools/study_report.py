@@ -11,7 +11,8 @@ from utils.config.schema import Config
 from utils.figures.study import Point, robustness_against_cost
 from utils.figures.style import save_figure
 from utils.storage.files import atomic_write
-from utils.storage.results import AttackResult, find_results
+from utils.storage.records import AttackResult
+from utils.storage.results import find_results
 
 TEXT = """# Free, fast, PGD and natural training, with and without hypersphere embedding
 

@@ -71,20 +71,20 @@ def save_attack_images(
     def class_name(output: int) -> str:
         return settings.classes[output] if settings.classes else f"output {output}"
 
-    shown = [
+    in_figure = [
         AttackedImage(
-            clean[place],
-            adversarial[place],
+            clean[index],
+            adversarial[index],
             class_name(data.tree.labels[i]),
             class_name(rows[CLEAN][i].prediction),
             class_name(prediction),
             breaking(rows, specs, i).label,
         )
-        for place, (i, prediction) in enumerate(zip(chosen, after.tolist(), strict=False))
+        for index, (i, prediction) in enumerate(zip(chosen, after.tolist(), strict=False))
     ]
     eps = radius_text(threat.eps, threat.norm)
     title = f"{settings.describe()}; protocol {threat.protocol.name}, eps {eps}"
-    figure = attack_images(shown, reach, title)
+    figure = attack_images(in_figure, reach, title)
     save_figure(figure, stem.with_name(f"{stem.name}_images"))
 
 

@@ -14,13 +14,13 @@ from utils.logging import table
 from utils.storage.files import write_csv
 from utils.storage.intervals import Accuracy
 from utils.storage.measurement import Measurement, radius_text
-from utils.storage.results import (
+from utils.storage.records import (
     AttackAccuracies,
     AttackResult,
     CleanAccuracies,
     TopAccuracies,
-    write_result,
 )
+from utils.storage.results import write_result
 
 Rows = Mapping[int, Any]
 

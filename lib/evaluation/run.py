@@ -39,7 +39,8 @@ from utils.distributed.context import DistributedContext
 from utils.logging import Logger
 from utils.storage.checkpoint import BEST, BEST_EMA
 from utils.storage.journal import remove_journals
-from utils.storage.results import AttackResult, measurement_at, result_stem
+from utils.storage.records import AttackResult
+from utils.storage.results import measurement_at, result_stem
 
 
 def evaluate(config: Config, context: DistributedContext) -> None:

@@ -34,7 +34,8 @@ from utils.errors import UserError
 from utils.logging import Logger
 from utils.storage.journal import ResumableRows, remove_journals
 from utils.storage.measurement import Measurement, subset_label
-from utils.storage.results import ImageNetCResult, result_stem
+from utils.storage.records import ImageNetCResult
+from utils.storage.results import result_stem
 
 PROGRESS_LINES = 20  # over the whole evaluation, where stdout is no terminal
 

@@ -16,14 +16,13 @@ from utils.logging import table
 from utils.storage.files import write_csv
 from utils.storage.intervals import Accuracy
 from utils.storage.measurement import Measurement
-from utils.storage.results import (
+from utils.storage.records import (
     AttackResult,
     CleanReference,
     CorruptionAccuracies,
     ImageNetCResult,
-    read_result,
-    write_result,
 )
+from utils.storage.results import read_result, write_result
 
 COLUMNS = ["corruption", "group", "severity", "n"]
 COLUMNS += [f"{top}_{what}" for top in ("top1", "top5") for what in ("correct", "accuracy")]

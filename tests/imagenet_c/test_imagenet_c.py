@@ -37,7 +37,8 @@ from utils.distributed.context import DistributedContext, SharedUserError
 from utils.errors import UserError
 from utils.figures import imagenet_c as figures_imagenet_c
 from utils.logging import Logger
-from utils.storage.results import ImageNetCResult, read_result
+from utils.storage.records import ImageNetCResult
+from utils.storage.results import read_result
 
 JSON = "imagenet_c_standard.json"
 GOLDEN = Path(__file__).parents[1] / "golden" / "imagenet_c_standard_r50.json"

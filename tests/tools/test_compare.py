@@ -18,7 +18,7 @@ from scipy import stats
 
 from tools.compare import main
 from tools.paired import mcnemar_exact
-from utils.storage.results import Result
+from utils.storage.records import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 FREE = "resnet18_free_adv_step4_eps4_repeat4_bs256"

@@ -55,9 +55,9 @@ def attack_images(images: Sequence[AttackedImage], reach: float, title: str) -> 
     grid = fig.subplots(rows, len(widths), width_ratios=widths, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for place, image in enumerate(images):
-        row, column = place // across, 4 * (place % across)
-        panels = grid[row, column : column + 3]
+    for index, image in enumerate(images):
+        row, column = index // across, 4 * (index % across)
+        panels = list(grid[row, column : column + 3])
         draw_triple(panels, image, reach)
         if row == 0:
             captions = ("original", f"change, ±{255 * reach:.3g}/255", "adversarial")

@@ -37,7 +37,7 @@ def classes(rows: Rows, title: str = "") -> Figure:
         title: above the figure.
     """
     shares = dict(zip(range(len(rows)), series(rows, "robust_accuracy"), strict=True))
-    order = [rows[place] for place in sorted(shares, key=lambda place: shares[place])]
+    order = [rows[index] for index in sorted(shares, key=lambda index: shares[index])]
     parts = {
         "least robust classes": order[:AT_EACH_END],
         "most robust classes": order[::-1][:AT_EACH_END],

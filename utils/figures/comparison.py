@@ -63,7 +63,8 @@ def comparison(panels: Sequence[Panel]) -> Figure:
     for axes, panel in zip(all_axes, panels, strict=True):
         draw_panel(axes, panel, names)
     handles = [
-        Line2D([], [], label=literal(name), linestyle="none", **look(names, name)) for name in names
+        Line2D([], [], label=literal(name), linestyle="none", **marker_style(names, name))
+        for name in names
     ]
     fig.legend(handles=handles, loc="outside upper center", ncols=1, handletextpad=0.3)
     fig.supxlabel(whisker_note(panels), fontsize=7.5, color="#444444")
@@ -78,16 +79,16 @@ def room(dots: Mapping[str, Dot]) -> float:
 def draw_panel(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
     """One measure below the other, each of its runs on a line of its own."""
     ticks, top, reach = [], 0.0, [1.0]
-    for place, (_, dots) in enumerate(panel.measures):
-        if place % 2:
+    for index, (_, dots) in enumerate(panel.measures):
+        if index % 2:
             axes.axhspan(top, top + room(dots), color="#F3F3F3", linewidth=0, zorder=0)
         ticks.append(top + room(dots) / 2)
         lines = [name for name in names if name in dots]
         for line, name in enumerate(lines):
             y = ticks[-1] + STEP * (line - (len(lines) - 1) / 2)
             low, high = dots[name].whiskers
-            axes.hlines(y, low, high, color=look(names, name)["color"], linewidth=1.2)
-            axes.plot(dots[name].percent, y, linestyle="none", **look(names, name))
+            axes.hlines(y, low, high, color=marker_style(names, name)["color"], linewidth=1.2)
+            axes.plot(dots[name].percent, y, linestyle="none", **marker_style(names, name))
             text = f" {dots[name].percent:.1f}"
             axes.annotate(text, (high, y), (3, 0), textcoords="offset points", va="center", size=7)
             reach.append(high)
@@ -118,7 +119,7 @@ def whisker_note(panels: Sequence[Panel]) -> str:
     return f"Whiskers: {'; '.join(kinds)}." if kinds else ""
 
 
-def look(names: Sequence[str], name: str) -> dict[str, Any]:
+def marker_style(names: Sequence[str], name: str) -> dict[str, Any]:
     """Colour and marker of a run, which tell it apart in print without colour too."""
-    place = names.index(name)
-    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+    index = names.index(name)
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}

@@ -54,10 +54,10 @@ def gradient_ratio(runs: Mapping[str, Rows], title: str = "") -> Figure:
     panels = fig.subplots(1, 3, sharey=True, width_ratios=(1, 1, 0.42))
     for axes, (group, (name, counted)) in zip(panels, GROUPS.items(), strict=True):
         axes.axhline(1, color="#444444", linewidth=1.1, zorder=1.5)
-        for place, rows in enumerate(runs.values()):
+        for index, rows in enumerate(runs.values()):
             # One layer alone: side by side, or the runs would hide each other.
-            shift = 0.25 * (place - (len(runs) - 1) / 2) if group == "fc" else 0.0
-            draw_ratios(axes, [row for row in rows if row["group"] == group], place, shift)
+            shift = 0.25 * (index - (len(runs) - 1) / 2) if group == "fc" else 0.0
+            draw_ratios(axes, [row for row in rows if row["group"] == group], index, shift)
         axes.margins(x=0.6 if group == "fc" else 0.04)
         axes.set_title(name)
         axes.set_xlabel(f"{counted}, from the input" if counted else "")
@@ -66,13 +66,13 @@ def gradient_ratio(runs: Mapping[str, Rows], title: str = "") -> Figure:
             axes.set_xticks([])
     ratio_axis(panels[0], [value for rows in runs.values() for value in series(rows, "ratio")])
     every = [row for rows in runs.values() for row in rows]
-    handles = [*run_handles(list(runs)), *kind_handles({kind(row) for row in every})]
+    handles = [*run_handles(list(runs)), *kind_handles({parameter_kind(row) for row in every})]
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
     fig.suptitle(literal(title))
     return fig
 
 
-def kind(row: Mapping[str, str]) -> str:
+def parameter_kind(row: Mapping[str, str]) -> str:
     """How a parameter is drawn: `weight`, `bias`, `downsample`, or `all` for a whole group."""
     name = row["parameter"]
     if name == "all":
@@ -90,35 +90,35 @@ KIND_STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def draw_ratios(axes: Axes, rows: Rows, place: int, shift: float) -> None:
+def draw_ratios(axes: Axes, rows: Rows, index: int, shift: float) -> None:
     """One run's ratios in one group's panel; the legend says the whole group's ratio.
 
     Args:
         rows: of this group.
-        place: the run's, among the runs.
+        index: of the run, among the runs.
         shift: of the points to the right, in layers.
     """
     marks: dict[str, Any] = {
-        "color": COLOURS[place % len(COLOURS)],
-        "marker": MARKERS[place % len(MARKERS)],
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
     }
     for name, style in KIND_STYLES.items():
-        members = [row for row in rows if kind(row) == name]
+        members = [row for row in rows if parameter_kind(row) == name]
         members.sort(key=lambda row: float(row["depth"]))
         numbers = [number + shift for number in layer_numbers(members, rows)]
         axes.plot(numbers, series(members, "ratio"), **marks, **style)
-    whole = series([row for row in rows if kind(row) == "all"], "ratio")
+    whole = series([row for row in rows if parameter_kind(row) == "all"], "ratio")
     if whole:
         axes.plot([], [], linestyle="none", label=f"{whole[0]:.2f}", **marks)
         axes.legend(title="whole group", title_fontsize=7.5, handletextpad=0.2, alignment="left")
 
 
 def layer_numbers(members: Rows, group: Rows) -> list[int]:
-    """The place of each row's layer among the group's layers of the main path, from 1.
+    """The number of each row's layer among the group's layers of the main path, from 1.
 
     A shortcut has that of the last one in its block, beside which it lies.
     """
-    main = [row for row in group if kind(row) in ("weight", "bias")]
+    main = [row for row in group if parameter_kind(row) in ("weight", "bias")]
     depths = sorted(set(series(main, "depth")))
     numbers = []
     for row in members:
@@ -135,11 +135,11 @@ def run_handles(labels: Sequence[str]) -> list[Line2D]:
         Line2D(
             [],
             [],
-            color=COLOURS[place % len(COLOURS)],
-            marker=MARKERS[place % len(MARKERS)],
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
             label=literal(label),
         )
-        for place, label in enumerate(labels)
+        for index, label in enumerate(labels)
     ]
 
 

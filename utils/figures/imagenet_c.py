@@ -24,10 +24,10 @@ from utils.figures.style import (
     styled,
 )
 from utils.storage.intervals import Accuracy, wilson_interval
-from utils.storage.results import ImageNetCResult
+from utils.storage.records import ImageNetCResult
 
 MEAN = "mean of the 15"
-BARS_WIDTH = 0.82  # of all bars at one place, where 1 is the distance between places
+BARS_WIDTH = 0.82  # of all bars at one position, where 1 is the distance between positions
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,16 @@ def imagenet_c(results: Mapping[str, ImageNetCResult], title: str = "") -> Figur
         axes.set_title(group if single else f"{group} (mean)")
         if single:
             # Below the panel: inside, four names would lie on the curves.
-            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.3), "borderaxespad": 0}
-            axes.legend(fontsize=7, handlelength=2, handletextpad=0.4, labelspacing=0.2, **place)
+            position = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.3), "borderaxespad": 0}
+            axes.legend(fontsize=7, handlelength=2, handletextpad=0.4, labelspacing=0.2, **position)
     peak = [a.percent for r in fullest for c in r.corruptions.values() for a in c.top1]
     percent_axis(panels[0], "top-1 accuracy (%)", peak)
     names = sorted(group_of, key=lambda name: groups.index(group_of[name]))
     draw_bars(below.subplots(), results, bar_spots(results, names, group_of))
     if not single:
         handles = [
-            Line2D([], [], label=literal(name), **look(place)) for place, name in enumerate(results)
+            Line2D([], [], label=literal(name), **curve_style(index))
+            for index, name in enumerate(results)
         ]
         above.legend(handles=handles, loc="outside lower center", ncols=min(len(results), 2))
     note = "Whiskers: 95 % Wilson intervals over the images, not images x severities."
@@ -81,10 +82,10 @@ def imagenet_c(results: Mapping[str, ImageNetCResult], title: str = "") -> Figur
     return fig
 
 
-def look(place: int) -> dict[str, Any]:
-    """Colour, line and marker of the curve with this place in the legend."""
-    place %= len(COLOURS)
-    return {"color": COLOURS[place], "linestyle": LINES[place], "marker": MARKERS[place]}
+def curve_style(index: int) -> dict[str, Any]:
+    """Colour, line and marker of the curve with this index in the legend."""
+    index %= len(COLOURS)
+    return {"color": COLOURS[index], "linestyle": LINES[index], "marker": MARKERS[index]}
 
 
 def percents(accuracies: Sequence[Accuracy]) -> list[float]:
@@ -118,9 +119,9 @@ def group_curves(
 
 def draw_severities(axes: Axes, curves: Sequence[tuple[str, list[float]]]) -> None:
     """One group's curves over the five severities."""
-    for place, (label, values) in enumerate(curves):
+    for index, (label, values) in enumerate(curves):
         if values:
-            axes.plot(range(1, len(values) + 1), values, label=label, **look(place))
+            axes.plot(range(1, len(values) + 1), values, label=label, **curve_style(index))
     axes.set_xlabel("severity")
     axes.set_xticks(range(1, 6))
     axes.set_xlim(0.7, 5.3)
@@ -150,16 +151,16 @@ def draw_bars(
     """A bar per corruption and result, and one for the mean; space between the groups."""
     width = BARS_WIDTH / len(results)
     tops = []
-    for place, result in enumerate(results.values()):
+    for index, result in enumerate(results.values()):
         bars = bars_of(result)
-        offset = (place - (len(results) - 1) / 2) * width
+        offset = (index - (len(results) - 1) / 2) * width
         middles = [spots[name] + offset for name in bars]
         axes.bar(
             middles,
             [bar.percent for bar in bars.values()],
             width * 0.94,
-            color=COLOURS[place % len(COLOURS)] if len(results) > 1 else curve_colours(result),
-            hatch=HATCHES[place % len(HATCHES)],
+            color=COLOURS[index % len(COLOURS)] if len(results) > 1 else curve_colours(result),
+            hatch=HATCHES[index % len(HATCHES)],
             edgecolor="white",
             linewidth=0,
         )

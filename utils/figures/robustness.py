@@ -21,7 +21,7 @@ from utils.figures.style import (
 )
 from utils.storage.intervals import Accuracy
 from utils.storage.measurement import Measurement, radius_number, radius_text
-from utils.storage.results import AttackResult
+from utils.storage.records import AttackResult
 
 Curve = Sequence[AttackResult]  # by radius
 LARGE = 0.25  # a ball in which every pixel may change so much leaves no image recognisable
@@ -92,9 +92,9 @@ def robustness(curves: Mapping[str, Curve], title: str = "") -> Figure:
     fig = Figure(figsize=(width, 2.6), layout="constrained")
     panels = fig.subplots(1, len(norms), sharey=True, squeeze=False)[0]
     tops = []
-    for place, (label, curve) in enumerate(curves.items()):
+    for index, (label, curve) in enumerate(curves.items()):
         norm = curve[0].measurement.norm
-        tops += draw_curve(panels[norms.index(norm)], curve, literal(label), place)
+        tops += draw_curve(panels[norms.index(norm)], curve, literal(label), index)
     for axes, norm in zip(panels, norms, strict=True):
         axes.set_xlabel("eps (of 255)" if norm == "Linf" else f"eps ({norm} norm)")
         axes.margins(x=0.03)
@@ -106,14 +106,14 @@ def robustness(curves: Mapping[str, Curve], title: str = "") -> Figure:
     return fig
 
 
-def draw_curve(axes: Axes, curve: Curve, label: str, place: int) -> list[float]:
+def draw_curve(axes: Axes, curve: Curve, label: str, index: int) -> list[float]:
     """One network's accuracies with their intervals. Returns where they reach to."""
-    colour, norm = COLOURS[place % len(COLOURS)], curve[0].measurement.norm
+    colour, norm = COLOURS[index % len(COLOURS)], curve[0].measurement.norm
     radii = [0.0, *(float(radius_number(r.measurement.eps, norm)) for r in curve)]
     accuracies: list[Accuracy] = [curve[0].clean.top1, *(r.worst_case.top1 for r in curve)]
     for radius, accuracy in zip(radii, accuracies, strict=True):
         low, high = (100 * bound for bound in accuracy.interval)
         axes.vlines(radius, low, high, color=colour, linewidth=0.9)
     (line,) = axes.plot(radii, [a.percent for a in accuracies], color=colour, label=label)
-    line.set(linestyle=LINES[place % len(LINES)], marker=MARKERS[place % len(MARKERS)])
+    line.set(linestyle=LINES[index % len(LINES)], marker=MARKERS[index % len(MARKERS)])
     return [100 * accuracy.interval[1] for accuracy in accuracies]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -33,7 +34,7 @@ def training_curves(rows: Rows, title: str = "", margin: bool = False) -> Figure
     rates = series(rows, "lr")
     strip = len(set(rates)) > 1  # a constant rate is said, not drawn
     fig = Figure(figsize=(WIDTH, 2.8 if strip else 2.4), layout="constrained")
-    mosaic = [["loss", "accuracy"], ["rate", "accuracy"]] if strip else [["loss", "accuracy"]]
+    mosaic: Any = [["loss", "accuracy"], ["rate", "accuracy"]][: 1 + strip]
     panels = fig.subplot_mosaic(mosaic, height_ratios=(3.6, 1) if strip else (1,))
     labels = ("training: adversarial images", "validation: clean images", "validation: PGD-10")
     draw_curves(panels["loss"], rows, ("train_loss", "val_loss"), labels)
@@ -73,11 +74,11 @@ def draw_curves(
     """Draw the columns that hold numbers, and return every value drawn."""
     epochs = series(rows, "epoch")
     drawn = []
-    for place, (column, label) in enumerate(zip(columns, labels, strict=False)):
+    for index, (column, label) in enumerate(zip(columns, labels, strict=False)):
         values = series(rows, column)
         present = [value for value in values if not math.isnan(value)]
         if present:
             drawn += present
-            (line,) = axes.plot(epochs, values, color=COLOURS[place], label=label)
-            line.set(linestyle=LINES[place], marker=MARKERS[place] if len(epochs) <= 40 else None)
+            (line,) = axes.plot(epochs, values, color=COLOURS[index], label=label)
+            line.set(linestyle=LINES[index], marker=MARKERS[index] if len(epochs) <= 40 else None)
     return drawn

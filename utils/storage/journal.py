@@ -115,7 +115,7 @@ def append(file: BinaryIO, entry: Mapping[str, Any]) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """What to tell the user."""
+    """The user error of a failed write."""
     return UserError(
         f"cannot write {path}: {error.strerror}; free some space, then give the same command again"
         " to resume"
