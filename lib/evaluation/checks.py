@@ -16,6 +16,7 @@ from lib.algorithm.pgd import attacking
 from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, PGDSpec
 from lib.evaluation.runner import CLEAN
 from lib.evaluation.validation import EvaluationData
+from utils.storage.checkpoint import BEST, BEST_EMA
 
 ZERO_GRADIENT_SHARE = 0.1  # of the attacked images
 MORE_STEPS_SHARE = 0.005  # of all images: more steps may lose a few by chance, not many
@@ -55,6 +56,24 @@ def output_warnings(model: nn.Module, images: torch.Tensor) -> list[str]:
             " gradients, so attack the logits before it"
         )
     return warnings
+
+
+def check_selection(checkpoint: str, trained: Mapping[str, Any] | None) -> list[str]:
+    """A warning where the attacked images may have chosen the model by its robustness to them.
+
+    Args:
+        checkpoint: name of the file.
+        trained: the settings of its training, where it is ours.
+    """
+    train = (trained or {}).get("TRAIN", {})
+    by_robustness = train.get("select") == "pgd" and train.get("select_from", "val") == "val"
+    if checkpoint not in (BEST, BEST_EMA) or not by_robustness:
+        return []
+    return [
+        f"{checkpoint} was chosen by PGD-10 on {train['select_examples']} of the validation images,"
+        " so its robust accuracy on them is biased upwards; TRAIN.select_from: train holds images"
+        " out of the training to choose on"
+    ]
 
 
 def check_attacks(rows: Mapping[str, Rows], specs: Sequence[AttackSpec]) -> list[str]:

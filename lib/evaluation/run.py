@@ -24,7 +24,7 @@ from lib.evaluation.checkpoint_model import (
     make_provenance,
     with_sizes_of,
 )
-from lib.evaluation.checks import check_attacks, check_network
+from lib.evaluation.checks import check_attacks, check_network, check_selection
 from lib.evaluation.images import save_attack_images
 from lib.evaluation.measured import measured_attacks, usual_attacks
 from lib.evaluation.report import result_table, summarise, write_files
@@ -141,6 +141,7 @@ def evaluate_attacks(
     )
     rows = evaluation.run(specs)
     warnings = check_network(evaluated.model, evaluation.data) + check_attacks(rows, specs)
+    warnings += check_selection(Path(evaluated.identity["path"]).name, evaluated.trained)
     warnings += sorted(set().union(*context.gather(evaluation.warnings)))
     result = summarise(rows, specs, measured, provenance, warnings)
     if context.is_main:

@@ -20,8 +20,9 @@ from lib.data.folders import ImageTree
 from lib.data.loader import make_loader, share_of_workers
 from lib.data.samplers import GlobalBatches
 from lib.evaluation.validation import EvaluationData
+from lib.training.restore import restore_state
 from lib.training.setup import Setup
-from lib.training.state import Progress, Run, restore_state
+from lib.training.state import Progress, Run
 from lib.training.tensorboard import TensorBoardLog
 from models.resnet import ResNet
 from utils.config.schema import Config

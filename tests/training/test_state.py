@@ -17,7 +17,7 @@ import lib.training.epoch_end
 import lib.training.loop
 from lib.algorithm.training_methods import METHODS
 from lib.training.assembly import make_optimizer
-from lib.training.state import restore_momentum
+from lib.training.restore import restore_momentum
 from models.resnet import build_model
 from utils.config.schema import Config
 from utils.logging import Logger

@@ -117,6 +117,7 @@ def test_select_pgd_keeps_the_most_robust(digits: Path) -> None:
     assert done.status == 0, done.err
     result = json.loads((the_run() / "attack_standard_pgd10_n18.json").read_text())
     assert 100 * result["attacks"][0]["top1"]["accuracy"] == pytest.approx(max(robust))
+    assert any("chosen by PGD-10 on 18" in warning for warning in result["warnings"])
 
 
 @pytest.mark.slow

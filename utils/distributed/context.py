@@ -90,10 +90,17 @@ class DistributedContext:
                 tensor.copy_(mean.view_as(tensor))
 
     def copy_from_main_(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give every process rank 0's values, in place."""
-        if self.world_size > 1:
-            for tensor in tensors:
-                distributed.broadcast(tensor, src=0)
+        """Give every process rank 0's values, in place, in one message for each type."""
+        if self.world_size == 1:
+            return
+        by_type: dict[torch.dtype, list[torch.Tensor]] = {}
+        for tensor in tensors:
+            by_type.setdefault(tensor.dtype, []).append(tensor)
+        for alike in by_type.values():
+            flat = torch.cat([tensor.flatten() for tensor in alike])
+            distributed.broadcast(flat, src=0)
+            for tensor, value in zip(alike, flat.split([t.numel() for t in alike]), strict=True):
+                tensor.copy_(value.view_as(tensor))
 
     def gather_strided(self, share: torch.Tensor) -> torch.Tensor | None:
         """Gather shares `whole[rank::world_size]` into `whole`, on the CPU of rank 0 alone."""

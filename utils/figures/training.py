@@ -58,13 +58,17 @@ def training_curves(rows: Rows, title: str = "", margin: bool = False) -> Figure
 
 
 def draw_rate(axes: Axes, epochs: Sequence[float], rates: Sequence[float]) -> None:
-    """The learning rate's steps on a logarithmic axis, with ticks at its own values."""
+    """The learning rate at each epoch's end: steps on a logarithmic axis, or a curve."""
+    if len(set(rates)) > 4 or min(rates) <= 0:
+        axes.plot(epochs, rates, color=COLOURS[6], linewidth=1)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("lr")
+        return
     axes.step(epochs, rates, where="mid", color=COLOURS[6], linewidth=1)
     axes.set_yscale("log")
-    if len(set(rates)) <= 4 and min(rates) > 0:
-        axes.set_ylim(min(rates) / 2, max(rates) * 2)
-        axes.set_yticks(sorted(set(rates)), [f"{rate:.3g}" for rate in sorted(set(rates))])
-        axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(min(rates) / 2, max(rates) * 2)
+    axes.set_yticks(sorted(set(rates)), [f"{rate:.3g}" for rate in sorted(set(rates))])
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("lr (log)")
 
 
