@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +62,11 @@ class Job:
     words: tuple[str, ...]
     config: Config
     folder: Path  # the study's
+
+    @property
+    def label(self) -> str:
+        """For messages and logs."""
+        return f"{self.name}, seed {self.seed}"
 
     @property
     def run(self) -> Path:
@@ -121,7 +125,8 @@ def study(arguments: argparse.Namespace) -> None:
 
 def make_data(folder: Path, quick: bool) -> None:
     """The digits, and of them a few where it is to be quick."""
-    run_quietly(folder, "digits", ["-m", "tools.demo_data", "digits", "--workers", "1"])
+    making = start(folder, "digits", ["-m", "tools.demo_data", "digits", "--workers", "1"])
+    require_success(folder, "digits", making.wait())
     if quick and not (folder / "few").exists():
         for source in sorted((folder / "digits").glob("*/*")):
             target = folder / "few.part" / source.relative_to(folder / "digits")
@@ -160,50 +165,66 @@ def is_known(attack: str) -> bool:
 def run_jobs(jobs: Sequence[Job], at_once: int, total: int) -> None:
     """Train and attack, several at a time; a line for each that is done.
 
+    Whatever ends this ends the trainings under way, which save their state first.
+
     Raises:
         UserError: one failed; its log says why.
     """
-    done = total - len(jobs)
-    print(f"{total} trainings, {done} of them finished before", flush=True)
-    with ThreadPoolExecutor(at_once) as pool:
-        running = [pool.submit(run_job, job) for job in jobs]
-        try:
-            for number, future in enumerate(as_completed(running), done + 1):
-                print(f"[{number}/{total}] {future.result()}", flush=True)
-        except BaseException:
-            for future in running:
-                future.cancel()
-            raise
+    print(f"{total} trainings, {total - len(jobs)} of them finished before", flush=True)
+    waiting, done = list(jobs), total - len(jobs)
+    running: dict[subprocess.Popen[bytes], tuple[Job, float]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.pop(0)
+                words = [str(ROOT / "main_free.py"), *job.words]
+                running[start(job.folder, job.label, words)] = job, time.monotonic()
+            time.sleep(0.2)
+            for process in [p for p in running if p.poll() is not None]:
+                job, began = running.pop(process)
+                require_success(job.folder, job.label, process.returncode)
+                done += 1
+                minutes = (time.monotonic() - began) / 60
+                print(f"[{done}/{total}] {outcome(job)} ({minutes:.1f} min)", flush=True)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
 
 
-def run_job(job: Job) -> str:
-    """Train and attack; what came of it."""
-    began = time.monotonic()
-    label = f"{job.name}, seed {job.seed}"
-    run_quietly(job.folder, label, [str(ROOT / "main_free.py"), *job.words])
+def outcome(job: Job) -> str:
+    """What came of a training, for its line."""
     (result,) = (r for r in find_results([job.run]).values() if isinstance(r, AttackResult))
-    worst, minutes = result.worst_case.top1.percent, (time.monotonic() - began) / 60
-    clean = result.clean.top1.percent
-    return f"{label}: {clean:.1f} % clean, {worst:.1f} % in the worst case ({minutes:.1f} min)"
+    clean, worst = result.clean.top1.percent, result.worst_case.top1.percent
+    return f"{job.label}: {clean:.1f} % clean, {worst:.1f} % in the worst case"
 
 
-def run_quietly(folder: Path, label: str, words: Sequence[str]) -> None:
-    """Run a command in the study's folder, on one thread, into a log.
-
-    Raises:
-        UserError: it failed.
-    """
-    log = make_folder(folder / "logs") / f"{label.replace(' ', '_')}.txt"
+def start(folder: Path, label: str, words: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a command in the study's folder, on one thread, into a log."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    with open(log, "a", encoding="utf-8") as file:
-        done = subprocess.run(
+    with open(log_of(folder, label), "a", encoding="utf-8") as file:
+        return subprocess.Popen(
             [sys.executable, *words], cwd=folder, env=environment, stdout=file, stderr=file
         )
-    if done.returncode:
+
+
+def log_of(folder: Path, label: str) -> Path:
+    """Where a command's output goes."""
+    return make_folder(folder / "logs") / f"{label.replace(', ', '_').replace(' ', '_')}.txt"
+
+
+def require_success(folder: Path, label: str, status: int) -> None:
+    """A command must have ended well.
+
+    Raises:
+        UserError: it has not.
+    """
+    if status:
         raise UserError(
-            f"{label} ended with status {done.returncode}; {log} says why, and the same command"
-            " resumes the study"
+            f"{label} ended with status {status}; {log_of(folder, label)} says why, and the same"
+            " command resumes the study"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,17 @@ def test_quick_study(tmp_path: Path) -> None:
     assert any(runs[0].glob("attack_*.json"))
     for run in runs:
         assert os.stat(run / "checkpoint.pth.tar").st_mtime_ns == times[run]
+
+
+def test_what_ends_the_study_ends_its_trainings(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tools.study", str(tmp_path / "study"), "--quick"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), text=True) as running:
+        log = tmp_path / "study" / "logs" / "natural_seed_0.txt"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (log.exists() and "1/1" in log.read_text()):
+            time.sleep(0.05)
+        running.terminate()
+        assert running.wait(60) == 143
+    text = log.read_text()
+    assert "stopped by SIGTERM" in text or "results:" in text
+    assert not list((tmp_path / "study" / "trained_models").glob("*/.lock"))
