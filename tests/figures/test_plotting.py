@@ -24,13 +24,14 @@ from lib.imagenet_c.corruptions import EXTRA, STANDARD
 from tools import plot as plotting
 from utils.errors import UserError
 from utils.figures.attacks import AttackedImage, attack_images
-from utils.figures.classes import classes
+from utils.figures.classes import classes, read_classes
 from utils.figures.gradients import gradient_ratio, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
 from utils.figures.run import draw_training
 from utils.figures.style import COLOURS, run_label, run_labels, save_figure
 from utils.figures.training import read_metrics, training_curves
+from utils.storage.files import write_csv
 
 ROOT = Path(__file__).resolve().parents[2]
 FREE = "resnet18_free_adv_step4_eps4_repeat4_bs256"
@@ -322,6 +323,15 @@ def test_an_attack_that_large_balls_do_not_help_is_weak(given, says):
     assert len(warnings) == len(says)
     for warning, words in zip(warnings, says, strict=True):
         assert words in warning
+
+
+def test_classes_that_are_not_utf8(tmp_path):
+    path = tmp_path / "x_classes.csv"
+    write_csv(
+        path, list(CLASSES[0]), [[os.fsdecode(b"\xff"), *list(c.values())[1:]] for c in CLASSES]
+    )
+    fig = classes(read_classes(path))
+    assert fig.axes[0].get_yticklabels()[0].get_text() == r"\udcff"
 
 
 def test_classes():

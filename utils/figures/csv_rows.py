@@ -22,9 +22,9 @@ def read_rows(path: Path, columns: Sequence[str], hint: str) -> list[dict[str, s
         UserError: no such file, no rows, or other columns.
     """
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or "not a table"
         raise UserError(f"cannot read {path}: {reason}; {hint}") from error
     if not rows:
