@@ -346,6 +346,19 @@ def test_some_of_the_classes(digits: Path, here: Path) -> None:
     assert {row["label"] for row in rows("attack_standard_pgd1")} == {"2"}
 
 
+def test_names_that_are_not_utf8(digits: Path, here: Path) -> None:
+    shutil.copytree(digits / "val", here / "odd" / "val")
+    image = sorted((here / "odd" / "val" / "digit_1").iterdir())[0]
+    image.rename(image.with_name(os.fsdecode(b"caf\xe9.png")))
+    evaluate("odd", "-e", "--resume", BEST, "--attack", "pgd1")
+    with open(FOLDER / "attack_standard_pgd1_images.csv", "rb") as file:
+        assert b"\ndigit_1/caf\xe9.png,1," in file.read()
+    names = [path.relative_to(here / "odd" / "val") for path in (here / "odd").glob("val/*/*")]
+    listed = b"\n".join(sorted(os.fsencode(name) for name in names))
+    found = result("attack_standard_pgd1")["provenance"]["subset"]["sha256"]
+    assert found == hashlib.sha256(listed).hexdigest()
+
+
 def test_any_batch_size_gives_the_same_outcomes(digits: Path) -> None:
     outcomes = set()
     for size in (16, 5):
