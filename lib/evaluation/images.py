@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torchvision.utils import save_image
 
 from lib.algorithm.pgd import attacking
@@ -23,6 +24,7 @@ from utils.storage.files import make_folder, replacing
 from utils.storage.measurement import radius_text
 
 MOST_IN_FIGURE = 12
+Pair = tuple[torch.Tensor, torch.Tensor]  # clean and adversarial, (3, H, W) in [0, 1], on the CPU
 
 
 def save_attack_images(
@@ -47,45 +49,61 @@ def save_attack_images(
         data.tree, data.img_size, data.images.size, data.batch_size, 0,
         DistributedContext(0, 1, data.context.device),
     )  # fmt: skip
-    found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    found: dict[int, Pair] = {}
     for spec in specs:
         group = [i for i in chosen if breaking(rows, specs, i) is spec]
         for index, clean, adversarial in attacked(evaluation, alone, spec, group):
             found[index] = clean, adversarial
-    clean = torch.stack([found[i][0] for i in chosen])
-    adversarial = torch.stack([found[i][1] for i in chosen])
+    pairs = {i: found[i] for i in chosen}
     threat = evaluation.threat
-    largest = float((adversarial - clean).abs().max())
+    largest = max(float((adversarial - clean).abs().max()) for clean, adversarial in pairs.values())
     reach = max(threat.eps if threat.norm == "Linf" else largest, 1e-12)
-    folder = make_folder(stem.with_name(f"{stem.name}_images"))
-    change = ((adversarial - clean) / (2 * reach) + 0.5).clamp(0, 1)
-    for number in range(len(chosen)):
-        for name, images in (
-            ("original", clean), ("adversarial", adversarial), ("perturbation", change)
-        ):  # fmt: skip
+    write_images(list(pairs.values()), reach, make_folder(stem.with_name(f"{stem.name}_images")))
+    first = dict(list(pairs.items())[:MOST_IN_FIGURE])
+    figure = images_figure(evaluation, rows, specs, first, reach, settings)
+    save_figure(figure, stem.with_name(f"{stem.name}_images"))
+
+
+def write_images(pairs: Sequence[Pair], reach: float, folder: Path) -> None:
+    """The three files of each image; `reach` is the change that is drawn white."""
+    for number, (clean, adversarial) in enumerate(pairs):
+        change = ((adversarial - clean) / (2 * reach) + 0.5).clamp(0, 1)
+        images = {"original": clean, "adversarial": adversarial, "perturbation": change}
+        for name, image in images.items():
             with replacing(folder / f"{number:03d}_{name}.png") as file:
-                save_image(images[number], file, format="png")
+                save_image(image, file, format="png")
+
+
+def images_figure(
+    evaluation: AttackEvaluation,
+    rows: Mapping[str, Mapping[int, Any]],
+    specs: Sequence[AttackSpec],
+    pairs: Mapping[int, Pair],
+    reach: float,
+    settings: ModelSettings,
+) -> Figure:
+    """The figure of some images by position, with what the network says before and after."""
+    tree, threat = evaluation.data.tree, evaluation.threat
+    adversarial = torch.stack([pair[1] for pair in pairs.values()])
     with torch.no_grad(), attacking(evaluation.model):
-        after = evaluation.model(adversarial[:MOST_IN_FIGURE].to(data.context.device)).argmax(1)
+        after = evaluation.model(adversarial.to(evaluation.context.device)).argmax(1).tolist()
 
     def class_name(output: int) -> str:
         return settings.classes[output] if settings.classes else f"output {output}"
 
-    in_figure = [
+    images = [
         AttackedImage(
-            clean[index],
-            adversarial[index],
-            class_name(data.tree.labels[i]),
+            *pairs[i],
+            class_name(tree.labels[i]),
             class_name(rows[CLEAN][i].prediction),
             class_name(prediction),
             breaking(rows, specs, i).label,
         )
-        for index, (i, prediction) in enumerate(zip(chosen, after.tolist(), strict=False))
+        for i, prediction in zip(pairs, after, strict=True)
     ]
     eps = radius_text(threat.eps, threat.norm)
     title = f"{settings.describe()}; protocol {threat.protocol.name}, eps {eps}"
-    figure = attack_images(in_figure, reach, title)
-    save_figure(figure, stem.with_name(f"{stem.name}_images"))
+    return attack_images(images, reach, title)
 
 
 def breaking(
