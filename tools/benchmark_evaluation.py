@@ -12,14 +12,14 @@ import torchvision
 from torch import nn
 
 from lib.algorithm.protocols import ThreatModel
-from lib.data.datasets import eval_transform
+from lib.data.datasets import FolderBatches, eval_transform
 from lib.data.folders import read_split
 from lib.data.loader import make_loader, on_device
+from lib.data.samplers import FolderShards
 from lib.evaluation.attack_list import parse_attack
 from lib.evaluation.runner import AttackEvaluation
 from lib.evaluation.validation import EvaluationData
-from lib.imagenet_c.dataset import CorruptionBatches, GroupPlan
-from lib.imagenet_c.scan import read_corruptions
+from lib.imagenet_c.scan import find_folders, read_corruptions
 from models.resnet import build_model
 from tools import benchmark_baseline as plain
 from tools.benchmark_case import EPS, STEP_SIZE, Case
@@ -44,9 +44,12 @@ def reading_suite(case: Case) -> dict[str, Work]:
     device = torch.device(case.device)
 
     def read(resize: int | None) -> float:
-        tree = read_corruptions(case.data, os.listdir(case.data))
-        data = CorruptionBatches(tree, eval_transform(resize, case.crop_size), case.crop_size)
-        plan = GroupPlan(tree.sizes, case.batch_size)
+        names = os.listdir(case.data)
+        folders = read_corruptions(case.data, find_folders(case.data, names)).folders
+        trees = list(folders.values())
+        data = FolderBatches(trees, eval_transform(resize, case.crop_size), case.crop_size)
+        sizes = {number: len(tree.files) for number, tree in enumerate(trees)}
+        plan = FolderShards(sizes, case.batch_size)
         loader = make_loader(data, plan, case.workers, device)
         return sum(len(batch.labels) for batch in on_device(loader, device))
 

@@ -25,10 +25,8 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
-from tools.corruption_tree import find_corruptions, scan_corruptions
-from tools.data_tree import DataTree, scan_splits
+from lib.data.images import UnreadableImage, load_rgb
+from tools.data_tree import DataTree, scan
 from tools.parallel import image_bar, in_parallel
 from utils.config.parser import OneLineParser
 from utils.distributed.launch import run_command
@@ -88,23 +86,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Path, int]:
 def list_images(root: Path) -> DataTree:
     """List a data folder, whichever layout it has, under a bar that counts."""
     with image_bar("listing") as bar:
-        tree = DataTree(root, listed=bar.advance)
-        if splits := [name for name in ("train", "val") if (root / name).is_dir()]:
-            scan_splits(tree, splits)
-        elif folders := find_corruptions(root):
-            scan_corruptions(tree, folders)
-        else:
-            tree.add_part(".", root)
-            warn_of_depth(tree)
-    return tree
-
-
-def warn_of_depth(tree: DataTree) -> None:
-    """Note that a parent of the data set may have been given: then splits look like classes."""
-    for name, listing in tree.parts["."].items():
-        if listing and all(Path(folder) != tree.root / name for folder, _ in listing):
-            where = os.path.relpath(listing[0][0], tree.root)
-            tree.notes.append(f"images of {name} lie deeper, in {where}; is DIR a folder too high?")
+        return scan(str(root), bar.advance)
 
 
 def read_images(tree: DataTree, workers: int) -> list[tuple[str, str]]:
@@ -112,9 +94,8 @@ def read_images(tree: DataTree, workers: int) -> list[tuple[str, str]]:
     problems = []
     paths = tree.paths()
     batches = iter(lambda: list(islice(paths, BATCH)), [])
-    total = sum(tree.count(part) for part in tree.parts)
-    workers = min(workers, -(-total // BATCH))
-    bar = image_bar("reading", total)
+    workers = min(workers, -(-tree.count // BATCH))
+    bar = image_bar("reading", tree.count)
     with bar, closing(in_parallel(check_images, batches, workers)) as results:
         for count, findings in results:
             problems += [(kind, f"{path}: {reason}") for path, kind, reason in findings]
@@ -132,13 +113,11 @@ def check_image(path: str) -> Finding | None:
     try:
         if os.path.getsize(path) == 0:
             return path, "empty", "file without a byte"
-        with Image.open(path) as image:
-            image.convert("RGB")
-    except UnidentifiedImageError:
-        return path, "unreadable", "no image, whatever its name says"
-    except Exception as error:  # decoders raise of every kind
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return path, "unreadable", " ".join(reason.split())
+        load_rgb(path)
+    except UnreadableImage as error:
+        return path, "unreadable", error.reason
+    except OSError as error:
+        return path, "unreadable", error.strerror or str(error)
     return None
 
 
@@ -148,10 +127,9 @@ def report(tree: DataTree) -> None:
         print(f"{kind:<11} {what}")
     for note in tree.notes:
         print(f"note        {note}")
-    classes = len({name for part in tree.parts.values() for name in part})
-    images = sum(tree.count(part) for part in tree.parts)
+    classes = len(tree.classes)
     verdict = counted(len(tree.problems), "problem") if tree.problems else "all is well"
-    size = f"{counted(images, 'image')}, {classes} class{'' if classes == 1 else 'es'}"
+    size = f"{counted(tree.count, 'image')}, {classes} class{'' if classes == 1 else 'es'}"
     print(f"{tree.root}: {size}, {verdict}")
 
 

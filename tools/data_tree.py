@@ -1,134 +1,186 @@
-"""What an ImageFolder holds: its splits, its classes, its images, and what is out of place."""
+"""What a data set holds, of whichever layout, and what is out of place; no image is read yet."""
 
 from __future__ import annotations
 
 import os
-import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from utils.errors import UserError
+from lib.data.listing import Listing, as_path, list_classes
+from lib.imagenet_c.corruptions import CORRUPTIONS, SEVERITIES, STANDARD
+from lib.imagenet_c.scan import corruption_folders, subfolders
 from utils.logging import counted
-
-IMAGE_EXTENSIONS = (
-    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm"),
-    *(".tif", ".tiff", ".webp"),
-)
 
 
 @dataclass
 class DataTree:
-    """The file list of a data folder and what is wrong with it, no image read yet.
+    """The file lists of a data folder.
 
     Attributes:
-        parts: `train`, `val`, `gaussian_noise/1`, ... (`.` for class folders alone) to
-            {class: [(folder, [image names])]}. Names are shared between parts, so that the
-            75 parts of ImageNet-C cost one set of names.
+        root: the folder.
+        parts: the folders of class folders: `train`, `val`, `fog/1`, ... (`.` for `root` itself).
+        files: by part, its images as `CLASS/IMAGE`; parts with the same ones share them, so that
+            the 75 of ImageNet-C cost one list.
         problems: (kind, what), kind one of `empty`, `misplaced`, `different`, `unreadable`.
         notes: worth knowing, but nothing wrong.
-        listed: called with the number of images whenever a folder has been listed.
+        listed: called with the number of images whenever a class has been listed.
     """
 
-    root: Path
-    parts: dict[str, dict[str, list[tuple[str, list[str]]]]] = field(default_factory=dict)
+    root: str
+    listed: Callable[[int], object] = lambda count: None
+    parts: dict[str, Listing] = field(default_factory=dict)
+    files: dict[str, tuple[str, ...]] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    listed: Callable[[int], object] = lambda count: None
 
-    def add_part(self, name: str, folder: Path) -> None:
+    def add_part(self, name: str, folder: str) -> None:
         """List one folder of class folders."""
-        loose, classes = [], {}
-        for entry in visible(folder):
-            if entry.is_dir():
-                classes[entry.name] = self.list_class(Path(entry.path), f"{name}/{entry.name}")
-            elif is_image(entry.name):
-                loose.append(entry.name)
-        if loose:
-            self.problems.append(("misplaced", loose_images(name, loose)))
-        elif not classes:
-            self.problems.append(("empty", f"{name}: no class folder"))
-        self.parts[name] = classes
-
-    def list_class(self, folder: Path, name: str) -> list[tuple[str, list[str]]]:
-        """The images of one class, in its sub-folders too, and what is no image."""
-        listing, others, seen = [], [], set()
-
-        def unlisted(error: OSError) -> None:
-            self.problems.append(("unreadable", f"{error.filename}: {error.strerror}"))
-
-        for place, folders, files in os.walk(folder, onerror=unlisted, followlinks=True):
-            status = os.stat(place)
-            if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
-                folders.clear()
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
-            files = sorted(file for file in files if not file.startswith("."))
-            images = [sys.intern(file) for file in files if is_image(file)]
-            others += [file for file in files if not is_image(file)]
-            if images:
-                listing.append((place, images))
-                self.listed(len(images))
-        if not listing:
-            self.problems.append(("empty", f"{name}: class folder without images"))
-        if others:
-            what = f"{name}: {counted(len(others), 'file')} of another kind, such as {others[0]}"
-            self.problems.append(("misplaced", what))
-        return listing
+        listing = list_classes(folder, self.listed)
+        self.problems += faults(name, listing)
+        self.notes += listing.notes
+        files = listing.files
+        self.files[name] = next((known for known in self.files.values() if known == files), files)
+        listing.images = {label: [] for label in listing.images}  # the names are in `files`
+        self.parts[name] = listing
 
     def paths(self) -> Iterator[str]:
         """Every image, one at a time."""
-        for classes in self.parts.values():
-            for listing in classes.values():
-                for folder, names in listing:
-                    yield from (os.path.join(folder, name) for name in names)
+        for name, listing in self.parts.items():
+            yield from (as_path(os.path.join(listing.root, file)) for file in self.files[name])
 
-    def count(self, part: str) -> int:
-        """Number of images in a part."""
-        return sum(len(names) for listing in self.parts[part].values() for _, names in listing)
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return sum(map(len, self.files.values()))
+
+    @property
+    def classes(self) -> set[str]:
+        """Names of all classes."""
+        return {name for listing in self.parts.values() for name in listing.classes}
+
+
+def faults(name: str, listing: Listing) -> Iterator[tuple[str, str]]:
+    """What is wrong with a part, by kind."""
+    for folder, reason in listing.unreadable:
+        yield "unreadable", f"{folder}: {reason}"
+    for file in listing.special:
+        yield "unreadable", f"{name}/{file}: no regular file (a FIFO?)"
+    if listing.loose:
+        first = min(listing.loose)
+        yield (
+            "misplaced",
+            f"{name}: {counted(len(listing.loose), 'image')} loose in the folder, such as {first};"
+            f" move each into the folder of its class, {name}/CLASS/{first}",
+        )
+    elif not listing.images:
+        yield "empty", f"{name}: no class folder"
+    for label in listing.empty:
+        yield "empty", f"{name}/{label}: class folder without images"
+    for label, others in listing.others.items():
+        kinds = counted(len(others), "file")
+        yield "misplaced", f"{name}/{label}: {kinds} of another kind, such as {others[0]}"
+
+
+def scan(root: str, listed: Callable[[int], object]) -> DataTree:
+    """List a data folder: train and val, an ImageNet-C tree, or class folders alone."""
+    tree = DataTree(root, listed)
+    splits = [name for name in ("train", "val") if os.path.isdir(os.path.join(root, name))]
+    if splits:
+        scan_splits(tree, splits)
+    elif folders := find_corruptions(root):
+        scan_corruptions(tree, folders)
+    else:
+        tree.add_part(".", root)
+        note_depth(tree)
+    return tree
+
+
+def note_depth(tree: DataTree) -> None:
+    """Note that a parent of the data set may have been given: then splits look like classes."""
+    folders: dict[str, list[str]] = {}
+    for file in tree.files["."]:
+        folders.setdefault(file.partition("/")[0], []).append(os.path.dirname(file))
+    for name, places in folders.items():
+        if name not in places:
+            where = f"images of {name} lie deeper, in {places[0]}"
+            tree.notes.append(f"{where}; is DIR a folder too high?")
 
 
 def scan_splits(tree: DataTree, splits: list[str]) -> None:
     """`train` and `val`, which must have the same classes."""
     for name in splits:
-        tree.add_part(name, tree.root / name)
+        tree.add_part(name, os.path.join(tree.root, name))
     if "val" not in splits:
         tree.problems.append(("empty", "val: no such folder; every command reads it"))
     elif "train" not in splits:
         tree.notes.append("no train folder: fit for evaluation, not for training")
     else:
         for one, other in (("train", "val"), ("val", "train")):
-            for name in sorted(tree.parts[one].keys() - tree.parts[other].keys()):
-                tree.problems.append(("different", f"class {name} is in {one}, not in {other}"))
+            extra = set(tree.parts[one].classes) - set(tree.parts[other].classes)
+            tree.problems += [
+                ("different", f"class {name} is in {one}, not in {other}") for name in sorted(extra)
+            ]
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, by name."""
-    return [Path(entry.path) for entry in visible(folder) if entry.is_dir()]
+def find_corruptions(root: str) -> list[tuple[str, str]]:
+    """(name, folder) of the corruptions; nothing where root is no such tree.
 
-
-def visible(folder: Path) -> list[os.DirEntry]:
-    """The entries of a folder by name, without hidden ones.
-
-    Raises:
-        UserError: the folder cannot be listed.
+    A folder of class folders may well have a class named `snow`, so severities are looked for:
+    those of a known corruption, or all five, each with class folders.
     """
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
-    except OSError as error:
-        raise UserError(f"cannot list {folder}: {error.strerror}; make it readable") from error
+    folders = corruption_folders(root)
+    return folders if any(is_corruption(name, folder) for name, folder in folders) else []
 
 
-def is_image(name: str) -> bool:
-    """Whether the name ends as an image's does."""
-    return name.lower().endswith(IMAGE_EXTENSIONS)
+def is_corruption(name: str, folder: str) -> bool:
+    """Whether a folder is sure to be a corruption's."""
+    severities = [os.path.join(folder, str(severity)) for severity in SEVERITIES]
+    return name in CORRUPTIONS or all(os.path.isdir(s) and subfolders(s) for s in severities)
 
 
-def loose_images(name: str, loose: list[str]) -> str:
-    """What is wrong with images beside class folders, and how to mend it."""
-    return (
-        f"{name}: {counted(len(loose), 'image')} loose in the folder, such as {loose[0]};"
-        f" move each into the folder of its class, {name}/CLASS/{loose[0]}"
-    )
+def scan_corruptions(tree: DataTree, folders: list[tuple[str, str]]) -> None:
+    """Every severity of every corruption, which must all hold the same images."""
+    names = set()
+    known = any(name in CORRUPTIONS for name, _ in folders)
+    for name, folder in folders:
+        where = os.path.relpath(folder, tree.root)
+        if known and name not in CORRUPTIONS:
+            tree.problems.append(("misplaced", f"{where}: not the name of a corruption"))
+        elif name in names:
+            tree.problems.append(("different", f"{where}: a second folder of {name}"))
+        else:
+            scan_severities(tree, name, folder)
+        names.add(name)
+    absent = [name for name in STANDARD if name not in names]
+    if known and absent:
+        tree.notes.append(f"{len(absent)} of the 15 corruptions are absent: {', '.join(absent)}")
+    compare_images(tree)
+
+
+def scan_severities(tree: DataTree, name: str, folder: str) -> None:
+    """The five severities of one corruption."""
+    found = {os.path.basename(path): path for path in subfolders(folder)}
+    for severity in map(str, SEVERITIES):
+        if severity in found:
+            tree.add_part(f"{name}/{severity}", found.pop(severity))
+        else:
+            tree.problems.append(("different", f"{name}: severity {severity} is missing"))
+    for other in found:
+        tree.problems.append(("misplaced", f"{name}/{other}: not a severity from 1 to 5"))
+
+
+def compare_images(tree: DataTree) -> None:
+    """Say which severities hold other images than most of their siblings."""
+    votes = Counter(tree.files.values())
+    usual = max(votes, key=lambda files: (votes[files], len(files)), default=())
+    where = next((name for name, files in tree.files.items() if files == usual), "")
+    expected = set(usual) if len(votes) > 1 else set()
+    for name, files in tree.files.items():
+        if files == usual:
+            continue
+        present = set(files)
+        for names, what in ((expected - present, "lacks"), (present - expected, "alone has")):
+            if names:
+                text = f"{name}: {what} {counted(len(names), 'image')}, such as {min(names)}"
+                tree.problems.append(("different", f"{text}; against {where}"))

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tools.corruption_tree import CORRUPTION_NAMES, SEVERITIES
+from lib.imagenet_c.corruptions import SEVERITIES, STANDARD
 from tools.parallel import image_bar, in_parallel
 from utils.config.parser import OneLineParser
 from utils.distributed.launch import run_command
@@ -151,9 +151,9 @@ def write_corruptions(val: Path, folder: Path, arguments: argparse.Namespace) ->
     chosen = [files[i * len(files) // wanted] for i in range(wanted)]
     batches = (
         [(str(val), str(folder), corruption, severity, name) for name in chosen]
-        for corruption, severity in product(CORRUPTION_NAMES, SEVERITIES)
+        for corruption, severity in product(STANDARD, map(str, SEVERITIES))
     )
-    total = len(CORRUPTION_NAMES) * len(SEVERITIES) * wanted
+    total = len(STANDARD) * len(SEVERITIES) * wanted
     bar = image_bar("corrupting", total)
     with bar, closing(in_parallel(corrupt_images, batches, arguments.workers)) as results:
         for count, _ in results:

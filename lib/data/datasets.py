@@ -6,21 +6,18 @@ world_size-th position of a global batch, so that a partial batch is shared out 
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import transforms
 
 from lib.algorithm.seeds import derived_seed
-from lib.data.folders import (
-    ImageTree,
-)
+from lib.data.folders import ImageTree
+from lib.data.images import load_rgb
 from lib.data.samplers import Keys
 from utils.errors import UserError
 
@@ -105,7 +102,7 @@ class ImageBatches(Dataset):
 
     def load(self, epoch: int, position: int) -> tuple[Image.Image, bool]:
         """One image after its transform, and whether it is to be mirrored."""
-        image = load_rgb(os.path.join(self.tree.root, self.tree.files[position]))
+        image = load_rgb(self.tree.path(position))
         if self.seed is None:
             return self.transform(image), False
         with torch.random.fork_rng(devices=[]):
@@ -113,32 +110,21 @@ class ImageBatches(Dataset):
             return self.transform(image), self.flip and bool(torch.rand(()) < 0.5)
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
-    """A grey image of 16 bits by its upper 8, as Pillow reads colours; any other as it is.
+class FolderBatches(Dataset):
+    """Batches of several folders through one loader. A key is (number of the folder, position).
 
-    Pillow's own conversion clips such greys, which leaves next to nothing but white.
+    Args:
+        trees: the images of each folder, with the network's labels.
+        transform: image to image of `size` x `size`.
+        size: side in pixels.
     """
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image)
-    if image.mode == "I" and values.max() <= 255:
-        return image
-    return Image.fromarray((values // 256).clip(0, 255).astype(np.uint8))
 
+    def __init__(self, trees: Sequence[ImageTree], transform: Transform, size: int) -> None:
+        self.size = size
+        self.folders = [ImageBatches(tree, transform, size) for tree in trees]
 
-def load_rgb(path: str | os.PathLike) -> Image.Image:
-    """Read an image of any mode (grey, palette, CMYK, RGBA, ...) as RGB, wholly decoded.
+    def __len__(self) -> int:
+        return sum(map(len, self.folders))
 
-    Raises:
-        UserError: names the file that is not a whole, readable image.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata and transparency: no matter here
-            with Image.open(path) as image:
-                return eight_bits(image).convert("RGB")
-    except UnidentifiedImageError:
-        reason = "it is not an image"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-    raise UserError(f"cannot read {path}: {reason}; replace or remove it")
+    def __getitems__(self, keys: Keys) -> Batch:
+        return self.folders[keys[0][0]].__getitems__(keys)

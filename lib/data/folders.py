@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
+from lib.data.listing import (
+    IMAGE_EXTENSIONS,
+    Listing,
+    as_path,
+    list_classes,
+    shortlist,
+)
 from utils.errors import UserError
+from utils.storage.files import names_sha256
 
 
 @dataclass(frozen=True)
@@ -21,17 +26,28 @@ class ImageTree:
         classes: class names, sorted.
         files: file of each image, `CLASS/IMAGE` relative to root; sorted by class, then name.
         labels: output index of each image.
+        notes: what a user should know of it, one line each.
     """
 
     root: str
     classes: tuple[str, ...]
     files: tuple[str, ...]
     labels: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the list of images."""
+        return names_sha256(self.files)
+
+    def path(self, position: int) -> str:
+        """Where an image lies."""
+        return as_path(os.path.join(self.root, self.files[position]))
 
     def subset(self, positions: Sequence[int]) -> ImageTree:
         """Only the images at these positions, in that order."""
         files = tuple(self.files[i] for i in positions)
-        return ImageTree(self.root, self.classes, files, tuple(self.labels[i] for i in positions))
+        return replace(self, files=files, labels=tuple(self.labels[i] for i in positions))
 
     def with_labels_of(self, names: Sequence[str] | None, num_classes: int) -> ImageTree:
         """The same images with labels that index a network's outputs.
@@ -59,14 +75,7 @@ class ImageTree:
                 f"{self.root}: class {unknown[0]} is none of the network's {len(names)} classes"
                 f" ({shortlist(names)}); give the data set that it was trained on"
             )
-        labels = tuple(index[self.classes[label]] for label in self.labels)
-        return ImageTree(self.root, self.classes, self.files, labels)
-
-
-def shortlist(names: Sequence[str], most: int = 3) -> str:
-    """The first few names and how many more."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+        return replace(self, labels=tuple(index[self.classes[label]] for label in self.labels))
 
 
 def read_split(data: str, split: str) -> ImageTree:
@@ -89,32 +98,51 @@ def read_tree(root: str) -> ImageTree:
     """Find the images of a folder of class folders.
 
     Raises:
-        UserError: it is empty or flat, or a class in it is empty.
+        UserError: it is empty or flat, a class in it is empty, or something in it cannot be read.
     """
-    entries = sorted(os.scandir(root), key=lambda entry: entry.name)
-    classes = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
-    if not classes:
-        loose = [e.name for e in entries if e.name.lower().endswith(IMG_EXTENSIONS)]
-        if loose:
-            raise UserError(
-                f"{root} holds {len(loose)} images such as {loose[0]} and no class folders; move"
-                f" each image into {root}/CLASS/ (for ImageNet's val, by its list of labels)"
-            )
-        raise UserError(f"{root} is empty; put the images into {root}/CLASS/")
-    index = {name: i for i, name in enumerate(classes)}
-    found = make_dataset(root, index, extensions=IMG_EXTENSIONS, allow_empty=True)
-    # As `._0001.jpg`, which an archive from macOS leaves beside every image.
-    samples = [
-        (path, label) for path, label in found if f"{os.sep}." not in path.removeprefix(root)
-    ]
-    empty = sorted(set(classes) - {classes[label] for _, label in samples})
-    if empty:
-        raise UserError(
-            f"{root}: no images in class folder {shortlist(empty)}; fill or remove it"
-            f" (readable are {' '.join(IMG_EXTENSIONS)})"
+    return tree_of(list_classes(root))
+
+
+def tree_of(listing: Listing) -> ImageTree:
+    """The images of a listing that is in order.
+
+    Raises:
+        UserError: it is not.
+    """
+    if problem := fault_of(listing):
+        raise UserError(problem)
+    labels = tuple(label for label, images in enumerate(listing.images.values()) for _ in images)
+    return ImageTree(listing.root, listing.classes, listing.files, labels, tuple(listing.notes))
+
+
+def fault_of(listing: Listing) -> str:
+    """What is wrong with a folder of class folders and how to fix it, or nothing."""
+    root = listing.root
+    if listing.unreadable:
+        folder, reason = listing.unreadable[0]
+        return f"cannot read the folder {folder}: {reason}; add it or make it readable"
+    if listing.special:
+        return f"{root}: {shortlist(listing.special)} is no regular file (a FIFO?); remove it"
+    if not listing.images and listing.loose:
+        loose = min(listing.loose)
+        return (
+            f"{root} holds {len(listing.loose)} images such as {loose} and no class folders; move"
+            f" each image into {root}/CLASS/ (for ImageNet's val, by its list of labels)"
         )
-    files = tuple(os.path.relpath(path, root).replace(os.sep, "/") for path, _ in samples)
-    return ImageTree(root, tuple(classes), files, tuple(label for _, label in samples))
+    if not listing.images:
+        return f"{root} has no class folders; put the images into {root}/CLASS/"
+    if listing.empty:
+        return (
+            f"{root}: no images in class folder {shortlist(listing.empty)}; fill or remove it"
+            f" (readable are {' '.join(IMAGE_EXTENSIONS)})"
+        )
+    return ""
+
+
+def sizes_of_sample(tree: ImageTree, count: int = 16) -> list[int]:
+    """Bytes of some images; -1 for those that are not there. Tells two machines' disks apart."""
+    paths = [tree.path(i) for i in range(0, len(tree.files), max(1, len(tree.files) // count))]
+    return [os.path.getsize(path) if os.path.exists(path) else -1 for path in paths]
 
 
 def require_same_classes(train: ImageTree, val: ImageTree) -> None:
@@ -130,31 +158,3 @@ def require_same_classes(train: ImageTree, val: ImageTree) -> None:
                 f"class {shortlist(extra)} is in {one.root} and not in {other.root}; both need"
                 " the same class folders"
             )
-
-
-def evenly_spread(total: int, wanted: int) -> list[int]:
-    """`wanted` positions out of `total`, spread evenly; always the same ones."""
-    wanted = min(wanted, total)
-    return [i * total // wanted for i in range(wanted)]
-
-
-def positions_of(tree: ImageTree, ids_file: str) -> list[int]:
-    """Positions of the images that a file lists, one `class/filename` a line.
-
-    Blank lines and lines that start with # are passed over.
-
-    Raises:
-        UserError: the file cannot be read, names an image that is not there, or names none.
-    """
-    try:
-        lines = Path(ids_file).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UserError(f"cannot read --image_ids {ids_file}: {reason}") from error
-    wanted = [s for line in lines if (s := line.strip()) and not s.startswith("#")]
-    index = {name: i for i, name in enumerate(tree.files)}
-    missing = [name for name in wanted if name not in index]
-    if missing or not wanted:
-        what = f"{missing[0]} is not in {tree.root}" if missing else "no image is named"
-        raise UserError(f"--image_ids {ids_file}: {what}; write one class/filename a line")
-    return sorted({index[name] for name in wanted})

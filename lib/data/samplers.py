@@ -6,7 +6,7 @@ shared out evenly.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -106,6 +106,35 @@ class Shard(Sampler):
     def __iter__(self) -> Iterator[Keys]:
         for start in range(0, len(self.positions), self.batch_size):
             yield [(0, position) for position in self.positions[start : start + self.batch_size]]
+
+
+class FolderShards(Sampler):
+    """This process's share of several folders, one after the other; no batch has two of them.
+
+    A key is (number of the folder, position). A batch depends on the folders, the batch size and
+    the number of processes alone, never on where a run was interrupted: so resuming gives every
+    image the same neighbours, and the arithmetic the same rounding.
+
+    Args:
+        sizes: number of images of each folder to do, by its number.
+        batch_size: images in a batch of this process.
+    """
+
+    def __init__(
+        self, sizes: Mapping[int, int], batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.shards = {
+            folder: Shard(range(size), batch_size, rank, world_size)
+            for folder, size in sizes.items()
+        }
+        self.largest = batch_size
+
+    def __len__(self) -> int:
+        return sum(map(len, self.shards.values()))
+
+    def __iter__(self) -> Iterator[Keys]:
+        for folder, shard in self.shards.items():
+            yield from ([(folder, position) for _, position in keys] for keys in shard)
 
 
 class Chunks(Sampler):

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from lib.data.folders import ImageTree, evenly_spread, positions_of, read_split
+from lib.data.folders import ImageTree, read_split
+from lib.data.subsets import choose, describe_subset
 from lib.evaluation.model_settings import ModelSettings, model_of, pretrained_model, settings_of
 from models.resnet import ResNet
 from utils.config.schema import Config, Source
 from utils.distributed.context import DistributedContext
 from utils.logging import Logger
 from utils.storage.checkpoint import BEST, read_checkpoint
-from utils.storage.files import file_sha256, make_folder, names_sha256
+from utils.storage.files import file_sha256, make_folder
 from utils.storage.measurement import subset_label
 from utils.storage.provenance import provenance
 from utils.storage.run_folder import ROOT, find_checkpoint
@@ -120,19 +121,10 @@ def load_images(
     whole = read_split(data, "val").with_labels_of(
         evaluated.settings.classes, evaluated.model.num_classes
     )
-    options = config.OPTIONS
-    tree, total = whole, len(whole.files)
-    if options.n_examples:
-        tree = whole.subset(evenly_spread(total, options.n_examples))
-        description = f"{len(tree.files)} evenly spread of {total} images"
-    elif options.image_ids:
-        tree = whole.subset(positions_of(whole, options.image_ids))
-        description = f"{len(tree.files)} listed of {total} images"
-    n = len(tree.files)
-    if n == total:
-        description = f"all {total} images"
-    subset = {"description": description, "n": n, "sha256": names_sha256(tree.files)}
-    return tree, subset, subset_label(subset, total, listed=bool(options.image_ids))
+    n_examples, image_ids = config.OPTIONS.n_examples, config.OPTIONS.image_ids
+    tree, total, listed = choose(whole, n_examples, image_ids), len(whole.files), bool(image_ids)
+    subset = describe_subset(len(tree.files), total, listed, tree.fingerprint)
+    return tree, subset, subset_label(subset, total, listed)
 
 
 def device_name(device: torch.device) -> str:

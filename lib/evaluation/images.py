@@ -12,7 +12,7 @@ from torchvision.utils import save_image
 
 from lib.algorithm.pgd import attacking
 from lib.algorithm.protocols import AttackSpec
-from lib.data.folders import evenly_spread
+from lib.data.subsets import evenly_spread
 from lib.evaluation.attacks import make_attack
 from lib.evaluation.model_settings import ModelSettings
 from lib.evaluation.runner import CLEAN, AttackEvaluation

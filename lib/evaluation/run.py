@@ -59,7 +59,7 @@ def evaluate(config: Config, context: DistributedContext) -> None:
     imagenet, imagenet_c = data_folders(config)
     if config.OPTIONS.eva_on_imagenet_c:  # before hours of attacks, perhaps
         names = choose_corruptions(config.OPTIONS.corruptions)
-        context.run_and_share_errors(lambda: find_folders(imagenet_c, names))
+        context.from_main(lambda: find_folders(imagenet_c, names))
     if config.OPTIONS.evaluate:
         evaluate_attacks(config, context, logger, evaluated, imagenet)
     if config.OPTIONS.eva_on_imagenet_c:
@@ -118,12 +118,14 @@ def evaluate_attacks(
         require_attackable(specs, evaluated.model.num_classes)
         return load_images(config, data, evaluated)
 
-    tree, subset, subset_name = context.run_and_share_errors(prepare)
+    tree, subset, subset_name = context.from_main(prepare)
     measured = measured_attacks(config, evaluated, specs, subset, subset_name)
     stem = result_stem(evaluated.folder, measured, usual_attacks(measured, evaluated))
     stem = context.gather(stem)[0]
     provenance = make_provenance(config, evaluated, subset, context)
     announce(evaluated, f"attacks on {subset['description']} of {data}/val", logger)
+    for note in tree.notes:
+        logger.warning(note)
     if options.n_examples and options.n_examples > subset["n"]:
         logger.warning(f"--n_examples {options.n_examples}: there are only {subset['n']} images")
     if not again and measurement_at(stem) == measured:

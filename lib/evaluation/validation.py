@@ -16,9 +16,10 @@ from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.precision import full_precision
 from lib.algorithm.protocols import PGDSpec, ThreatModel
 from lib.data.datasets import ImageBatches, eval_transform
-from lib.data.folders import ImageTree, evenly_spread
+from lib.data.folders import ImageTree
 from lib.data.loader import make_loader, on_device
 from lib.data.samplers import Chunks
+from lib.data.subsets import evenly_spread
 from utils.distributed.context import DistributedContext
 
 Track = Callable[[Iterable[DeviceBatch], int], Iterable[DeviceBatch]]  # (batches, how many)

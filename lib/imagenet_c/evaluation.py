@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from lib.algorithm.batch import DeviceBatch
-from lib.algorithm.metrics import correct_in_top
-from lib.algorithm.pgd import attacking
 from lib.algorithm.protocols import Protocol
-from lib.data.datasets import eval_transform
-from lib.data.loader import make_loader, on_device
+from lib.data.folders import ImageTree
+from lib.data.images import load_rgb
+from lib.data.subsets import choose
+from lib.evaluation.folder_counts import FolderReading, count_folders
 from lib.imagenet_c.corruptions import choose_corruptions, corruptions_label
-from lib.imagenet_c.dataset import CorruptionBatches, GroupPlan
 from lib.imagenet_c.report import make_result, result_text, write_files
-from lib.imagenet_c.scan import read_corruptions
-from lib.imagenet_c.shares import (
-    Counts,
-    GroupCounts,
-    add_up,
-    finished_groups,
-    read_counts,
-    share_name,
-)
-from lib.imagenet_c.tree import CorruptionTree, require_size
+from lib.imagenet_c.scan import find_folders, read_corruptions
+from lib.imagenet_c.tree import CorruptionTree
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger
-from utils.storage.journal import ResumableRows, remove_journals
+from utils.storage.journal import remove_journals
 from utils.storage.measurement import Measurement, subset_label
 from utils.storage.records import ImageNetCResult
 from utils.storage.results import result_stem
-
-PROGRESS_LINES = 20  # over the whole evaluation, where stdout is no terminal
 
 
 def evaluate_imagenet_c(
@@ -61,7 +48,7 @@ def evaluate_imagenet_c(
     usual_sizes: tuple[int, int] | None = None,
     checkpoint_name: str = "",
 ) -> ImageNetCResult:
-    """Accuracy per corruption and severity: table, JSON, CSV, figure; goes on if interrupted.
+    """Accuracy per corruption and severity: table, JSON, CSV, figure; resumes if interrupted.
 
     Args:
         model: pixels (B, 3, H, W) in [0, 1] to logits (B, classes), on `context.device`.
@@ -86,31 +73,40 @@ def evaluate_imagenet_c(
     """
     names = choose_corruptions(corruptions)
     resize = img_size if protocol.resize_imagenet_c else None
+    reading = FolderReading(resize, crop_size, batch_size, workers)
 
-    def prepare() -> tuple[CorruptionTree, dict[str, Any], str] | None:
-        if not context.is_main:
-            return None  # one process lists the folders and tells the others
-        whole = checked_tree(root, names, class_names, model, None if resize else crop_size)
-        for warning in whole.warnings():
+    def pick(tree: ImageTree) -> ImageTree:
+        return choose(tree, n_examples, image_ids)
+
+    def prepare() -> CorruptionTree:
+        chosen = pick if n_examples or image_ids else None
+        found = read_corruptions(root, find_folders(root, names), chosen)
+        if resize is None:
+            require_size(found, crop_size)
+        for warning in found.warnings():
             logger.warning(warning)
-        tree, subset = whole.subset(n_examples, image_ids)
-        label = subset_label(subset, max(whole.sizes), listed=bool(image_ids))
-        return tree, subset, label
+        return found.with_labels_of(class_names, num_classes)
 
-    tree, subset, label = context.gather(context.run_and_share_errors(prepare))[0]
+    num_classes: Any = len(class_names or ()) or model.num_classes
+    tree = context.from_main(prepare)
+    subset = tree.describe_subset(bool(image_ids))
     # Whatever the attacks' search is set to, these images are judged in full precision.
     provenance = {**provenance, "protocol": protocol.name, "precision": "fp32", "subset": subset}
-    dataset = CorruptionBatches(tree, eval_transform(resize, crop_size), crop_size)
     measurement = Measurement(
         "imagenet_c", protocol.name, provenance["checkpoint"]["sha256"], subset["sha256"], resize,
-        crop_size, checkpoint_name=checkpoint_name, subset=label,
+        crop_size, checkpoint_name=checkpoint_name,
+        subset=subset_label(subset, tree.total, bool(image_ids)),
         corruptions=corruptions_label(names),
     )  # fmt: skip
     stem = result_stem(folder, measurement, usual_measurement(measurement, usual_sizes))
-    loading = (batch_size, workers)
-    counts = resumable_counts(model, dataset, tree, measurement, stem, context, logger, *loading)
+    same = measurement.fingerprint()
+    counts = count_folders(model, tree.folders, reading, context, logger, stem, same, "ImageNet-C")
     result = make_result(counts, tree, measurement, provenance, clean_accuracy, folder)
-    report(result, stem, context, logger)
+    if context.is_main:
+        write_files(result, stem)
+        remove_journals(stem)
+    logger.info(result_text(result, stem))
+    context.barrier()
     return result
 
 
@@ -123,103 +119,16 @@ def usual_measurement(measured: Measurement, sizes: tuple[int, int] | None) -> M
     )
 
 
-def checked_tree(
-    root: str,
-    names: Sequence[str],
-    class_names: Sequence[str] | None,
-    model: nn.Module,
-    side: int | None,
-) -> CorruptionTree:
-    """The tree with the network's labels, its images at least `side` pixels where that is given."""
-    tree = read_corruptions(root, names)
-    if side is not None:
-        require_size(tree, side)
-    return tree.with_labels_of(class_names, len(class_names or ()) or model.num_classes)
-
-
-def report(
-    result: ImageNetCResult, stem: Path, context: DistributedContext, logger: Logger
-) -> None:
-    """Write and print the result; from then on nothing is left to resume."""
-    if context.is_main:
-        write_files(result, stem)
-        remove_journals(stem)
-    logger.info(result_text(result, stem))
-    context.barrier()
-
-
-def resumable_counts(
-    model: nn.Module,
-    dataset: CorruptionBatches,
-    tree: CorruptionTree,
-    measurement: Measurement,
-    stem: Path,
-    context: DistributedContext,
-    logger: Logger,
-    batch_size: int,
-    workers: int,
-) -> Counts:
-    """Every group's counts over all processes; what the journals hold is not evaluated again."""
-    fingerprint = measurement.fingerprint()
-    with ResumableRows(stem, fingerprint, context, read_counts) as journal:
-        complete, own = finished_groups(journal.found, context)
-        done = {g for g, name in enumerate(tree.names) if name in complete or name in own}
-        if done:
-            logger.info(f"resuming: {len(done)} of {len(tree.names)} folders were evaluated before")
-        plan = GroupPlan(tree.sizes, batch_size, context.rank, context.world_size, done)
-        loader = make_loader(dataset, plan, workers, context.device)
-        batches = on_device(loader, context.device, next(model.parameters()).dtype)
-        every = max(1, len(plan) // PROGRESS_LINES)
-        batches = logger.progress(batches, len(plan), "ImageNet-C", every)
-        share = share_name(context.rank, context.world_size)
-        with attacking(model):  # evaluation mode, no gradients
-            for group, counts in count_groups(model, batches, plan, done):
-                own[tree.names[group]] = counts
-                journal.add(share, {tree.names[group]: counts})
-                journal.flush()
-    shares = [complete, *context.gather(own)]
-    return {name: add_up(s[name] for s in shares if name in s) for name in tree.names}
-
-
-def count_groups(
-    model: nn.Module, batches: Iterable[DeviceBatch], plan: GroupPlan, done: set[int]
-) -> Iterator[tuple[int, GroupCounts]]:
-    """Each group that is not done, as soon as it is.
-
-    The counts stay on the device; reading them, once a group, is the only synchronisation.
+def require_size(tree: CorruptionTree, side: int) -> None:
+    """The first image of every folder must be as large as the crop, or zeros would fill it up.
 
     Raises:
-        UserError: outputs that are not finite, for there any class could be called the largest.
+        UserError: names an image that is smaller.
     """
-    device = next(model.parameters()).device
-    counts = torch.zeros(len(plan.ends), 4, dtype=torch.int32, device=device)
-    through = 0
-    for number, batch in zip(plan.batches, batches, strict=True):
-        with torch.no_grad():
-            counts.index_add_(0, batch.indices, outcomes(model(batch.images), batch.labels))
-        for group in range(through, plan.finished_with(number)):
-            if group not in done:
-                yield group, finite_counts(counts[group].tolist())
-        through = plan.finished_with(number)
-    # Groups without an image for this process, after its last one.
-    yield from (
-        (group, GroupCounts(0, 0, 0)) for group in range(through, len(counts)) if group not in done
-    )
-
-
-def outcomes(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Per image 1 or 0: top-1 right, top-5 right, an image, outputs not finite. (B, 4) int32."""
-    top1, top5 = correct_in_top(logits, labels, 1), correct_in_top(logits, labels, 5)
-    broken = ~logits.isfinite().all(dim=1)
-    return torch.stack([top1, top5, torch.ones_like(top1), broken], dim=1).int()
-
-
-def finite_counts(row: list[int]) -> GroupCounts:
-    """The first three counts, once the fourth has been seen to be zero."""
-    *counts, broken = row
-    if broken:
-        raise UserError(
-            f"the network's outputs are not finite on {broken} of {counts[2]} images; the"
-            " checkpoint is of a training that diverged, or damaged"
-        )
-    return GroupCounts(*counts)
+    for images in tree.folders.values():
+        width, height = load_rgb(images.path(0)).size
+        if min(width, height) < side:
+            raise UserError(
+                f"{images.path(0)} has {width} x {height} pixels, less than the crop of {side}; set"
+                " DATA.crop_size, or resize with --protocol freeat"
+            )

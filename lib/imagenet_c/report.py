@@ -9,7 +9,6 @@ from typing import Any
 
 from lib.imagenet_c.corruptions import CORRUPTIONS, GROUPS, SEVERITIES, STANDARD
 from lib.imagenet_c.mce import summarise
-from lib.imagenet_c.shares import GroupCounts
 from lib.imagenet_c.tree import CorruptionTree
 from utils.errors import UserError
 from utils.logging import table
@@ -30,7 +29,7 @@ COLUMNS += ["top1_low95", "top1_high95"]
 
 
 def make_result(
-    counts: Mapping[str, GroupCounts],
+    counts: Mapping[str, Sequence[int]],
     tree: CorruptionTree,
     measurement: Measurement,
     provenance: Mapping[str, Any],
@@ -40,15 +39,15 @@ def make_result(
     """The content of the JSON.
 
     Args:
-        counts: by group name, `gaussian_noise/1`.
+        counts: by folder, `gaussian_noise/1`: top-1 right, top-5 right, images.
         tree: what was evaluated.
         provenance: with checkpoint and subset.
         clean_accuracy: a fraction, or None to look into `run_dir`.
     """
     corruptions = {}
-    for name in tree.images:
+    for name in tree.corruptions:
         rows = [counts[f"{name}/{severity}"] for severity in SEVERITIES]
-        tops = [[Accuracy(row[column], row.n) for row in rows] for column in (0, 1)]
+        tops = [[Accuracy(row[column], row[2]) for row in rows] for column in (0, 1)]
         corruptions[name] = CorruptionAccuracies(CORRUPTIONS[name].group, *map(tuple, tops))
     clean = CleanReference(clean_accuracy, "--clean_accuracy")
     if clean_accuracy is None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
-from lib.data.folders import ImageTree, shortlist
+from lib.data.folders import ImageTree, tree_of
+from lib.data.listing import list_classes
 from lib.imagenet_c.corruptions import SEVERITIES
 from lib.imagenet_c.tree import CorruptionTree
 from utils.errors import UserError
@@ -23,114 +22,147 @@ from utils.logging import counted
 
 SCAN_THREADS = 16  # listing waits for the disk or the network, not for the processor
 PROBLEMS_SHOWN = 3
+Pick = Callable[[ImageTree], ImageTree]
+SharedTrees = dict[tuple[str, ...], ImageTree]  # one for each different list of files
 
 
-def read_corruptions(root: str | os.PathLike, corruptions: Sequence[str]) -> CorruptionTree:
-    """Find and list the folders of these corruptions.
+def corruption_folders(root: str) -> list[tuple[str, str]]:
+    """(name, folder) of each folder with a severity in it, below `root` or one folder deeper.
 
     Raises:
-        UserError: one line with what is missing, empty, or differs between the five severities
-            of a corruption.
+        UserError: `root` cannot be listed.
     """
-    root = os.fspath(root)
-    folders, problems = find_folders(root, corruptions)
-    places = [(name, severity) for name in folders for severity in SEVERITIES]
-    shared: dict[tuple[str, ...], ImageTree] = {}
-
-    def scan(place: tuple[str, int]) -> ImageTree | str:
-        return list_severity(os.path.join(folders[place[0]], str(place[1])), shared)
-
-    with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        scanned = dict(zip(places, pool.map(scan, places), strict=True))
-    problems += [problem for problem in scanned.values() if isinstance(problem, str)]
-    images = {}
-    for name, folder in folders.items():
-        trees = {s: scanned[name, s] for s in SEVERITIES if not isinstance(scanned[name, s], str)}
-        problems += differences(folder, trees)
-        if trees:
-            images[name] = replace(next(iter(trees.values())), root=folder)
-    if problems:
-        rest = len(problems) - PROBLEMS_SHOWN
-        shown = "; ".join(problems[:PROBLEMS_SHOWN]) + f"; and {rest} more" * (rest > 0)
-        raise UserError(f"ImageNet-C in {root}: {shown}")
-    return CorruptionTree(root, images)
+    found = []
+    for folder in subfolders(root):
+        if has_severities(folder):
+            found.append(folder)
+        else:
+            found += [inner for inner in subfolders(folder) if has_severities(inner)]
+    return [(os.path.basename(folder), folder) for folder in found]
 
 
-def find_folders(root: str, corruptions: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Folder by corruption, directly below `root` or below one folder there; and the problems."""
+def subfolders(folder: str) -> list[str]:
+    """Paths of the folders in a folder, sorted, without hidden ones."""
     try:
-        with os.scandir(root) as entries:
-            inside = sorted(entry.path for entry in entries if entry.is_dir())
+        with os.scandir(folder) as entries:
+            return sorted(e.path for e in entries if e.is_dir() and not e.name.startswith("."))
     except OSError as error:
         raise UserError(
-            f"cannot read the ImageNet-C folder {root}: {error.strerror}; give it as DIR or set"
+            f"cannot read the folder {folder}: {error.strerror}; give ImageNet-C as DIR or set"
             " DATA.imagenet_c"
         ) from error
-    folders, missing, problems = {}, [], []
-    for name in corruptions:
-        places = [os.path.join(parent, name) for parent in (root, *inside)]
-        places = [place for place in places if os.path.isdir(place)]
-        if len(places) > 1:
-            problems.append(f"{name} is there twice, {places[0]} and {places[1]}; remove one")
-        elif places:
-            folders[name] = places[0]
-        else:
-            missing.append(name)
-    if missing:
+
+
+def has_severities(folder: str) -> bool:
+    """Whether a folder named 1 to 5 is in it."""
+    return any(os.path.isdir(os.path.join(folder, str(severity))) for severity in SEVERITIES)
+
+
+def find_folders(root: str, corruptions: Sequence[str]) -> dict[str, str]:
+    """The folder of each of these corruptions.
+
+    Raises:
+        UserError: one is missing, or there twice.
+    """
+    places: dict[str, list[str]] = {name: [] for name in corruptions}
+    for name, folder in corruption_folders(root):
+        places.get(name, []).append(folder)
+    problems = [
+        f"{name} is there twice, {found[0]} and {found[1]}; remove one"
+        for name, found in places.items()
+        if len(found) > 1
+    ]
+    if missing := [name for name, found in places.items() if not found]:
         example = os.path.join(root, missing[0], "1", "CLASS")
         problems.append(
             f"no folder for {', '.join(missing)} ({example}, or the same in a folder GROUP);"
             " complete the tree, or choose others with --corruptions"
         )
-    return folders, problems
+    raise_problems(root, problems)
+    return {name: folder for name, (folder,) in places.items()}
 
 
-def list_severity(folder: str, shared: dict[tuple[str, ...], ImageTree]) -> ImageTree | str:
+def raise_problems(root: str, problems: Sequence[str]) -> None:
+    """One line of the first problems, if there are any."""
+    if problems:
+        rest = len(problems) - PROBLEMS_SHOWN
+        shown = "; ".join(problems[:PROBLEMS_SHOWN]) + f"; and {rest} more" * (rest > 0)
+        raise UserError(f"ImageNet-C in {root}: {shown}")
+
+
+def read_corruptions(
+    root: str, folders: Mapping[str, str], pick: Pick | None = None
+) -> CorruptionTree:
+    """The images of the corruptions in these folders, all of them or those that `pick` takes.
+
+    Raises:
+        UserError: what is missing, empty, or differs between the severities of a corruption.
+    """
+    places = {
+        f"{name}/{severity}": os.path.join(folder, str(severity))
+        for name, folder in folders.items()
+        for severity in SEVERITIES
+    }
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        if pick is not None and (tree := read_picked(root, places, pick, pool.map)):
+            return tree
+        shared: SharedTrees = {}
+        scanned = list(pool.map(lambda folder: list_severity(folder, shared), places.values()))
+    problems = [problem for problem in scanned if isinstance(problem, str)]
+    trees = {n: t for n, t in zip(places, scanned, strict=True) if isinstance(t, ImageTree)}
+    for name in folders:
+        problems += differences([t for n, t in trees.items() if n.rpartition("/")[0] == name])
+    raise_problems(root, problems)
+    tree = CorruptionTree(root, trees, max(len(tree.files) for tree in trees.values()))
+    return tree.apply(pick) if pick else tree
+
+
+def read_picked(
+    root: str, places: Mapping[str, str], pick: Pick, parallel: Callable[..., Iterable]
+) -> CorruptionTree | None:
+    """The images that `pick` takes, if every folder has those that it takes of the first one.
+
+    Then one folder is listed instead of 75, each of 50,000 images.
+    """
+    first = list_severity(next(iter(places.values())), {})
+    if isinstance(first, str):
+        return None
+    picked = pick(first)
+    trees = {name: replace(picked, root=folder) for name, folder in places.items()}
+
+    def is_whole(tree: ImageTree) -> bool:
+        return all(os.path.isfile(tree.path(i)) for i in range(len(tree.files)))
+
+    whole = all(parallel(is_whole, trees.values()))
+    return CorruptionTree(root, trees, len(first.files)) if whole else None
+
+
+def list_severity(folder: str, shared: SharedTrees) -> ImageTree | str:
     """The images of one severity, or what is wrong with it.
 
-    `shared` holds a tree for each different list of names: folders with the same names get the
-    same tuples. Its `root` and the labels' meaning are the caller's to set.
+    Folders with the same names get the same tuples.
     """
     try:
-        with os.scandir(folder) as entries:
-            classes = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-        names = [image_names(os.path.join(folder, name)) for name in classes]
-    except OSError as error:
-        return f"cannot read {error.filename}: {error.strerror}"
-    if not classes:
-        return f"{folder} has no class folders; put the images into {folder}/CLASS/"
-    empty = [name for name, images in zip(classes, names, strict=True) if not images]
-    if empty:
-        return f"{folder} has no images in class folder {shortlist(empty)}"
-    pairs = list(zip(classes, names, strict=True))
-    files = tuple(f"{name}/{image}" for name, images in pairs for image in images)
-    if files not in shared:
-        labels = tuple(label for label, images in enumerate(names) for _ in images)
-        shared.setdefault(files, ImageTree(folder, tuple(classes), files, labels))
-    return shared[files]
+        found = tree_of(list_classes(folder))
+    except UserError as error:
+        return str(error)
+    same = shared.setdefault(found.files, found)
+    return replace(found, classes=same.classes, files=same.files, labels=same.labels)
 
 
-def image_names(folder: str) -> list[str]:
-    """File names of a class folder's images, sorted; hidden files are none."""
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries]
-    return sorted(n for n in names if n.lower().endswith(IMG_EXTENSIONS) and n[0] != ".")
-
-
-def differences(folder: str, trees: Mapping[int, ImageTree]) -> list[str]:
+def differences(trees: Sequence[ImageTree]) -> list[str]:
     """What sets a corruption's severities apart from most of their siblings."""
-    if len({id(tree.files) for tree in trees.values()}) < 2:
+    if len({id(tree.files) for tree in trees}) < 2:
         return []
-    votes = Counter(tree.files for tree in trees.values())
+    votes = Counter(tree.files for tree in trees)
     usual = max(votes, key=lambda files: (votes[files], len(files)))
     problems = []
-    for severity, tree in trees.items():
+    for tree in trees:
         parts = []
         if lacking := set(usual) - set(tree.files):
             parts.append(f"lacks {counted(len(lacking), 'image')}, such as {min(lacking)}")
         if alone := set(tree.files) - set(usual):
             parts.append(f"alone has {counted(len(alone), 'image')}, such as {min(alone)}")
         if parts:
-            place = os.path.join(folder, str(severity))
-            problems.append(f"{place}, against its siblings, {' and '.join(parts)}")
+            problems.append(f"{tree.root}, against its siblings, {' and '.join(parts)}")
     return problems

@@ -7,7 +7,7 @@ import time
 from lib.training.assembly import assemble
 from lib.training.epoch_end import finish_epoch
 from lib.training.loop import stop_run, train_one_epoch
-from lib.training.setup import require_same_start, set_up
+from lib.training.setup import read_images, require_same_start, set_up
 from lib.training.state import Run, begin_epoch
 from utils.config.ignored import ignored_settings
 from utils.config.schema import Config
@@ -27,7 +27,9 @@ def train(config: Config, context: DistributedContext) -> None:
     """
     with SignalRequests().noted() as requests:
         logger = Logger(context.is_main)
-        setup = context.run_and_share_errors(lambda: set_up(config, context, logger))
+        data = config.OPTIONS.data or config.DATA.imagenet
+        trees = context.from_main(lambda: read_images(data))
+        setup = context.run_and_share_errors(lambda: set_up(config, context, logger, trees))
         with setup.lock:
             require_same_start(setup, context)
             if context.is_main:
@@ -35,6 +37,8 @@ def train(config: Config, context: DistributedContext) -> None:
                 atomic_write(config.run_dir / "config.yml", dump_yaml(config))
             run = assemble(config, context, logger, setup, requests)
             announce(run)
+            for note in (*setup.train.notes, *setup.val.notes):
+                logger.warning(note)
             try:
                 train_all_epochs(run)
             except RuntimeError:

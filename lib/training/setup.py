@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.data.folders import ImageTree, evenly_spread, read_split, require_same_classes
+from lib.data.folders import ImageTree, read_split, require_same_classes, sizes_of_sample
+from lib.data.subsets import evenly_spread
 from lib.evaluation.model_settings import ModelSettings, model_of, new_model, settings_from
 from lib.training.resumption import begins_phase, find_resumption, require_same_run
 from lib.training.tensorboard import require_tensorboard
@@ -16,7 +17,7 @@ from utils.distributed.context import DistributedContext
 from utils.errors import SharedUserError, UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint
-from utils.storage.files import make_folder, names_sha256
+from utils.storage.files import make_folder
 from utils.storage.run_folder import FolderLock, claim
 
 
@@ -40,8 +41,27 @@ class Setup:
     lock: AbstractContextManager[None]
 
 
-def set_up(config: Config, context: DistributedContext, logger: Logger) -> Setup:
-    """Read the data's file lists and the weights, and claim the run folder, before any work.
+def read_images(data: str) -> tuple[ImageTree, ImageTree]:
+    """The images of DIR/train and DIR/val.
+
+    Raises:
+        UserError: one is not in order, or their classes differ.
+    """
+    train, val = read_split(data, "train"), read_split(data, "val")
+    require_same_classes(train, val)
+    return train, val
+
+
+def set_up(
+    config: Config,
+    context: DistributedContext,
+    logger: Logger,
+    trees: tuple[ImageTree, ImageTree],
+) -> Setup:
+    """Read the weights and claim the run folder, before any work.
+
+    Args:
+        trees: the images of training and validation.
 
     Raises:
         UserError: anything that would stop the run later.
@@ -55,9 +75,7 @@ def set_up(config: Config, context: DistributedContext, logger: Logger) -> Setup
         raise UserError("TRAIN.sync_bn needs CUDA; leave it out")
     if config.OPTIONS.tensorboard:
         require_tensorboard()
-    data = config.OPTIONS.data or config.DATA.imagenet
-    train_tree, val_tree = read_split(data, "train"), read_split(data, "val")
-    require_same_classes(train_tree, val_tree)
+    train_tree, val_tree = trees
     selection = val_tree
     if config.TRAIN.select_from == "train":
         train_tree, selection = hold_out(train_tree, config.TRAIN.select_examples)
@@ -136,7 +154,7 @@ def require_same_start(setup: Setup, context: DistributedContext) -> None:
     Raises:
         UserError: a machine sees something else under the same path.
     """
-    images = names_sha256(setup.train.files), names_sha256(setup.val.files)
+    images = sizes_of_sample(setup.train), sizes_of_sample(setup.val)
     training = (setup.resumed.training if setup.resumed else None) or {}
     seen = context.gather((images, training.get("epoch"), training.get("position")))
     for rank, other in enumerate(seen):

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import random
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
-from lib.data.datasets import load_rgb
-from lib.data.folders import (
-    ImageTree,
-    evenly_spread,
-    positions_of,
-    read_split,
-    read_tree,
-    require_same_classes,
-)
+from lib.data.folders import ImageTree, read_split, read_tree, require_same_classes
+from lib.data.images import load_rgb
+from lib.data.subsets import evenly_spread, positions_of
 from utils.errors import UserError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
@@ -58,6 +58,71 @@ def test_order_and_labels(tmp_path: Path) -> None:
     assert tree.labels == (0, 0, 1, 1, 2)
 
 
+def test_the_order_is_torchvisions(tmp_path: Path) -> None:
+    make(tmp_path, "b/2.png", "b/10.png", "a/y.png", "a/i-j/1.png", "a/i/k/1.png", "a/i/z.png")
+    make(tmp_path, "a/B.png", "Z/1.PNG")
+    theirs = ImageFolder(str(tmp_path))
+    tree = read_tree(str(tmp_path))
+    assert tree.classes == tuple(theirs.classes)
+    assert [(tree.path(i), label) for i, label in enumerate(tree.labels)] == theirs.samples
+
+
+@pytest.mark.parametrize("target", ["loop", "dog", "cat", "twice"])
+def test_every_real_folder_counts_once(target: str, tmp_path: Path) -> None:
+    make(tmp_path / "t", "cat/1.png", "dog/1.png", "dog/2.png")
+    if target == "twice":  # a folder elsewhere, by two links
+        elsewhere = make(tmp_path, "more/1.png") / "more"
+        (tmp_path / "t/cat/more").symlink_to(elsewhere)
+        (tmp_path / "t/dog/more").symlink_to(elsewhere)
+    else:
+        (tmp_path / "t/cat/loop").symlink_to({"loop": "."}.get(target, tmp_path / "t" / target))
+        (tmp_path / "t/cat/loop2").symlink_to("..")
+    tree = read_tree(str(tmp_path / "t"))
+    linked = ("cat/more/1.png",) * (target == "twice")
+    assert tree.files == ("cat/1.png", *linked, "dog/1.png", "dog/2.png")
+    assert "do not count" in tree.notes[0]
+
+
+def test_folders_of_file_servers_are_passed_over_and_named(tmp_path: Path) -> None:
+    make(tmp_path, "cat/1.png", "cat/@eaDir/1.png", "cat/.thumbs/1.png", "@eaDir/1.png")
+    tree = read_tree(str(tmp_path))
+    assert tree.files == ("cat/1.png",)
+    assert "@eaDir, cat/.thumbs, cat/@eaDir" in tree.notes[0]
+
+
+def test_a_special_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(make(tmp_path, "cat/1.png") / "cat/2.png")
+    (tmp_path / "cat/3.png").symlink_to("nowhere")  # is found to be unreadable when it is read
+    assert "cat/2.png is no regular file" in error_of(tmp_path)
+    (tmp_path / "cat/2.png").unlink()
+    assert read_tree(str(tmp_path)).files == ("cat/1.png", "cat/3.png")
+
+
+NAMES = """
+import sys
+from lib.data.folders import read_tree
+from lib.data.images import load_rgb
+tree = read_tree(sys.argv[1])
+print(ascii(tree.files), tree.fingerprint, load_rgb(tree.path(0)).size, load_rgb(tree.path(1)).size)
+"""
+
+
+def test_names_of_any_bytes_are_the_same_in_every_locale(tmp_path: Path) -> None:
+    make(tmp_path, "katze_ü/1.png")
+    os.rename(tmp_path / "katze_ü/1.png", os.fsencode(tmp_path / "katze_ü") + b"/\xff.png")
+    make(tmp_path, "katze_ü/1.png")
+    said = []
+    for locale in ({}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+        command = [sys.executable, "-c", NAMES, tmp_path]
+        variables = {**os.environ, "PYTHONPATH": str(ROOT), **locale}
+        said.append(subprocess.run(command, env=variables, capture_output=True, text=True))
+    assert said[0].stdout == said[1].stdout, said
+    assert said[0].stdout.startswith("('katze_\\xfc/1.png', 'katze_\\xfc/\\udcff.png')")
+    tree = read_tree(str(tmp_path))
+    by_hand = hashlib.sha256("katze_ü/1.png\nkatze_ü/".encode() + b"\xff.png").hexdigest()
+    assert tree.fingerprint == by_hand
+
+
 def test_subset_keeps_labels(tmp_path: Path) -> None:
     tree = read_tree(str(make(tmp_path, "a/1.png", "a/2.png", "b/3.png")))
     part = tree.subset([2, 0])
@@ -81,7 +146,7 @@ def test_missing_split(split: str, tmp_path: Path) -> None:
 def test_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "val").mkdir()
     message = error_of(tmp_path, "val")
-    assert f"{tmp_path}/val is empty; put the images into {tmp_path}/val/CLASS/" in message
+    assert f"put the images into {tmp_path}/val/CLASS/" in message
 
 
 def test_empty_class_folders_are_named(tmp_path: Path) -> None:
@@ -160,7 +225,7 @@ def test_image_ids(encoding: str, tmp_path: Path) -> None:
         (b"a/1.png\na/9.png\n", "a/9.png is not in"),
         (b"1.png\n", "write one class/filename a line"),
         (b"\n# nothing\n", "no image is named"),
-        (b"\x89PNG\xff\xfe", "not a text file"),
+        (b"\x89PNG\xff\xfe", "write one class/filename a line"),
         (None, "No such file"),
     ],
 )

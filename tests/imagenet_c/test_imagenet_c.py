@@ -24,15 +24,18 @@ from torchvision import datasets, transforms
 
 import utils.figures.style
 from lib.algorithm.protocols import PROTOCOLS
-from lib.data.datasets import eval_transform
+from lib.data.datasets import FolderBatches, eval_transform
+from lib.data.listing import list_classes
 from lib.data.loader import make_loader
-from lib.imagenet_c import evaluation as imagenet_c_eval
+from lib.data.samplers import FolderShards
+from lib.data.subsets import choose
+from lib.evaluation import folder_counts
+from lib.imagenet_c import scan
 from lib.imagenet_c.corruptions import CORRUPTIONS, EXTRA, STANDARD, choose_corruptions
-from lib.imagenet_c.dataset import CorruptionBatches, GroupPlan
 from lib.imagenet_c.evaluation import evaluate_imagenet_c
 from lib.imagenet_c.mce import summarise
-from lib.imagenet_c.scan import read_corruptions
-from tools.corruption_tree import CORRUPTION_NAMES, EXTRA_CORRUPTION_NAMES
+from lib.imagenet_c.scan import find_folders, read_corruptions
+from lib.imagenet_c.tree import CorruptionTree
 from utils.distributed.context import DistributedContext, SharedUserError
 from utils.errors import UserError
 from utils.figures import imagenet_c as figures_imagenet_c
@@ -117,11 +120,6 @@ def test_choice_of_corruptions():
         choose_corruptions(["frst"])
 
 
-def test_corruptions_are_those_that_check_data_knows():
-    assert set(STANDARD) == set(CORRUPTION_NAMES)
-    assert set(EXTRA) == set(EXTRA_CORRUPTION_NAMES)
-
-
 # Trees
 
 
@@ -163,26 +161,33 @@ def tree(corrupted, tmp_path) -> Path:
     return tmp_path / "C"
 
 
-def read(root: Path, names=("snow", "contrast")):
-    return read_corruptions(root, names)
+def read(root: Path, names=("snow", "contrast"), **chosen) -> CorruptionTree:
+    def pick(tree):
+        return choose(tree, chosen.get("n_examples"), chosen.get("image_ids"))
+
+    return read_corruptions(str(root), find_folders(str(root), names), pick if chosen else None)
+
+
+def sizes(tree: CorruptionTree) -> list[int]:
+    return [len(folder.files) for folder in tree.folders.values()]
 
 
 def test_flat_and_grouped_trees_are_the_same(corrupted, tmp_path):
-    flat = read_corruptions(corrupted, STANDARD + EXTRA)
+    flat = read(corrupted, STANDARD + EXTRA)
     for name, entry in CORRUPTIONS.items():
         (tmp_path / entry.group).mkdir(exist_ok=True)
         (tmp_path / entry.group / name).symlink_to(corrupted / name)
-    grouped = read_corruptions(tmp_path, STANDARD + EXTRA)
-    assert flat.names == grouped.names
-    assert len(flat.names) == 95
-    assert flat.sizes == grouped.sizes == [len(CLASSES) * PER_CLASS] * 95
+    grouped = read(tmp_path, STANDARD + EXTRA)
+    assert list(flat.folders) == list(grouped.folders)
+    assert len(flat.folders) == 95
+    assert sizes(flat) == sizes(grouped) == [len(CLASSES) * PER_CLASS] * 95
     assert flat.classes == grouped.classes == CLASSES
-    assert [t.files for t in flat.images.values()] == [t.files for t in grouped.images.values()]
+    for one, other in zip(flat.folders.values(), grouped.folders.values(), strict=True):
+        assert one.files == other.files
 
 
 def test_names_are_kept_once(corrupted):
-    images = read_corruptions(corrupted, STANDARD).images.values()
-    assert len({id(tree.files) for tree in images}) == 1
+    assert len({id(tree.files) for tree in read(corrupted, STANDARD).folders.values()}) == 1
 
 
 def damage(tree: Path, how: str) -> None:
@@ -213,13 +218,13 @@ def damage(tree: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("root", "cannot read the ImageNet-C folder .*C: No such file"),
+        ("root", "cannot read the folder .*C: No such file"),
         ("corruption", "no folder for snow .*--corruptions"),
         ("severity", "cannot read .*snow/3: No such file"),
         ("fewer", "snow/3, against its siblings, lacks 1 image, such as 1/"),
         ("other", "snow/3.* lacks 1 image.* and alone has 1 image, such as 1/other.png"),
-        ("empty", "snow/1 has no images in class folder 1"),
-        ("flat", "snow/3 has no class folders"),
+        ("empty", "snow/1: no images in class folder 1"),
+        ("flat", "snow/3 holds 8 images .* and no class folders"),
         ("twice", "snow is there twice"),
     ],
 )
@@ -236,7 +241,7 @@ def test_many_faults_are_one_line(tree):
         shutil.rmtree(tree / f"snow/{severity}")
         shutil.rmtree(tree / f"contrast/{severity}/1")
     with pytest.raises(UserError, match=r"snow/1.*and \d more") as caught:
-        read(tree, ("snow", "contrast", "fog"))
+        read(tree)
     assert len(str(caught.value)) < 600
 
 
@@ -244,7 +249,11 @@ def test_other_files_do_not_count(tree):
     for severity in SEVERITIES:
         (tree / f"snow/{severity}/1/._0001.png").write_bytes(b"left by an archiver")
         (tree / f"snow/{severity}/1/notes.txt").write_text("no image")
-    assert set(read(tree).sizes) == {len(CLASSES) * PER_CLASS}
+        (tree / f"snow/{severity}/1/@eaDir").mkdir()
+        (tree / f"snow/{severity}/1/@eaDir/thumbnail.png").write_bytes(b"of a file server")
+    found = read(tree)
+    assert set(sizes(found)) == {len(CLASSES) * PER_CLASS}
+    assert "1/@eaDir" in found.warnings()[0]
 
 
 def test_corruptions_with_other_images_are_a_warning(tree):
@@ -252,12 +261,13 @@ def test_corruptions_with_other_images_are_a_warning(tree):
         next((tree / f"snow/{severity}/1").iterdir()).unlink()
     found = read(tree, ("contrast", "snow"))
     assert "snow hold other images" in found.warnings()[0]
-    assert found.sizes == [8] * 5 + [7] * 5
+    assert sizes(found) == [8] * 5 + [7] * 5
 
 
 def test_classes_map_by_name(tree):
     names = ["9", "3", "2", "1", "0", "7"]
-    labelled = read(tree).with_labels_of(names, 6).images["snow"]
+    labelled = read(tree).with_labels_of(names, 6).folders["snow/2"]
+    assert labelled.root.endswith("snow/2")
     for file, label in zip(labelled.files, labelled.labels, strict=True):
         assert names[label] == file.partition("/")[0]
     with pytest.raises(UserError, match="class 2 is none of the network's 3 classes"):
@@ -265,27 +275,45 @@ def test_classes_map_by_name(tree):
 
 
 def test_without_class_names_the_tree_must_be_whole(tree):
-    assert read(tree).with_labels_of(None, 4).images["snow"].labels == (0, 0, 1, 1, 2, 2, 3, 3)
+    labelled = read(tree).with_labels_of(None, 4)
+    assert labelled.folders["snow/5"].labels == (0, 0, 1, 1, 2, 2, 3, 3)
     with pytest.raises(UserError, match="4 classes and the network 10"):
         read(tree).with_labels_of(None, 10)
 
 
 def test_subsets(tree, tmp_path):
-    whole, about = read(tree).subset()
+    whole = read(tree)
+    about = whole.describe_subset(listed=False)
     assert about["description"] == "all 8 images"
-    few, about_few = read(tree).subset(n_examples=4)
-    assert set(few.sizes) == {4}
-    assert few.images["snow"].files == whole.images["snow"].files[::2]
+    few = read(tree, n_examples=4)
+    assert sizes(few) == [4] * 10
+    assert few.folders["snow/1"].files == whole.folders["snow/1"].files[::2]
+    about_few = few.describe_subset(listed=False)
+    assert about_few["description"] == "4 evenly spread of 8 images"
     assert about_few["sha256"] != about["sha256"]
-    chosen = whole.images["snow"].files[1:6:4]
+    chosen = whole.folders["snow/1"].files[1:6:4]
     (tmp_path / "ids.txt").write_text("\n".join(chosen))
-    listed, about_listed = read(tree).subset(ids_file=str(tmp_path / "ids.txt"))
-    assert listed.images["contrast"].files == chosen
-    assert about_listed["description"] == "2 listed of 8 images"
+    listed = read(tree, image_ids=str(tmp_path / "ids.txt"))
+    assert listed.folders["contrast/5"].files == chosen
+    assert listed.describe_subset(listed=True)["description"] == "2 listed of 8 images"
     assert listed.classes == ["0", "2"]
     (tmp_path / "ids.txt").write_text("0/nowhere.png")
     with pytest.raises(UserError, match="nowhere"):
-        read(tree).subset(ids_file=str(tmp_path / "ids.txt"))
+        read(tree, image_ids=str(tmp_path / "ids.txt"))
+
+
+def test_a_subset_needs_one_folder_listed(tree, monkeypatch):
+    listed = []
+    monkeypatch.setattr(
+        scan, "list_classes", lambda root: listed.append(root) or list_classes(root)
+    )
+    whole = read(tree).apply(lambda images: images.subset([0, 4]))
+    listed.clear()
+    assert read(tree, n_examples=2) == whole
+    assert len(listed) == 1
+    (tree / "snow/4" / whole.folders["snow/4"].files[1]).unlink()  # then every one is looked at
+    with pytest.raises(UserError, match="snow/4, against its siblings, lacks 1 image"):
+        read(tree, n_examples=2)
 
 
 # Batches
@@ -294,32 +322,20 @@ def test_subsets(tree, tmp_path):
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_every_image_is_in_one_batch_of_one_process(world_size, batch_size):
-    sizes = [5, 1, 0, 8, 3]
-    plans = [GroupPlan(sizes, batch_size, rank, world_size) for rank in range(world_size)]
-    keys = Counter(key for plan in plans for batch in plan for key in batch)
-    assert keys == Counter((g, i) for g, size in enumerate(sizes) for i in range(size))
-    for plan in plans:
-        assert len(plan) == len(list(plan))
-        assert all(len(batch) == batch_size for batch in list(plan)[:-1])
-
-
-def test_groups_are_finished_when_their_last_image_is_through():
-    plan = GroupPlan([5, 1, 0, 8, 3], 4)
-    seen: Counter[int] = Counter()
-    for number, batch in zip(plan.batches, plan, strict=True):
-        seen.update(group for group, _ in batch)
-        through = plan.finished_with(number)
-        assert [seen[g] for g in range(through)] == [5, 1, 0, 8, 3][:through]
-        assert through == 5 or seen[through] < [5, 1, 0, 8, 3][through]
+    images = dict(enumerate([5, 1, 0, 8, 3]))
+    shards = [FolderShards(images, batch_size, rank, world_size) for rank in range(world_size)]
+    keys = Counter(key for each in shards for batch in each for key in batch)
+    assert keys == Counter((g, i) for g, size in images.items() for i in range(size))
+    for each in shards:
+        batches = list(each)
+        assert len(each) == len(batches)
+        assert all(len({folder for folder, _ in batch}) == 1 for batch in batches)
 
 
 def test_resuming_keeps_the_batches():
-    sizes, whole = [5, 1, 8, 3], list(GroupPlan([5, 1, 8, 3], 4))
-    resumed = GroupPlan(sizes, 4, done={0, 1})
-    assert list(resumed) == whole[1:]
-    resumed = GroupPlan(sizes, 4, done={0, 1, 2})
-    assert list(resumed) == whole[3:]
-    assert list(GroupPlan(sizes, 4, done=range(4))) == []
+    whole = list(FolderShards({0: 5, 1: 1, 2: 8, 3: 3}, 4))
+    assert list(FolderShards({2: 8, 3: 3}, 4)) == whole[3:]
+    assert list(FolderShards({}, 4)) == []
 
 
 PUBLISHED = transforms.Compose([transforms.CenterCrop(224), transforms.PILToTensor()])
@@ -329,15 +345,15 @@ RESIZED = transforms.Compose([transforms.Resize(256), PUBLISHED])
 @pytest.mark.parametrize(("resize", "reference"), [(None, PUBLISHED), (256, RESIZED)])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_preprocessing_is_torchvisions(photos, resize, reference, workers):
-    found = read_corruptions(photos, ["fog", "pixelate"]).with_labels_of(None, 2)
-    dataset = CorruptionBatches(found, eval_transform(resize, 224), 224)
-    loader = make_loader(dataset, GroupPlan(found.sizes, 4), workers, torch.device("cpu"))
-    batches = list(loader)
-    pixels, labels, groups = (torch.cat([b[i] for b in batches]) for i in range(3))
+    found = read(photos, ["fog", "pixelate"]).with_labels_of(None, 2)
+    dataset = FolderBatches(list(found.folders.values()), eval_transform(resize, 224), 224)
+    shards = FolderShards(dict(enumerate(sizes(found))), 2)
+    batches = list(make_loader(dataset, shards, workers, torch.device("cpu")))
+    pixels, labels, positions = (torch.cat([b[i] for b in batches]) for i in range(3))
     assert pixels.dtype == torch.uint8
     assert batches[0].pixels.is_contiguous(memory_format=torch.channels_last)
-    assert groups.tolist() == [g for g in range(10) for _ in range(3)]
-    folders = [datasets.ImageFolder(photos / name, reference) for name in found.names]
+    assert positions.tolist() == [0, 1, 2] * 10
+    folders = [datasets.ImageFolder(photos / name, reference) for name in found.folders]
     expected = [item for folder in folders for item in folder]
     assert torch.equal(pixels, torch.stack([image for image, _ in expected]))
     assert labels.tolist() == [label for _, label in expected]
@@ -434,7 +450,7 @@ def uninterrupted(model, corrupted, tmp_path_factory) -> str:
 def test_counts_are_those_of_a_plain_loop(model, corrupted, tmp_path, protocol, monkeypatch):
     loaders = []
     monkeypatch.setattr(
-        imagenet_c_eval, "make_loader", lambda *a: loaders.append(make_loader(*a)) or loaders[-1]
+        folder_counts, "make_loader", lambda *a: loaders.append(make_loader(*a)) or loaders[-1]
     )
     result = run(model, corrupted, tmp_path / "r", protocol=protocol, workers=2)
     steps = [] if protocol == "standard" else [transforms.Resize(40)]
@@ -508,7 +524,7 @@ def test_an_interrupted_evaluation_goes_on(model, corrupted, tmp_path, uninterru
     interrupted(model, corrupted, tmp_path, after=40)
     (journal,) = tmp_path.iterdir()
     finished = journal.read_text().splitlines()[1:]
-    assert len(finished) == 40 * 5 // 8  # every folder that was through, each with 8 images
+    assert len(finished) == 40 // 2  # every folder that was through, each in two batches
     journal.write_bytes(
         journal.read_bytes() + b'{"phase": "rank 0 of 1", "rows": {"fog/1"'
     )  # cut short
@@ -516,7 +532,7 @@ def test_an_interrupted_evaluation_goes_on(model, corrupted, tmp_path, uninterru
     model.batches = 0
     run(model, corrupted, tmp_path)
     assert (tmp_path / JSON).read_text() == uninterrupted
-    assert model.batches == 120 - 59  # batch 60 reaches into an unfinished folder
+    assert model.batches == 150 - 60
     assert not list(tmp_path.glob("*.jsonl"))
 
 
@@ -549,7 +565,7 @@ def test_a_killed_evaluation_goes_on(model, corrupted, tmp_path, uninterrupted):
     model.batches = 0
     run(model, corrupted, folder)
     assert (folder / JSON).read_text() == uninterrupted
-    assert model.batches < 75
+    assert model.batches == 150 - 50
 
 
 def test_results_of_something_else_are_not_mixed_in(model, corrupted, tmp_path):
@@ -596,6 +612,10 @@ class ThreadRanks(DistributedContext):
         meeting.wait()
         return values
 
+    def from_main(self, work):
+        done = self.run_and_share_errors(lambda: work() if self.is_main else None)
+        return self.gather(done)[0]
+
 
 def run_together(models: list[nn.Module], root: Path, folder: Path, **changes) -> list:
     """What every rank returns or raises."""
@@ -637,13 +657,13 @@ def test_resuming_with_another_number_of_processes(model, corrupted, tmp_path, u
     assert isinstance(first, threading.BrokenBarrierError)
     assert isinstance(second, KeyboardInterrupt)
     lines = [len(path.read_text().splitlines()) - 1 for path in sorted(tmp_path.iterdir())]
-    assert lines == [75, 37]
+    assert lines == [75, 30]
     models = [copy.deepcopy(model) for _ in range(then)]
     for each in models:
         each.batches = 0
     run_together(models, corrupted, tmp_path)
     assert (tmp_path / JSON).read_text() == uninterrupted
-    assert models[0].batches == {1: 61, 2: 0, 3: 23}[then]
+    assert models[0].batches == {1: 90, 2: 0, 3: 45}[then]
     assert not list(tmp_path.glob("*.jsonl"))
 
 
@@ -694,7 +714,7 @@ def test_clean_accuracy_is_found_beside_the_results(model, tree, tmp_path):
     assert clean() == (0.3, "attack_c.json")
     write(here / "attack_d.json", attack_result(own, clean=20, worst=1, n=50))
     assert clean() == (0.4, "attack_d.json")
-    _, subset = read(tree, ["snow"]).subset()
+    subset = read(tree, ["snow"]).describe_subset(listed=False)
     same = attack_result(own, clean=4, worst=1, n=8, images=subset["description"])
     measurement = replace(same.measurement, images=subset["sha256"])
     write(here / "attack_e.json", replace(same, measurement=measurement))

@@ -127,6 +127,19 @@ class DistributedContext:
             raise SharedUserError(found[0])
         return result  # type: ignore[return-value]
 
+    def from_main(self, work: Callable[[], T]) -> T:
+        """Do work on rank 0 alone and give every process its result.
+
+        Raises:
+            SharedUserError: the work's user error, on every process.
+        """
+        result = self.run_and_share_errors(lambda: work() if self.is_main else None)
+        if self.world_size > 1:
+            box = [result]
+            distributed.broadcast_object_list(box, src=0, group=self.control)
+            result = box[0]
+        return result  # type: ignore[return-value]
+
 
 def init(
     device_name: str, rank: int, world_size: int, local_rank: int, meeting: str

@@ -118,7 +118,7 @@ def csv_cell(value: Any) -> Any:
 
 def names_sha256(names: Iterable[str]) -> str:
     """Hexadecimal SHA-256 of a list of file names, by their bytes: the same in any locale."""
-    return hashlib.sha256(b"\n".join(map(os.fsencode, names))).hexdigest()
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def file_sha256(path: str | os.PathLike) -> str:

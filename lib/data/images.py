@@ -1,0 +1,69 @@
+"""Reading one image file, of any format and mode that Pillow knows, as RGB.
+
+Needs no torch, so that processes that only read start at once.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from utils.errors import UserError
+
+
+class UnreadableImage(UserError):
+    """A file that is not a whole, readable image.
+
+    Attributes:
+        reason: why.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"cannot read {path}: {reason}; replace or remove it")
+        self.reason = reason
+
+
+def load_rgb(path: str) -> Image.Image:
+    """Read an image of any mode (grey, palette, CMYK, RGBA, ...) as RGB, wholly decoded.
+
+    Raises:
+        UnreadableImage: it is not a whole image, or of a mode that has no meaning in RGB.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata and transparency: no matter here
+            with Image.open(path) as image:
+                return eight_bits(image).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(path, "it is not an image") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UnreadableImage(path, " ".join(reason.split())) from error
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """A grey image of more than 8 bits as 8 bits, any other as it is.
+
+    Integers of 16 bits give their upper 8, as Pillow reads colours, and floats in [0, 1] their
+    part of 255. Pillow's own conversion clips both, which leaves next to nothing but white or
+    black.
+
+    Raises:
+        ValueError: the numbers are in no known range.
+    """
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode == "F":
+        if not (low >= 0 and high <= 255):  # and NaN
+            raise ValueError(f"its numbers reach from {low:g} to {high:g}; use [0, 1] or [0, 255]")
+        values = values * 255 if high <= 1 else values
+        return Image.fromarray(values.round().astype(np.uint8))
+    if low < 0 or high > 65535:
+        raise ValueError(f"its numbers reach from {low} to {high}; use [0, 255] or [0, 65535]")
+    if image.mode == "I" and high <= 255:
+        return Image.fromarray(values.astype(np.uint8))
+    return Image.fromarray((values // 256).astype(np.uint8))

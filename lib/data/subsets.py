@@ -1,0 +1,52 @@
+"""Which images of a tree an evaluation takes: all, some evenly spread ones, or those of a list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lib.data.folders import ImageTree
+from utils.errors import UserError
+
+
+def choose(tree: ImageTree, n_examples: int | None, ids_file: str | None) -> ImageTree:
+    """The images that `--image_ids` or else `--n_examples` name; all where neither is given."""
+    if ids_file:
+        return tree.subset(positions_of(tree, ids_file))
+    if n_examples:
+        return tree.subset(evenly_spread(len(tree.files), n_examples))
+    return tree
+
+
+def describe_subset(n: int, total: int, listed: bool, sha256: str) -> dict[str, Any]:
+    """What result files say of the images: description, number, SHA-256 of their list."""
+    how = "listed" if listed else "evenly spread"
+    description = f"{n} {how} of {total} images" if n < total else f"all {total} images"
+    return {"description": description, "n": n, "sha256": sha256}
+
+
+def evenly_spread(total: int, wanted: int) -> list[int]:
+    """`wanted` positions out of `total`, spread evenly; always the same ones."""
+    wanted = min(wanted, total)
+    return [i * total // wanted for i in range(wanted)]
+
+
+def positions_of(tree: ImageTree, ids_file: str) -> list[int]:
+    """Positions of the images that a file lists, one `class/filename` a line.
+
+    Blank lines and lines that start with # are passed over.
+
+    Raises:
+        UserError: the file cannot be read, names an image that is not there, or names none.
+    """
+    try:
+        text = Path(ids_file).read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise UserError(f"cannot read --image_ids {ids_file}: {error.strerror}") from error
+    wanted = [s for line in text.splitlines() if (s := line.strip()) and not s.startswith("#")]
+    index = {name: i for i, name in enumerate(tree.files)}
+    missing = [name for name in wanted if name not in index]
+    if missing or not wanted:
+        what = f"{missing[0]} is not in {tree.root}" if missing else "no image is named"
+        raise UserError(f"--image_ids {ids_file}: {what}; write one class/filename a line")
+    return sorted({index[name] for name in wanted})

@@ -1,0 +1,192 @@
+"""Right answers on several folders of images, counted in one pass; each is kept as it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lib.algorithm.batch import DeviceBatch
+from lib.algorithm.metrics import correct_in_top
+from lib.algorithm.pgd import attacking
+from lib.data.datasets import FolderBatches, eval_transform
+from lib.data.folders import ImageTree
+from lib.data.loader import make_loader, on_device
+from lib.data.samplers import FolderShards
+from utils.distributed.context import DistributedContext
+from utils.errors import UserError
+from utils.logging import Logger
+from utils.storage.journal import ResumableRows
+
+PROGRESS_LINES = 20  # over the whole evaluation, where stdout is no terminal
+FolderCounts = dict[str, list[int]]  # by folder: the measured columns' sums, then images
+
+
+def top1_and_top5(logits: torch.Tensor, labels: torch.Tensor, _: str) -> list[torch.Tensor]:
+    """Whether the label is the largest output, and whether it is among the five largest."""
+    return [correct_in_top(logits, labels, 1), correct_in_top(logits, labels, 5)]
+
+
+class Measure(NamedTuple):
+    """What is counted.
+
+    Attributes:
+        columns: how many numbers for each image.
+        of: (logits (B, classes), labels (B,), folder's name) to a (B,) bool for each column.
+    """
+
+    columns: int
+    of: Callable[[torch.Tensor, torch.Tensor, str], Sequence[torch.Tensor]]
+
+
+TOP1_AND_TOP5 = Measure(2, top1_and_top5)
+
+
+@dataclass(frozen=True)
+class FolderReading:
+    """How the images of all folders are read.
+
+    Attributes:
+        img_size: shorter side before the crop, pixels; None crops alone.
+        crop_size: side of the network's input, pixels.
+        batch_size: images in a batch of one process.
+        workers: reading processes of one process.
+    """
+
+    img_size: int | None
+    crop_size: int
+    batch_size: int
+    workers: int
+
+
+def count_folders(
+    model: nn.Module,
+    folders: Mapping[str, ImageTree],
+    reading: FolderReading,
+    context: DistributedContext,
+    logger: Logger,
+    stem: Path,
+    fingerprint: Mapping[str, Any],
+    what: str,
+    measure: Measure = TOP1_AND_TOP5,
+) -> FolderCounts:
+    """Every folder's counts over all processes; what the journals hold is not evaluated again.
+
+    Args:
+        model: pixels (B, 3, H, W) in [0, 1] to logits (B, classes), on `context.device`.
+        folders: images by name, with the network's labels.
+        stem: path of the results without extension; the journals lie beside it.
+        fingerprint: what the journals must have been written for.
+        what: words for the progress.
+
+    Raises:
+        UserError: an image that cannot be read, outputs that are not finite, or journals of
+            another evaluation.
+    """
+    numbers = {name: number for number, name in enumerate(folders)}
+    read_row = partial(read_counts, measure.columns + 1)
+    with ResumableRows(stem, fingerprint, context, read_row) as journal:
+        complete, own = finished_folders(journal.found, context)
+        left = {n: i for n, i in numbers.items() if n not in complete and n not in own}
+        if len(left) < len(folders):
+            done = len(folders) - len(left)
+            logger.info(f"resuming: {done} of {len(folders)} folders were evaluated before")
+        sizes = {number: len(folders[name].files) for name, number in left.items()}
+        shards = FolderShards(sizes, reading.batch_size, context.rank, context.world_size)
+        share = share_name(context.rank, context.world_size)
+        with attacking(model):  # evaluation mode, no gradients
+            batches = read(model, list(folders.values()), reading, shards, context)
+            every = max(1, len(shards) // PROGRESS_LINES)
+            batches = logger.progress(batches, len(shards), what, every)
+            for name, number in left.items():
+                of_folder = islice(batches, len(shards.shards[number]))
+                own[name] = count_folder(model, of_folder, name, measure)
+                journal.add(share, {name: own[name]})
+                journal.flush()
+    shares = [complete, *context.gather(own)]
+    return {name: add_up(s[name] for s in shares if name in s) for name in folders}
+
+
+def read(
+    model: nn.Module,
+    trees: Sequence[ImageTree],
+    reading: FolderReading,
+    shards: FolderShards,
+    context: DistributedContext,
+) -> Iterator[DeviceBatch]:
+    """This process's batches of all folders, through one loader."""
+    transform = eval_transform(reading.img_size, reading.crop_size)
+    dataset = FolderBatches(trees, transform, reading.crop_size)
+    loader = make_loader(dataset, shards, reading.workers, context.device)
+    return on_device(loader, context.device, next(model.parameters()).dtype)
+
+
+@torch.no_grad()
+def count_folder(
+    model: nn.Module, batches: Iterable[DeviceBatch], name: str, measure: Measure
+) -> list[int]:
+    """One folder's columns, summed on the device: reading them is the only synchronisation.
+
+    Raises:
+        UserError: outputs that are not finite, for there any class could be called the largest.
+    """
+    sums: torch.Tensor | int = 0
+    for images, labels, _ in batches:
+        logits = model(images)
+        broken = ~logits.isfinite().all(dim=1)
+        columns = [*measure.of(logits, labels, name), torch.ones_like(broken), broken]
+        sums = sums + torch.stack([column.sum() for column in columns])
+    if isinstance(sums, int):  # of so few images, none is this process's
+        return []
+    *counts, not_finite = sums.tolist()
+    if not_finite:
+        raise UserError(
+            f"the network's outputs are not finite on {not_finite} of {counts[-1]} images of"
+            f" {name}; the checkpoint is of a training that diverged, or damaged"
+        )
+    return counts
+
+
+def share_name(rank: int, world_size: int) -> str:
+    """The journal's phase for the share of one process."""
+    return f"rank {rank} of {world_size}"
+
+
+def read_counts(columns: int, phase: str, name: str, values: list) -> tuple[str, list[int]]:
+    """A row of the journal; ValueError where it is damaged."""
+    int(phase.rpartition(" ")[2])
+    if len(values) not in (0, columns):
+        raise ValueError(f"{columns} numbers are needed")
+    return name, values
+
+
+def finished_folders(
+    found: Mapping[str, FolderCounts], context: DistributedContext
+) -> tuple[FolderCounts, FolderCounts]:
+    """What needs no evaluation any more.
+
+    Args:
+        found: by `share_name`, the counts that interrupted runs have left.
+
+    Returns:
+        folders of which all processes of some run had finished their shares, added up; and further
+        ones of which this process had finished its share, in a run of as many processes as now.
+    """
+    complete: FolderCounts = {}
+    for world_size in {int(phase.rpartition(" ")[2]) for phase in found}:
+        shares = [found.get(share_name(rank, world_size), {}) for rank in range(world_size)]
+        for name in set(shares[0]).intersection(*shares):
+            complete[name] = add_up(share[name] for share in shares)
+    own = found.get(share_name(context.rank, context.world_size), {})
+    return complete, {name: counts for name, counts in own.items() if name not in complete}
+
+
+def add_up(shares: Iterable[list[int]]) -> list[int]:
+    """Element-wise sums; an empty share is one without images."""
+    return [sum(column) for column in zip(*filter(None, shares), strict=True)]
