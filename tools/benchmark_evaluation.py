@@ -14,8 +14,9 @@ from torch import nn
 from lib.algorithm.protocols import ThreatModel
 from lib.data.datasets import FolderBatches, eval_transform
 from lib.data.folders import read_split
-from lib.data.loader import make_loader, on_device
+from lib.data.loader import make_loader
 from lib.data.samplers import FolderShards
+from lib.data.to_device import on_device
 from lib.evaluation.attack_list import parse_attack
 from lib.evaluation.runner import AttackEvaluation
 from lib.evaluation.validation import EvaluationData

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from utils.logging import Logger, ProgressBar
 
 def in_parallel(
     function: Callable[[list], Any], batches: Iterable[list], workers: int
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     """Apply a function to batches in processes; each process holds one batch at a time.
 
     Close the iterator (`contextlib.closing`) to end the processes early.

@@ -56,7 +56,17 @@ def eval_transform(img_size: int | None, crop_size: int) -> Transform:
     return transforms.Compose([transforms.Resize(img_size), crop])
 
 
-class ImageBatches(Dataset):
+class BatchDataset(Dataset):
+    """Reads batches of uint8 images of `size` x `size` pixels."""
+
+    size: int
+
+    def __getitems__(self, keys: Keys) -> Batch:
+        """The images of these keys."""
+        raise NotImplementedError
+
+
+class ImageBatches(BatchDataset):
     """Reads batches. A key is (epoch, position in the tree); the epoch seeds the crop.
 
     Args:
@@ -80,9 +90,6 @@ class ImageBatches(Dataset):
         self.size = size
         self.seed = seed
         self.flip = flip
-
-    def __len__(self) -> int:
-        return len(self.tree.files)
 
     def __getitems__(self, keys: Keys) -> Batch:
         positions = [position for _, position in keys]
@@ -110,7 +117,7 @@ class ImageBatches(Dataset):
             return self.transform(image), self.flip and bool(torch.rand(()) < 0.5)
 
 
-class FolderBatches(Dataset):
+class FolderBatches(BatchDataset):
     """Batches of several folders through one loader. A key is (number of the folder, position).
 
     Args:
@@ -122,9 +129,6 @@ class FolderBatches(Dataset):
     def __init__(self, trees: Sequence[ImageTree], transform: Transform, size: int) -> None:
         self.size = size
         self.folders = [ImageBatches(tree, transform, size) for tree in trees]
-
-    def __len__(self) -> int:
-        return sum(map(len, self.folders))
 
     def __getitems__(self, keys: Keys) -> Batch:
         return self.folders[keys[0][0]].__getitems__(keys)

@@ -1,131 +1,221 @@
-"""From files to batches on the device: readers, copies, and the scaling to [0, 1]."""
+"""Loaders: batches read ahead by other processes, the same for any number of them."""
 
 from __future__ import annotations
 
+import math
+import multiprocessing
 import os
+import shutil
 import signal
-from collections.abc import Callable, Iterable, Iterator
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from lib.algorithm.batch import DeviceBatch
-from lib.data.datasets import (
-    Batch,
-)
+from lib.data.datasets import Batch, BatchDataset
 from lib.data.samplers import Batches
-from lib.data.shared_ring import Numbered, RingDataset, RingLoader
+from lib.data.shared_ring import Numbered, PipeDataset, RingDataset
+from utils.distributed.context import local_world_size
 from utils.errors import UserError
 
-PREFETCH = 4  # batches that each worker is ahead
+PREFETCH = 4  # batches that each reader is ahead
+MOST_WORKERS = 16  # of one process under DATA.workers auto; each holds PREFETCH batches in memory
+SHARED_MEMORY = "/dev/shm"
+SECONDS_BETWEEN_CHECKS = 1  # of requests and of the readers, while a batch is waited for
+ENLARGE = "enlarge it, as by docker run --shm-size=8g"
+WhileWaiting = Callable[[], Any]
 
 
-def first(batches: Batch) -> Batch:
-    """Collate nothing: the datasets make whole batches."""
-    return batches
+class GaveUp(Exception):
+    """A batch is no longer waited for."""
+
+
+class Loader:
+    """Batches of a dataset in a sampler's order, whose readers live as long as it does.
+
+    Args:
+        loader: gives what the readers send.
+        received: makes a batch of that.
+
+    Attributes:
+        seconds_waited: for batches, so far.
+    """
+
+    def __init__(self, loader: DataLoader, received: Callable[[Any], Batch]) -> None:
+        self.loader = loader
+        self.received = received
+        self.readers: list[BaseProcess] = []
+        self.seconds_waited = 0.0
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+    def batches(self, while_waiting: WhileWaiting = lambda: False) -> Iterator[Batch]:
+        """The sampler's batches.
+
+        Args:
+            while_waiting: called every second while there is no batch, as when a disk does not
+                answer; the batches end when it returns True or raises, and the readers with them.
+
+        Raises:
+            UserError: a reader was killed.
+        """
+        iterator = self.start()
+        while True:
+            started = time.monotonic()
+            try:
+                sent = self.next_of(iterator, while_waiting)
+            except StopIteration:
+                return
+            except GaveUp:
+                self.kill_readers()
+                return
+            except BaseException:
+                self.kill_readers()
+                raise
+            finally:
+                self.seconds_waited += time.monotonic() - started
+            yield self.received(sent)
+
+    def start(self) -> Iterator[Any]:
+        """What the readers send, who are started the first time."""
+        others = multiprocessing.active_children()
+        iterator = iter(self.loader)
+        self.readers += [p for p in multiprocessing.active_children() if p not in others]
+        if self.readers and threading.current_thread() is threading.main_thread():
+            # torch's handler raises, wherever the main thread is, when a reader dies.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return iterator
+
+    def next_of(self, iterator: Iterator[Any], while_waiting: WhileWaiting) -> Any:
+        """The next of what the readers send."""
+        while True:
+            try:
+                return next(iterator)
+            except RuntimeError as error:
+                if str(error).startswith("DataLoader worker"):
+                    raise UserError(what_ended(self.readers)) from error
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+            if while_waiting():
+                raise GaveUp
+
+    def kill_readers(self) -> None:
+        """End the readers, which may ignore any other signal, or wait for a disk."""
+        for reader in self.readers:
+            reader.kill()
+
+
+def what_ended(readers: list[BaseProcess]) -> str:
+    """What to tell of readers that have ended, and what helps."""
+    status = next((reader.exitcode for reader in readers if reader.exitcode), 0) or 0
+    how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended, status {status}"
+    if -status == signal.SIGBUS:
+        mend = f"{SHARED_MEMORY} is full: {ENLARGE}, or set fewer DATA.workers"
+    else:
+        mend = "if the memory was too small, set fewer DATA.workers or a smaller batch"
+    return f"a process that reads images was {how}; {mend}, and give the same command again"
+
+
+def collate(batch: Any) -> Any:
+    """Nothing to collate: the datasets make whole batches."""
+    return batch
 
 
 def ignore_signals(_: int) -> None:
-    """A worker leaves Ctrl-C and SLURM's warning to the main process, which ends it."""
+    """A reader leaves Ctrl-C and SLURM's warning to the main process, which ends it."""
     for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def make_loader(
-    dataset: Any,
+    dataset: BatchDataset,
     batches: Batches,
     workers: int,
     device: torch.device,
     worker_init: Callable[[int], None] = ignore_signals,
-) -> DataLoader:
-    """A loader of `Batch`es whose workers live as long as it does.
+    warn: Callable[[str], Any] = warnings.warn,
+) -> Loader:
+    """A loader of `Batch`es, whose pixels travel as suits device and memory.
 
-    For CUDA it pins each batch instead, which copies it in a thread beside the work.
+    For CUDA each batch is pinned, in a thread beside the work; elsewhere a ring of memory that
+    all processes share takes the pixels; without room for it they go through pipes.
 
     Args:
-        dataset: `ImageBatches` or `CorruptionBatches`.
+        dataset: reads a batch.
         batches: which images are read together.
         workers: reading processes of this process; 0 reads in line.
         device: where the batches go.
-        worker_init: called in each worker.
+        worker_init: called in each reading process.
+        warn: told where there is little shared memory.
     """
-    common = {"num_workers": workers, "collate_fn": first, "worker_init_fn": worker_init}
     if not workers:
-        return DataLoader(dataset, batch_sampler=batches, **common)
-    common |= {"persistent_workers": True, "prefetch_factor": PREFETCH}
+        return Loader(DataLoader(dataset, batch_sampler=batches, collate_fn=collate), collate)
+    ahead = batches_ahead(batches.largest * 3 * dataset.size**2, workers, warn)
+
+    def readers(of: Any, sampler: Any, pin_memory: bool = False) -> DataLoader:
+        return DataLoader(
+            of,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            worker_init_fn=worker_init,
+            persistent_workers=True,
+            prefetch_factor=max(1, ahead),
+            timeout=SECONDS_BETWEEN_CHECKS,
+            pin_memory=pin_memory,
+        )
+
+    if not ahead:
+        pipe = PipeDataset(dataset)
+        return Loader(readers(pipe, batches), pipe.received)
     if device.type == "cuda":
-        return DataLoader(dataset, batch_sampler=batches, pin_memory=True, **common)
-    slots = PREFETCH * workers + 1
+        return Loader(readers(dataset, batches, pin_memory=True), collate)
+    slots = max(1, min(ahead * workers + 1, len(batches)))
     ring = RingDataset(dataset, slots, batches.largest)
-    return RingLoader(ring, batch_sampler=Numbered(batches, slots), **common)
+    return Loader(readers(ring, Numbered(batches, slots)), ring.received)
 
 
-def to_device(
-    batch: Batch, device: torch.device, dtype: torch.dtype = torch.float32
-) -> DeviceBatch:
-    """Send a batch as bytes; mirror and scale to [0, 1] there.
+def batches_ahead(size: int, workers: int, warn: Callable[[str], Any]) -> int:
+    """How many batches of `size` bytes each reader may be ahead in shared memory; 0: none fits."""
+    room = free_shared_memory()
+    fits = (ahead for ahead in (PREFETCH, 2, 1) if (ahead * workers + 1) * size <= room)
+    ahead = next(fits, 0)
+    if ahead < PREFETCH:
+        wanted = (PREFETCH * workers + 1) * size / 2**20
+        less = f"each reader is {ahead} ahead" if ahead else "batches go through pipes"
+        warn(
+            f"{SHARED_MEMORY} has room for {room / 2**20:.0f} MB of images here and {wanted:.0f} MB"
+            f" are wanted: {less}, which is slower; {ENLARGE}"
+        )
+    return ahead
 
-    Raises:
-        UserError: an image of it could not be read.
+
+def free_shared_memory() -> float:
+    """Bytes that this process may take of the shared memory; a tenth of it stays free."""
+    if not os.path.isdir(SHARED_MEMORY):
+        return math.inf
+    return 0.9 * shutil.disk_usage(SHARED_MEMORY).free / local_world_size()
+
+
+def share_of_workers(workers: int | str) -> int:
+    """Reading processes of this process, of those of `DATA.workers` on this machine.
+
+    Args:
+        workers: `auto` is one for every core that may be used; no number goes beyond that, for
+            they would only get in each other's way. 0 is none, any other at least one.
     """
-    if batch.error is not None:
-        raise UserError(batch.error)
-    send = {"device": device, "non_blocking": True}
-    pixels, flips = batch.pixels.to(**send), batch.flips.to(**send)
-    if batch.flips.any():  # read on the host: no synchronisation
-        pixels = torch.where(flips.view(-1, 1, 1, 1), pixels.flip(3), pixels)
-    images = scaled(pixels, dtype).contiguous(memory_format=torch.channels_last)
-    return DeviceBatch(images, batch.labels.to(**send), batch.indices.to(**send))
-
-
-def scaled(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Bytes as numbers in [0, 1]."""
-    if pixels.device.type != "cpu":
-        return pixels.to(dtype).div_(255)
-    # NumPy does it in this thread alone. After a parallel loop of PyTorch's, OpenMP's threads wait
-    # for the next one by spinning, for longer than a batch takes, on cores that the readers need.
-    result = torch.empty_like(pixels, dtype=dtype)
-    values = result.numpy()
-    np.divide(pixels.numpy(), 255, out=values, dtype=values.dtype)
-    return result
-
-
-def on_device(
-    loader: Iterable[Batch], device: torch.device, dtype: torch.dtype = torch.float32
-) -> Iterator[DeviceBatch]:
-    """The loader's batches on the device; on CUDA the next one is copied during the work."""
-    if device.type != "cuda":
-        yield from (to_device(batch, device, dtype) for batch in loader)
-        return
-    stream = torch.cuda.Stream(device)
-    pending: tuple[DeviceBatch, torch.cuda.Event] | None = None
-    for batch in loader:
-        with torch.cuda.stream(stream):
-            copied = to_device(batch, device, dtype)
-            done = stream.record_event()
-        if pending is not None:
-            yield arrived(*pending)
-        pending = copied, done
-    if pending is not None:
-        yield arrived(*pending)
-
-
-def arrived(batch: DeviceBatch, done: torch.cuda.Event) -> DeviceBatch:
-    """Make the working stream wait for a copy, and keep its memory until both are through."""
-    current = torch.cuda.current_stream(batch.images.device)
-    current.wait_event(done)
-    for tensor in batch:
-        tensor.record_stream(current)
-    return batch
-
-
-def share_of_workers(workers: int, world_size: int) -> int:
-    """Reading processes of each of `world_size` processes: at least one if there are any.
-
-    More than the machine has cores would only get in each other's way.
-    """
-    cores = os.cpu_count() or 1
-    return max(1, min(workers, cores) // world_size) if workers else 0
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    if workers == "auto":
+        return max(1, min(MOST_WORKERS, cores // local_world_size()))
+    return max(1, min(int(workers), cores) // local_world_size()) if workers else 0

@@ -41,7 +41,7 @@ class GlobalBatches(Sampler):
     ) -> None:
         self.total = total
         self.batch_size = batch_size
-        self.largest = -(-batch_size // world_size)
+        self.largest = -(-min(batch_size, total) // world_size)
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
@@ -98,7 +98,8 @@ class Shard(Sampler):
         self, positions: Iterable[int], batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.positions = list(positions)[rank::world_size]
-        self.batch_size = self.largest = batch_size
+        self.batch_size = batch_size
+        self.largest = min(batch_size, len(self.positions))
 
     def __len__(self) -> int:
         return -(-len(self.positions) // self.batch_size)
@@ -127,7 +128,7 @@ class FolderShards(Sampler):
             folder: Shard(range(size), batch_size, rank, world_size)
             for folder, size in sizes.items()
         }
-        self.largest = batch_size
+        self.largest = max((shard.largest for shard in self.shards.values()), default=0)
 
     def __len__(self) -> int:
         return sum(map(len, self.shards.values()))

@@ -17,8 +17,9 @@ from lib.algorithm.metrics import correct_in_top
 from lib.algorithm.pgd import attacking
 from lib.data.datasets import FolderBatches, eval_transform
 from lib.data.folders import ImageTree
-from lib.data.loader import make_loader, on_device
+from lib.data.loader import make_loader
 from lib.data.samplers import FolderShards
+from lib.data.to_device import on_device
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger
@@ -101,7 +102,7 @@ def count_folders(
         shards = FolderShards(sizes, reading.batch_size, context.rank, context.world_size)
         share = share_name(context.rank, context.world_size)
         with attacking(model):  # evaluation mode, no gradients
-            batches = read(model, list(folders.values()), reading, shards, context)
+            batches = read(model, list(folders.values()), reading, shards, context, logger)
             every = max(1, len(shards) // PROGRESS_LINES)
             batches = logger.progress(batches, len(shards), what, every)
             for name, number in left.items():
@@ -119,11 +120,13 @@ def read(
     reading: FolderReading,
     shards: FolderShards,
     context: DistributedContext,
+    logger: Logger,
 ) -> Iterator[DeviceBatch]:
     """This process's batches of all folders, through one loader."""
     transform = eval_transform(reading.img_size, reading.crop_size)
     dataset = FolderBatches(trees, transform, reading.crop_size)
-    loader = make_loader(dataset, shards, reading.workers, context.device)
+    workers = min(reading.workers, len(shards))
+    loader = make_loader(dataset, shards, workers, context.device, warn=logger.warning)
     return on_device(loader, context.device, next(model.parameters()).dtype)
 
 

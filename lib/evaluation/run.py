@@ -169,7 +169,7 @@ def evaluation_data(config: Config, tree: ImageTree, context: DistributedContext
     """How the images are read: this process's share of batch size and workers."""
     data = config.DATA
     share = max(1, data.batch_size // context.world_size)
-    workers = share_of_workers(data.workers, context.world_size)
+    workers = share_of_workers(data.workers)
     return EvaluationData(tree, data.img_size, data.crop_size, share, workers, context)
 
 
@@ -201,7 +201,7 @@ def evaluate_corruptions(
         img_size=settings.img_size,
         crop_size=settings.crop_size,
         batch_size=max(1, settings.batch_size // context.world_size),
-        workers=share_of_workers(settings.workers, context.world_size),
+        workers=share_of_workers(settings.workers),
         context=context,
         folder=evaluated.folder,
         provenance=make_provenance(config, evaluated, {}, context),

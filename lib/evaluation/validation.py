@@ -17,9 +17,10 @@ from lib.algorithm.precision import full_precision
 from lib.algorithm.protocols import PGDSpec, ThreatModel
 from lib.data.datasets import ImageBatches, eval_transform
 from lib.data.folders import ImageTree
-from lib.data.loader import make_loader, on_device
+from lib.data.loader import WhileWaiting, make_loader
 from lib.data.samplers import Chunks
 from lib.data.subsets import evenly_spread
+from lib.data.to_device import on_device
 from utils.distributed.context import DistributedContext
 
 Track = Callable[[Iterable[DeviceBatch], int], Iterable[DeviceBatch]]  # (batches, how many)
@@ -54,6 +55,9 @@ class EvaluationData:
         batch_size: images in a batch of one process.
         workers: reading processes of one process.
         context: the processes that share the images out.
+
+    Attributes:
+        while_waiting: called while no batch is there, see `lib.data.loader.Loader.batches`.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class EvaluationData:
         self.batch_size = batch_size
         self.workers = workers
         self.context = context
+        self.while_waiting: WhileWaiting = lambda: False
 
     def batches(
         self, positions: Iterable[int] | None = None, track: Track | None = None
@@ -100,7 +105,7 @@ class EvaluationData:
         if batches:
             workers = min(self.workers, len(batches))
             loader = make_loader(self.images, Chunks(batches), workers, self.context.device)
-            moved = on_device(loader, self.context.device)
+            moved = on_device(loader, self.context.device, while_waiting=self.while_waiting)
             yield from track(moved, len(batches)) if track else moved
 
 

@@ -17,7 +17,7 @@ from lib.algorithm.metrics import MetricSums
 from lib.algorithm.schedules import Schedule
 from lib.data.datasets import ImageBatches, train_transform
 from lib.data.folders import ImageTree
-from lib.data.loader import make_loader, share_of_workers
+from lib.data.loader import Loader, make_loader, share_of_workers
 from lib.data.samplers import GlobalBatches
 from lib.evaluation.validation import EvaluationData
 from lib.training.restore import restore_state
@@ -56,7 +56,7 @@ def assemble(
         )
     if config.OPTIONS.tensorboard and context.is_main:
         board = TensorBoardLog(config.run_dir, progress.epoch + 1)
-    order, loader = make_train_loader(setup.train, config.DATA, config.RUN.seed, context)
+    order, loader = make_train_loader(setup.train, config.DATA, config.RUN.seed, context, logger)
     return Run(
         config=config,
         context=context,
@@ -176,19 +176,20 @@ def make_schedule(config: Config) -> Schedule:
 
 
 def make_train_loader(
-    tree: ImageTree, data: Data, seed: int, context: DistributedContext
-) -> tuple[GlobalBatches, Any]:
+    tree: ImageTree, data: Data, seed: int, context: DistributedContext, logger: Logger
+) -> tuple[GlobalBatches, Loader]:
     """The order of the training images, and what reads them in it."""
     total = len(tree.files)
     order = GlobalBatches(total, data.batch_size, context.rank, context.world_size, seed)
     crop = train_transform(data.crop_size, data.min_area)
     images = ImageBatches(tree, crop, data.crop_size, seed, data.flip)
-    workers = share_of_workers(data.workers, context.world_size)
-    return order, make_loader(images, order, workers, context.device, leave_to_parent)
+    workers = share_of_workers(data.workers)
+    loader = make_loader(images, order, workers, context.device, leave_to_parent, logger.warning)
+    return order, loader
 
 
 def make_validation(tree: ImageTree, data: Data, context: DistributedContext) -> EvaluationData:
     """How images are read for validation."""
     share = max(1, data.batch_size // context.world_size)
-    workers = share_of_workers(data.workers, context.world_size)
+    workers = share_of_workers(data.workers)
     return EvaluationData(tree, data.img_size, data.crop_size, share, workers, context)

@@ -60,7 +60,9 @@ class Validation:
 def finish_epoch(run: Run) -> None:
     """Validate, write the epoch's rows, keep the best model, save."""
     progress, totals, trainer = run.progress, epoch_totals(run), run.trainer
-    training_seconds = time.monotonic() - run.epoch_started
+    now = time.monotonic()
+    training_seconds = now - run.epoch_started
+    waited = run.loader.seconds_waited / max(now - run.resumed_at, 1e-9)
     epoch, trained = progress.epoch + 1, averages(totals)
     raw = average = None
     if epoch % run.config.TRAIN.val_every == 0 or epoch == run.epochs:
@@ -76,7 +78,7 @@ def finish_epoch(run: Run) -> None:
         row += [average.clean["loss"], average.clean["top1"], cell(average.robust)]
     progress.history = [*progress.history, row]
     text = f"epoch {epoch}/{run.epochs}: train loss {trained['loss']:.4f} top-1"
-    text += f" {trained['top1']:.2f} %"
+    text += f" {trained['top1']:.2f} %, {waited:.0%} of the time waiting for images"
     if raw is not None:
         text += f", clean validation {raw.describe()}" + " (best)" * (BEST in best)
     if average is not None:
@@ -118,11 +120,16 @@ def validate_network(run: Run, model: nn.Module) -> Validation:
     run.context.copy_from_main_(model.buffers())
     what = f"validation {run.progress.epoch + 1}/{run.epochs}"
 
+    def answer_stop() -> None:
+        if run.requests.stop:
+            stop_run(run, run.requests.stop)  # saved before validation began
+
     def track(batches: Iterable[DeviceBatch], total: int) -> Iterator[DeviceBatch]:
         for batch in run.logger.progress(batches, total, what, train.print_freq):
-            if run.requests.stop:
-                stop_run(run, run.requests.stop)  # saved before validation began
+            answer_stop()
             yield batch
+
+    run.validation.while_waiting = run.selection.while_waiting = answer_stop
 
     clean = validate(model, run.validation, track)
     if train.select == "pgd":

@@ -13,7 +13,7 @@ import torch
 
 from lib.algorithm.metrics import averages
 from lib.algorithm.training_methods import METHODS, draw_noise_
-from lib.data.loader import on_device
+from lib.data.to_device import on_device
 from lib.training.state import Run, epoch_totals, save
 from utils.errors import Interrupted
 from utils.logging import ProgressBar
@@ -46,8 +46,9 @@ def train_one_epoch(run: Run) -> None:
     bar = ProgressBar(run.logger, total, what, print_freq)
     bar.advance(progress.position, skipped=True)
     run.order.set_position(progress.epoch, progress.position)
-    batches = on_device(run.loader, run.context.device)
+    batches = on_device(run.loader, run.context.device, while_waiting=lambda: run.requests.stop)
     for number, (images, labels, _) in enumerate(batches, progress.position):
+        answer_requests(run)  # those that came while the batch was waited for, too
         weight = run.order.weight(number)
         hook = None
         if run.norms is not None and number % config.TRAIN.gradient_every == 0:
@@ -63,17 +64,27 @@ def train_one_epoch(run: Run) -> None:
             if weight:
                 run.sums.update(loss, logits, labels, len(images))
         progress.position = number + 1
-        is_last = progress.position == total
-        shows = is_last or progress.position % print_freq == 0
+        shows = progress.position == total or progress.position % print_freq == 0
         bar.advance(detail=describe_averages(run) if shows else "")
-        # All processes do the same, whichever of them was signalled.
-        stop = run.context.max(run.requests.stop)
-        if run.context.max(run.requests.save or checkpoint_is_due(run)) or stop or is_last:
-            save(run)
-            run.requests.save = False
-        if stop:
-            stop_run(run, stop)
+    answer_requests(run, at_end=True)
     bar.close()
+
+
+def answer_requests(run: Run, at_end: bool = False) -> None:
+    """Save and stop as signals have asked: all processes the same, whichever was signalled.
+
+    Args:
+        at_end: of an epoch, which is saved in any case.
+
+    Raises:
+        Interrupted: a signal asked to stop, and the state has been saved.
+    """
+    stop = run.context.max(run.requests.stop)
+    if run.context.max(run.requests.save or checkpoint_is_due(run)) or stop or at_end:
+        save(run)
+        run.requests.save = False
+    if stop:
+        stop_run(run, stop)
 
 
 def lr_at(run: Run, number: int, replay: int) -> float:

@@ -16,6 +16,7 @@ from lib.algorithm.free_training import Trainer
 from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.metrics import MetricSums
 from lib.algorithm.schedules import Schedule
+from lib.data.loader import Loader
 from lib.data.samplers import GlobalBatches
 from lib.evaluation.model_settings import ModelSettings
 from lib.evaluation.validation import EvaluationData
@@ -66,6 +67,7 @@ class Run:
         folder: the run folder.
         sums: of the epoch so far, in this process.
         epoch_started: when the epoch would have started without interruptions, monotonic seconds.
+        resumed_at: when this process began with the epoch.
     """
 
     config: Config
@@ -79,19 +81,20 @@ class Run:
     progress: Progress
     schedule: Schedule
     order: GlobalBatches
-    loader: Any
+    loader: Loader
     validation: EvaluationData
     selection: EvaluationData
     norms: GradientNorms | None
     board: TensorBoardLog | None
     sums: MetricSums
     epoch_started: float = 0.0
+    resumed_at: float = 0.0
     saved_at: float = field(default_factory=time.monotonic)
     drawn_at: float = field(default_factory=time.monotonic)
 
     def close(self) -> None:
         """End the reading processes and the logs."""
-        self.loader = None
+        self.loader.kill_readers()
         if self.board is not None:
             self.board.close()
 
@@ -100,7 +103,8 @@ def begin_epoch(run: Run) -> None:
     """Take sums and clock of the epoch up where `run.progress` has them."""
     totals = run.progress.totals if run.context.is_main else None
     run.sums = MetricSums(run.context.device, totals)
-    run.epoch_started = time.monotonic() - run.progress.seconds
+    run.loader.seconds_waited, run.resumed_at = 0.0, time.monotonic()
+    run.epoch_started = run.resumed_at - run.progress.seconds
 
 
 def epoch_totals(run: Run) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +12,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from pretended_device import DEVICE, pretended_device
 from torchvision import datasets, transforms
 
 from lib.algorithm.seeds import derived_seed
+from lib.data import loader as loaders
+from lib.data import to_device as devices
 from lib.data.datasets import Batch, ImageBatches, eval_transform, train_transform
 from lib.data.folders import ImageTree, read_tree
-from lib.data.loader import make_loader, on_device, share_of_workers, to_device
+from lib.data.loader import make_loader, share_of_workers
 from lib.data.samplers import GlobalBatches, Shard
+from lib.data.to_device import on_device, to_device
 from lib.evaluation.validation import EvaluationData
 from utils.distributed.context import DistributedContext
+from utils.distributed.signals import leave_to_parent
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -285,13 +292,133 @@ def test_sizes_of_global_batches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "world_size", "share"), [(0, 4, 0), (4, 1, 4), (4, 2, 2), (2, 8, 1), (7, 2, 3)]
+    ("workers", "processes", "share"),
+    [
+        *((0, 4, 0), (4, 1, 4), (4, 2, 2), (2, 8, 1), (7, 2, 3), (99, 1, 6)),
+        *(("auto", 1, 6), ("auto", 4, 1), ("auto", 8, 1)),
+    ],
 )
 def test_workers_are_shared_out(
-    workers: int, world_size: int, share: int, monkeypatch: pytest.MonkeyPatch
+    workers: int | str, processes: int, share: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
-    assert share_of_workers(workers, world_size) == share
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))  # of however many on all machines
+    monkeypatch.setenv("WORLD_SIZE", "64")
+    assert share_of_workers(workers) == share
+
+
+def test_auto_workers_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(128)), raising=False)
+    assert share_of_workers("auto") == 16
+
+
+# What may happen to readers
+
+
+@pytest.mark.parametrize(
+    ("batches_that_fit", "says"),
+    [(100, ""), (7, "each reader is 2 ahead"), (3, "each reader is 1 ahead"), (2, "through pipes")],
+)
+def test_little_shared_memory(
+    tree: ImageTree, batches_that_fit: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 6 * 3 * 32 * 32
+    monkeypatch.setattr(loaders, "free_shared_memory", lambda: batches_that_fit * size)
+    said: list[str] = []
+    order = GlobalBatches(20, 6, seed=0)
+    loader = make_loader(augmented(tree), order, 2, CPU, warn=said.append)
+    assert same(list(loader), epoch_of(tree))
+    assert [says in text and "--shm-size" in text for text in said] == [True] * bool(says)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_the_ring_is_no_larger_than_what_is_read(tree: ImageTree) -> None:
+    loader = make_loader(augmented(tree), GlobalBatches(20, 512), 4, CPU)
+    assert loader.loader.dataset.ring.shape == (1, 20, 32, 32, 3)
+
+
+class Blocking(ImageBatches):
+    """A disk that does not answer for one image, or a reader that the system kills for it."""
+
+    def __init__(self, tree: ImageTree, position: int, signum: int = 0) -> None:
+        super().__init__(tree, eval_transform(48, 32), 32)
+        self.position, self.signum = position, signum
+
+    def load(self, epoch: int, position: int) -> tuple[Image.Image, bool]:
+        if position == self.position and self.signum:
+            os.kill(os.getpid(), self.signum)
+        if position == self.position:
+            time.sleep(1000)
+        return super().load(epoch, position)
+
+
+@pytest.mark.parametrize("answer", ["gives up", "raises"])
+def test_a_read_that_blocks_is_not_waited_for_without_end(tree: ImageTree, answer: str) -> None:
+    asked = []
+
+    def while_waiting() -> bool:
+        asked.append(1)
+        if answer == "raises":
+            raise KeyboardInterrupt
+        return len(asked) == 2  # of a request that comes during the second second
+
+    order = Shard(range(20), 5)
+    loader = make_loader(Blocking(tree, 12), order, 2, CPU, leave_to_parent)
+    found = []
+    try:
+        for batch in on_device(loader, CPU, while_waiting=while_waiting):
+            found += batch.indices.tolist()
+    except KeyboardInterrupt:
+        assert answer == "raises"
+    assert found == list(range(10))
+    for reader in loader.readers:
+        reader.join(5)
+        assert not reader.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("signum", "says"),
+    [(signal.SIGKILL, "SIGKILL; if the memory was too small"), (signal.SIGBUS, "--shm-size")],
+)
+def test_a_reader_that_is_killed_is_an_error(tree: ImageTree, signum: int, says: str) -> None:
+    loader = make_loader(Blocking(tree, 7, signum), Shard(range(20), 5), 2, CPU)
+    with pytest.raises(UserError, match="set fewer") as caught:
+        list(loader)
+    assert says in str(caught.value)
+
+
+def test_the_time_of_waiting_is_measured(tree: ImageTree) -> None:
+    class Slow(ImageBatches):
+        def load(self, epoch: int, position: int) -> tuple[Image.Image, bool]:
+            time.sleep(0.02)
+            return super().load(epoch, position)
+
+    loader = make_loader(Slow(tree, eval_transform(48, 32), 32), Shard(range(20), 5), 0, CPU)
+    assert len(list(loader)) == 4
+    assert 0.4 < loader.seconds_waited < 4
+
+
+# On the device
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bytes_are_the_same_numbers_on_every_device(dtype: torch.dtype) -> None:
+    every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    exact = torch.tensor([i / 255 for i in range(256)], dtype=dtype)
+    assert torch.equal(devices.scaled(every, dtype).flatten(), exact)
+    with pretended_device() as device:
+        pixels = every.to(DEVICE)
+        devices.scaled(pixels, dtype)  # makes the device's table
+        there, waits = device.counted(lambda: devices.scaled(pixels, dtype))
+        assert waits == []
+        assert torch.equal(there.host.flatten(), exact)
+    devices.table_of_255ths.cache_clear()
+
+
+def test_layout_on_mps() -> None:
+    assert devices.memory_format(torch.device("mps")) == torch.contiguous_format
+    assert devices.memory_format(torch.device("cuda")) == torch.channels_last
 
 
 def test_slots_are_not_written_while_a_batch_is_in_use(tree: ImageTree) -> None:

@@ -44,8 +44,9 @@ from lib.algorithm.pgd import attacking
 from lib.algorithm.training_methods import METHODS, draw_noise_
 from lib.data.datasets import ImageBatches, eval_transform, train_transform
 from lib.data.folders import read_split
-from lib.data.loader import make_loader, on_device, to_device
+from lib.data.loader import make_loader
 from lib.data.samplers import GlobalBatches
+from lib.data.to_device import on_device, to_device
 from lib.evaluation.model_settings import ModelSettings
 from models.resnet import build_model
 from utils.distributed import context as distributed

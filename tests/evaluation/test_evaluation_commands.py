@@ -27,7 +27,7 @@ from torchvision import datasets, transforms
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.data.datasets import ImageBatches, eval_transform
 from lib.data.folders import read_split
-from lib.data.loader import to_device
+from lib.data.to_device import to_device
 from lib.evaluation.attack_list import parse_attack
 from lib.evaluation.model_settings import ModelSettings
 from lib.evaluation.runner import AttackEvaluation
@@ -322,6 +322,18 @@ def test_more_examples_than_images_are_all_images(digits: Path) -> None:
     found = result("attack_standard_pgd1")["provenance"]["subset"]
     assert (found["description"], found["n"]) == ("all 36 images", 36)
     assert "warning: --n_examples 5000: there are only 36 images" in done.out
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_reader_that_is_killed_ends_an_evaluation_in_one_line(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(ImageBatches, "load", die)
+    words = [digits, "-e", "--resume", BEST, "--set", "DATA.workers=1"]
+    assert "killed by SIGKILL" in only_error(call("evaluate.py", *words))
 
 
 def test_image_ids(digits: Path) -> None:

@@ -92,6 +92,58 @@ def test_kill_9_at_random_instants(digits: Path, tmp_path: Path, whole: dict[str
     assert not [p.name for p in the_run(tmp_path).iterdir() if p.name.endswith(".jsonl")]
 
 
+def make_fifos(folder: Path) -> None:
+    """Images that no reader comes to the end of, as on a disk that does not answer."""
+    for path in folder.glob("*/*.png"):
+        path.unlink()
+        os.mkfifo(path)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_is_answered_while_images_are_waited_for(
+    processes: int, digits: Path, tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(digits, data)
+    words = arguments(data, "--nproc", processes, "--set", f"DATA.workers={2 * processes}")
+    with script("main_free.py", *words, cwd=tmp_path) as running:
+        running.saw(r"epoch 1/2 \[1/7\]")
+        make_fifos(data / "train")  # after which what has been read ahead is trained on
+        running.saw("epoch 1/2: train loss" if processes == 1 else r"\[4/7\]")
+        time.sleep(3)
+        done = running.send(signal.SIGTERM).end()
+    assert done.status == 143, done
+    assert done.err == ""
+    assert "stopped by SIGTERM; saved" in done.out
+    state = state_of(the_run(tmp_path))
+    if processes == 2:
+        assert state["epoch"] == 0
+        assert f"[{state['position']}/7]" in done.out
+        assert f"[{state['position'] + 1}/7]" not in done.out
+    else:
+        assert (state["epoch"], state["position"]) == (1, 0)
+        finish(digits, tmp_path)
+        assert differences(outcome(the_run(tmp_path)), whole) == []
+
+
+def test_a_reader_that_is_killed_ends_the_training_in_one_line(
+    digits: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(digits, data)
+    with script(
+        "main_free.py", *arguments(data, "--set", "DATA.workers=1"), cwd=tmp_path
+    ) as running:
+        running.saw(r"epoch 1/2 \[1/7\]")
+        make_fifos(data / "train")
+        running.saw(r"\[4/7\]")
+        for child in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+        done = running.end()
+    assert done.status == 2, done
+    assert re.fullmatch("error: a process that reads images was killed by SIGKILL.*\n", done.err)
+
+
 def test_gradients_do_not_change_the_training(
     digits: Path, tmp_path: Path, whole: dict[str, Any]
 ) -> None:

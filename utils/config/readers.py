@@ -86,6 +86,11 @@ def whole(low: int, high: float = math.inf) -> Callable[[object], int]:
     return read
 
 
+def workers(value: object) -> int | str:
+    """`auto`, or a whole number."""
+    return "auto" if value == "auto" else whole(0)(value)
+
+
 def limit(high: float) -> str:
     """The second half of a range's wording."""
     return "" if high == math.inf else f" and at most {high}"

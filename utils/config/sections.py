@@ -22,6 +22,7 @@ from utils.config.readers import (
     real,
     strict_bool,
     whole,
+    workers,
 )
 from utils.config.setting import setting
 
@@ -39,6 +40,7 @@ ARCHITECTURES = (
 PROTOCOLS = ("standard", "freeat", "paper")
 PRECISIONS = ("fp32", "bf16", "fp16")
 METHODS = ("free", "fast", "pgd", "natural")
+AUTO: int | str = "auto"
 ONE_255TH = 0.00392156862  # as the published configs.yml rounds 1/255
 
 
@@ -144,7 +146,11 @@ class Data:
 
     imagenet: str = setting("data/ImageNet", path, "default DIR: holds train/ and val/")
     imagenet_c: str = setting("data/ImageNet-C", path, "default DIR of --eva_on_imagenet_c")
-    workers: int = setting(4, whole(0), "data loading processes, over all GPUs")
+    workers: int | str = setting(
+        AUTO,
+        workers,
+        "data loading processes of a machine, over its GPUs; auto: one a core that may be used",
+    )
     batch_size: int = setting(256, whole(1), "images per minibatch, over all GPUs", resume="fixed")
     img_size: int = setting(
         256, whole(0), "shorter side before the centre crop, pixels; 0: as it is", resume="noted"

@@ -180,6 +180,15 @@ def init(
     return context
 
 
+def local_world_size() -> int:
+    """Processes of this command on this machine: what the launcher says, else all of them."""
+    met = distributed.is_available() and distributed.is_initialized()
+    said = os.environ.get("LOCAL_WORLD_SIZE", "")
+    if said.isdecimal() and int(said):
+        return int(said)
+    return distributed.get_world_size() if met else 1
+
+
 def lost_peer(error: BaseException) -> bool:
     """Whether talking to the other processes has failed since one of them is gone."""
     return isinstance(error, RuntimeError) and GONE.search(str(error)) is not None
