@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from lib.data.classes import outputs_of
 from lib.data.listing import (
     IMAGE_EXTENSIONS,
     Listing,
@@ -49,33 +50,22 @@ class ImageTree:
         files = tuple(self.files[i] for i in positions)
         return replace(self, files=files, labels=tuple(self.labels[i] for i in positions))
 
-    def with_labels_of(self, names: Sequence[str] | None, num_classes: int) -> ImageTree:
+    def with_labels_of(
+        self, names: Sequence[str] | None, num_classes: int, order: str = "auto"
+    ) -> ImageTree:
         """The same images with labels that index a network's outputs.
 
         Args:
             names: class name of each output, from the checkpoint; None when it carries none.
             num_classes: outputs of the network.
+            order: `DATA.class_order`, for a checkpoint without names.
 
         Raises:
-            UserError: a class the network does not know, or, without names, another number of
-                classes.
+            UserError: a class the network does not know, or an order that cannot be known.
         """
-        if names is None:
-            if len(self.classes) != num_classes:
-                raise UserError(
-                    f"{self.root} has {len(self.classes)} classes and the network {num_classes};"
-                    " the checkpoint carries no class names, so the folders must be all of its"
-                    " classes"
-                )
-            return self
-        index = {name: i for i, name in enumerate(names)}
-        unknown = [name for name in self.classes if name not in index]
-        if unknown:
-            raise UserError(
-                f"{self.root}: class {unknown[0]} is none of the network's {len(names)} classes"
-                f" ({shortlist(names)}); give the data set that it was trained on"
-            )
-        return replace(self, labels=tuple(index[self.classes[label]] for label in self.labels))
+        outputs, note = outputs_of(self.root, self.classes, names, num_classes, order)
+        notes = (*self.notes, note) if note else self.notes
+        return replace(self, labels=tuple(outputs[label] for label in self.labels), notes=notes)
 
 
 def read_split(data: str, split: str) -> ImageTree:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from lib.data.folders import ImageTree
 from utils.errors import UserError
+
+ROBUSTBENCH = "robustbench"
 
 
 def choose(tree: ImageTree, n_examples: int | None, ids_file: str | None) -> ImageTree:
@@ -31,22 +34,45 @@ def evenly_spread(total: int, wanted: int) -> list[int]:
     return [i * total // wanted for i in range(wanted)]
 
 
-def positions_of(tree: ImageTree, ids_file: str) -> list[int]:
-    """Positions of the images that a file lists, one `class/filename` a line.
+def positions_of(tree: ImageTree, ids: str) -> list[int]:
+    """Positions of listed images: `robustbench`, or a file with one `class/filename` a line.
 
     Blank lines and lines that start with # are passed over.
 
     Raises:
         UserError: the file cannot be read, names an image that is not there, or names none.
     """
+    if ids == ROBUSTBENCH:
+        return robustbench_positions(tree)
     try:
-        text = Path(ids_file).read_text(encoding="utf-8-sig", errors="surrogateescape")
+        text = Path(ids).read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
-        raise UserError(f"cannot read --image_ids {ids_file}: {error.strerror}") from error
+        raise UserError(f"cannot read --image_ids {ids}: {error.strerror}") from error
     wanted = [s for line in text.splitlines() if (s := line.strip()) and not s.startswith("#")]
     index = {name: i for i, name in enumerate(tree.files)}
     missing = [name for name in wanted if name not in index]
     if missing or not wanted:
         what = f"{missing[0]} is not in {tree.root}" if missing else "no image is named"
-        raise UserError(f"--image_ids {ids_file}: {what}; write one class/filename a line")
+        raise UserError(f"--image_ids {ids}: {what}; write one class/filename a line")
     return sorted({index[name] for name in wanted})
+
+
+def robustbench_positions(tree: ImageTree) -> list[int]:
+    """Positions of the 5000 validation images that RobustBench judges on, of any file format.
+
+    Raises:
+        UserError: one is not there.
+    """
+    path = Path(__file__).with_name("robustbench_val_numbers.txt")
+    found = {
+        int(match[1]): position
+        for position, file in enumerate(tree.files)
+        if (match := re.search(r"/ILSVRC2012_val_(\d{8})\.[^/]*$", file))
+    }
+    numbers = [int(line) for line in path.read_text("ascii").split()]
+    if missing := [number for number in numbers if number not in found]:
+        raise UserError(
+            f"--image_ids {ROBUSTBENCH}: {tree.root} lacks {len(missing)} of {len(numbers)} images,"
+            f" such as ILSVRC2012_val_{missing[0]:08}; keep the files' names of ImageNet's val"
+        )
+    return sorted(found[number] for number in numbers)

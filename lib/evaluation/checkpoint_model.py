@@ -119,7 +119,7 @@ def load_images(
         UserError: bad tree, unknown classes, or a bad list of ids.
     """
     whole = read_split(data, "val").with_labels_of(
-        evaluated.settings.classes, evaluated.model.num_classes
+        evaluated.settings.classes, evaluated.model.num_classes, config.DATA.class_order
     )
     n_examples, image_ids = config.OPTIONS.n_examples, config.OPTIONS.image_ids
     tree, total, listed = choose(whole, n_examples, image_ids), len(whole.files), bool(image_ids)

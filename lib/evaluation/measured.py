@@ -40,6 +40,7 @@ def measured_attacks(
         scales=tuple(config.EVAL.scales) if evaluated.settings.hypersphere else (),
         seed=config.RUN.seed,
         cascade=config.EVAL.cascade,
+        class_order=class_order(config, evaluated),
         checkpoint_name=evaluated.tag.removeprefix("_"),
         subset=subset_name,
     )
@@ -59,9 +60,15 @@ def usual_attacks(measured: Measurement, evaluated: EvaluatedModel) -> Measureme
         scales=(),
         seed=0,
         cascade=False,
+        class_order="auto",
         checkpoint_name="",
         subset="",
     )
+
+
+def class_order(config: Config, evaluated: EvaluatedModel) -> str:
+    """`DATA.class_order`, which means something for a checkpoint without class names alone."""
+    return "auto" if evaluated.settings.classes else config.DATA.class_order
 
 
 def attack_texts(specs: Iterable[AttackSpec]) -> tuple[str, ...]:

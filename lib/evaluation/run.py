@@ -26,7 +26,7 @@ from lib.evaluation.checkpoint_model import (
 )
 from lib.evaluation.checks import check_attacks, check_network, check_selection
 from lib.evaluation.images import save_attack_images
-from lib.evaluation.measured import measured_attacks, usual_attacks
+from lib.evaluation.measured import class_order, measured_attacks, usual_attacks
 from lib.evaluation.report import result_table, summarise, write_files
 from lib.evaluation.runner import AttackEvaluation
 from lib.evaluation.validation import EvaluationData
@@ -211,4 +211,5 @@ def evaluate_corruptions(
         image_ids=options.image_ids,
         usual_sizes=(own["img_size"], own["crop_size"]),
         checkpoint_name=evaluated.tag.removeprefix("_"),
+        class_order=class_order(config, evaluated),
     )

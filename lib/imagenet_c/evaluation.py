@@ -47,6 +47,7 @@ def evaluate_imagenet_c(
     image_ids: str | None = None,
     usual_sizes: tuple[int, int] | None = None,
     checkpoint_name: str = "",
+    class_order: str = "auto",
 ) -> ImageNetCResult:
     """Accuracy per corruption and severity: table, JSON, CSV, figure; resumes if interrupted.
 
@@ -64,6 +65,7 @@ def evaluate_imagenet_c(
         n_examples, image_ids: only so many images of a folder, evenly spread; or a file's list.
         usual_sizes: the network's own image and crop size; names of files tell others.
         checkpoint_name: what names of files say of the checkpoint.
+        class_order: `DATA.class_order`, for a checkpoint without class names.
 
     Returns:
         what the JSON holds, on every process.
@@ -83,9 +85,10 @@ def evaluate_imagenet_c(
         found = read_corruptions(root, find_folders(root, names), chosen)
         if resize is None:
             require_size(found, crop_size)
+        found = found.with_labels_of(class_names, num_classes, class_order)
         for warning in found.warnings():
             logger.warning(warning)
-        return found.with_labels_of(class_names, num_classes)
+        return found
 
     num_classes: Any = len(class_names or ()) or model.num_classes
     tree = context.from_main(prepare)
@@ -94,7 +97,7 @@ def evaluate_imagenet_c(
     provenance = {**provenance, "protocol": protocol.name, "precision": "fp32", "subset": subset}
     measurement = Measurement(
         "imagenet_c", protocol.name, provenance["checkpoint"]["sha256"], subset["sha256"], resize,
-        crop_size, checkpoint_name=checkpoint_name,
+        crop_size, class_order=class_order, checkpoint_name=checkpoint_name,
         subset=subset_label(subset, tree.total, bool(image_ids)),
         corruptions=corruptions_label(names),
     )  # fmt: skip
@@ -115,7 +118,13 @@ def usual_measurement(measured: Measurement, sizes: tuple[int, int] | None) -> M
     img_size, crop = sizes or (measured.resize, measured.crop)
     resize = img_size if measured.resize else None
     return replace(
-        measured, resize=resize, crop=crop, checkpoint_name="", subset="", corruptions=""
+        measured,
+        resize=resize,
+        crop=crop,
+        class_order="auto",
+        checkpoint_name="",
+        subset="",
+        corruptions="",
     )
 
 

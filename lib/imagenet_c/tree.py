@@ -50,9 +50,11 @@ class CorruptionTree:
             found.append(f"{text} the means over corruptions mix different images")
         return found
 
-    def with_labels_of(self, names: Sequence[str] | None, num_classes: int) -> CorruptionTree:
+    def with_labels_of(
+        self, names: Sequence[str] | None, num_classes: int, order: str = "auto"
+    ) -> CorruptionTree:
         """The same tree with labels that index a network's outputs; see `ImageTree`."""
-        return self.apply(lambda tree: tree.with_labels_of(names, num_classes))
+        return self.apply(lambda tree: tree.with_labels_of(names, num_classes, order))
 
     def describe_subset(self, listed: bool) -> dict[str, Any]:
         """What result files say of the images; n is those of each folder."""

@@ -56,7 +56,7 @@ def test_empty_data() -> None:
     Path("data").mkdir()
     assert "data has no folder train; put the images into data/train/CLASS/" in refused("data")
     Path("data/train").mkdir()
-    assert "data/train is empty; put the images into data/train/CLASS/" in refused("data")
+    assert "no class folders; put the images into data/train/CLASS/" in refused("data")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

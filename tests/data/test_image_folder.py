@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from conftest import ROOT
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from lib.data.classes import imagenet_wnids, outputs_of
 from lib.data.folders import ImageTree, read_split, read_tree, require_same_classes
 from lib.data.images import load_rgb
 from lib.data.subsets import evenly_spread, positions_of
@@ -190,11 +192,59 @@ def test_labels_follow_the_networks_class_names(tmp_path: Path) -> None:
         tree.with_labels_of(["ant", "cat"], 2)
 
 
-def test_labels_without_class_names(tmp_path: Path) -> None:
-    tree = read_tree(str(make(tmp_path, "cat/1.png", "eel/2.png")))
-    assert tree.with_labels_of(None, 2).labels == (0, 1)
-    with pytest.raises(UserError, match="has 2 classes and the network 1000"):
-        tree.with_labels_of(None, 1000)
+WNIDS = imagenet_wnids()
+ASKED = "DATA.class_order=text or DATA.class_order=numeric"
+
+
+@pytest.mark.parametrize(
+    ("classes", "outputs", "order", "labels"),
+    [
+        (("cat", "eel"), 2, "auto", [0, 1]),
+        (("cat", "eel"), 1000, "auto", "has 2 classes and the network 1000"),
+        (("cat", "eel"), 2, "numeric", "folder cat is no number"),
+        ([str(i) for i in range(10)], 10, "auto", list(range(10))),  # the same either way
+        ([str(i) for i in range(12)], 12, "auto", ASKED),
+        ([str(i) for i in range(12)], 12, "numeric", list(range(12))),
+        ([str(i) for i in range(1, 13)], 12, "numeric", list(range(12))),
+        ([str(i) for i in range(12)], 12, "text", [0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3]),
+        (("2", "10"), 12, "numeric", [2, 10]),
+        ([str(i) for i in range(1000)], 1000, "auto", list(range(1000))),
+        (("7", "10", "999"), 1000, "auto", [7, 10, 999]),
+        ((WNIDS[4], WNIDS[700]), 1000, "auto", [4, 700]),
+        (WNIDS, 1000, "auto", list(range(1000))),
+    ],
+)
+def test_outputs_without_class_names(
+    classes: Sequence[str], outputs: int, order: str, labels: list[int] | str
+) -> None:
+    if isinstance(labels, str):
+        with pytest.raises(UserError, match=labels):
+            outputs_of("DIR", sorted(classes), None, outputs, order)
+        return
+    found, _ = outputs_of("DIR", sorted(classes), None, outputs, order)
+    assert dict(zip(sorted(classes), found, strict=True)) == dict(zip(classes, labels, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("classes", "outputs", "says"),
+    [
+        (("cat", "eel"), 2, "by alphabet"),
+        (("n00000001", "n00000002"), 2, ""),
+        (("0", "1"), 2, ""),
+        (("0", "10"), 1000, "ImageNet's class indices"),
+    ],
+)
+def test_the_order_of_outputs_is_said(classes: Sequence[str], outputs: int, says: str) -> None:
+    _, note = outputs_of("DIR", classes, None, outputs, "auto")
+    assert says in note
+    assert bool(says) == bool(note)
+
+
+def test_numbered_folders_for_a_network_that_knows_imagenets_names() -> None:
+    assert outputs_of("DIR", ("10", "2"), WNIDS, 1000, "auto")[0] == [10, 2]
+    assert outputs_of("DIR", (WNIDS[9],), WNIDS, 1000, "text")[0] == [9]
+    with pytest.raises(UserError, match="class 2 is none of the network's 2 classes"):
+        outputs_of("DIR", ("2",), ("0", "1"), 2, "auto")
 
 
 # Subsets
@@ -217,6 +267,18 @@ def test_image_ids(encoding: str, tmp_path: Path) -> None:
     ids = tmp_path / "ids.txt"
     ids.write_text("b/ü.png\n# a comment\r\n\nb/3 4.png  \na/1.png\na/1.png\n", encoding)
     assert positions_of(tree, str(ids)) == [0, 2, 3]
+
+
+def test_robustbenchs_images(tmp_path: Path) -> None:
+    numbers = (ROOT / "lib/data/robustbench_val_numbers.txt").read_text().split()
+    assert (len(numbers), numbers[:3]) == (5000, ["11", "31", "41"])
+    files = [f"a/ILSVRC2012_val_{number:08}.JPEG" for number in range(1, 50001)]
+    files[10] = "b/ILSVRC2012_val_00000011.png"
+    tree = ImageTree("val", ("a", "b"), tuple(files), (0,) * 50000)
+    found = positions_of(tree, "robustbench")
+    assert [position + 1 for position in found] == sorted(map(int, numbers))
+    with pytest.raises(UserError, match=r"lacks 1 of 5000 images.*val_00000041"):
+        positions_of(tree.subset([i for i in range(50000) if i != 40]), "robustbench")
 
 
 @pytest.mark.parametrize(

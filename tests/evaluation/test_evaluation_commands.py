@@ -304,6 +304,26 @@ def test_a_published_file_of_the_same_network(
     assert Path(theirs).read_text() == text("attack_standard_pgd1")
 
 
+def test_numbered_folders_without_class_names(
+    digits: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    for number, name in enumerate(("1", "2", "3", "10")):
+        Path("numbered/val").mkdir(parents=True, exist_ok=True)
+        Path("numbered/val", name).symlink_to(digits / f"val/digit_{number}")
+    torch.save({"arch": "resnet18", "state_dict": weights}, "theirs.pth.tar")
+    words = ("-e", "--resume", "theirs.pth.tar", "--FN", "--WN", "--attack", "pgd1")
+    refusal = only_error(call("evaluate.py", "numbered", *words, "-c", "small.yml"))
+    assert "DATA.class_order=text or DATA.class_order=numeric" in refusal
+    accuracies = {}
+    for order in ("text", "numeric"):
+        evaluate("numbered", *words, "--set", f"DATA.class_order={order}")
+        (file,) = Path().glob(f"attack_standard_theirs*_{order}_order.json")
+        accuracies[order] = json.loads(file.read_text())["clean"]["top1"]["accuracy"]
+    evaluate(digits, "-e", "--resume", BEST, "--attack", "pgd1")
+    assert accuracies["numeric"] == result("attack_standard_pgd1")["clean"]["top1"]["accuracy"]
+    assert accuracies["text"] < 0.6 < accuracies["numeric"]
+
+
 # Which images
 
 

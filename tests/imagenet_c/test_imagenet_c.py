@@ -449,9 +449,12 @@ def uninterrupted(model, corrupted, tmp_path_factory) -> str:
 @pytest.mark.parametrize("protocol", ["standard", "freeat", "paper"])
 def test_counts_are_those_of_a_plain_loop(model, corrupted, tmp_path, protocol, monkeypatch):
     loaders = []
-    monkeypatch.setattr(
-        folder_counts, "make_loader", lambda *a: loaders.append(make_loader(*a)) or loaders[-1]
-    )
+
+    def make_and_keep(*arguments, **more):
+        loaders.append(make_loader(*arguments, **more))
+        return loaders[-1]
+
+    monkeypatch.setattr(folder_counts, "make_loader", make_and_keep)
     result = run(model, corrupted, tmp_path / "r", protocol=protocol, workers=2)
     steps = [] if protocol == "standard" else [transforms.Resize(40)]
     steps += [transforms.CenterCrop(32), transforms.ToTensor()]
@@ -468,7 +471,7 @@ def test_counts_are_those_of_a_plain_loop(model, corrupted, tmp_path, protocol, 
             assert top5.correct == (ranking[:, :5] == labels[:, None]).sum()
             assert top1.n == top5.n == len(folder)
     assert len(loaders) == 1  # one for all 75 folders
-    assert loaders[0].persistent_workers
+    assert loaders[0].loader.persistent_workers
 
 
 def test_what_an_evaluation_leaves(model, corrupted, tmp_path, capsys, figures):

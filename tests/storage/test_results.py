@@ -56,6 +56,7 @@ OTHERS = {
     "seed": (1, "_seed1"),
     "cascade": (True, "_cascade"),
     "transfer": ("d" * 64, ""),
+    "class_order": ("numeric", "_numeric_order"),
     "checkpoint_name": ("last", "_last"),
     "subset": ("n500", "_n500"),
     "corruptions": ("snow+fog", "_snow+fog"),

@@ -64,7 +64,7 @@ class Options:
     image_ids: str | None = setting(
         None,
         path,
-        "only the images listed, one class/filename a line",
+        "only the images listed, one class/filename a line; robustbench: its 5000",
         metavar="FILE",
         group="evaluation",
     )

@@ -40,6 +40,7 @@ ARCHITECTURES = (
 PROTOCOLS = ("standard", "freeat", "paper")
 PRECISIONS = ("fp32", "bf16", "fp16")
 METHODS = ("free", "fast", "pgd", "natural")
+CLASS_ORDERS = ("auto", "text", "numeric")
 AUTO: int | str = "auto"
 ONE_255TH = 0.00392156862  # as the published configs.yml rounds 1/255
 
@@ -150,6 +151,11 @@ class Data:
         AUTO,
         workers,
         "data loading processes of a machine, over its GPUs; auto: one a core that may be used",
+    )
+    class_order: str = setting(
+        "auto",
+        choice(CLASS_ORDERS),
+        "order of class folders for checkpoints without class names: auto, text or numeric",
     )
     batch_size: int = setting(256, whole(1), "images per minibatch, over all GPUs", resume="fixed")
     img_size: int = setting(

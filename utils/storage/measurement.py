@@ -27,6 +27,7 @@ class Measurement:
         attacks: names with their step, `pgd10@1`, see `attack_text`.
         eps: radius, in [0, 1] for Linf.
         transfer: SHA-256 of the network that was attacked, where it is another one.
+        class_order: `DATA.class_order`, where the checkpoint carries no class names.
         checkpoint_name: file name without suffix; empty for a run's best model.
         subset: which images, `n500` or `ids1a2b3c4d`; empty for all. `images` says it exactly.
         corruptions: `extra`, `snow+fog`; empty for the standard 15.
@@ -48,6 +49,7 @@ class Measurement:
     seed: int = 0
     cascade: bool = False
     transfer: str = ""
+    class_order: str = "auto"
     # Labels that names have; the results of earlier versions do not hold them.
     checkpoint_name: str = field(default="", compare=False)
     subset: str = field(default="", compare=False)
@@ -124,6 +126,7 @@ PARTS: dict[str, Callable[[Measurement, Measurement], str]] = {
     "precision": lambda m, _: f"_{m.precision}",
     "scales": lambda m, _: "_scales" + "+".join(f"{scale:g}" for scale in m.scales),
     "seed": lambda m, _: f"_seed{m.seed}",
+    "class_order": lambda m, _: f"_{m.class_order}_order",
     "transfer_name": lambda m, _: f"_from_{m.transfer_name}",
     "cascade": lambda *_: "_cascade",
 }
