@@ -30,7 +30,6 @@ from lib.evaluation.measured import class_order, measured_attacks, usual_attacks
 from lib.evaluation.report import result_table, summarise, write_files
 from lib.evaluation.runner import AttackEvaluation
 from lib.evaluation.validation import EvaluationData
-from lib.imagenet_c.corruptions import choose_corruptions
 from lib.imagenet_c.evaluation import evaluate_imagenet_c
 from lib.imagenet_c.scan import find_folders
 from utils.config.ignored import ignored_settings
@@ -58,8 +57,7 @@ def evaluate(config: Config, context: DistributedContext) -> None:
     config = with_sizes_of(config, evaluated)
     imagenet, imagenet_c = data_folders(config)
     if config.OPTIONS.eva_on_imagenet_c:  # before hours of attacks, perhaps
-        names = choose_corruptions(config.OPTIONS.corruptions)
-        context.from_main(lambda: find_folders(imagenet_c, names))
+        context.from_main(lambda: find_folders(imagenet_c, config.OPTIONS.corruptions))
     if config.OPTIONS.evaluate:
         evaluate_attacks(config, context, logger, evaluated, imagenet)
     if config.OPTIONS.eva_on_imagenet_c:

@@ -14,7 +14,7 @@ from lib.data.folders import ImageTree
 from lib.data.images import load_rgb
 from lib.data.subsets import choose
 from lib.evaluation.folder_counts import FolderReading, count_folders
-from lib.imagenet_c.corruptions import choose_corruptions, corruptions_label
+from lib.imagenet_c.corruptions import corruptions_label
 from lib.imagenet_c.report import make_result, result_text, write_files
 from lib.imagenet_c.scan import find_folders, read_corruptions
 from lib.imagenet_c.tree import CorruptionTree
@@ -56,7 +56,7 @@ def evaluate_imagenet_c(
         root: the tree, flat or by group.
         class_names: class of each output; None if unknown, then the tree must have them all.
         protocol: resizes before the centre crop, or crops alone.
-        corruptions: names, perhaps `extra`; None or nothing for the 15.
+        corruptions: names, `extra`, or `all`; None or nothing for the 15.
         img_size, crop_size: shorter side after the resize, side of the crop; pixels.
         batch_size, workers: images in a batch and reading processes, of this process.
         folder: where the results go, `imagenet_c_standard.json` and others of that name.
@@ -73,7 +73,6 @@ def evaluate_imagenet_c(
     Raises:
         UserError: a bad tree or image, or results of another evaluation in the way.
     """
-    names = choose_corruptions(corruptions)
     resize = img_size if protocol.resize_imagenet_c else None
     reading = FolderReading(resize, crop_size, batch_size, workers)
 
@@ -82,7 +81,7 @@ def evaluate_imagenet_c(
 
     def prepare() -> CorruptionTree:
         chosen = pick if n_examples or image_ids else None
-        found = read_corruptions(root, find_folders(root, names), chosen)
+        found = read_corruptions(root, find_folders(root, corruptions), chosen)
         if resize is None:
             require_size(found, crop_size)
         found = found.with_labels_of(class_names, num_classes, class_order)
@@ -99,7 +98,7 @@ def evaluate_imagenet_c(
         "imagenet_c", protocol.name, provenance["checkpoint"]["sha256"], subset["sha256"], resize,
         crop_size, class_order=class_order, checkpoint_name=checkpoint_name,
         subset=subset_label(subset, tree.total, bool(image_ids)),
-        corruptions=corruptions_label(names),
+        corruptions=corruptions_label(tree.corruptions),
     )  # fmt: skip
     stem = result_stem(folder, measurement, usual_measurement(measurement, usual_sizes))
     same = measurement.fingerprint()

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lib.imagenet_c.corruptions import CORRUPTIONS, GROUPS, SEVERITIES, STANDARD
+from lib.imagenet_c.corruptions import GROUPS, SEVERITIES, STANDARD, group_of
 from lib.imagenet_c.mce import summarise
 from lib.imagenet_c.tree import CorruptionTree
 from utils.errors import UserError
@@ -48,7 +48,7 @@ def make_result(
     for name in tree.corruptions:
         rows = [counts[f"{name}/{severity}"] for severity in SEVERITIES]
         tops = [[Accuracy(row[column], row[2]) for row in rows] for column in (0, 1)]
-        corruptions[name] = CorruptionAccuracies(CORRUPTIONS[name].group, *map(tuple, tops))
+        corruptions[name] = CorruptionAccuracies(group_of(name), *map(tuple, tops))
     clean = CleanReference(clean_accuracy, "--clean_accuracy")
     if clean_accuracy is None:
         clean = find_clean_accuracy(run_dir, measurement, provenance["subset"]["n"])

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from lib.data.folders import ImageTree, tree_of
 from lib.data.listing import list_classes
-from lib.imagenet_c.corruptions import SEVERITIES
+from lib.imagenet_c.corruptions import SEVERITIES, choose_corruptions
 from lib.imagenet_c.tree import CorruptionTree
 from utils.errors import UserError
 from utils.logging import counted
@@ -58,21 +58,23 @@ def has_severities(folder: str) -> bool:
     return any(os.path.isdir(os.path.join(folder, str(severity))) for severity in SEVERITIES)
 
 
-def find_folders(root: str, corruptions: Sequence[str]) -> dict[str, str]:
-    """The folder of each of these corruptions.
+def find_folders(root: str, asked: Sequence[str] | None) -> dict[str, str]:
+    """The folder of each corruption of `--corruptions`, in the order of evaluation.
 
     Raises:
-        UserError: one is missing, or there twice.
+        UserError: one is unknown, missing, or there twice.
     """
-    places: dict[str, list[str]] = {name: [] for name in corruptions}
-    for name, folder in corruption_folders(root):
-        places.get(name, []).append(folder)
+    found = corruption_folders(root)
+    names = choose_corruptions(asked, [name for name, _ in found])
+    places = {name: [path for other, path in found if other == name] for name in names}
     problems = [
-        f"{name} is there twice, {found[0]} and {found[1]}; remove one"
-        for name, found in places.items()
-        if len(found) > 1
+        f"{name} is there twice, {paths[0]} and {paths[1]}; remove one"
+        for name, paths in places.items()
+        if len(paths) > 1
     ]
-    if missing := [name for name, found in places.items() if not found]:
+    if not names:
+        problems.append(f"no folder CORRUPTION/1/CLASS, such as {root}/fog/1/n01440764")
+    if missing := [name for name, paths in places.items() if not paths]:
         example = os.path.join(root, missing[0], "1", "CLASS")
         problems.append(
             f"no folder for {', '.join(missing)} ({example}, or the same in a folder GROUP);"

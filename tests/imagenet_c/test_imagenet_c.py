@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,15 @@ from lib.data.samplers import FolderShards
 from lib.data.subsets import choose
 from lib.evaluation import folder_counts
 from lib.imagenet_c import scan
-from lib.imagenet_c.corruptions import CORRUPTIONS, EXTRA, STANDARD, choose_corruptions
+from lib.imagenet_c.corruptions import (
+    C_BAR,
+    CORRUPTIONS,
+    EXTRA,
+    STANDARD,
+    THREE_D,
+    choose_corruptions,
+    corruptions_label,
+)
 from lib.imagenet_c.evaluation import evaluate_imagenet_c
 from lib.imagenet_c.mce import summarise
 from lib.imagenet_c.scan import find_folders, read_corruptions
@@ -120,6 +129,16 @@ def test_choice_of_corruptions():
         choose_corruptions(["frst"])
 
 
+def test_successors_are_chosen_by_name_or_all():
+    assert choose_corruptions(["fog_3d", "perlin_noise"]) == ("perlin_noise", "fog_3d")
+    assert choose_corruptions(["all"], ["mine", "flash", "snow"]) == ("snow", "flash", "mine")
+    assert (len(C_BAR), len(THREE_D)) == (10, 12)
+    assert corruptions_label(C_BAR) == "c-bar"
+    assert corruptions_label(STANDARD + EXTRA) == "extra"
+    assert corruptions_label(["snow", "mine"]) == "snow+mine"
+    assert not set(STANDARD) & {*C_BAR, *THREE_D}
+
+
 # Trees
 
 
@@ -141,7 +160,9 @@ def enlarge(scan: np.ndarray) -> np.ndarray:
     return np.array(grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB"))
 
 
-def write_corruptions(image: np.ndarray, root: Path, name: str, corruptions=CORRUPTIONS) -> None:
+def write_corruptions(
+    image: np.ndarray, root: Path, name: str, corruptions=STANDARD + EXTRA
+) -> None:
     from imagecorruptions import corrupt
 
     np.random.seed(0)  # the package draws from numpy's global state
@@ -174,9 +195,10 @@ def sizes(tree: CorruptionTree) -> list[int]:
 
 def test_flat_and_grouped_trees_are_the_same(corrupted, tmp_path):
     flat = read(corrupted, STANDARD + EXTRA)
-    for name, entry in CORRUPTIONS.items():
-        (tmp_path / entry.group).mkdir(exist_ok=True)
-        (tmp_path / entry.group / name).symlink_to(corrupted / name)
+    for name in STANDARD + EXTRA:
+        folder = tmp_path / CORRUPTIONS[name].group
+        folder.mkdir(exist_ok=True)
+        (folder / name).symlink_to(corrupted / name)
     grouped = read(tmp_path, STANDARD + EXTRA)
     assert list(flat.folders) == list(grouped.folders)
     assert len(flat.folders) == 95
@@ -260,8 +282,8 @@ def test_corruptions_with_other_images_are_a_warning(tree):
     for severity in SEVERITIES:
         next((tree / f"snow/{severity}/1").iterdir()).unlink()
     found = read(tree, ("contrast", "snow"))
-    assert "snow hold other images" in found.warnings()[0]
-    assert sizes(found) == [8] * 5 + [7] * 5
+    assert "hold other images than the other corruptions" in found.warnings()[0]
+    assert sizes(found) == [7] * 5 + [8] * 5
 
 
 def test_classes_map_by_name(tree):
@@ -501,6 +523,22 @@ def test_what_an_evaluation_leaves(model, corrupted, tmp_path, capsys, figures):
     mean = 100 * result.summary.mean_accuracy
     assert f"mean accuracy over the 15  {mean:.2f} %" in said
     assert "mCE                        left out: needs ImageNet's 1000 classes" in said
+
+
+def test_a_successors_tree(model, corrupted, tmp_path, capsys):
+    for name, like in (("perlin_noise", "snow"), ("fog_3d", "fog"), ("mine", "frost")):
+        (tmp_path / "bar").mkdir(exist_ok=True)
+        (tmp_path / "bar" / name).symlink_to(corrupted / like)
+    result = run(model, tmp_path / "bar", tmp_path / "r", corruptions=["all"], logger=Logger())
+    groups = {name: entry.group for name, entry in result.corruptions.items()}
+    assert groups == {"perlin_noise": "c-bar", "fog_3d": "3dcc", "mine": "other"}
+    known = run(model, corrupted, tmp_path / "r", corruptions=["snow", "fog"])
+    assert result.corruptions["perlin_noise"].top1 == known.corruptions["snow"].top1
+    assert result.summary.mCE is None
+    assert result.summary.mean_accuracy is None
+    accuracies = [a.fraction for entry in result.corruptions.values() for a in entry.top1]
+    said = f"mean error of the 3 {100 * (1 - np.mean(accuracies)):13.2f} %"
+    assert re.sub(" +", " ", said) in re.sub(" +", " ", capsys.readouterr().out)
 
 
 class Interrupting(Glance):

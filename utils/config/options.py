@@ -86,7 +86,7 @@ class Options:
     corruptions: tuple[str, ...] = setting(
         (),
         words,
-        "corruptions separated by commas, or `extra` for the four extra ones (default: the 15)",
+        "corruptions separated by commas, `extra`, or `all` of the tree (default: the 15)",
         metavar="NAMES",
         group="evaluation",
         script="evaluate",
