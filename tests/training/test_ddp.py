@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from processes import gang
@@ -69,8 +70,8 @@ def test_two_processes_train_like_one(change: dict[str, Any], tmp_path: Path) ->
     low = config.TRAIN.precision == "bf16"
     for name, value in alone["weights"].items():
         assert (found[0]["weights"][name] == found[1]["weights"][name]).all(), name
-        close = pytest.approx(value, rel=1e-3, abs=5e-3 if low else 1e-5)
-        assert found[0]["weights"][name] == close, name
+        mine = found[0]["weights"][name]  # pytest.approx takes minutes for 25 million numbers
+        np.testing.assert_allclose(mine, value, rtol=1e-3, atol=5e-3 if low else 1e-5, err_msg=name)
 
 
 def no_copies_of_buffers(context: DistributedContext) -> bool:
