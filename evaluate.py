@@ -1,9 +1,10 @@
-"""Evaluate a checkpoint: PGD and AutoAttack on ImageNet, and ImageNet-C.
+"""Evaluate a checkpoint: attacks on ImageNet, ImageNet-C and shifted test sets.
 
     python evaluate.py /data/ImageNet -e --resume RUN/model_best.pth.tar
     python evaluate.py /data/ImageNet -e --attack pgd10,pgd50-margin,autoattack --resume ...
     python evaluate.py /data/ImageNet -e --protocol paper --n_examples 5000 --resume ...
     python evaluate.py /data/ImageNet-C --eva_on_imagenet_c --resume RUN/model_best.pth.tar
+    python evaluate.py /data/ImageNet-R --eva_on_shift --resume RUN/model_best.pth.tar
     python evaluate.py -e --eva_on_imagenet_c --resume ...           # both, DIRs from configs.yml
 
 PATH of --resume is as given or under trained_models/. Checkpoints of this suite carry their

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tools.comparison_values import MCE, MEAN, Conditions, Value
 from utils.errors import UserError
 
-POSITIONS = {"Clean": 0, "Worst case": 2, MEAN: 3, MCE: 4}  # attacks: 1
+POSITIONS = {"Clean": 0, "Worst case": 2, MEAN: 3, MCE: 4}  # attacks: 1, shifted test sets: 5
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,12 @@ def image_lists(values: Sequence[Value]) -> list[tuple[str, set[tuple[str, str]]
         (value.kind, image_list(value)): dict(value.conditions)["images"] for value in largest
     }
     rest = [each for each in lists if each not in main]
-    return [("", main), *((f"{KINDS[kind]}{titles[kind, x]}", {(kind, x)}) for kind, x in rest)]
+    prefixes = {kind: f"{KINDS.get(kind, kind)} " for kind, _ in rest}
+    named = ((f"{prefixes[kind]}{titles[kind, x]}".strip(), {(kind, x)}) for kind, x in rest)
+    return [("", main), *named]
 
 
-KINDS = {"attack": "", "imagenet_c": "ImageNet-C, "}
+KINDS = {"attack": "", "imagenet_c": "ImageNet-C,"}
 
 
 def refuse_mixture(measure: str, rows: Mapping[str, Sequence[Value]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from utils.errors import UserError
 from utils.storage.intervals import Accuracy, wilson_interval
 from utils.storage.measurement import Measurement, radius_text
-from utils.storage.records import AttackResult, ImageNetCResult, Result
+from utils.storage.records import AttackResult, ImageNetCResult, Result, ShiftResult
 
 Conditions = tuple[tuple[str, str], ...]  # (aspect, text), such as ("eps", "4/255")
 MEAN, MCE = "ImageNet-C mean", "mCE"
@@ -31,7 +31,7 @@ class Value:
 
     Attributes:
         measure: the column's name, conditions apart, such as `PGD-10 (ce)`.
-        kind: of the evaluation, `attack` or `imagenet_c`.
+        kind: of the evaluation, `attack`, `imagenet_c`, or `shift` and the test set.
         conditions: what must agree for two values to compare.
         percent: the value.
         interval: its 95 % interval in percent, or None where none can be had.
@@ -108,6 +108,8 @@ def values_of(path: Path, result: Result) -> Iterator[Value]:
         yield from attack_values(path, result)
     elif isinstance(result, ImageNetCResult):
         yield from imagenet_c_values(path, result)
+    elif isinstance(result, ShiftResult):
+        yield from shift_values(path, result)
 
 
 def attack_values(path: Path, result: AttackResult) -> Iterator[Value]:
@@ -144,6 +146,22 @@ def imagenet_c_values(path: Path, result: ImageNetCResult) -> Iterator[Value]:
         yield Value(MEAN, "imagenet_c", conditions, 100 * mean, interval, n, path)
     if mce is not None:
         yield Value(MCE, "imagenet_c", conditions, mce, None, n, path)
+
+
+def shift_values(path: Path, result: ShiftResult) -> Iterator[Value]:
+    """Top-1 on each shifted test set, over all outputs and over its classes; each set is a kind."""
+    network_input = image_conditions(result)[-1]
+    for name, found in result.sets.items():
+        images = (("images", f"{found.top1.n} images"), ("image list", found.images[:12]))
+        for measure, top1 in (
+            (name, found.top1),
+            (f"{name}, of its {found.classes} classes", found.present_top1),
+        ):
+            low, high = (100 * bound for bound in top1.interval)
+            conditions = (*images, network_input)
+            yield Value(
+                measure, f"shift {name}", conditions, top1.percent, (low, high), top1.n, path
+            )
 
 
 def image_conditions(result: Result) -> Conditions:

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from lib.data.listing import Listing, as_path, list_classes
+from lib.data.listing import Listing, as_path, list_classes, subfolders
 from lib.imagenet_c.corruptions import CORRUPTIONS, SEVERITIES, STANDARD
-from lib.imagenet_c.scan import corruption_folders, subfolders
+from lib.imagenet_c.scan import corruption_folders
 from utils.logging import counted
 
 

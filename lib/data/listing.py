@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from utils.errors import UserError
+
 # torchvision's, which a test compares.
 IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm"),
@@ -45,6 +47,23 @@ def shortlist(names: Sequence[str], most: int = 3) -> str:
     """The first few names and how many more."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def subfolders(folder: str) -> list[str]:
+    """Paths of the folders in a folder, sorted, without hidden and vendor folders.
+
+    Raises:
+        UserError: it cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if entry.is_dir()]
+    except OSError as error:
+        raise UserError(
+            f"cannot read the folder {folder}: {error.strerror}; give the data set's folder as DIR"
+            " or in configs.yml"
+        ) from error
+    return sorted(e.path for e in found if e.name[0] != "." and e.name not in VENDOR_FOLDERS)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from torch import nn
 from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.metrics import correct_in_top
 from lib.algorithm.pgd import attacking
+from lib.algorithm.precision import full_precision
 from lib.data.datasets import FolderBatches, eval_transform
 from lib.data.folders import ImageTree
 from lib.data.loader import make_loader
@@ -141,7 +142,8 @@ def count_folder(
     """
     sums: torch.Tensor | int = 0
     for images, labels, _ in batches:
-        logits = model(images)
+        with full_precision():
+            logits = model(images)
         broken = ~logits.isfinite().all(dim=1)
         columns = [*measure.of(logits, labels, name), torch.ones_like(broken), broken]
         sums = sums + torch.stack([column.sum() for column in columns])

@@ -1,4 +1,4 @@
-"""`-e` and `--eva_on_imagenet_c`: set up, run, report."""
+"""`-e`, `--eva_on_imagenet_c` and `--eva_on_shift`: set up, run, report."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ from lib.evaluation.checkpoint_model import (
     with_sizes_of,
 )
 from lib.evaluation.checks import check_attacks, check_network, check_selection
+from lib.evaluation.folder_counts import FolderReading
 from lib.evaluation.images import save_attack_images
 from lib.evaluation.measured import class_order, measured_attacks, usual_attacks
 from lib.evaluation.report import result_table, summarise, write_files
 from lib.evaluation.runner import AttackEvaluation
+from lib.evaluation.shift import evaluate_shift
 from lib.evaluation.validation import EvaluationData
 from lib.imagenet_c.evaluation import evaluate_imagenet_c
 from lib.imagenet_c.scan import find_folders
@@ -58,6 +60,8 @@ def evaluate(config: Config, context: DistributedContext) -> None:
     imagenet, imagenet_c = data_folders(config)
     if config.OPTIONS.eva_on_imagenet_c:  # before hours of attacks, perhaps
         context.from_main(lambda: find_folders(imagenet_c, config.OPTIONS.corruptions))
+    if config.OPTIONS.eva_on_shift:
+        evaluate_test_sets(config, context, logger, evaluated)
     if config.OPTIONS.evaluate:
         evaluate_attacks(config, context, logger, evaluated, imagenet)
     if config.OPTIONS.eva_on_imagenet_c:
@@ -210,4 +214,29 @@ def evaluate_corruptions(
         usual_sizes=(own["img_size"], own["crop_size"]),
         checkpoint_name=evaluated.tag.removeprefix("_"),
         class_order=class_order(config, evaluated),
+    )
+
+
+def evaluate_test_sets(
+    config: Config, context: DistributedContext, logger: Logger, evaluated: EvaluatedModel
+) -> None:
+    """Shifted test sets: table, JSON, CSV, figure."""
+    options, data = config.OPTIONS, config.DATA
+    announce(evaluated, f"shifted test sets at {options.data}", logger)
+    batch_size = max(1, data.batch_size // context.world_size)
+    reading = FolderReading(
+        data.img_size, data.crop_size, batch_size, share_of_workers(data.workers)
+    )
+    own = (evaluated.trained or Config().as_dict())["DATA"]
+    evaluate_shift(
+        evaluated,
+        options.data or "",
+        reading,
+        context,
+        make_provenance(config, evaluated, {}, context),
+        logger,
+        class_order=class_order(config, evaluated),
+        n_examples=options.n_examples,
+        image_ids=options.image_ids,
+        usual_sizes=(own["img_size"], own["crop_size"]),
     )

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from lib.data.folders import ImageTree, tree_of
-from lib.data.listing import list_classes
+from lib.data.listing import list_classes, subfolders
 from lib.imagenet_c.corruptions import SEVERITIES, choose_corruptions
 from lib.imagenet_c.tree import CorruptionTree
 from utils.errors import UserError
@@ -39,18 +39,6 @@ def corruption_folders(root: str) -> list[tuple[str, str]]:
         else:
             found += [inner for inner in subfolders(folder) if has_severities(inner)]
     return [(os.path.basename(folder), folder) for folder in found]
-
-
-def subfolders(folder: str) -> list[str]:
-    """Paths of the folders in a folder, sorted, without hidden ones."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(e.path for e in entries if e.is_dir() and not e.name.startswith("."))
-    except OSError as error:
-        raise UserError(
-            f"cannot read the folder {folder}: {error.strerror}; give ImageNet-C as DIR or set"
-            " DATA.imagenet_c"
-        ) from error
 
 
 def has_severities(folder: str) -> bool:

@@ -339,6 +339,59 @@ def test_sixteen_bit_greys_keep_their_tones(suffix: str, tmp_path: Path) -> None
     assert np.array_equal(values[..., 0], values[..., 2])
 
 
+RAMP = np.linspace(0, 1, 24 * 40, dtype=np.float32).reshape(24, 40)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        (RAMP, (RAMP * 255).round()),
+        (RAMP * 200, (RAMP * 200).round()),
+        (RAMP * 0.5, (RAMP * 0.5 * 255).round()),
+        (RAMP * 300, "reach from 0 to 300"),
+        (RAMP - 1, "reach from -1 to 0"),
+        (np.where(RAMP > 0.5, np.float32("nan"), RAMP), "reach from nan"),
+        ((RAMP * 65535).astype(np.int32), (RAMP * 65535).astype(np.int32) // 256),
+        ((RAMP * 255).astype(np.int32), (RAMP * 255).astype(np.int32)),
+        ((RAMP * -9).astype(np.int32), "reach from -9 to 0"),
+        ((RAMP * 1e6).astype(np.int32), "reach from 0 to 1000000"),
+    ],
+)
+def test_numbers_beyond_bytes(values: np.ndarray, wanted: np.ndarray | str, tmp_path: Path) -> None:
+    path = str(tmp_path / "x.tif")
+    Image.fromarray(values).save(path)
+    if isinstance(wanted, str):
+        with pytest.raises(UserError, match=wanted):
+            load_rgb(path)
+        return
+    found = np.asarray(load_rgb(path)).astype(int)
+    assert np.array_equal(found, np.repeat(wanted[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("mode", Image.MODES)
+def test_white_is_white_in_every_mode_of_pillow(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In those that no format of ours gives, too."""
+    grey = mode in ("La", "LA", "PA", "F") or mode.startswith("I")
+    white = Image.new("L" if grey else "RGB", (4, 4), "white")
+    if mode in ("La", "RGBa"):
+        white = white.convert(f"{mode[:-1]}A")
+    if mode == "LAB":
+        image = Image.new("LAB", (4, 4), (255, 128, 128))
+    elif mode.startswith("I;16"):
+        image = Image.new(mode, (4, 4), 65535)
+    else:
+        image = white.convert(mode)
+    assert image.mode == mode
+    monkeypatch.setattr(Image, "open", lambda _: image)
+    if mode == "La":  # which Pillow has no conversion for, and no format either
+        with pytest.raises(UserError, match="conversion from La"):
+            load_rgb("x.tif")
+        return
+    found = load_rgb("x.tif")
+    assert found.mode == "RGB"
+    assert np.asarray(found).min() >= 254
+
+
 def encoded(form: str) -> bytes:
     """An image's file."""
     buffer = io.BytesIO()

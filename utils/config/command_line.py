@@ -104,11 +104,14 @@ def check_options(options: Options) -> None:
     """
     weights = options.resume or options.pretrained
     if options.script == "evaluate":
-        if not (options.evaluate or options.eva_on_imagenet_c):
+        others = options.evaluate or options.eva_on_imagenet_c
+        if not (others or options.eva_on_shift):
             raise UserError(
                 "nothing to evaluate: give -e for PGD attacks, --eva_on_imagenet_c for ImageNet-C,"
-                " or both"
+                " or both; or --eva_on_shift for shifted test sets"
             )
+        if options.eva_on_shift and (others or not options.data):
+            raise UserError("--eva_on_shift needs a DIR of its own; give DIR, and no other -e")
         if not weights:
             raise UserError(
                 "no weights to evaluate: give --resume PATH, or --pretrained for torchvision's"

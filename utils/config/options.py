@@ -83,6 +83,14 @@ class Options:
         group="evaluation",
         script="evaluate",
     )
+    eva_on_shift: bool = setting(
+        False,
+        strict_bool,
+        "evaluate on the shifted test set at DIR, or on each of several in it",
+        metavar=SWITCH,
+        group="evaluation",
+        script="evaluate",
+    )
     corruptions: tuple[str, ...] = setting(
         (),
         words,

@@ -193,7 +193,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 def too_large(config: Config, count: int, device: str) -> str:
     """What was too large for a device's memory, and what makes it smaller."""
-    evaluation = config.OPTIONS.evaluate or config.OPTIONS.eva_on_imagenet_c
+    evaluation = config.OPTIONS.evaluating
     section, values = ("EVAL", config.EVAL) if evaluation else ("TRAIN", config.TRAIN)
     batch = max(1, config.DATA.batch_size // count)
     return (

@@ -18,7 +18,7 @@ class Measurement:
     """Everything that can change a number.
 
     Attributes:
-        kind: `attack` or `imagenet_c`.
+        kind: `attack`, `imagenet_c` or `shift`.
         protocol: `standard`, `freeat` or `paper`.
         checkpoint: SHA-256 of the network's file or weights.
         images: SHA-256 of the list of images.
@@ -30,7 +30,7 @@ class Measurement:
         class_order: `DATA.class_order`, where the checkpoint carries no class names.
         checkpoint_name: file name without suffix; empty for a run's best model.
         subset: which images, `n500` or `ids1a2b3c4d`; empty for all. `images` says it exactly.
-        corruptions: `extra`, `snow+fog`; empty for the standard 15.
+        corruptions: `extra`, `snow+fog`; empty for the standard 15. Names of shifted test sets.
         transfer_name: file name of the network that was attacked.
     """
 

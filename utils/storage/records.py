@@ -123,3 +123,29 @@ class ImageNetCResult(Result):
     corruptions: Mapping[str, CorruptionAccuracies]
     clean: CleanReference
     summary: Summary
+
+
+@dataclass(frozen=True)
+class ShiftAccuracies:
+    """On one shifted test set.
+
+    Attributes:
+        classes: how many classes it has.
+        images: SHA-256 of the list of its images.
+        top1, top5: over all outputs of the network.
+        present_top1, present_top5: over the outputs of its classes alone.
+    """
+
+    classes: int
+    images: str
+    top1: Accuracy
+    top5: Accuracy
+    present_top1: Accuracy
+    present_top5: Accuracy
+
+
+@dataclass(frozen=True)
+class ShiftResult(Result):
+    """Accuracy on each shifted test set."""
+
+    sets: Mapping[str, ShiftAccuracies]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from utils.storage.records import (
     CorruptionAccuracies,
     ImageNetCResult,
     Result,
+    ShiftAccuracies,
+    ShiftResult,
     Summary,
     TopAccuracies,
 )
@@ -29,7 +31,7 @@ from utils.storage.records import (
 LONGEST_NAME = 180  # bytes; file systems take 255, endings and numbers of processes come on top
 
 
-KINDS: dict[str, type[Result]] = {"attack": AttackResult, "imagenet_c": ImageNetCResult}
+KINDS = ("attack", "imagenet_c", "shift")
 
 
 def write_result(path: Path, result: Result) -> None:
@@ -79,13 +81,16 @@ def read_result(path: Path) -> Result:
     """
     data = read_json(path)
     if not is_result(data):
-        raise UserError(f"{path} is no evaluation of attacks or of ImageNet-C")
+        raise UserError(f"{path} is no evaluation of attacks, ImageNet-C or shifted test sets")
     return parse_result(path, data)
 
 
 def parse_result(path: Path, data: Mapping[str, Any]) -> Result:
     """As `read_result`, of the file's content."""
-    parse = parse_attack if data["kind"] == "attack" else parse_imagenet_c
+    parsers = (parse_attack, parse_imagenet_c, parse_shift)
+    parse: Callable[[Measurement, Mapping[str, Any]], Result] = dict(
+        zip(KINDS, parsers, strict=True)
+    )[data["kind"]]
     try:
         if "measurement" in data:
             measurement = measurement_from(data["measurement"])
@@ -139,6 +144,19 @@ def parse_imagenet_c(measurement: Measurement, data: Mapping[str, Any]) -> Image
         Summary(**{f.name: data["summary"][f.name] for f in fields(Summary)}),
         warnings=tuple(data.get("warnings") or ()),
     )
+
+
+def parse_shift(measurement: Measurement, data: Mapping[str, Any]) -> ShiftResult:
+    """The record of an evaluation on shifted test sets."""
+    tops = ("top1", "top5", "present_top1", "present_top5")
+    sets = {
+        name: ShiftAccuracies(
+            entry["classes"], entry["images"], *(read_accuracy(entry[top]) for top in tops)
+        )
+        for name, entry in data["sets"].items()
+    }
+    warnings = tuple(data.get("warnings") or ())
+    return ShiftResult(measurement, data["provenance"], sets, warnings=warnings)
 
 
 def find_results(paths: Sequence[Path]) -> dict[Path, Result]:

@@ -1,0 +1,126 @@
+"""`evaluate.py --eva_on_shift`: against a plain loop, interrupted, and side by side."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from in_process import call, only_error
+from torchvision import datasets, transforms
+
+from lib.evaluation import shift
+from lib.evaluation.folder_counts import count_folder
+from lib.evaluation.shift import find_test_sets
+from models.resnet import build_model
+from utils.storage.results import read_result
+
+NAMES = [f"digit_{i}" for i in range(4)]
+WORDS = ("--eva_on_shift", "--resume", "run/model_best.pth.tar", "--set", "DATA.workers=0")
+
+
+@pytest.fixture(autouse=True)
+def here(trained: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder, and two test sets: one of two classes, one as archives have it."""
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    shutil.copy(trained / "model_best.pth.tar", "run")
+    shutil.copytree(digits / "val", "sets/sketch/inner")
+    for name in ("digit_3", "digit_1"):
+        shutil.copytree(digits / "train" / name, f"sets/rendered/{name}")
+    Path("sets/@eaDir").mkdir()
+    return tmp_path
+
+
+def evaluate(*more: object) -> str:
+    """A call that must succeed; what it says."""
+    done = call("evaluate.py", "sets", *WORDS, *more)
+    assert (done.status, done.err) == (0, ""), done
+    return done.out
+
+
+def plain_accuracies(folder: Path) -> tuple[float, float]:
+    """Top-1 over all outputs, and over the folder's classes, by torchvision."""
+    checkpoint = torch.load("run/model_best.pth.tar", weights_only=True)
+    model = build_model("resnet18", 4, feature_norm=True, weight_norm=True, scale=10.0)
+    model.load_state_dict(checkpoint["state_dict"])
+    steps = [transforms.Resize(32), transforms.CenterCrop(32), transforms.ToTensor()]
+    found = datasets.ImageFolder(str(folder), transforms.Compose(steps))
+    with torch.no_grad():
+        logits = model.eval()(torch.stack([image for image, _ in found]))
+    outputs = [NAMES.index(name) for name in found.classes]
+    labels = torch.tensor([outputs[label] for _, label in found])
+    true = logits.gather(1, labels[:, None])
+    above = [(each > true).sum(1) for each in (logits, logits[:, outputs])]
+    return tuple(float((count == 0).double().mean()) for count in above)
+
+
+def test_accuracies_are_those_of_a_plain_loop() -> None:
+    said = evaluate()
+    result = read_result(Path("run/shift_standard_rendered+sketch.json"))
+    assert list(result.sets) == ["rendered", "sketch"]
+    for name, folder in find_test_sets("sets").items():
+        found = result.sets[name]
+        overall, present = plain_accuracies(Path(folder))
+        assert found.top1.fraction == pytest.approx(overall)
+        assert found.present_top1.fraction == pytest.approx(present)
+        assert f"{100 * overall:.2f}" in said
+    few, every = result.sets["rendered"], result.sets["sketch"]
+    assert (few.classes, every.classes, few.top1.n, every.top1.n) == (2, 4, 32, 36)
+    assert few.present_top1.correct > few.top1.correct  # two outputs that it may not give
+    assert every.present_top1 == every.top1
+    assert few.top5.fraction == few.present_top5.fraction == 1  # of four outputs
+    with open("run/shift_standard_rendered+sketch.csv", newline="") as file:
+        rows = {row["test_set"]: row for row in csv.DictReader(file)}
+    assert float(rows["rendered"]["present_top1_accuracy"]) == few.present_top1.fraction
+    assert Path("run/shift_standard_rendered+sketch.png").exists()
+
+
+def test_an_interrupted_evaluation_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate()
+    (file,) = Path("run").glob("shift*.json")
+    whole = json.loads(file.read_text())
+    for path in Path("run").glob("shift*"):
+        path.unlink()
+    monkeypatch.setattr(shift, "PART", 10)
+    counted = []
+
+    def count(model, batches, name, measure):
+        counted.append(name)
+        if len(counted) == 5:
+            raise KeyboardInterrupt
+        return count_folder(model, batches, name, measure)
+
+    monkeypatch.setattr("lib.evaluation.folder_counts.count_folder", count)
+    with pytest.raises(KeyboardInterrupt):
+        call("evaluate.py", "sets", *WORDS)
+    said = evaluate()
+    assert "resuming: 4 of 8 folders were evaluated before" in said
+    assert counted[5:] == ["sketch/0", "sketch/1", "sketch/2", "sketch/3"]
+    assert json.loads(file.read_text())["sets"] == whole["sets"]
+
+
+def test_one_set_a_part_of_it_and_what_is_wrong() -> None:
+    done = call("evaluate.py", "sets/rendered", *WORDS, "--n_examples", 5)
+    assert done.status == 0, done
+    (file,) = Path("run").glob("shift*n5.json")
+    assert read_result(file).sets["rendered"].top1.n == 5
+    assert "DIR of its own" in only_error(call("evaluate.py", *WORDS))
+    assert "DIR of its own" in only_error(call("evaluate.py", "sets", "-e", *WORDS))
+    Path("empty").mkdir()
+    assert "holds no test set" in only_error(call("evaluate.py", "empty", *WORDS))
+    Path("sets/rendered/digit_3").rename("sets/rendered/n00000001")
+    assert "class n00000001 is none of" in only_error(call("evaluate.py", "sets", *WORDS))
+
+
+def test_a_comparison_has_a_column_for_each_set(here: Path, run) -> None:
+    evaluate()
+    shutil.copytree("run", "other")
+    done = run("tools.compare", "run", "other", cwd=here)
+    assert done.returncode == 0, done.stderr
+    header = done.stdout.splitlines()[0]
+    for title in ("rendered", "rendered, of its 2 classes", "sketch"):
+        assert f" {title} |" in header
