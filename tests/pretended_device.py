@@ -60,6 +60,12 @@ class PretendedTensor(torch.Tensor):
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else repr(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.host.__reduce_ex__(protocol)  # in a file: the values
+
     def __repr__(self, **_: Any) -> str:
         return f"PretendedTensor({tuple(self.shape)}, {self.dtype})"
 
@@ -93,7 +99,9 @@ class PretendedDevice(TorchDispatchMode):
             self.synchronisations.append(Synchronisation(name, place()))
         results = func(*tree_map(host_of, args), **tree_map(host_of, kwargs))
         wrappers = {id(t.host): t for t in pretended}  # in-place operations return their argument
-        assert all(t.shape == t.host.shape for t in pretended), f"{name} has resized a tensor"
+        if any(tensor.shape != tensor.host.shape for tensor in pretended):
+            with torch._C._DisableTorchDispatch():  # squeeze_ and its like change the shape too
+                func(*args, **kwargs)
         if not on_device:
             return results
 

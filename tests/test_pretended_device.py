@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import settings
+from in_process import call
 from pretended_device import DEVICE, DeviceMismatch, PretendedDevice, pretended_device
 from torch import nn
 
+from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.free_training import Trainer, TrainingSettings, free_step, make_noise
 from lib.algorithm.gradient_norms import GradientNorms
+from lib.algorithm.pgd import attacking
+from lib.algorithm.pgd_attack import PGDAttack
+from lib.algorithm.protocols import PROTOCOLS, AutoAttackSpec, PGDSpec, ThreatModel
+from lib.evaluation.autoattack import AutoAttack
+from lib.evaluation.validation import clean_rows
+from models.hypersphere import HypersphereHead
 from models.resnet import build_model
 
 SIZE, CLASSES, BATCH = 32, 10, 4
@@ -105,3 +115,147 @@ def test_free_steps(device: PretendedDevice, hypersphere: bool) -> None:
     for key, value in pretended.items():
         torch.testing.assert_close(value.cpu(), cpu[key], rtol=1e-6, atol=1e-6, msg=key)
     torch.testing.assert_close(trainers[1].noise.cpu(), trainers[0].noise)
+
+
+# Attacks
+
+
+class SmallNet(nn.Module):
+    """A convolution and a hypersphere head."""
+
+    scale = 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 16, 8, stride=8)
+        self.fc = HypersphereHead(16 * 4 * 4, CLASSES, feature_norm=True, weight_norm=True)
+
+    def outputs(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x).relu().flatten(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.outputs(x)
+
+
+def classified(n: int) -> DeviceBatch:
+    """Images of the CPU, labelled as `SmallNet` classifies them."""
+    images, _ = minibatch(n)
+    with torch.no_grad():
+        return DeviceBatch(images, SmallNet().double()(images).argmax(1), torch.arange(n) + 7)
+
+
+def attacked(
+    where: torch.device, protocol: str, *, steps: int, restarts: int = 1, eps: float = 2
+) -> dict[int, tuple]:
+    """Outcomes of 7 images by index, three at a time; eps in 255ths."""
+    model = SmallNet().double().to(where)
+    parts = zip(*(field.split(3) for field in classified(7)), strict=True)
+    batches = [
+        DeviceBatch(*(field.to(where, non_blocking=True) for field in part)) for part in parts
+    ]
+    spec = PGDSpec(steps, 3 / 255, restarts=restarts)
+    attack = PGDAttack(model, spec, ThreatModel(eps / 255, PROTOCOLS[protocol]))
+    with attacking(model):
+        outcomes = list(attack.run(batches))
+    return {
+        int(i): row
+        for outcome in outcomes
+        for i, *row in zip(*(field.cpu().unbind() for field in outcome), strict=True)
+    }
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+def test_attacks_end_as_on_the_cpu(device: PretendedDevice, protocol: str, restarts: int) -> None:
+    cpu, pretended = (
+        attacked(where, protocol, steps=3, restarts=restarts)
+        for where in (torch.device("cpu"), DEVICE)
+    )
+    assert sorted(cpu) == sorted(pretended) == list(range(7, 14))
+    assert {bool(robust) for robust, *_ in cpu.values()} == {False, True}
+    for index, row in cpu.items():
+        torch.testing.assert_close(pretended[index], row)
+
+
+def waits_of_a_step(device: PretendedDevice, protocol: str) -> float:
+    """Synchronisations that one more step of PGD costs, while no image is misclassified."""
+    few, many = (
+        len(device.counted(lambda n=n: attacked(DEVICE, protocol, steps=n, eps=0))[1])
+        for n in (2, 12)
+    )
+    return (many - few) / 10 / 3  # three batches
+
+
+@pytest.mark.parametrize(("protocol", "most"), [("standard", 1), ("freeat", 0), ("paper", 0)])
+def test_a_step_of_pgd_seldom_waits(device: PretendedDevice, protocol: str, most: int) -> None:
+    assert waits_of_a_step(device, protocol) <= most
+
+
+def test_autoattack_ends_as_on_the_cpu(device: PretendedDevice) -> None:
+    """In channels_last too, though the package takes views of the gradients."""
+    pytest.importorskip("pyautoattack")
+    batch = classified(6)
+    found = []
+    for where in (torch.device("cpu"), DEVICE):
+        model = SmallNet().to(where).to(memory_format=torch.channels_last)
+        sent = DeviceBatch(batch.images.float().to(where), *(f.to(where) for f in batch[1:]))
+        with attacking(model):
+            attack = AutoAttack(model, AutoAttackSpec(), ThreatModel(8 / 255))
+            (outcome,) = attack.run([sent])
+        found.append([field.cpu() for field in outcome])
+    assert not found[0][1].any()  # nothing is robust at this eps
+    torch.testing.assert_close(found[1], found[0])
+
+
+# Whole commands
+
+
+def test_clean_rows(device: PretendedDevice) -> None:
+    """One wait for each column of a batch's rows."""
+    batches = [DeviceBatch(*minibatch(n, seed=n), torch.arange(n)) for n in (4, 3)]
+    on_device = [DeviceBatch(*(field.to(DEVICE) for field in batch)) for batch in batches]
+    model = SmallNet().double().to(DEVICE)
+    rows, waits = device.counted(lambda: list(clean_rows(model, on_device)))
+    for row, expected in zip(rows, clean_rows(SmallNet().double(), batches), strict=True):
+        assert {i: r[:3] for i, r in row.items()} == {i: r[:3] for i, r in expected.items()}
+    assert len(waits) <= 5 * len(batches)
+
+
+def waits_in(device: PretendedDevice, path: str) -> int:
+    """How often the host has waited in files of some path."""
+    return sum(wait.where.startswith(path) for wait in device.synchronisations)
+
+
+@pytest.mark.slow
+def test_training_resuming_and_evaluation(
+    device: PretendedDevice, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard, gradient norms, state saved and restored, attacks, ImageNet-C, images."""
+    pytest.importorskip("tensorboard")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("utils.distributed.context.choose_device", lambda *_: DEVICE)
+    corrupted = tmp_path / "corrupted" / "fog"
+    corrupted.mkdir(parents=True)
+    for severity in range(1, 6):
+        (corrupted / str(severity)).symlink_to(digits / "val")
+    words = [digits, "--FN", "True", "--WN", "True", "--tensorboard", "--print_gradients"]
+    words += settings(TRAIN__select="pgd", TRAIN__select_examples=8, DATA__batch_size=32)
+    for epochs in (2, 4):
+        more = ("--set", f"TRAIN.epochs={epochs}", "--resume", "auto")
+        assert call("main_free.py", *words, *more).status == 0
+    (folder,) = Path("trained_models").iterdir()
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 3
+    state = torch.load(folder / "checkpoint.pth.tar", weights_only=True)
+    assert state["training"]["noise"].abs().max() > 0
+    done = call(
+        *("evaluate.py", digits, "-e", "--eva_on_imagenet_c", "--corruptions", "fog"),
+        *("--attack", "pgd2,pgd2-margin-r2", "--save_images", 2, "--n_examples", 6),
+        *("--resume", folder / "model_best.pth.tar", *settings()),
+        *("--set", f"DATA.imagenet_c={corrupted.parent}"),
+    )
+    assert done.status == 0, done
+    assert list(folder.glob("imagenet_c*.json"))
+    assert 5 <= waits_in(device, "lib/evaluation/folder_counts.py") <= 2 * 5  # one a folder or so
+    assert waits_in(device, "lib/algorithm/free_training.py") == 0
+    assert list(folder.glob("attack*_images/*.png"))

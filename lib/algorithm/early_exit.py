@@ -137,14 +137,14 @@ def enter(batch: DeviceBatch | None, begin: Begin) -> Pool | None:
     return Pool(images, adversarial, labels, indices, torch.zeros_like(labels), seen, ~seen)
 
 
-def sort_rows(ended: torch.Tensor, last: torch.Tensor) -> list[torch.Tensor]:
+def sort_rows(ended: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Numbers of the rows that have ended, that begin another restart, that have not ended.
 
-    Both flags come to the CPU together, the only synchronisation of a step.
+    Two counts come to the CPU, the only synchronisation of a step.
     """
-    flags = torch.stack([ended, last]).cpu()
-    chosen = flags[0], flags[1] & ~flags[0], ~flags[0]
-    return [rows.nonzero().squeeze(1).to(ended.device) for rows in chosen]
+    order = torch.where(ended, 0, torch.where(last, 1, 2)).argsort(stable=True)
+    n_ended, n_restarting = torch.stack([ended, last & ~ended]).sum(dim=1).tolist()
+    return order[:n_ended], order[n_ended : n_ended + n_restarting], order[n_ended:]
 
 
 def outcome_of(

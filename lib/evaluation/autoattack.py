@@ -121,17 +121,23 @@ class AutoAttack:
         require_classes(classes)
         seed = derived_seed(self.threat.seed, first_index)
 
+        def logits_of(images: torch.Tensor) -> torch.Tensor:
+            # The package takes views of its gradients, which a network in channels_last would
+            # hand back in channels_last: behind a flat image they are contiguous.
+            images = images.flatten(1).unflatten(1, images.shape[1:])
+            return self.model(images.to(self.dtype)).float()
+
         def search_logits(images: torch.Tensor) -> torch.Tensor:
             with precision_context(images.device, self.threat.precision):
-                return self.model(images.to(self.dtype)).float()
+                return logits_of(images)
 
         def full_logits(images: torch.Tensor) -> torch.Tensor:
             with full_precision():
-                return self.model(images.to(self.dtype)).float()
+                return logits_of(images)
 
         return [
-            package_attack(logits_of, classes, self.threat.eps, seed, device)
-            for logits_of in (search_logits, full_logits)
+            package_attack(network, classes, self.threat.eps, seed, device)
+            for network in (search_logits, full_logits)
         ]
 
 
