@@ -22,7 +22,7 @@ from lib.algorithm.protocols import FREEAT, PROTOCOLS, PGDSpec, ThreatModel
 from lib.algorithm.random_starts import RandomStarts
 from lib.algorithm.seeds import derived_seed
 from models.hypersphere import HypersphereHead
-from utils.config import readers, schema
+from utils.config import readers, sections
 
 EPS, STEP, SIZE, CLASSES, IMAGES = 8 / 255, 2 / 255, 16, 5, 11
 
@@ -302,7 +302,7 @@ def test_mode_and_gradients_are_restored(model, batch) -> None:
 
 
 def test_the_configuration_knows_every_protocol_and_loss() -> None:
-    assert tuple(PROTOCOLS) == schema.PROTOCOLS
+    assert tuple(PROTOCOLS) == sections.PROTOCOLS
     assert set(ATTACK_LOSS) == set(readers.ATTACK_LOSSES)
 
 
