@@ -19,38 +19,25 @@ early; `reading`, an ImageNet-C of JPEGs by worker processes. Close other progra
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import shlex
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
-from itertools import product
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from lib.algorithm.training_methods import METHODS
-from tools.benchmark_case import (
-    ATTACK_STEPS,
-    REPLAYS,
-    Case,
-    write_corruption_tree,
-    write_half_robust,
-)
+from tools.benchmark_case import ATTACK_STEPS, REPLAYS, Case, cases_of, run
 from utils.config.parser import OneLineParser, names
 from utils.config.sections import ARCHITECTURES, PRECISIONS
 from utils.distributed.device import choose_device
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.storage.files import make_folder, write_json
-from utils.storage.provenance import now, versions
+from utils.storage.provenance import now, processor, versions
 
-ROOT = Path(__file__).resolve().parent.parent
 PARTS = {
     "free": "Free step",
     "methods": "Training methods, a minibatch",
@@ -68,6 +55,12 @@ QUICK = {
     "standard_images": 6,
     "pgd_steps": 5,
     "no_compile": True,
+}
+COLUMNS = {
+    "passes": "passes",
+    "images/s": "images_per_second",
+    "ratio to plain": "ratio_to_plain",
+    "time over natural step": "time_over_natural_step",
 }
 Row = dict[str, Any]
 
@@ -166,71 +159,39 @@ def measure(part: str, options: argparse.Namespace, folder: Path) -> list[Row]:
         for case, own in zip(cases, results, strict=True):
             own.append(run(case))
         print(f"{part}: {repetition + 1} of {repeats}", file=sys.stderr, flush=True)
-    rates = [rates_of(own) for own in results]
-    rows = []
-    for case, own, mine in zip(cases, results, rates, strict=True):
-        for action, values in mine.items():
-            row = {
-                "part": part,
-                "action": action,
-                "name": case.name,
-                "precision": case.precision,
-                "compile": case.compiled,
-                "images_per_second": spread(values),
-                "takes": [result["takes"][action] for result in own],
-                "peak_memory_bytes": max(result["peak_memory_bytes"] for result in own),
-            }
-            if cases[0].subject == "plain" and action in rates[0]:
-                row["ratio_to_plain"] = quotients(values, rates[0][action])
-            if part == "methods":
-                replays = REPLAYS if action == "free" else 1
-                row["passes"] = METHODS[action].cost(replays, ATTACK_STEPS)
-            if action != "natural" and "natural" in mine:  # time, not rate: the longer one above
-                row["time_over_natural_step"] = quotients(mine["natural"], values)
-            rows.append(row)
-    return rows
+    plain = results[0] if cases[0].subject == "plain" else []
+    return [
+        row_of(case, own, plain, action)
+        for case, own in zip(cases, results, strict=True)
+        for action in own[0]["takes"]
+    ]
 
 
-def cases_of(part: str, options: argparse.Namespace, folder: Path) -> Iterator[Case]:
-    """The plain loop, and the suite in every setting that matters to the part."""
-    own = ("arch", "batch_size", "crop_size", "device", "workers", "pgd_steps", "take_seconds")
-    settings = {name: getattr(options, name) for name in own}
-    base = Case(part, "plain", "fp32", False, data=str(folder / part), **settings)
-    precisions, compiled = options.precisions, [False] + [True] * (not options.no_compile)
-    if part == "reading":
-        write_corruption_tree(folder / part, options.crop_size, options.reading_images)
-        precisions, compiled = ["fp32"], [False]
-    elif part == "standard":
-        write_half_robust(folder / part, options.crop_size, options.standard_images)
-        compiled = [False]  # batches of every size would be compiled anew
-    if part != "methods":
-        yield base
-    for precision, on in product(precisions, compiled):
-        yield replace(base, subject="suite", precision=precision, compiled=on)
+def row_of(case: Case, results: Sequence[Row], plain: Sequence[Row], action: str) -> Row:
+    """What one subject did in one action, in all repetitions, beside the plain loop's."""
+    values = rates(results, action)
+    row = {
+        "part": case.part,
+        "action": action,
+        "name": case.name,
+        "precision": case.precision,
+        "compile": case.compiled,
+        "images_per_second": spread(values),
+        "takes": [result["takes"][action] for result in results],
+        "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),
+    }
+    if plain and action in plain[0]["takes"]:
+        row["ratio_to_plain"] = quotients(values, rates(plain, action))
+    if case.part == "methods":
+        row["passes"] = METHODS[action].cost(REPLAYS if action == "free" else 1, ATTACK_STEPS)
+    if action != "natural" and "natural" in results[0]["takes"]:  # time: the rates' inverse
+        row["time_over_natural_step"] = quotients(rates(results, "natural"), values)
+    return row
 
 
-def run(case: Case) -> Row:
-    """One subject in a process of its own, which a signal does not reach before it ends us.
-
-    Raises:
-        UserError: it failed; its last words are on stderr.
-    """
-    words = [sys.executable, "-m", "tools.benchmark_subject", case.as_json()]
-    done = subprocess.run(
-        words, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    if done.returncode:
-        hint = "; if memory was short, take a smaller --batch_size" if done.returncode < 0 else ""
-        ended = f"ended with status {done.returncode}"
-        raise UserError(f"{case.part}, {case.name}: its process {ended}{hint}")
-    result: Row = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def rates_of(results: Sequence[Row]) -> dict[str, list[float]]:
-    """Images a second of every action in each repetition."""
-    actions = results[0]["takes"]
-    return {a: [r["takes"][a][0] / r["takes"][a][1] for r in results] for a in actions}
+def rates(results: Sequence[Row], action: str) -> list[float]:
+    """Images a second in each repetition."""
+    return [images / seconds for images, seconds in (r["takes"][action] for r in results)]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -244,30 +205,24 @@ def quotients(above: Sequence[float], below: Sequence[float]) -> dict[str, float
     return spread(pairs) | {"median": median(above) / median(below)}
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """Rows of one part as Markdown."""
     several = len({row["action"] for row in rows}) > 1
-    columns = {
-        "passes": "passes",
-        "images/s": "images_per_second",
-        "ratio to plain": "ratio_to_plain",
-        "time over natural step": "time_over_natural_step",
-    }
-    columns = {title: key for title, key in columns.items() if any(key in row for row in rows)}
+    columns = {title: key for title, key in COLUMNS.items() if any(key in row for row in rows)}
     lines = [["", *columns, "peak memory"], ["---", *["---:"] * (len(columns) + 1)]]
     for row in rows:
         name = row["name"] + (f", {row['action']}" if several else "")
-        cells = [shown(row.get(key)) for key in columns.values()]
+        cells = [cell(row.get(key)) for key in columns.values()]
         lines.append([name, *cells, f"{row['peak_memory_bytes'] / 2**30:.2f} GiB"])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def shown(values: Mapping[str, float] | int | None) -> str:
-    """`1.41 (1.38-1.44)`."""
-    if values is None or isinstance(values, int):
-        return "" if values is None else str(values)
-    digits = 1 if values["median"] >= 20 else 2
-    return "{median:.{d}f} ({min:.{d}f}-{max:.{d}f})".format(**values, d=digits)
+def cell(value: Mapping[str, float] | int | None) -> str:
+    """`1.41 (1.38-1.44)`, a count, or nothing."""
+    if not isinstance(value, Mapping):
+        return "" if value is None else str(value)
+    digits = 1 if value["median"] >= 20 else 2
+    return "{median:.{d}f} ({min:.{d}f}-{max:.{d}f})".format(**value, d=digits)
 
 
 def machine(options: argparse.Namespace) -> dict[str, Any]:
@@ -275,9 +230,8 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     cuda = torch.device(options.device).type == "cuda"
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     return {
-        "settings": settings,
+        "settings": {**vars(options), "output": str(options.output)},
         "device": torch.cuda.get_device_name(options.device) if cuda else options.device,
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -287,15 +241,6 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
         "date": now(),
         "load_average_before": os.getloadavg() if hasattr(os, "getloadavg") else None,
     }
-
-
-def processor() -> str:
-    """The processor's name."""
-    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

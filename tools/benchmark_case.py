@@ -1,15 +1,24 @@
-"""What the benchmark measures, and the images that it reads."""
+"""What the benchmark measures, the images that it reads, and the process that measures a case."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-from dataclasses import asdict, dataclass
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
 EPS, STEP_SIZE = 4 / 255, 1 / 255
 REPLAYS, ATTACK_STEPS = 4, 3  # of free, and of PGD adversarial training
 DIFFERENT_JPEGS = 200
@@ -81,3 +90,39 @@ def write_half_robust(folder: Path, size: int, images: int) -> None:
     for number in range(images):
         level = ROBUST if number % 2 else MISCLASSIFIED
         Image.new("RGB", (size, size), (level,) * 3).save(place / f"{number:05d}.png")
+
+
+def cases_of(part: str, options: argparse.Namespace, folder: Path) -> Iterator[Case]:
+    """The plain loop, and the suite in every setting that matters to the part."""
+    own = ("arch", "batch_size", "crop_size", "device", "workers", "pgd_steps", "take_seconds")
+    settings = {name: getattr(options, name) for name in own}
+    base = Case(part, "plain", "fp32", False, data=str(folder / part), **settings)
+    precisions, compiled = options.precisions, [False] + [True] * (not options.no_compile)
+    if part == "reading":
+        write_corruption_tree(folder / part, options.crop_size, options.reading_images)
+        precisions, compiled = ["fp32"], [False]
+    elif part == "standard":
+        write_half_robust(folder / part, options.crop_size, options.standard_images)
+        compiled = [False]  # batches of every size would be compiled anew
+    if part != "methods":
+        yield base
+    for precision, on in product(precisions, compiled):
+        yield replace(base, subject="suite", precision=precision, compiled=on)
+
+
+def run(case: Case) -> dict[str, Any]:
+    """One subject in a process of its own, which a signal does not reach before it ends us.
+
+    Raises:
+        UserError: it failed; its last words are on stderr.
+    """
+    words = [sys.executable, "-m", "tools.benchmark_subject", case.as_json()]
+    done = subprocess.run(
+        words, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    if done.returncode:
+        hint = "; if memory was short, take a smaller --batch_size" if done.returncode < 0 else ""
+        ended = f"ended with status {done.returncode}"
+        raise UserError(f"{case.part}, {case.name}: its process {ended}{hint}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result

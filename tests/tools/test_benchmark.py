@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -88,7 +89,7 @@ def test_a_subject_that_fails_is_one_line() -> None:
     options = benchmark.parse(["--quick", "--parts", "free"])
     (case, *_) = benchmark.cases_of("free", options, Path("nowhere"))
     with pytest.raises(ValueError, match="free, plain: its process ended with status 1"):
-        benchmark.run(benchmark.replace(case, arch="resnet0"))
+        benchmark.run(replace(case, arch="resnet0"))
 
 
 @pytest.mark.parametrize(
