@@ -97,6 +97,7 @@ def started(words: Sequence[object], cwd: Path, **env: str) -> Iterator[Running]
         stdout=out.open("wb"),
         stderr=err.open("wb"),
         start_new_session=True,
+        preexec_fn=heed_hangup,
     )
     try:
         yield Running(process, out, err)
@@ -125,6 +126,11 @@ def forked(name: str, *arguments: object, cwd: Path, **env: str) -> Iterator[Run
         if process.exitcode is None:  # its number may be another process's otherwise
             process.kill()
             process.join()
+
+
+def heed_hangup() -> None:
+    """What runs the tests may ignore SIGHUP, as nohup does, and processes inherit that."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def outputs(cwd: Path) -> tuple[Path, Path]:
@@ -164,6 +170,7 @@ def main_of(
 ) -> None:
     """The process of `forked`."""
     os.setsid()
+    heed_hangup()
     os.chdir(cwd)
     os.environ.update(env)
     for number, path in ((1, out), (2, err)):

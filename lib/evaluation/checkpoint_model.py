@@ -17,11 +17,11 @@ from models.resnet import ResNet
 from utils.config.schema import Config, Source
 from utils.distributed.context import DistributedContext
 from utils.logging import Logger
-from utils.storage.checkpoint import BEST, read_checkpoint
+from utils.storage.checkpoint import read_checkpoint
 from utils.storage.files import file_sha256, make_folder
 from utils.storage.measurement import subset_label
 from utils.storage.provenance import provenance
-from utils.storage.run_folder import ROOT, find_checkpoint
+from utils.storage.run_folder import BEST, ROOT, find_checkpoint
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from lib.algorithm.pgd import attacking
 from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, PGDSpec
 from lib.evaluation.runner import CLEAN
 from lib.evaluation.validation import EvaluationData
-from utils.storage.checkpoint import BEST, BEST_EMA
+from utils.storage.run_folder import BEST, BEST_EMA
 
 ZERO_GRADIENT_SHARE = 0.1  # of the attacked images
 MORE_STEPS_SHARE = 0.005  # of all images: more steps may lose a few by chance, not many

@@ -38,10 +38,10 @@ from utils.config.ignored import ignored_settings
 from utils.config.schema import Config, Source
 from utils.distributed.context import DistributedContext
 from utils.logging import Logger
-from utils.storage.checkpoint import BEST, BEST_EMA
 from utils.storage.journal import remove_journals
 from utils.storage.records import AttackResult
 from utils.storage.results import measurement_at, result_stem
+from utils.storage.run_folder import BEST, BEST_EMA
 
 
 def evaluate(config: Config, context: DistributedContext) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,11 +16,10 @@ from lib.algorithm.gradient_norms import HEADER as NORMS_HEADER
 from lib.algorithm.metrics import averages
 from lib.algorithm.protocols import PROTOCOLS, PGDSpec, ThreatModel
 from lib.evaluation.validation import adversarial_examples, validate, validate_pgd
-from lib.training.gradient_table import write_rows
 from lib.training.loop import lr_at, stop_run
 from lib.training.state import Run, begin_epoch, epoch_totals, save
-from utils.storage.checkpoint import BEST, BEST_EMA
 from utils.storage.files import write_csv
+from utils.storage.run_folder import BEST, BEST_EMA
 
 HEADER = (
     "epoch",
@@ -158,10 +159,22 @@ def write_tables(run: Run) -> None:
         run.logger.warning("no gradient norms of this epoch: every one measured overflowed")
     if run.context.is_main:
         if run.norms is not None:
-            write_rows(run.folder / "gradient_norms.csv", epoch, norms)
+            write_gradient_norms(run.folder / "gradient_norms.csv", epoch, norms)
         write_csv(run.folder / "metrics.csv", header, history)
     if run.board is not None:
         named = [dict(zip(NORMS_HEADER, entry, strict=True)) for entry in norms]
         run.board.epoch(dict(zip(header, history[-1], strict=True)), named)
         images = adversarial_examples(run.trainer.model, run.validation, *quick_attack(run))
         run.board.images(images, epoch)
+
+
+def write_gradient_norms(path: Path, epoch: int, rows: list[list]) -> None:
+    """Put an epoch's rows after those of earlier epochs; others, an interrupted run's, give way."""
+    kept: list[list] = []
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            kept = [row for row in list(csv.reader(file))[1:] if int(row[0]) < epoch]
+    if kept or rows:
+        write_csv(path, NORMS_HEADER, kept + rows)
+    else:
+        path.unlink(missing_ok=True)

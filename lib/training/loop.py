@@ -121,5 +121,5 @@ def describe_averages(run: Run) -> str:
 def stop_run(run: Run, signum: int, state: str = "saved") -> NoReturn:
     """Say how to resume, and end."""
     name = signal.Signals(signum).name
-    run.logger.info(f"stopped by {name}; {state}. Go on with --resume auto")
+    run.logger.info(f"stopped by {name}; {state}. Resume with --resume auto")
     raise Interrupted(signum)

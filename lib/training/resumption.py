@@ -10,14 +10,8 @@ from lib.evaluation.model_settings import ModelSettings, settings_of
 from utils.config.schema import SCHEMA, Config, number_of_passes
 from utils.errors import UserError
 from utils.logging import Logger
-from utils.storage.checkpoint import (
-    LATEST,
-    PREVIOUS,
-    Checkpoint,
-    UnreadableCheckpoint,
-    read_checkpoint,
-)
-from utils.storage.run_folder import find_checkpoint
+from utils.storage.checkpoint import Checkpoint, UnreadableCheckpoint, read_checkpoint
+from utils.storage.run_folder import LATEST, PREVIOUS, find_checkpoint
 
 # What another phase of a training may have of its own.
 PHASE_SETTINGS = (
@@ -48,9 +42,9 @@ def find_resumption(config: Config, folder: Path, logger: Logger) -> Checkpoint 
     for path in there:
         with suppress(UnreadableCheckpoint):
             return read_checkpoint(str(path))
-        logger.warning(f"{path} is damaged; passing over it")
+        logger.warning(f"{path} is damaged; skipping it")
     if there:
-        raise UserError(f"no checkpoint in {folder} is whole; start again with --overwrite")
+        raise UserError(f"no checkpoint in {folder} is intact; start from scratch with --overwrite")
     if start:
         return read_checkpoint(start)
     logger.info(f"nothing to resume in {folder}: starting from scratch")

@@ -45,7 +45,7 @@ def train(config: Config, context: DistributedContext) -> None:
                 if not requests.stop:
                     raise
                 # The same signal has ended a process that this one needs.
-                stop_run(run, requests.stop, "the last checkpoint is whole")
+                stop_run(run, requests.stop, "the last checkpoint is intact")
             finally:
                 run.close()
 

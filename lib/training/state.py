@@ -26,8 +26,9 @@ from utils.distributed.context import DistributedContext
 from utils.distributed.signals import SignalRequests
 from utils.errors import UserError
 from utils.logging import Logger
-from utils.storage.checkpoint import BEST, LATEST, save_best, save_checkpoint
+from utils.storage.checkpoint import save_best, save_checkpoint
 from utils.storage.provenance import versions
+from utils.storage.run_folder import BEST, LATEST
 
 
 @dataclass
@@ -191,12 +192,12 @@ def averaged_state(average: AveragedModel | None) -> dict[str, Any]:
 
 
 def diverged(what: str, folder: Path) -> UserError:
-    """The error of a training whose numbers are not finite any more, and how to go on."""
-    mend = "lower TRAIN.lr or use TRAIN.precision fp32"
+    """The error of a training whose numbers are not finite any more, and its fix."""
+    fix = "lower TRAIN.lr or use TRAIN.precision fp32"
     if (folder / LATEST).exists():
-        what += f"; the last checkpoint in {folder} is good"
-        return UserError(f"{what}: {mend}, and --resume auto")
-    return UserError(f"{what}, before anything was saved: {mend}, and start again")
+        what += f"; the last checkpoint in {folder} is intact"
+        return UserError(f"{what}: {fix}, and --resume auto")
+    return UserError(f"{what}, before anything was saved: {fix}, and start from scratch")
 
 
 def cpu_copy(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

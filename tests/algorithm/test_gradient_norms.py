@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lib.algorithm.free_training import Trainer, TrainingSettings, free_step, make_noise
 from lib.algorithm.gradient_norms import HEADER, GradientNorms, layers_of, mean_and_std
-from lib.training.gradient_table import write_rows
+from lib.training.epoch_end import write_gradient_norms
 from models.hypersphere import HypersphereHead
 from models.resnet import build_model
 from utils.distributed import context as distributed
@@ -190,7 +190,7 @@ def test_rows_of_an_interrupted_epoch_give_way(tmp_path: Path) -> None:
         return [[epoch, "conv.weight", "conv", 0, mean, 0.0, mean, 0.0, 1.0, 4]]
 
     for epoch, mean in ((1, 1.0), (2, 2.0), (3, 3.0), (2, 5.0)):
-        write_rows(path, epoch, rows(epoch, mean))
+        write_gradient_norms(path, epoch, rows(epoch, mean))
     with open(path, newline="") as file:
         found = list(csv.DictReader(file))
     assert [(row["epoch"], row["clean_mean"]) for row in found] == [("1", "1.0"), ("2", "5.0")]

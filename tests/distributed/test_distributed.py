@@ -353,7 +353,7 @@ def test_ctrl_c_on_two_processes_and_going_on(
     with script("main_free.py", *words, "--nproc", 2, cwd=tmp_path) as running:
         done = running.saw(r"epoch 1/2 \[2/8\]").send(signal.SIGINT, everyone=True).end()
     assert (done.status, done.err) == (130, "")
-    assert done.out.count("stopped by SIGINT; saved. Go on with --resume auto") == 1
+    assert done.out.count("stopped by SIGINT; saved. Resume with --resume auto") == 1
     assert "2 x cpu" in done.out
 
     done = launched(2, "main_free.py", *words, cwd=tmp_path)

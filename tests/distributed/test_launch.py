@@ -240,7 +240,7 @@ def test_a_launcher_that_says_too_little(
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ([], "stopped by SIGTERM; what was saved is whole. Go on with --resume auto\n"),
+        ([], "stopped by SIGTERM; what was saved is intact. Resume with --resume auto\n"),
         ([("said", Interrupted(signal.SIGTERM))], ""),  # the first process has had its say
     ],
 )

@@ -119,7 +119,8 @@ def test_folder_in_place_of_a_checkpoint(here: Path) -> None:
 @pytest.mark.parametrize(
     "file",
     [*BIG, "metrics.csv", "gradient_norms.csv", "attack_standard.json",
-     "attack_paper_n100_images.csv", "imagenet_c_freeat.json", "attack_x.rank0of1.jsonl"],
+     "attack_paper_n100_images.csv", "imagenet_c_freeat.json", "shift_standard.json",
+     "attack_x.rank0of1.jsonl"],
 )  # fmt: skip
 def test_whatever_took_work_makes_a_run(file: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text("kept")
@@ -136,7 +137,8 @@ def test_whatever_took_work_makes_a_run(file: str, tmp_path: Path) -> None:
 def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
     written = [*BIG, "config.yml", "log.txt", "metrics.csv", "training_curves.png", "a.pdf",
                "attack_standard.json", "attack_standard_images.csv", "imagenet_c_standard.csv",
-               "attack_standard_images/000_original.png", ".checkpoint.pth.tar.x1y2"]  # fmt: skip
+               "shift_standard.json", "attack_standard_images/000_original.png",
+               ".checkpoint.pth.tar.x1y2"]  # fmt: skip
     for name in (*written, "notes.txt", "mine/thoughts.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -241,7 +243,7 @@ def test_resume_auto_takes_the_newest_whole_checkpoint(digits: Path, again: Path
     newest.write_bytes(content[:-1000])
     done = call(*arguments, *settings(TRAIN__epochs=4))
     assert done.status == 0, done.err
-    assert "checkpoint.pth.tar is damaged; passing over it" in done.out
+    assert "checkpoint.pth.tar is damaged; skipping it" in done.out
     assert "checkpoint.previous.pth.tar" in done.out
     assert is_whole(newest)
 
@@ -252,7 +254,7 @@ def test_resume_auto_without_a_whole_checkpoint(digits: Path, again: Path) -> No
         (again / name).write_bytes(b"PK\3\4 cut short")
     arguments = (digits, "--FN", "--WN", "--resume", "auto", *settings(TRAIN__epochs=4))
     message = only_error(call("main_free.py", *arguments))
-    assert f"no checkpoint in trained_models/{again.name} is whole" in message
+    assert f"no checkpoint in trained_models/{again.name} is intact" in message
     assert "--overwrite" in message
 
 

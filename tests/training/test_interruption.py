@@ -174,7 +174,7 @@ def test_signals_save_in_the_middle_of_a_pass(
     assert done.err == ""
     assert "nothing to resume" in done.out
     assert re.findall("stopped.*", done.out) == [
-        "stopped by SIGTERM; saved. Go on with --resume auto"
+        "stopped by SIGTERM; saved. Resume with --resume auto"
     ]
     first = state_of(folder)["position"]
     assert f"[{first}/7]" in done.out  # the step was finished, and what was finished was saved
@@ -186,16 +186,14 @@ def test_signals_save_in_the_middle_of_a_pass(
     assert done.status == 130
     assert done.err == ""
     assert f"epoch 1, minibatch {first}\n" in done.out
-    assert "stopped by SIGINT; saved. Go on with --resume auto" in done.out
+    assert "stopped by SIGINT; saved. Resume with --resume auto" in done.out
     position = state_of(folder)["position"]
     assert state_of(folder)["epoch"] == 1
     assert 1 < position < 7
 
     flip_byte(folder / LATEST, inside_data(folder / LATEST))
     done = finish(digits, tmp_path)
-    assert f"warning: {folder.relative_to(tmp_path) / LATEST} is damaged; passing over it" in (
-        done.out
-    )
+    assert f"warning: {folder.relative_to(tmp_path) / LATEST} is damaged; skipping it" in (done.out)
     assert differences(outcome(folder), whole) == []
 
 
@@ -242,8 +240,8 @@ def test_damaged_checkpoints(damage: Callable, digits: Path, trained: Path, tmp_
         done = running.end()
     assert done.status == 2
     assert done.err == (
-        f"error: no checkpoint in {folder.relative_to(tmp_path)} is whole;"
-        " start again with --overwrite\n"
+        f"error: no checkpoint in {folder.relative_to(tmp_path)} is intact;"
+        " start from scratch with --overwrite\n"
     )
     assert {path.name: path.read_bytes() for path in folder.glob("check*")} == before
 

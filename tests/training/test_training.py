@@ -124,7 +124,7 @@ def test_select_pgd_keeps_the_most_robust(digits: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(digits: Path) -> None:
     message = only_error(call("main_free.py", digits, *settings(**SHORT, TRAIN__lr=1e30)))
     assert "not finite" in message
-    assert message.endswith("and start again")
+    assert message.endswith("and start from scratch")
     assert not (the_run() / "checkpoint.pth.tar").exists()
     # A run folder that holds no result is no obstacle.
     assert call("main_free.py", digits, *settings(**SHORT)).status == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from utils.config.schema import OPTIONS, SCHEMA, Config
 
+KNOWN = {**SCHEMA, "OPTIONS": OPTIONS}
+
 
 def ignored_settings(config: Config, hypersphere: bool) -> list[str]:
     """One line for every setting that differs from its default and has no effect.
@@ -12,60 +14,64 @@ def ignored_settings(config: Config, hypersphere: bool) -> list[str]:
         hypersphere: whether the network has a hypersphere head, which in an evaluation the
             checkpoint says.
     """
-    options, train = config.OPTIONS, config.TRAIN
-    attacking = options.evaluate or not options.evaluating  # a training ends with the attacks
-    no_head = "the network has no hypersphere head (--FN, --WN)"
-    training_only = "it belongs to training"
-    imagenet_c_only = "it belongs to --eva_on_imagenet_c"
-    attacks_only = "it belongs to the attacks; give -e too"
-    rows = [
-        ("HE.s_HE", not hypersphere, no_head),
-        ("HE.angular_margin_HE", not hypersphere, no_head),
-        ("OPTIONS.print_gradients", options.evaluating, training_only),
-        ("OPTIONS.overwrite", options.evaluating, training_only),
-        ("OPTIONS.tensorboard", options.evaluating, training_only),
-        (
-            "OPTIONS.pretrained",
-            bool(options.resume) and (options.evaluating or options.resume != "auto"),
-            "the weights are those of --resume",
-        ),
-        ("OPTIONS.attack", not attacking, attacks_only),
-        ("OPTIONS.save_images", not attacking, attacks_only),
-        ("EVAL.cascade", not attacking, attacks_only),
-        ("OPTIONS.corruptions", not options.eva_on_imagenet_c, imagenet_c_only),
-        ("OPTIONS.clean_accuracy", not options.eva_on_imagenet_c, imagenet_c_only),
-        (
-            "TRAIN.gradient_every",
-            not options.evaluating and not options.print_gradients,
-            "give --print_gradients",
-        ),
-        (
-            "TRAIN.select_examples",
-            not options.evaluating and (train.select, train.select_from) == ("clean", "val"),
-            "TRAIN.select is clean",
-        ),
-        ("TRAIN.lr_epochs", config.schedule != "linear", f"TRAIN.schedule is {config.schedule}"),
-        (
-            "TRAIN.warmup_epochs",
-            config.schedule != "cosine",
-            f"TRAIN.schedule is {config.schedule}",
-        ),
-        ("ADV.train_steps", train.method != "pgd", f"TRAIN.method is {train.method}"),
-    ]
     return [
         f"{name_of(key)} is ignored: {why}"
-        for key, without_effect, why in rows
-        if without_effect and differs(config, key)
+        for without_effect, keys, why in rules(config, hypersphere)
+        if without_effect
+        for key in keys.split()
+        if differs(config, key)
+    ]
+
+
+def rules(config: Config, hypersphere: bool) -> list[tuple[bool, str, str]]:
+    """Whether some settings have no effect, which ones, and why."""
+    options, train = config.OPTIONS, config.TRAIN
+    training = not options.evaluating
+    attacking = options.evaluate or training  # a training ends with the attacks
+    resuming = bool(options.resume) and (options.evaluating or options.resume != "auto")
+    clean = (train.select, train.select_from) == ("clean", "val")
+    schedule = f"TRAIN.schedule is {config.schedule}"
+    return [
+        (
+            not hypersphere,
+            "HE.s_HE HE.angular_margin_HE",
+            "the network has no hypersphere head (--FN, --WN)",
+        ),
+        (
+            options.evaluating,
+            "OPTIONS.print_gradients OPTIONS.overwrite OPTIONS.tensorboard",
+            "it belongs to training",
+        ),
+        (resuming, "OPTIONS.pretrained", "the weights are those of --resume"),
+        (
+            not attacking,
+            "OPTIONS.attack OPTIONS.save_images EVAL.cascade",
+            "it belongs to the attacks; give -e too",
+        ),
+        (
+            not options.eva_on_imagenet_c,
+            "OPTIONS.corruptions OPTIONS.clean_accuracy",
+            "it belongs to --eva_on_imagenet_c",
+        ),
+        (
+            training and not options.print_gradients,
+            "TRAIN.gradient_every",
+            "give --print_gradients",
+        ),
+        (training and clean, "TRAIN.select_examples", "TRAIN.select is clean"),
+        (config.schedule != "linear", "TRAIN.lr_epochs", schedule),
+        (config.schedule != "cosine", "TRAIN.warmup_epochs", schedule),
+        (train.method != "pgd", "ADV.train_steps", f"TRAIN.method is {train.method}"),
     ]
 
 
 def name_of(key: str) -> str:
     """How a user gives it: a flag, or SECTION.key."""
     section, _, name = key.partition(".")
-    return f"--{name}" if {**SCHEMA, "OPTIONS": OPTIONS}[section][name].metavar else key
+    return f"--{name}" if KNOWN[section][name].metavar else key
 
 
 def differs(config: Config, key: str) -> bool:
     """Whether a setting is not at its default."""
     section, _, name = key.partition(".")
-    return config.value(key) != {**SCHEMA, "OPTIONS": OPTIONS}[section][name].default
+    return config.value(key) != KNOWN[section][name].default

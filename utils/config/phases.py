@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from utils.config.merge import merge
 from utils.config.schema import Config, Given, Source
-from utils.storage.run_folder import CHECKPOINTS
+from utils.storage.run_folder import LATEST
 
 
 def phases_of(config: Config) -> list[Config]:
@@ -31,7 +31,7 @@ def phases_of(config: Config) -> list[Config]:
         options = config.OPTIONS
         if phases:
             resume = "auto" if options.resume else ""
-            start = str(phases[-1].run_dir / CHECKPOINTS[0])
+            start = str(phases[-1].run_dir / LATEST)
             options = replace(options, resume=resume, start_from=start)
         sources = {**config.sources, **{f"{g.section}.{g.key}": g.source for g in given}}
         phases.append(replace(phase, OPTIONS=options, sources=sources))

@@ -6,8 +6,8 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -83,11 +83,9 @@ class DistributedContext:
     def average_(self, tensors: list[torch.Tensor]) -> None:
         """Average tensors over the processes, in place, on the device."""
         if self.world_size > 1:
-            flat = torch.cat([tensor.flatten() for tensor in tensors])
-            distributed.all_reduce(flat)
-            flat /= self.world_size
-            for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-                tensor.copy_(mean.view_as(tensor))
+            with joined(tensors) as flat:
+                distributed.all_reduce(flat)
+                flat /= self.world_size
 
     def copy_from_main_(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give every process rank 0's values, in place, in one message for each type."""
@@ -97,10 +95,8 @@ class DistributedContext:
         for tensor in tensors:
             by_type.setdefault(tensor.dtype, []).append(tensor)
         for alike in by_type.values():
-            flat = torch.cat([tensor.flatten() for tensor in alike])
-            distributed.broadcast(flat, src=0)
-            for tensor, value in zip(alike, flat.split([t.numel() for t in alike]), strict=True):
-                tensor.copy_(value.view_as(tensor))
+            with joined(alike) as flat:
+                distributed.broadcast(flat, src=0)
 
     def gather_strided(self, share: torch.Tensor) -> torch.Tensor | None:
         """Gather shares `whole[rank::world_size]` into `whole`, on the CPU of rank 0 alone."""
@@ -139,6 +135,15 @@ class DistributedContext:
             distributed.broadcast_object_list(box, src=0, group=self.control)
             result = box[0]
         return result  # type: ignore[return-value]
+
+
+@contextmanager
+def joined(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Tensors of one type as one, whose values they have at the end of the block."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    yield flat
+    for tensor, values in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(values.view_as(tensor))
 
 
 def init(

@@ -121,7 +121,7 @@ def raise_cause(failed: dict[int, int], running: list, reports: Any, forwarded: 
         kinds.add(reports.get()[0])
     if isinstance(detail, Interrupted) and "said" not in kinds:
         name = signal.Signals(detail.signum).name
-        print(f"stopped by {name}; what was saved is whole. Go on with --resume auto", flush=True)
+        print(f"stopped by {name}; what was saved is intact. Resume with --resume auto", flush=True)
     raise detail
 
 

@@ -141,7 +141,7 @@ class SignalRequests:
     """Remembers SIGINT, SIGTERM and SIGHUP (save and stop) and SIGUSR1 (save and continue).
 
     The training loop answers between two minibatches. A second Ctrl-C stops at once, without
-    saving: the last checkpoint is whole.
+    saving: the last checkpoint is intact.
 
     Attributes:
         stop: the first signal that asks to stop, or 0.

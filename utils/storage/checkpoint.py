@@ -21,11 +21,8 @@ import torch
 from utils.errors import UserError
 from utils.storage.files import replacing
 from utils.storage.foreign import find_weights, load_safetensors, split_weights
+from utils.storage.run_folder import BEST, LATEST, PREVIOUS
 
-LATEST = "checkpoint.pth.tar"
-PREVIOUS = "checkpoint.previous.pth.tar"
-BEST = "model_best.pth.tar"
-BEST_EMA = "model_ema_best.pth.tar"  # averaged weights
 FORMAT = "freeat-he 1"  # marks our own files
 MOST_TIMES = 8  # a file may unpack to so many times its size; torch.save compresses nothing
 
@@ -71,7 +68,7 @@ class Checkpoint:
 
     @property
     def training(self) -> dict[str, Any] | None:
-        """The state of the training that goes on from here; None in model_best."""
+        """The state of the training that resumes from here; None in model_best."""
         return self.content.get("training") if self.is_ours else None
 
 
@@ -94,6 +91,7 @@ def read_checkpoint(path: str) -> Checkpoint:
     if ours and not isinstance(content.get("model"), Mapping):
         raise UserError(f"{path} lacks the settings of its network; take the file as it was saved")
     state = content.get("state_dict", {}) if ours else find_weights(content)
+    arch = content["model"]["arch"] if ours else content.get("arch")
     network, mean, std = (dict(state), None, None) if ours else split_weights(path, state)
     if not network:
         raise UserError(f"{path} holds no weights of a network; save the network's state_dict")
@@ -103,7 +101,7 @@ def read_checkpoint(path: str) -> Checkpoint:
         path=path,
         state_dict=network,
         model=dict(content["model"]) if ours else None,
-        arch=content["model"]["arch"] if ours else text_or_none(content.get("arch")),
+        arch=arch if isinstance(arch, str) else None,
         mean=mean,
         std=std,
         content=content,
@@ -114,7 +112,7 @@ def load_tensors(path: str) -> Any:
     """torch.load of tensors and plain values only.
 
     Raises:
-        UnreadableCheckpoint: with the reason and the mend.
+        UnreadableCheckpoint: with the reason and the fix.
         UserError: there is no file to read.
     """
     try:
@@ -164,7 +162,7 @@ def require_size(path: str, unpacked: int) -> None:
 
 
 def what_is_wrong(start: bytes, error: Exception) -> str:
-    """Why a file that begins with these bytes did not load, and the mend."""
+    """Why a file that begins with these bytes did not load, and the fix."""
     found = re.search(r"GLOBAL (?:builtins\.)?([\w.]+)", str(error))
     if found is not None:
         return (
@@ -179,15 +177,10 @@ def what_is_wrong(start: bytes, error: Exception) -> str:
     return "is not a checkpoint" + ("; it is empty" if not start else "; give one saved by torch")
 
 
-def text_or_none(value: Any) -> str | None:
-    """A string, or None for anything else."""
-    return value if isinstance(value, str) else None
-
-
 def save_checkpoint(folder: Path, content: Mapping[str, Any]) -> None:
     """Write checkpoint.pth.tar; the file before it stays as checkpoint.previous.pth.tar.
 
-    At every instant there is a whole newest file, and after the first save a whole older one.
+    At every instant there is an intact newest file, and after the first save an intact older one.
 
     Raises:
         UserError: it cannot be written; the old files are as they were.

@@ -137,11 +137,11 @@ def file_sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def make_folder(path: str | os.PathLike, mend: str = "run from a folder that is writable") -> Path:
+def make_folder(path: str | os.PathLike, fix: str = "run from a folder that is writable") -> Path:
     """Create a folder and its parents.
 
     Args:
-        mend: what to tell a user who cannot write there.
+        fix: what to tell a user who cannot write there.
 
     Raises:
         UserError: it cannot be made or written to.
@@ -152,5 +152,5 @@ def make_folder(path: str | os.PathLike, mend: str = "run from a folder that is 
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(f"cannot write to {path}: {error.strerror or error}; {mend}") from error
+        raise UserError(f"cannot write to {path}: {error.strerror or error}; {fix}") from error
     return path

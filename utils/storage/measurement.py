@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+KINDS = ("attack", "imagenet_c", "shift")  # what the names of result files begin with
+
 
 @dataclass(frozen=True)
 class Measurement:

@@ -13,7 +13,7 @@ from utils.errors import UserError
 from utils.storage.earlier_results import measurement_of_earlier
 from utils.storage.files import write_json
 from utils.storage.intervals import Accuracy, read_accuracy
-from utils.storage.measurement import Measurement, filename_suffix, measurement_from
+from utils.storage.measurement import KINDS, Measurement, filename_suffix, measurement_from
 from utils.storage.records import (
     AttackAccuracies,
     AttackResult,
@@ -29,9 +29,6 @@ from utils.storage.records import (
 )
 
 LONGEST_NAME = 180  # bytes; file systems take 255, endings and numbers of processes come on top
-
-
-KINDS = ("attack", "imagenet_c", "shift")
 
 
 def write_result(path: Path, result: Result) -> None:

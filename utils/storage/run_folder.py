@@ -10,24 +10,21 @@ from typing import Any
 
 from utils.config.yaml_files import read_yaml
 from utils.errors import UserError
+from utils.storage.measurement import KINDS
 
 ROOT = Path("trained_models")
 LOCK_SECONDS = 5.0  # for a training that was killed to be gone
-CHECKPOINTS = (
-    "checkpoint.pth.tar",
-    "checkpoint.previous.pth.tar",
-    "model_ema_best.pth.tar",
-    "model_best.pth.tar",
-)
+LATEST = "checkpoint.pth.tar"
+PREVIOUS = "checkpoint.previous.pth.tar"
+BEST = "model_best.pth.tar"
+BEST_EMA = "model_ema_best.pth.tar"  # averaged weights
+CHECKPOINTS = (LATEST, PREVIOUS, BEST_EMA, BEST)
 # What takes work to make again. config.yml and log.txt alone are left by a start that failed.
 RESULTS = (
     *CHECKPOINTS,
     "metrics.csv",
     "gradient_norms.csv",
-    "attack_*.json",
-    "attack_*.csv",
-    "imagenet_c_*.json",
-    "imagenet_c_*.csv",
+    *(f"{kind}_*.{ending}" for kind in KINDS for ending in ("json", "csv")),
     "*.jsonl",
 )
 WRITTEN = (*RESULTS, "config.yml", "log.txt", "*.png", "*.pdf", "*_images/*.png", ".*.pth.tar*")
@@ -121,7 +118,7 @@ def claim(folder: Path, resumed: bool, overwrite: bool) -> None:
     """Make sure that starting a run here loses nothing.
 
     Args:
-        resumed: the run goes on from a checkpoint in this folder.
+        resumed: the run resumes from a checkpoint in this folder.
         overwrite: remove what an earlier run has left, and nothing else.
 
     Raises:
@@ -132,7 +129,7 @@ def claim(folder: Path, resumed: bool, overwrite: bool) -> None:
     if not overwrite:
         if holds_run(folder):
             raise UserError(
-                f"{folder} already holds a run; go on with it by --resume auto, replace it by"
+                f"{folder} already holds a run; resume it by --resume auto, replace it by"
                 " --overwrite, or give this one another --output_prefix"
             )
         return
