@@ -49,7 +49,8 @@ def check(root: Path, workers: int) -> int:
     Raises:
         UserError: there is no such folder.
     """
-    tree = list_images(root)
+    with image_bar("listing") as bar:
+        tree = scan(str(root), bar.advance)
     tree.problems += read_images(tree, workers)
     report(tree)
     return 1 if tree.problems else 0
@@ -81,12 +82,6 @@ def parse(argv: Sequence[str] | None) -> tuple[Path, int]:
         what = "is a file" if arguments.dir.exists() else "does not exist"
         raise UserError(f"{arguments.dir} {what}; give the folder that holds the data set")
     return arguments.dir, arguments.workers
-
-
-def list_images(root: Path) -> DataTree:
-    """List a data folder, whichever layout it has, under a bar that counts."""
-    with image_bar("listing") as bar:
-        return scan(str(root), bar.advance)
 
 
 def read_images(tree: DataTree, workers: int) -> list[tuple[str, str]]:

@@ -13,17 +13,14 @@ def panels_of(tables: Sequence[Table]) -> list[Panel]:
     """The figure's panels: accuracies of each table, then mCE, where less is better."""
     panels = []
     for table in tables:
-        columns = [
-            (title, {n: dot(table.cells[n, c]) for n in table.names if (n, c) in table.cells})
-            for title, c in zip(table.headers(), table.columns, strict=True)
-        ]
-        is_error = [column.measure == MCE for column in table.columns]
-        shares = [column for column, error in zip(columns, is_error, strict=True) if not error]
-        errors = [column for column, error in zip(columns, is_error, strict=True) if error]
-        if shares:
-            panels.append(Panel(table.title, "top-1 accuracy (%)", shares))
-        if errors:
-            panels.append(Panel(table.title, "mCE (%), less is better", errors, is_share=False))
+        for axis, is_error in (("top-1 accuracy (%)", False), ("mCE (%), less is better", True)):
+            columns = [
+                (title, {n: dot(table.cells[n, c]) for n in table.names if (n, c) in table.cells})
+                for title, c in zip(table.headers(), table.columns, strict=True)
+                if (c.measure == MCE) == is_error
+            ]
+            if columns:
+                panels.append(Panel(table.title, axis, columns, is_share=not is_error))
     return panels
 
 

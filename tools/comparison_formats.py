@@ -19,9 +19,12 @@ def cell_text(value: Value | None) -> str:
     return text + (f" [{value.interval[0]:.1f}, {value.interval[1]:.1f}]" if value.interval else "")
 
 
-def cells(table: Table, name: str) -> list[str]:
-    """A row's texts."""
-    return [cell_text(table.cells.get((name, column))) for column in table.columns]
+def text_rows(table: Table) -> list[list[str]]:
+    """The header, then each row, as texts."""
+    rows = [["", *table.headers()]]
+    for name in table.names:
+        rows.append([name, *(cell_text(table.cells.get((name, c))) for c in table.columns)])
+    return rows
 
 
 def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
@@ -29,8 +32,8 @@ def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
     lines: list[str] = []
     for table in tables:
         lines += [f"**{table.title}**", ""] if table.title else []
-        rows = [["", *table.headers()], *([name, *cells(table, name)] for name in table.names)]
-        text = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+        escaped = ([cell.replace("|", r"\|") for cell in row] for row in text_rows(table))
+        text = [f"| {' | '.join(row)} |" for row in escaped]
         lines += [text[0].replace("|  |", "| |", 1), "|---|" + "---:|" * len(table.columns)]
         lines += [*text[1:], ""]
     return "\n".join([*lines, *(f"- {note}" for note in notes)]) + "\n"
@@ -42,13 +45,7 @@ def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
     for index, table in enumerate(tables):
         about = [f"Images: {table.title}."] if table.title else []
         about += [*condition_notes(table), *(notes if index == 0 else [])]
-        lines = [
-            " & ".join(map(escape, row)) + r" \\"
-            for row in (
-                ["", *table.headers()],
-                *([name, *cells(table, name)] for name in table.names),
-            )
-        ]
+        lines = [" & ".join(map(escape, row)) + r" \\" for row in text_rows(table)]
         parts += [
             r"\begin{table}",
             r"\centering",

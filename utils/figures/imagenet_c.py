@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -23,20 +22,11 @@ from utils.figures.style import (
     percent_axis,
     styled,
 )
-from utils.storage.intervals import Accuracy, wilson_interval
+from utils.storage.intervals import wilson_interval
 from utils.storage.records import ImageNetCResult
 
 MEAN = "mean of the 15"
 BARS_WIDTH = 0.82  # of all bars at one position, where 1 is the distance between positions
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A mean accuracy and its 95 % interval, in percent."""
-
-    percent: float
-    low: float
-    high: float
 
 
 @styled
@@ -88,11 +78,6 @@ def curve_style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index], "linestyle": LINES[index], "marker": MARKERS[index]}
 
 
-def percents(accuracies: Sequence[Accuracy]) -> list[float]:
-    """Over the severities, in percent."""
-    return [accuracy.percent for accuracy in accuracies]
-
-
 def group_curves(
     results: Mapping[str, ImageNetCResult], group: str
 ) -> list[tuple[str, list[float]]]:
@@ -102,8 +87,12 @@ def group_curves(
     over different corruptions do not compare.
     """
     members = {
-        label: {n: percents(c.top1) for n, c in r.corruptions.items() if c.group == group}
-        for label, r in results.items()
+        label: {
+            name: [accuracy.percent for accuracy in corruption.top1]
+            for name, corruption in result.corruptions.items()
+            if corruption.group == group
+        }
+        for label, result in results.items()
     }
     if len(results) == 1:
         (only,) = members.values()
@@ -127,22 +116,20 @@ def draw_severities(axes: Axes, curves: Sequence[tuple[str, list[float]]]) -> No
     axes.set_xlim(0.7, 5.3)
 
 
-def bars_of(result: ImageNetCResult) -> dict[str, Bar]:
-    """The mean of each corruption over the severities, and that over the 15."""
-    bars = {
-        name: mean_bar(fmean(a.fraction for a in entry.top1), entry.top1[0].n)
-        for name, entry in result.corruptions.items()
-    }
+def bars_of(result: ImageNetCResult) -> dict[str, tuple[float, float, float]]:
+    """Mean over the severities of each corruption, then over the 15, and 95 % intervals, in %.
+
+    The same n images stand behind every severity: taking n keeps the interval wide enough.
+    """
+    entries = result.corruptions.items()
+    means = {n: (fmean(a.fraction for a in c.top1), c.top1[0].n) for n, c in entries}
     if result.summary.mean_accuracy is not None:
-        n = max(entry.top1[0].n for entry in result.corruptions.values())
-        bars[MEAN] = mean_bar(result.summary.mean_accuracy, n)
+        means[MEAN] = (result.summary.mean_accuracy, max(n for _, n in means.values()))
+    bars = {}
+    for name, (mean, n) in means.items():
+        low, high = wilson_interval(mean * n, n)
+        bars[name] = (100 * mean, 100 * low, 100 * high)
     return bars
-
-
-def mean_bar(mean: float, n: int) -> Bar:
-    """The same n images stand behind every severity: taking n keeps the interval wide enough."""
-    low, high = wilson_interval(mean * n, n)
-    return Bar(100 * mean, 100 * low, 100 * high)
 
 
 def draw_bars(
@@ -157,19 +144,19 @@ def draw_bars(
         middles = [spots[name] + offset for name in bars]
         axes.bar(
             middles,
-            [bar.percent for bar in bars.values()],
+            [percent for percent, _, _ in bars.values()],
             width * 0.94,
             color=COLOURS[index % len(COLOURS)] if len(results) > 1 else curve_colours(result),
             hatch=HATCHES[index % len(HATCHES)],
             edgecolor="white",
             linewidth=0,
         )
-        for x, bar in zip(middles, bars.values(), strict=True):
-            axes.vlines(x, bar.low, bar.high, color="#222222", linewidth=0.8)
-            tops.append(bar.high)
+        for x, (percent, low, high) in zip(middles, bars.values(), strict=True):
+            axes.vlines(x, low, high, color="#222222", linewidth=0.8)
+            tops.append(high)
             if len(results) == 1:  # more would not fit
                 axes.annotate(
-                    f"{bar.percent:.0f}", (x, bar.high), (0, 1), textcoords="offset points",
+                    f"{percent:.0f}", (x, high), (0, 1), textcoords="offset points",
                     ha="center", fontsize=7,
                 )  # fmt: skip
     percent_axis(axes, "top-1, mean of severities (%)", tops)
