@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from utils.errors import UserError
 from utils.storage.earlier_results import measurement_of_earlier
 from utils.storage.files import write_json
 from utils.storage.intervals import Accuracy, read_accuracy
 from utils.storage.measurement import KINDS, Measurement, filename_suffix, measurement_from
-from utils.storage.records import (
-    AttackAccuracies,
-    AttackResult,
-    CleanAccuracies,
-    CleanReference,
-    CorruptionAccuracies,
-    ImageNetCResult,
-    Result,
-    ShiftAccuracies,
-    ShiftResult,
-    Summary,
-    TopAccuracies,
-)
+from utils.storage.records import AttackResult, ImageNetCResult, Result, ShiftResult
 
 LONGEST_NAME = 180  # bytes; file systems take 255, endings and numbers of processes come on top
+RECORDS = dict(zip(KINDS, (AttackResult, ImageNetCResult, ShiftResult), strict=True))
 
 
 def write_result(path: Path, result: Result) -> None:
@@ -67,7 +56,7 @@ def read_json(path: Path) -> Any:
 
 def is_result(data: Any) -> bool:
     """Whether this is what an evaluation writes."""
-    return isinstance(data, dict) and data.get("kind") in KINDS and "provenance" in data
+    return isinstance(data, dict) and data.get("kind") in RECORDS and "provenance" in data
 
 
 def read_result(path: Path) -> Result:
@@ -84,76 +73,41 @@ def read_result(path: Path) -> Result:
 
 def parse_result(path: Path, data: Mapping[str, Any]) -> Result:
     """As `read_result`, of the file's content."""
-    parsers = (parse_attack, parse_imagenet_c, parse_shift)
-    parse: Callable[[Measurement, Mapping[str, Any]], Result] = dict(
-        zip(KINDS, parsers, strict=True)
-    )[data["kind"]]
     try:
-        if "measurement" in data:
-            measurement = measurement_from(data["measurement"])
-        else:
-            measurement = measurement_of_earlier(data)
-        return parse(measurement, data)
+        values = {**data, "warnings": data.get("warnings") or ()}
+        if "measurement" not in values:
+            values["measurement"] = measurement_of_earlier(data).fingerprint()
+        result: Result = read_as(RECORDS[data["kind"]], values)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(
             f"{path} lacks what an evaluation holds ({error}); evaluate again"
         ) from error
+    return result
 
 
-def read_tops(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Top-1 and top-5 of an entry."""
-    return {top: read_accuracy(entry[top]) for top in ("top1", "top5") if top in entry}
+def read_as(kind: Any, value: Any) -> Any:
+    """JSON's values as what a record's annotations say: `plain` the other way round.
 
-
-def parse_attack(measurement: Measurement, data: Mapping[str, Any]) -> AttackResult:
-    """An attack evaluation's record."""
-    keys = ("name", "label", "steps", "step_size", "loss", "restarts")
-    attacks = [
-        AttackAccuracies(
-            **read_tops(entry), scale=entry.get("scale"), **{key: entry[key] for key in keys}
-        )
-        for entry in data["attacks"]
-    ]
-    return AttackResult(
-        measurement,
-        data["provenance"],
-        CleanAccuracies(**read_tops(data["clean"]), loss=data["clean"]["loss"]),
-        tuple(attacks),
-        TopAccuracies(**read_tops(data["worst_case"])),
-        tuple(data["cascade"]) if "cascade" in data else None,
-        warnings=tuple(data.get("warnings") or ()),
-    )
-
-
-def parse_imagenet_c(measurement: Measurement, data: Mapping[str, Any]) -> ImageNetCResult:
-    """An ImageNet-C evaluation's record."""
-    corruptions = {
-        name: CorruptionAccuracies(
-            entry["group"], *(tuple(map(read_accuracy, entry[top])) for top in ("top1", "top5"))
-        )
-        for name, entry in data["corruptions"].items()
-    }
-    return ImageNetCResult(
-        measurement,
-        data["provenance"],
-        corruptions,
-        CleanReference(**data["clean"]),
-        Summary(**{f.name: data["summary"][f.name] for f in fields(Summary)}),
-        warnings=tuple(data.get("warnings") or ()),
-    )
-
-
-def parse_shift(measurement: Measurement, data: Mapping[str, Any]) -> ShiftResult:
-    """The record of an evaluation on shifted test sets."""
-    tops = ("top1", "top5", "present_top1", "present_top5")
-    sets = {
-        name: ShiftAccuracies(
-            entry["classes"], entry["images"], *(read_accuracy(entry[top]) for top in tops)
-        )
-        for name, entry in data["sets"].items()
-    }
-    warnings = tuple(data.get("warnings") or ())
-    return ShiftResult(measurement, data["provenance"], sets, warnings=warnings)
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: they hold something else.
+    """
+    if kind is Accuracy:
+        return read_accuracy(value)
+    if kind is Measurement:
+        return measurement_from(value)
+    if is_dataclass(kind) and isinstance(kind, type):
+        hints = get_type_hints(kind)
+        # What may be None need not be there.
+        there = {name: None for name, hint in hints.items() if type(None) in get_args(hint)} | value
+        return kind(**{name: read_as(hint, there[name]) for name, hint in hints.items()})
+    arguments = get_args(kind)
+    if get_origin(kind) is tuple:
+        return tuple(read_as(arguments[0], entry) for entry in value)
+    if get_origin(kind) is Mapping:
+        return {key: read_as(arguments[1], entry) for key, entry in value.items()}
+    if type(None) in arguments and value is not None:
+        return read_as(arguments[0], value)
+    return value
 
 
 def find_results(paths: Sequence[Path]) -> dict[Path, Result]:
