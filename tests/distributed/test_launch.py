@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import textwrap
@@ -20,8 +19,6 @@ from in_process import call, only_error
 from processes import (
     MARK,
     Running,
-    image_of_rank_1,
-    script,
     started,
     survivors,
     until,
@@ -46,6 +43,7 @@ SMALL = """
 
     from utils.distributed.launch import launch, run_command
     from utils.distributed.signals import leave_to_parent
+    from utils.errors import UserError
 
     def read(parent):
         leave_to_parent()
@@ -62,6 +60,8 @@ SMALL = """
         context.barrier()
 
     def act(what):
+        if what == "error":
+            raise UserError("rank 1 cannot")
         if what == "bug":
             raise KeyError("a bug in rank 1")
         if what == "kill":
@@ -99,6 +99,15 @@ def wait_for_none(mark: str, seconds: float = 10) -> None:
     while (left := survivors(mark)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert left == []
+
+
+@needs_proc
+def test_a_user_error_of_one_process(tmp_path: Path, mark: str) -> None:
+    """Such as an image that it cannot read: one line, and its peers end."""
+    with small("error", tmp_path, mark) as running:
+        done = running.end()
+        wait_for_none(mark)
+    assert (done.status, done.err) == (2, "error: rank 1 cannot\n")
 
 
 @needs_proc
@@ -169,23 +178,6 @@ def test_signals_while_processes_start_or_wait(
         wait_for_none(mark)
     assert done.status == 128 + number
     assert done.err == f"stopped by {number.name}\n"
-
-
-# A whole command
-
-
-@needs_proc
-def test_an_image_that_one_process_cannot_read(tmp_path: Path, digits: Path, mark: str) -> None:
-    data = tmp_path / "digits"
-    shutil.copytree(digits, data)
-    bad = image_of_rank_1(data, minibatch=1)
-    bad.write_bytes(b"no image")
-    words = [data, "--nproc", 2, "--set", "DATA.workers=2", *TRAINING]
-    with script("main_free.py", *words, cwd=tmp_path, **{MARK: mark}) as running:
-        done = running.end()
-        wait_for_none(mark)
-    assert done.status == 2
-    assert done.err == f"error: cannot read {bad}: it is not an image; replace or remove it\n"
 
 
 # The parts

@@ -318,12 +318,6 @@ def test_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == sorted([*names[1:], ".a.json.justnow1", "a.json"])
 
 
-def test_names_that_are_not_utf8(tmp_path: Path) -> None:
-    name = os.fsdecode(b"caf\xe9")
-    write_csv(tmp_path / "a.csv", ["image"], [[name]])
-    assert (tmp_path / "a.csv").read_bytes() == b"image\ncaf\xe9\n"
-
-
 def test_written_files_have_ordinary_permissions(tmp_path: Path) -> None:
     mask = os.umask(0o027)
     try:
