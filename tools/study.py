@@ -27,7 +27,7 @@ from tools.compare import main as compare
 from tools.demo import CONFIG, HE, ROOT
 from tools.study_report import write_report
 from utils.config.command_line import parse_command_line
-from utils.config.parser import OneLineParser
+from utils.config.parser import OneLineParser, names
 from utils.config.schema import Config
 from utils.distributed.launch import run_command
 from utils.errors import UserError
@@ -100,11 +100,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="trainings at a time"
     )
+    listed = "commas between (default: all)"
+    parser.add_argument("--methods", type=names, default=[*METHODS], metavar="M,M", help=listed)
     parser.add_argument("--quick", action="store_true", help="a few images, one seed, one epoch")
     arguments = parser.parse_args(argv)
     for name in ("seeds", "jobs"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: at least 1 is needed")
+    if unknown := set(arguments.methods) - METHODS.keys():
+        raise UserError(f"--methods: no {min(unknown)}; there are {', '.join(METHODS)}")
     return arguments
 
 
@@ -112,12 +116,13 @@ def study(arguments: argparse.Namespace) -> None:
     """Data, trainings with their attacks, comparison, report."""
     folder = make_folder(arguments.folder).resolve()
     make_data(folder, arguments.quick)
-    jobs = all_jobs(folder, 1 if arguments.quick else arguments.seeds, arguments.quick)
+    seeds = 1 if arguments.quick else arguments.seeds
+    jobs = all_jobs(folder, arguments.methods, seeds, arguments.quick)
     run_jobs([job for job in jobs if not job.done], arguments.jobs, len(jobs))
-    names = list(dict.fromkeys(job.name for job in jobs))
+    rows = list(dict.fromkeys(job.name for job in jobs))
     runs = [str(os.path.relpath(job.run)) for job in jobs]
     stem = os.path.relpath(folder / "comparison")
-    if status := compare([*runs, "--names", *names, "-o", stem]):
+    if status := compare([*runs, "--names", *rows, "-o", stem]):
         raise UserError(f"the comparison ended with status {status}")
     report = write_report(folder, {job.run: (job.name, job.config) for job in jobs})
     print(f"written: {os.path.relpath(report)}")
@@ -136,13 +141,14 @@ def make_data(folder: Path, quick: bool) -> None:
         (folder / "few.part").rename(folder / "few")
 
 
-def all_jobs(folder: Path, seeds: int, quick: bool) -> list[Job]:
+def all_jobs(folder: Path, methods: Sequence[str], seeds: int, quick: bool) -> list[Job]:
     """Every training, those of one row together."""
     attacks = ",".join(name for name in ATTACKS if is_known(name))
     data = str(folder / ("few" if quick else "digits"))
     jobs = []
-    for method, own in METHODS.items():
-        values = {"TRAIN.method": method, **SETTINGS, **own, **(QUICK if quick else {})}
+    for method in methods:
+        own = METHODS[method] | (QUICK if quick else {})
+        values = {"TRAIN.method": method, **SETTINGS, **own}
         flags = [word for key, v in values.items() for word in ("--set", f"{key}={v}")]
         for name, embedding in ((method, []), (f"{method} + HE", HE)):
             for seed in range(seeds):
