@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,11 +20,14 @@ from lib.data.datasets import FolderBatches, eval_transform
 from lib.data.folders import ImageTree
 from lib.data.loader import make_loader
 from lib.data.samplers import FolderShards
+from lib.data.subsets import choose
 from lib.data.to_device import on_device
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger
-from utils.storage.journal import ResumableRows
+from utils.storage.journal import ResumableRows, remove_journals
+from utils.storage.measurement import Measurement, subset_label
+from utils.storage.results import result_stem
 
 PROGRESS_LINES = 20  # over the whole evaluation, where stdout is no terminal
 FolderCounts = dict[str, list[int]]  # by folder: the measured columns' sums, then images
@@ -67,68 +70,125 @@ class FolderReading:
     workers: int
 
 
-def count_folders(
-    model: nn.Module,
-    folders: Mapping[str, ImageTree],
-    reading: FolderReading,
-    context: DistributedContext,
-    logger: Logger,
-    stem: Path,
-    fingerprint: Mapping[str, Any],
-    what: str,
-    measure: Measure = TOP1_AND_TOP5,
-) -> FolderCounts:
-    """Every folder's counts over all processes; what the journals hold is not evaluated again.
+@dataclass(frozen=True)
+class FolderEvaluation:
+    """What evaluations on ImageNet-C and on shifted test sets have in common.
 
-    Args:
-        model: pixels (B, 3, H, W) in [0, 1] to logits (B, classes), on `context.device`.
-        folders: images by name, with the network's labels.
-        stem: path of the results without extension; the journals lie beside it.
-        fingerprint: what the journals must have been written for.
-        what: words for the progress.
-
-    Raises:
-        UserError: an image that cannot be read, outputs that are not finite, or journals of
-            another evaluation.
+    Attributes:
+        model: pixels (B, 3, H, W) in [0, 1] to logits (B, num_classes), on `context.device`.
+        class_names: class of each output; None if unknown.
+        folder: where the results go.
+        provenance: as it goes into the JSON; protocol, precision and subset are filled in.
+        class_order: `DATA.class_order`, for a checkpoint without class names.
+        n_examples, image_ids: only so many images of a folder, evenly spread; or a file's list.
+        usual_sizes: the network's own image and crop size; names of files tell others.
+        checkpoint_name: what names of files say of the checkpoint.
     """
-    numbers = {name: number for number, name in enumerate(folders)}
-    read_row = partial(read_counts, measure.columns + 1)
-    with ResumableRows(stem, fingerprint, context, read_row) as journal:
-        complete, own = finished_folders(journal.found, context)
-        left = {n: i for n, i in numbers.items() if n not in complete and n not in own}
-        if len(left) < len(folders):
-            done = len(folders) - len(left)
-            logger.info(f"resuming: {done} of {len(folders)} folders were evaluated before")
-        sizes = {number: len(folders[name].files) for name, number in left.items()}
-        shards = FolderShards(sizes, reading.batch_size, context.rank, context.world_size)
-        share = share_name(context.rank, context.world_size)
-        with attacking(model):  # evaluation mode, no gradients
-            batches = read(model, list(folders.values()), reading, shards, context, logger)
-            every = max(1, len(shards) // PROGRESS_LINES)
-            batches = logger.progress(batches, len(shards), what, every)
-            for name, number in left.items():
-                of_folder = islice(batches, len(shards.shards[number]))
-                own[name] = count_folder(model, of_folder, name, measure)
-                journal.add(share, {name: own[name]})
-                journal.flush()
-    shares = [complete, *context.gather(own)]
-    return {name: add_up(s[name] for s in shares if name in s) for name in folders}
 
+    model: nn.Module
+    num_classes: int
+    class_names: Sequence[str] | None
+    reading: FolderReading
+    context: DistributedContext
+    logger: Logger
+    folder: Path
+    provenance: Mapping[str, Any]
+    class_order: str = "auto"
+    n_examples: int | None = None
+    image_ids: str | None = None
+    usual_sizes: tuple[int, int] | None = None
+    checkpoint_name: str = ""
 
-def read(
-    model: nn.Module,
-    trees: Sequence[ImageTree],
-    reading: FolderReading,
-    shards: FolderShards,
-    context: DistributedContext,
-    logger: Logger,
-) -> Iterator[DeviceBatch]:
-    """This process's batches of all folders, through one loader."""
-    transform = eval_transform(reading.img_size, reading.crop_size)
-    dataset = FolderBatches(trees, transform, reading.crop_size)
-    workers = min(reading.workers, len(shards))
-    loader = make_loader(dataset, shards, workers, context.device, warn=logger.warning)
-    return on_device(loader, context.device, next(model.parameters()).dtype)
+    def pick(self, tree: ImageTree) -> ImageTree:
+        """The images of a folder that are evaluated."""
+        return choose(tree, self.n_examples, self.image_ids)
+
+    def measurement(
+        self, kind: str, protocol: str, subset: Mapping[str, Any], total: int, corruptions: str
+    ) -> tuple[Measurement, Path]:
+        """What is measured, and the path of its files without extension.
+
+        Args:
+            subset: of `describe_subset`, out of `total` images.
+            corruptions: what names of files say of the folders.
+        """
+        reading, digest = self.reading, self.provenance["checkpoint"]["sha256"]
+        measured = Measurement(
+            kind, protocol, digest, subset["sha256"], reading.img_size, reading.crop_size,
+            class_order=self.class_order, checkpoint_name=self.checkpoint_name,
+            subset=subset_label(subset, total, bool(self.image_ids)), corruptions=corruptions,
+        )  # fmt: skip
+        img_size, crop = self.usual_sizes or (reading.img_size, reading.crop_size)
+        usual = replace(
+            measured, resize=None if reading.img_size is None else img_size, crop=crop,
+            class_order="auto", checkpoint_name="", subset="", corruptions="",
+        )  # fmt: skip
+        return measured, result_stem(self.folder, measured, usual)
+
+    def provenance_of(self, protocol: str, subset: Mapping[str, Any]) -> dict[str, Any]:
+        """Provenance of a result; whatever the attacks' search is in, this is full precision."""
+        own = {"protocol": protocol, "precision": "fp32", "subset": dict(subset)}
+        return {**self.provenance, **own}
+
+    def finish(self, stem: Path, write: Callable[[], None], text: str) -> None:
+        """Write and print the result; from then on nothing is left to resume."""
+        if self.context.is_main:
+            write()
+            remove_journals(stem)
+        self.logger.info(text)
+        self.context.barrier()
+
+    def count(
+        self,
+        folders: Mapping[str, ImageTree],
+        measured: Measurement,
+        stem: Path,
+        what: str,
+        measure: Measure = TOP1_AND_TOP5,
+    ) -> FolderCounts:
+        """Every folder's counts over all processes; what journals hold is not evaluated again.
+
+        Args:
+            folders: images by name, with the network's labels.
+            what: words for the progress.
+
+        Raises:
+            UserError: an image that cannot be read, outputs that are not finite, or journals of
+                another evaluation.
+        """
+        context, numbers = self.context, {name: number for number, name in enumerate(folders)}
+        read_row = partial(read_counts, measure.columns + 1)
+        with ResumableRows(stem, measured.fingerprint(), context, read_row) as journal:
+            complete, own = finished_folders(journal.found, context)
+            left = {n: i for n, i in numbers.items() if n not in complete and n not in own}
+            if len(left) < len(folders):
+                done = f"{len(folders) - len(left)} of {len(folders)}"
+                self.logger.info(f"resuming: {done} folders were evaluated before")
+            sizes = {number: len(folders[name].files) for name, number in left.items()}
+            shards = FolderShards(sizes, self.reading.batch_size, context.rank, context.world_size)
+            share = share_name(context.rank, context.world_size)
+            batches = self.read(list(folders.values()), shards, what)
+            with attacking(self.model):  # evaluation mode, no gradients
+                for name, number in left.items():
+                    of_folder = islice(batches, len(shards.shards[number]))
+                    own[name] = count_folder(self.model, of_folder, name, measure)
+                    journal.add(share, {name: own[name]})
+                    journal.flush()
+        shares = [complete, *context.gather(own)]
+        return {name: add_up(s[name] for s in shares if name in s) for name in folders}
+
+    def read(
+        self, trees: Sequence[ImageTree], shards: FolderShards, what: str
+    ) -> Iterator[DeviceBatch]:
+        """This process's batches of all folders, through one loader, under a bar."""
+        reading, device = self.reading, self.context.device
+        transform = eval_transform(reading.img_size, reading.crop_size)
+        dataset = FolderBatches(trees, transform, reading.crop_size)
+        workers = min(reading.workers, len(shards))
+        loader = make_loader(dataset, shards, workers, device, warn=self.logger.warning)
+        batches = on_device(loader, device, next(self.model.parameters()).dtype)
+        every = max(1, len(shards) // PROGRESS_LINES)
+        return self.logger.progress(batches, len(shards), what, every)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from lib.evaluation.checkpoint_model import (
     with_sizes_of,
 )
 from lib.evaluation.checks import check_attacks, check_network, check_selection
-from lib.evaluation.folder_counts import FolderReading
+from lib.evaluation.folder_counts import FolderEvaluation, FolderReading
 from lib.evaluation.images import save_attack_images
 from lib.evaluation.measured import class_order, measured_attacks, usual_attacks
 from lib.evaluation.report import result_table, summarise, write_files
@@ -191,52 +191,41 @@ def evaluate_corruptions(
     data: str,
 ) -> None:
     """ImageNet-C: table, JSON, CSV, figure."""
-    options, settings, protocol = config.OPTIONS, config.DATA, PROTOCOLS[config.EVAL.protocol]
     announce(evaluated, f"ImageNet-C at {data}", logger)
-    own = (evaluated.trained or Config().as_dict())["DATA"]
-    evaluate_imagenet_c(
-        evaluated.model,
-        data,
-        evaluated.settings.classes,
-        protocol=protocol,
-        corruptions=options.corruptions,
-        img_size=settings.img_size,
-        crop_size=settings.crop_size,
-        batch_size=max(1, settings.batch_size // context.world_size),
-        workers=share_of_workers(settings.workers),
-        context=context,
-        folder=evaluated.folder,
-        provenance=make_provenance(config, evaluated, {}, context),
-        logger=logger,
-        clean_accuracy=options.clean_accuracy,
-        n_examples=options.n_examples,
-        image_ids=options.image_ids,
-        usual_sizes=(own["img_size"], own["crop_size"]),
-        checkpoint_name=evaluated.tag.removeprefix("_"),
-        class_order=class_order(config, evaluated),
-    )
+    evaluation = folder_evaluation(config, context, logger, evaluated)
+    options, protocol = config.OPTIONS, PROTOCOLS[config.EVAL.protocol]
+    evaluate_imagenet_c(evaluation, data, protocol, options.corruptions, options.clean_accuracy)
 
 
 def evaluate_test_sets(
     config: Config, context: DistributedContext, logger: Logger, evaluated: EvaluatedModel
 ) -> None:
     """Shifted test sets: table, JSON, CSV, figure."""
+    data = config.OPTIONS.data or ""
+    announce(evaluated, f"shifted test sets at {data}", logger)
+    evaluate_shift(folder_evaluation(config, context, logger, evaluated), data)
+
+
+def folder_evaluation(
+    config: Config, context: DistributedContext, logger: Logger, evaluated: EvaluatedModel
+) -> FolderEvaluation:
+    """The network and how images are read, for ImageNet-C and shifted test sets."""
     options, data = config.OPTIONS, config.DATA
-    announce(evaluated, f"shifted test sets at {options.data}", logger)
-    batch_size = max(1, data.batch_size // context.world_size)
-    reading = FolderReading(
-        data.img_size, data.crop_size, batch_size, share_of_workers(data.workers)
-    )
     own = (evaluated.trained or Config().as_dict())["DATA"]
-    evaluate_shift(
-        evaluated,
-        options.data or "",
-        reading,
-        context,
-        make_provenance(config, evaluated, {}, context),
-        logger,
+    batch_size = max(1, data.batch_size // context.world_size)
+    workers = share_of_workers(data.workers)
+    return FolderEvaluation(
+        model=evaluated.model,
+        num_classes=evaluated.model.num_classes,
+        class_names=evaluated.settings.classes,
+        reading=FolderReading(data.img_size, data.crop_size, batch_size, workers),
+        context=context,
+        logger=logger,
+        folder=evaluated.folder,
+        provenance=make_provenance(config, evaluated, {}, context),
         class_order=class_order(config, evaluated),
         n_examples=options.n_examples,
         image_ids=options.image_ids,
         usual_sizes=(own["img_size"], own["crop_size"]),
+        checkpoint_name=evaluated.tag.removeprefix("_"),
     )

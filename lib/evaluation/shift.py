@@ -3,97 +3,66 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from lib.algorithm.metrics import correct_in_top
 from lib.data.folders import ImageTree, read_tree
 from lib.data.listing import is_image, subfolders
-from lib.data.subsets import choose, describe_subset
-from lib.evaluation.checkpoint_model import EvaluatedModel
-from lib.evaluation.folder_counts import FolderCounts, FolderReading, Measure, count_folders
+from lib.data.subsets import describe_subset
+from lib.evaluation.folder_counts import FolderCounts, FolderEvaluation, Measure
 from lib.evaluation.shift_report import result_text, write_files
-from utils.distributed.context import DistributedContext
 from utils.errors import UserError
-from utils.logging import Logger
 from utils.storage.files import names_sha256
 from utils.storage.intervals import Accuracy
-from utils.storage.journal import remove_journals
-from utils.storage.measurement import Measurement, subset_label
 from utils.storage.records import ShiftAccuracies, ShiftResult
-from utils.storage.results import result_stem
 
 PART = 10_000  # images after which an interrupted evaluation resumes
 Sets = dict[str, ImageTree]
 
 
-def evaluate_shift(
-    evaluated: EvaluatedModel,
-    root: str,
-    reading: FolderReading,
-    context: DistributedContext,
-    provenance: Mapping[str, Any],
-    logger: Logger,
-    *,
-    class_order: str = "auto",
-    n_examples: int | None = None,
-    image_ids: str | None = None,
-    usual_sizes: tuple[int, int],
-) -> ShiftResult:
+def evaluate_shift(evaluation: FolderEvaluation, root: str) -> ShiftResult:
     """Top-1 and top-5 on each test set: table, JSON, CSV, figure; resumes if interrupted.
 
     Args:
+        evaluation: the network, and how images are read.
         root: one folder of class folders, or a folder of several.
-        class_order: `DATA.class_order`, for a checkpoint without class names.
-        n_examples, image_ids: only so many images of a set, evenly spread; or a file's list.
-        usual_sizes: the network's own image and crop size; names of files tell others.
 
     Raises:
         UserError: a tree that is not in order, or classes that the network does not know.
     """
-
-    def prepare() -> tuple[Sets, Sets]:
-        names, outputs = evaluated.settings.classes, int(evaluated.model.num_classes)
-        whole = {
-            name: read_tree(folder).with_labels_of(names, outputs, class_order)
-            for name, folder in find_test_sets(root).items()
-        }
-        for note in (note for tree in whole.values() for note in tree.notes):
-            logger.warning(note)
-        return whole, {n: choose(tree, n_examples, image_ids) for n, tree in whole.items()}
-
-    whole, sets = context.from_main(prepare)
+    whole = evaluation.context.from_main(lambda: read_sets(evaluation, root))
+    sets = {name: evaluation.pick(tree) for name, tree in whole.items()}
     n, total = (sum(len(tree.files) for tree in each.values()) for each in (sets, whole))
     names = [f"{name}/{file}" for name, tree in sets.items() for file in tree.files]
-    subset = describe_subset(n, total, bool(image_ids), names_sha256(names))
-    measurement = Measurement(
-        "shift", "standard", evaluated.identity["sha256"], subset["sha256"], reading.img_size,
-        reading.crop_size, class_order=class_order,
-        checkpoint_name=evaluated.tag.removeprefix("_"),
-        subset=subset_label(subset, total, bool(image_ids)), corruptions="+".join(sets),
-    )  # fmt: skip
-    usual = replace(
-        measurement, resize=usual_sizes[0], crop=usual_sizes[1], class_order="auto",
-        checkpoint_name="", subset="", corruptions="",
-    )  # fmt: skip
-    stem = result_stem(evaluated.folder, measurement, usual)
-    counts = count_folders(
-        evaluated.model, parts_of(sets), reading, context, logger, stem,
-        measurement.fingerprint(), "test sets", measure_of(whole, evaluated, context.device),
-    )  # fmt: skip
-    provenance = {**provenance, "protocol": "standard", "precision": "fp32", "subset": subset}
+    subset = describe_subset(n, total, bool(evaluation.image_ids), names_sha256(names))
+    measured, stem = evaluation.measurement("shift", "standard", subset, total, "+".join(sets))
+    device = evaluation.context.device
+    measure = measure_of(whole, evaluation.num_classes, device)
+    counts = evaluation.count(parts_of(sets), measured, stem, "test sets", measure)
     accuracies = {name: accuracies_of(counts, name, sets, whole) for name in sets}
     warnings = tuple(note for tree in whole.values() for note in tree.notes)
-    result = ShiftResult(measurement, provenance, accuracies, warnings=warnings)
-    if context.is_main:
-        write_files(result, stem)
-        remove_journals(stem)
-    logger.info(result_text(result, stem))
-    context.barrier()
+    provenance = evaluation.provenance_of("standard", subset)
+    result = ShiftResult(measured, provenance, accuracies, warnings=warnings)
+    evaluation.finish(stem, lambda: write_files(result, stem), result_text(result, stem))
     return result
+
+
+def read_sets(evaluation: FolderEvaluation, root: str) -> Sets:
+    """All images of each set, with the network's labels; what is odd about them is said.
+
+    Raises:
+        UserError: one is not in order, or has classes that the network does not know.
+    """
+    names, outputs = evaluation.class_names, evaluation.num_classes
+    sets = {
+        name: read_tree(folder).with_labels_of(names, outputs, evaluation.class_order)
+        for name, folder in find_test_sets(root).items()
+    }
+    for note in (note for tree in sets.values() for note in tree.notes):
+        evaluation.logger.warning(note)
+    return sets
 
 
 def find_test_sets(root: str) -> dict[str, str]:
@@ -138,14 +107,14 @@ def parts_of(sets: Sets) -> Sets:
     }
 
 
-def measure_of(sets: Sets, evaluated: EvaluatedModel, device: torch.device) -> Measure:
+def measure_of(sets: Sets, num_classes: int, device: torch.device) -> Measure:
     """Top-1 and top-5 over all outputs, then over those of the set's classes alone.
 
     The latter is the 200-way accuracy that ImageNet-R and -A are published with.
     """
     absent = {}
     for name, tree in sets.items():
-        absent[name] = torch.ones(int(evaluated.model.num_classes), dtype=torch.bool)
+        absent[name] = torch.ones(num_classes, dtype=torch.bool)
         absent[name][sorted(set(tree.labels))] = False
         absent[name] = absent[name].to(device)
 

@@ -31,6 +31,7 @@ from lib.data.loader import make_loader
 from lib.data.samplers import FolderShards
 from lib.data.subsets import choose
 from lib.evaluation import folder_counts
+from lib.evaluation.folder_counts import FolderEvaluation, FolderReading
 from lib.imagenet_c import scan
 from lib.imagenet_c.corruptions import (
     C_BAR,
@@ -442,22 +443,25 @@ def no_figures(request, monkeypatch) -> None:
 
 
 def run(model: nn.Module, root: Path, folder: Path, **changes) -> ImageNetCResult:
-    settings = {
-        "protocol": "standard",
-        "corruptions": None,
-        "img_size": 40,
-        "crop_size": 32,
-        "batch_size": 5,
-        "workers": 0,
-        "context": ONE,
-        "folder": folder,
-        "provenance": PROVENANCE,
-        "logger": Logger(active=False),
-    }
-    settings |= changes
-    settings["protocol"] = PROTOCOLS[settings["protocol"]]
-    names = [str(digit) for digit in range(10)]
-    return evaluate_imagenet_c(model, str(root), names, **settings)
+    """What changes: the protocol's name, arguments, and fields of the evaluation."""
+    rest = {name: changes.pop(name, None) for name in ("corruptions", "clean_accuracy")}
+    protocol = PROTOCOLS[changes.pop("protocol", "standard")]
+    reading = {"img_size": 40, "crop_size": 32, "batch_size": 5, "workers": 0}
+    reading |= {name: changes.pop(name) for name in reading if name in changes}
+    evaluation = FolderEvaluation(
+        **{
+            "model": model,
+            "num_classes": 10,
+            "class_names": [str(digit) for digit in range(10)],
+            "reading": FolderReading(**reading),
+            "context": ONE,
+            "logger": Logger(active=False),
+            "folder": folder,
+            "provenance": PROVENANCE,
+            **changes,
+        }
+    )
+    return evaluate_imagenet_c(evaluation, str(root), protocol, **rest)
 
 
 @pytest.fixture(scope="module")
