@@ -95,8 +95,8 @@ def test_kill_9_at_random_instants(digits: Path, tmp_path: Path, whole: dict[str
 def make_fifos(folder: Path) -> None:
     """Images that no reader comes to the end of, as on a disk that does not answer."""
     for path in folder.glob("*/*.png"):
-        path.unlink()
-        os.mkfifo(path)
+        os.mkfifo(path.with_suffix(".fifo"))
+        path.with_suffix(".fifo").replace(path)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
