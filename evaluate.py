@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> None:
         config = parse_command_line(argv, "evaluate", __doc__ or "")
         # Wrong names are answered at once.
-        attack_list(config.OPTIONS.attack, config.ADV.pgd_attack, PROTOCOLS[config.EVAL.protocol])
+        protocol, norm = PROTOCOLS[config.EVAL.protocol], config.EVAL.norm
+        attack_list(config.OPTIONS.attack, config.ADV.pgd_attack, protocol, norm=norm)
         choose_corruptions(config.OPTIONS.corruptions)
         launch(work, config)
 

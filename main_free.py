@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> None:
         config = parse_command_line(argv, "main_free", __doc__ or "")
         # A wrong name is answered at once.
-        attack_list(config.OPTIONS.attack, config.ADV.pgd_attack, PROTOCOLS[config.EVAL.protocol])
+        protocol, norm = PROTOCOLS[config.EVAL.protocol], config.EVAL.norm
+        attack_list(config.OPTIONS.attack, config.ADV.pgd_attack, protocol, norm=norm)
         launch(work, config)
 
     return run_command(command)

@@ -123,9 +123,9 @@ def attack_values(path: Path, result: AttackResult) -> Iterator[Value]:
 
     yield value("Clean", images, result.clean.top1, outcomes="clean_correct")
     for attack in result.attacks:
-        if attack.name.startswith("autoattack-"):
+        if attack.is_part:
             continue  # what some of its attacks have left is no attack of its own
-        step = (("step", radius_text(attack.step_size)),) if attack.steps else ()
+        step = (("step", radius_text(attack.step_size, measured.norm)),) if attack.steps else ()
         conditions = (*search, *step, *images)
         more = {"scale": attack.scale, "outcomes": f"{attack.name}_robust"}
         yield value(attack.label, conditions, attack.top1, **more)

@@ -28,25 +28,32 @@ class PGDAttack:
         model: `models.resnet.ResNet`, or any module that maps [0, 1] pixels to logits.
         spec: steps, step size, loss, restarts, scale.
         threat: ball, protocol, seed, precision.
-        outputs: `model.outputs` compiled, or None.
+        outputs: the raw outputs of what is attacked compiled, or None.
+        source: the network that is attacked, where it is not `model`, which judges.
     """
 
     chunk: int | None = None
 
     def __init__(
-        self, model: nn.Module, spec: PGDSpec, threat: ThreatModel, outputs: Logits | None = None
+        self,
+        model: nn.Module,
+        spec: PGDSpec,
+        threat: ThreatModel,
+        outputs: Logits | None = None,
+        source: nn.Module | None = None,
     ) -> None:
         self.model, self.spec, self.threat = model, spec, threat
         self.warnings: set[str] = set()
         self.loss, self.norm = ATTACK_LOSS[spec.loss], NORMS[threat.norm]
-        own_scale = getattr(model, "scale", 1.0)
+        attacked = model if source is None else source
+        own_scale = getattr(attacked, "scale", 1.0)
         scale = threat.protocol.search_scale(spec, own_scale)
         # Calling the module keeps hooks and foreign networks working where s is its own.
         own = scale == own_scale and outputs is None
-        raw: Any = model if own else outputs or getattr(model, "outputs", model)
+        raw: Any = attacked if own else outputs or getattr(attacked, "outputs", attacked)
         self.raw: Logits = raw
         self.factor = 1.0 if own else scale
-        self.compiled = outputs is not None
+        self.compiled, self.transfers = outputs is not None, source is not None
         self.starts = RandomStarts(threat.eps, threat.seed, self.norm)
 
     def run(self, batches: Iterable[DeviceBatch]) -> Iterator[Outcome]:
@@ -152,6 +159,8 @@ class PGDAttack:
         An iterate that another arithmetic takes for right is believed until the last one, which
         can only weaken the attack; one that seems to be misclassified is looked at again.
         """
+        if self.transfers:
+            return self.predict_full_precision(adversarial).to(logits.dtype)
         if is_full_precision(logits.device, self.threat.precision) and not self.compiled:
             return logits
         decisive = (last | ~correct_in_top(logits, labels, 1)).nonzero().squeeze(1)

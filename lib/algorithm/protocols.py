@@ -14,10 +14,11 @@ class PGDSpec:
 
     Attributes:
         steps: sign steps per restart.
-        step_size: step in units of [0, 1].
+        step_size: length of a step; in Linf in units of [0, 1].
         loss: what PGD ascends, one of `ATTACK_LOSS`.
         restarts: random starts; an image must survive all of them.
         scale: the factor on the network's raw outputs under the loss; None is the network's own.
+        step_text: the step size as the name gives it, or nothing.
     """
 
     steps: int
@@ -25,19 +26,22 @@ class PGDSpec:
     loss: str = "ce"
     restarts: int = 1
     scale: float | None = None
+    step_text: str = ""
 
     @property
     def name(self) -> str:
         """The name that `--attack` takes, with the scale where it is not the network's own."""
         name = f"pgd{self.steps}" + (f"-{self.loss}" if self.loss != "ce" else "")
         name += f"-r{self.restarts}" if self.restarts > 1 else ""
-        return name + (f"-s{self.scale:g}" if self.scale is not None else "")
+        name += f"-s{self.scale:g}" if self.scale is not None else ""
+        return name + (f"@{self.step_text}" if self.step_text else "")
 
     @property
     def label(self) -> str:
         """The name in tables and figures."""
         extra = f", {self.restarts} restarts" if self.restarts > 1 else ""
         extra += f", scale {self.scale:g}" if self.scale is not None else ""
+        extra += f", step {self.step_text}" if self.step_text else ""
         return f"PGD-{self.steps} ({self.loss}{extra})"
 
     @property

@@ -11,8 +11,7 @@ from lib.algorithm.batch import DeviceBatch, Outcome
 from lib.algorithm.pgd import Logits
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, ThreatModel
-from lib.evaluation.autoattack import AutoAttack, require_classes, require_package
-from utils.errors import UserError
+from lib.evaluation.autoattack import AutoAttack
 
 
 class Attack(Protocol):
@@ -33,28 +32,19 @@ class Attack(Protocol):
 
 
 def make_attack(
-    model: nn.Module, spec: AttackSpec, threat: ThreatModel, outputs: Logits | None = None
+    model: nn.Module,
+    spec: AttackSpec,
+    threat: ThreatModel,
+    outputs: Logits | None = None,
+    source: nn.Module | None = None,
 ) -> Attack:
     """The attack that a spec describes.
 
     Args:
         model: pixels in [0, 1] to logits.
-        outputs: the model's raw outputs, compiled; None for its own.
+        outputs: the raw outputs of what is attacked, compiled; None for its own.
+        source: the network that is attacked, where it is not `model`, which judges.
     """
     if isinstance(spec, AutoAttackSpec):
-        return AutoAttack(model, spec, threat)
-    return PGDAttack(model, spec, threat, outputs)
-
-
-def require_attackable(specs: Iterable[AttackSpec], classes: int) -> None:
-    """To be called before long work.
-
-    Raises:
-        UserError: an attack needs a package that is missing, or more classes than there are.
-    """
-    for spec in specs:
-        if isinstance(spec, AutoAttackSpec):
-            require_package()
-            require_classes(classes)
-        elif spec.loss == "dlr" and classes < 3:
-            raise UserError("the dlr loss compares three classes; use margin")
+        return AutoAttack(model, spec, threat, source)
+    return PGDAttack(model, spec, threat, outputs, source)

@@ -1,8 +1,9 @@
 """AutoAttack (Croce & Hein 2020, arXiv:2003.01690) by its authors' package, one chunk at a time.
 
 The standard version: APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square, each on
-what the ones before have left robust. The package takes all images in one tensor and keeps a state
-file that does not resume; here the caller cuts the images into chunks and keeps each one's outcome.
+what the ones before have left robust; or other lists of its attacks. The package takes all images
+in one tensor and keeps a state file that does not resume; here the caller cuts the images into
+chunks and keeps each one's outcome.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from lib.algorithm.batch import DeviceBatch, Outcome
+from lib.algorithm.norms import NORMS
 from lib.algorithm.precision import full_precision, precision_context
 from lib.algorithm.protocols import AutoAttackSpec, ThreatModel
 from lib.algorithm.seeds import derived_seed
 from utils.errors import UserError
 
 CHUNK = 256  # images
-FEWEST_CLASSES = 4  # the targeted DLR loss takes the fourth largest logit
-TARGETS = 9  # of the targeted attacks, where there are as many other classes
-ROUNDING = 1e-6  # of float32 pixels, in units of [0, 1]
+ROUNDING = 1e-6  # of a float32 pixel in [0, 1]; and of a radius, relatively
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 
@@ -42,12 +43,20 @@ class AutoAttack:
         spec: which of its attacks.
         threat: ball, seed, precision of the search. The protocol does not matter: an image is
             robust when no attack has found another one that is misclassified.
+        source: the network that is attacked, where it is not `model`, which judges.
     """
 
     chunk: int | None = CHUNK
 
-    def __init__(self, model: nn.Module, spec: AutoAttackSpec, threat: ThreatModel) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: AutoAttackSpec,
+        threat: ThreatModel,
+        source: nn.Module | None = None,
+    ) -> None:
         self.model, self.spec, self.threat = model, spec, threat
+        self.source = model if source is None else source
         self.warnings: set[str] = set()
         parameter = next(model.parameters(), None)
         self.dtype = torch.float32 if parameter is None else parameter.dtype
@@ -69,13 +78,17 @@ class AutoAttack:
         adversarial, survived = x.clone(), torch.zeros_like(y)
         adversaries = self.adversaries(classes, int(batch.indices[0]), x.device)
         for stage in self.spec.stages:
+            if not self.threat.eps:  # there is one image in the ball, and the package divides by it
+                survived += robust
+                continue
             for rows, found, predicted in self.search(adversaries, stage, x, y, robust):
                 fooled = predicted != y[rows]
                 adversarial[rows[fooled]] = found[fooled]
                 predictions[rows[fooled]] = predicted[fooled]
                 robust[rows[fooled]] = False
             survived += robust
-        assert (adversarial - x).abs().max() <= self.threat.eps + ROUNDING, "left the eps-ball"
+        distance, eps = NORMS[self.threat.norm].length(adversarial - x), self.threat.eps
+        assert distance.max() <= eps + ROUNDING * max(1, eps), "left the eps-ball"
         assert torch.equal(adversarial, adversarial.clamp(0, 1)), "left the pixel range"
         never = torch.zeros_like(robust)
         return Outcome(batch.indices, robust, survived, robust, predictions, never, adversarial)
@@ -115,17 +128,18 @@ class AutoAttack:
     def adversaries(self, classes: int, first_index: int, device: torch.device) -> list[Any]:
         """The package's attack objects: one that searches as configured, one in full precision.
 
+        Where another network is attacked there is nothing to repeat in full precision.
+
         Raises:
-            UserError: the package is not installed, or there are fewer than 4 classes.
+            UserError: the package is not installed.
         """
-        require_classes(classes)
         seed = derived_seed(self.threat.seed, first_index)
 
         def logits_of(images: torch.Tensor) -> torch.Tensor:
             # The package takes views of its gradients, which a network in channels_last would
             # hand back in channels_last: behind a flat image they are contiguous.
             images = images.flatten(1).unflatten(1, images.shape[1:])
-            return self.model(images.to(self.dtype)).float()
+            return self.source(images.to(self.dtype)).float()
 
         def search_logits(images: torch.Tensor) -> torch.Tensor:
             with precision_context(images.device, self.threat.precision):
@@ -135,20 +149,27 @@ class AutoAttack:
             with full_precision():
                 return logits_of(images)
 
-        return [
-            package_attack(network, classes, self.threat.eps, seed, device)
-            for network in (search_logits, full_logits)
-        ]
+        searches = (search_logits, full_logits) if self.source is self.model else (search_logits,)
+        make = partial(package_attack, self.spec, self.threat, classes, seed, device)
+        return [make(network) for network in searches]
 
 
 def package_attack(
-    logits_of: Network, classes: int, eps: float, seed: int, device: torch.device
+    spec: AutoAttackSpec,
+    threat: ThreatModel,
+    classes: int,
+    seed: int,
+    device: torch.device,
+    logits_of: Network,
 ) -> Any:
     """The package's attack object for float32 images."""
-    adversary = require_package()(logits_of, eps=eps, seed=seed, device=device, version="standard")
+    version = "plus" if spec.name == "autoattack-plus" else "standard"
+    adversary = require_package()(
+        logits_of, eps=threat.eps, norm=threat.norm, seed=seed, device=device, version=version
+    )
     # As published for 10 classes or more; with fewer the package would count past the last one.
-    targets = min(TARGETS, classes - 1)
-    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
+    for attack in (adversary.apgd_targeted, adversary.fab):
+        attack.n_target_classes = min(attack.n_target_classes, classes - 1)
     return adversary
 
 
@@ -166,19 +187,6 @@ def require_package() -> Any:
             " pip install -r requirements-extra.txt"
         ) from error
     return AutoAttack
-
-
-def require_classes(classes: int) -> None:
-    """To be called before long work, like `require_package`.
-
-    Raises:
-        UserError: there are fewer than 4 classes.
-    """
-    if classes < FEWEST_CLASSES:
-        raise UserError(
-            f"AutoAttack needs {FEWEST_CLASSES} classes or more, since its targeted DLR loss takes"
-            f" the fourth largest logit; this network has {classes}: use --attack pgd50-margin"
-        )
 
 
 @contextmanager

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from lib.algorithm.precision import tf32_backends
 from lib.data.folders import ImageTree, read_split
 from lib.data.subsets import choose, describe_subset
 from lib.evaluation.model_settings import ModelSettings, model_of, pretrained_model, settings_of
 from models.resnet import ResNet
-from utils.config.schema import Config, Source
+from utils.config.schema import SCHEMA, Config, Source, plain
 from utils.distributed.context import DistributedContext
+from utils.errors import UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import read_checkpoint
 from utils.storage.files import file_sha256, make_folder
@@ -45,15 +47,25 @@ class EvaluatedModel:
     def tag(self) -> str:
         """What a file other than model_best adds to the names of its results, in one folder."""
         name = Path(self.identity["path"]).name
-        kind = next((kind for kind in (".pth.tar", ".pth", ".pt") if name.endswith(kind)), None)
-        return "" if kind is None or name == BEST else f"_{name.removesuffix(kind)}"
+        stem = file_stem(name)
+        return "" if stem == name or name == BEST else f"_{stem}"
 
 
-def load_evaluated_model(config: Config, device: torch.device, path: str = "") -> EvaluatedModel:
+def file_stem(path: str) -> str:
+    """A checkpoint's file name without its ending."""
+    name = Path(path).name
+    ending = next((e for e in (".pth.tar", ".pth", ".pt") if name.endswith(e)), "")
+    return name.removesuffix(ending)
+
+
+def load_evaluated_model(
+    config: Config, device: torch.device, path: str = "", leaves_results: bool = True
+) -> EvaluatedModel:
     """The network that `--resume` or `--pretrained` names.
 
     Args:
         path: a checkpoint in place of `--resume`.
+        leaves_results: results are going to be written beside it.
 
     Raises:
         UserError: no such checkpoint, or it contradicts the flags, or the folder is not writable.
@@ -66,7 +78,8 @@ def load_evaluated_model(config: Config, device: torch.device, path: str = "") -
         model = model_of(checkpoint, settings)
         folder, source, digest = Path(found).parent, found, file_sha256(found)
         trained = checkpoint.content.get("config") if checkpoint.is_ours else None
-        make_folder(folder, "results go beside the checkpoint: copy it to where you can write")
+        if leaves_results:
+            make_folder(folder, "results go beside the checkpoint: copy it to where you can write")
     else:
         model, settings = pretrained_model(config)
         folder = ROOT / f"{settings.arch}_pretrained"
@@ -80,17 +93,69 @@ def load_evaluated_model(config: Config, device: torch.device, path: str = "") -
     return EvaluatedModel(model, settings, folder, identity, trained)
 
 
-def with_sizes_of(config: Config, evaluated: EvaluatedModel) -> Config:
-    """The configuration with the image sizes of the network's training.
+def load_source(
+    config: Config, context: DistributedContext, evaluated: EvaluatedModel
+) -> EvaluatedModel | None:
+    """The network of `--transfer_from`; None where the evaluated network itself is attacked.
 
-    They are part of what a checkpoint carries; sizes on the command line go over them.
+    Raises:
+        UserError: it cannot be had, or has other classes.
     """
-    sizes = {
-        f"DATA.{key}": evaluated.trained["DATA"][key]
-        for key in ("img_size", "crop_size")
-        if evaluated.trained is not None and not config.given(f"DATA.{key}")
-    }
-    return config.changed(sizes, Source.CHECKPOINT)
+    path = config.OPTIONS.transfer_from
+    if not path:
+        return None
+
+    # The flags describe the network that judges: they contradict nothing here.
+    keys = [*(f"HE.{key}" for key in SCHEMA["HE"]), "TRAIN.arch", "TRAIN.mean", "TRAIN.std"]
+    mild = config.changed({key: config.value(key) for key in keys}, Source.BUILT_IN)
+
+    def load() -> EvaluatedModel:
+        source = load_evaluated_model(mild, context.device, path, leaves_results=False)
+        ours, its = evaluated.settings.classes, source.settings.classes
+        if source.model.num_classes != evaluated.model.num_classes or (
+            ours and its and ours != its
+        ):
+            raise UserError(
+                f"--transfer_from {path} has other classes than {evaluated.identity['path']}; take"
+                " a network that was trained on the same ones"
+            )
+        return source
+
+    return context.run_and_share_errors(load)
+
+
+# What an evaluation takes from the network's training unless the user says otherwise.
+TRAINED = (
+    "DATA.img_size",
+    "DATA.crop_size",
+    "DATA.max_color_value",
+    "ADV.clip_eps",
+    "ADV.pgd_attack",
+)
+
+
+def with_trained_settings(config: Config, evaluated: EvaluatedModel, logger: Logger) -> Config:
+    """The configuration with the image sizes, radius and attacks of the network's training.
+
+    Values on the command line and in a file given by -c go over them. The suite's own configs.yml
+    does not, as it says of every training the same; where it was changed, a warning has both.
+    """
+    said = (Source.COMMAND_LINE, Source.GIVEN_FILE)
+    values: dict[str, object] = {}
+    for key in TRAINED:
+        section, _, name = key.partition(".")
+        its = (evaluated.trained or {}).get(section, {})
+        unit_of_given = key == "DATA.max_color_value" and config.source("ADV.clip_eps") in said
+        if name not in its or config.source(key) in said or unit_of_given:
+            continue
+        values[key] = trained = SCHEMA[section][name].read(its[name])
+        own = config.value(key)
+        if own not in (trained, SCHEMA[section][name].default):
+            logger.warning(
+                f"{key} is {plain(trained)} as in the network's training, not {plain(own)} as in"
+                f" configs.yml; give --set {key}=... to evaluate otherwise"
+            )
+    return config.changed(values, Source.CHECKPOINT)
 
 
 def auto_path(config: Config) -> str:
@@ -139,7 +204,20 @@ def make_provenance(
     context: DistributedContext,
 ) -> dict[str, Any]:
     """Provenance of the results of this process's evaluation."""
-    return provenance(config, evaluated.identity, subset, device_name(context.device))
+    origin = provenance(config, evaluated.identity, subset, device_name(context.device))
+    return origin | {"arithmetic": arithmetic(context.device)}
+
+
+def arithmetic(device: torch.device) -> dict[str, Any]:
+    """What decides how a GPU rounds; nothing elsewhere. Outcomes are judged without TF32."""
+    if device.type != "cuda":
+        return {}
+    products, convolutions = (backend.allow_tf32 for backend in tf32_backends())
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "tf32_in_search": {"matmul": products, "convolutions": convolutions},
+    }
 
 
 def announce(evaluated: EvaluatedModel, what: str, logger: Logger) -> None:

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from lib.algorithm.pgd import attacking
-from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, PGDSpec
+from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, PGDSpec, ThreatModel
 from lib.evaluation.runner import CLEAN
 from lib.evaluation.validation import EvaluationData
+from utils.storage.measurement import radius_text
 from utils.storage.run_folder import BEST, BEST_EMA
 
 ZERO_GRADIENT_SHARE = 0.1  # of the attacked images
@@ -25,6 +26,24 @@ SQUARE_SHARE = 0.002  # of all images, the bound of the authors' package
 REPEAT_TOLERANCE = 1e-3  # relative: kernels may round differently from call to call
 
 Rows = Mapping[int, Any]
+
+
+def check_reach(specs: Sequence[AttackSpec], threat: ThreatModel) -> list[str]:
+    """A warning for every PGD whose steps cannot cross from the centre to the edge of the ball."""
+    return [
+        f"{spec.label}: {spec.steps} x {radius_text(spec.step_size, threat.norm)} reach"
+        f" {radius_text(spec.steps * spec.step_size, threat.norm)} of a radius of"
+        f" {radius_text(threat.eps, threat.norm)}, so robust accuracy is overestimated: take more"
+        f" steps, or longer ones, such as pgd{spec.steps}@{longer_step(spec, threat)}"
+        for spec in specs
+        if isinstance(spec, PGDSpec) and spec.steps * spec.step_size < threat.eps * (1 - 1e-6)
+    ]
+
+
+def longer_step(spec: PGDSpec, threat: ThreatModel) -> str:
+    """A step with which the attack reaches 2.5 times the radius, as `--attack` takes it."""
+    step = 2.5 * threat.eps / spec.steps
+    return f"{255 * step:.2g}/255" if threat.norm == "Linf" else f"{step:.2g}"
 
 
 def check_network(model: nn.Module, data: EvaluationData) -> list[str]:

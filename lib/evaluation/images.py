@@ -128,7 +128,7 @@ def attacked(
         clean |= dict(zip(indices.tolist(), images, strict=True))
     found: dict[int, torch.Tensor] = {}
     with attacking(evaluation.model):
-        attack = make_attack(evaluation.model, spec, evaluation.threat)
+        attack = make_attack(evaluation.model, spec, evaluation.threat, source=evaluation.source)
         for outcome in attack.run(data.batches(positions)):
             found |= dict(zip(outcome.indices.tolist(), outcome.adversarial, strict=True))
     return [(i, clean[i].cpu(), found[i].detach().cpu()) for i in positions]

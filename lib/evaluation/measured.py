@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lib.algorithm.protocols import PROTOCOLS, AttackSpec
+from lib.algorithm.protocols import PROTOCOLS, AttackSpec, ThreatModel
 from lib.evaluation.attack_list import attack_list
-from lib.evaluation.checkpoint_model import EvaluatedModel
+from lib.evaluation.checkpoint_model import EvaluatedModel, file_stem
 from utils.config.readers import PgdRow
 from utils.config.schema import Config
 from utils.storage.measurement import Measurement, attack_text
@@ -17,6 +17,8 @@ from utils.storage.measurement import Measurement, attack_text
 def measured_attacks(
     config: Config,
     evaluated: EvaluatedModel,
+    source: EvaluatedModel | None,
+    threat: ThreatModel,
     specs: Sequence[AttackSpec],
     subset: Mapping[str, Any],
     subset_name: str,
@@ -24,23 +26,28 @@ def measured_attacks(
     """An evaluation of attacks, with everything that can change its numbers.
 
     Args:
+        source: the network that is attacked, where it is another one.
+        threat: ball, protocol, seed and precision.
         subset: description, n and sha256 of the images; `subset_name` is what files are named by.
     """
     return Measurement(
         "attack",
-        config.EVAL.protocol,
+        threat.protocol.name,
         evaluated.identity["sha256"],
         subset["sha256"],
         config.DATA.img_size,
         config.DATA.crop_size,
         scale=evaluated.model.scale,
         attacks=attack_texts(specs),
-        eps=config.eps,
-        precision=config.EVAL.precision,
+        eps=threat.eps,
+        norm=threat.norm,
+        precision=threat.precision,
         scales=tuple(config.EVAL.scales) if evaluated.settings.hypersphere else (),
-        seed=config.RUN.seed,
+        seed=threat.seed,
         cascade=config.EVAL.cascade,
         class_order=class_order(config, evaluated),
+        transfer="" if source is None else source.identity["sha256"],
+        transfer_name="" if source is None else file_stem(source.identity["path"]),
         checkpoint_name=evaluated.tag.removeprefix("_"),
         subset=subset_name,
     )
@@ -54,13 +61,18 @@ def usual_attacks(measured: Measurement, evaluated: EvaluatedModel) -> Measureme
         measured,
         resize=own["DATA"]["img_size"],
         crop=own["DATA"]["crop_size"],
-        attacks=attack_texts(attack_list((), rows, PROTOCOLS[measured.protocol])),
+        attacks=attack_texts(
+            attack_list((), rows, PROTOCOLS[measured.protocol], (), measured.norm, measured.eps)
+        ),
         eps=own["ADV"]["clip_eps"] / own["DATA"].get("max_color_value", 255),
+        norm="Linf",
         precision="fp32",
         scales=(),
         seed=0,
         cascade=False,
         class_order="auto",
+        transfer="",
+        transfer_name="",
         checkpoint_name="",
         subset="",
     )
@@ -69,6 +81,17 @@ def usual_attacks(measured: Measurement, evaluated: EvaluatedModel) -> Measureme
 def class_order(config: Config, evaluated: EvaluatedModel) -> str:
     """`DATA.class_order`, which means something for a checkpoint without class names alone."""
     return "auto" if evaluated.settings.classes else config.DATA.class_order
+
+
+def threat_models(config: Config) -> list[ThreatModel]:
+    """The balls of `--eps`, or the one of ADV.clip_eps; Linf has the unit of max_color_value."""
+    evaluation = config.EVAL
+    unit = config.DATA.max_color_value if evaluation.norm == "Linf" else 1.0
+    protocol = PROTOCOLS[evaluation.protocol]
+    return [
+        ThreatModel(eps / unit, protocol, config.RUN.seed, evaluation.precision, evaluation.norm)
+        for eps in evaluation.eps or (config.ADV.clip_eps,)
+    ]
 
 
 def attack_texts(specs: Iterable[AttackSpec]) -> tuple[str, ...]:

@@ -68,7 +68,8 @@ def attack_accuracies(
     settings: dict[str, Any] = {"steps": 0, "step_size": 0.0, "loss": None, "restarts": 1}
     settings["scale"], top5 = own_scale, None
     if isinstance(spec, PGDSpec):  # AutoAttack has no top-5
-        settings = vars(spec) | {"scale": protocol.search_scale(spec, own_scale)}
+        settings |= {key: getattr(spec, key) for key in ("steps", "step_size", "loss", "restarts")}
+        settings["scale"] = protocol.search_scale(spec, own_scale)
         robust5 = sum(row.right5 for row in attacked.values())
         robust5 += sum(row.right5 for i, row in clean.items() if i not in attacked)
         top5 = Accuracy(robust5, len(clean))

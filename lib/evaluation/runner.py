@@ -40,7 +40,9 @@ class AttackEvaluation:
         stem: path of the results without extension; journals lie beside it until the end.
         fingerprint: what the journals must have been written for.
         cascade: attack only what is robust against the earlier attacks.
-        outputs: the model's raw outputs, compiled; None for its own.
+        outputs: the raw outputs of what is attacked, compiled; None for its own.
+        source: the network that is attacked, where it is not `model`, which judges.
+        clean: rows of the clean images, where they are known.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class AttackEvaluation:
         fingerprint: Mapping[str, Any],
         cascade: bool = False,
         outputs: Logits | None = None,
+        source: nn.Module | None = None,
+        clean: Rows | None = None,
     ) -> None:
         self.model, self.data, self.threat, self.logger = model, data, threat, logger
         self.stem, self.fingerprint = stem, fingerprint
-        self.cascade, self.outputs = cascade, outputs
+        self.cascade, self.outputs, self.source = cascade, outputs, source
         self.context: DistributedContext = data.context
-        self.rows: dict[str, Rows] = {}
+        self.rows: dict[str, Rows] = {} if clean is None else {CLEAN: clean}
         self.warnings: set[str] = set()  # the attacks' own, on this process
 
     def run(self, specs: Iterable[AttackSpec]) -> dict[str, Rows]:
@@ -68,11 +72,13 @@ class AttackEvaluation:
             UserError: an image cannot be read, or journals belong to another evaluation.
         """
         journal = ResumableRows(self.stem, self.fingerprint, self.context, read_row)
-        with journal as self.journal, attacking(self.model):
+        source = self.source or self.model
+        with journal as self.journal, attacking(self.model), attacking(source):
             everything = list(range(len(self.data.tree.files)))
-            self.phase(CLEAN, "clean", everything, self.clean)
+            if CLEAN not in self.rows:
+                self.phase(CLEAN, "clean", everything, self.clean)
             for spec in specs:
-                attack = make_attack(self.model, spec, self.threat, self.outputs)
+                attack = make_attack(self.model, spec, self.threat, self.outputs, self.source)
                 work = rows_of(attack)
                 self.phase(spec.name, spec.label, self.targets(everything), work, attack.chunk)
                 self.warnings |= attack.warnings

@@ -13,7 +13,7 @@ from lib.algorithm import pgd_attack
 from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.early_exit import Queue
 from lib.algorithm.losses import ATTACK_LOSS
-from lib.algorithm.norms import LINF
+from lib.algorithm.norms import LINF, NORMS
 from lib.algorithm.norms import project_linf as project
 from lib.algorithm.pgd import attacking, loss_gradient, random_start
 from lib.algorithm.pgd_attack import PGDAttack
@@ -303,6 +303,7 @@ def test_mode_and_gradients_are_restored(model, batch) -> None:
 
 def test_the_configuration_knows_every_protocol_and_loss() -> None:
     assert tuple(PROTOCOLS) == sections.PROTOCOLS
+    assert tuple(NORMS) == readers.NORMS
     assert set(ATTACK_LOSS) == set(readers.ATTACK_LOSSES)
 
 

@@ -21,9 +21,9 @@ SETTINGS = {f"{section}.{key}": s for section, keys in SCHEMA.items() for key, s
 SHOWN = yaml.safe_load((ROOT / "configs.yml").read_text())
 FLAGS = flags_of_settings()
 # A value of each metavar that no flag has as its default.
-SAMPLES = {"S": ["5.5"], "M": ["0.1"], "N": ["7"], "A": ["0.25"], "TEXT": ["again"]}
+SAMPLES = {"S": ["5.5"], "M": ["0.1"], "N": ["7"], "A": ["0.25"], "EPS": ["1,2"], "TEXT": ["again"]}
 SAMPLES |= {"PATH": ["auto"], "FILE": ["w.pth"], "NAMES": ["pgd3,fog"]}
-NAMES = {"protocol": "paper", "device": "cpu"}
+NAMES = {"protocol": "paper", "device": "cpu", "norm": "L2"}
 
 
 def set_to(key: str, value: object) -> Config:

@@ -12,10 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib.algorithm.batch import DeviceBatch, Outcome
+from lib.algorithm.free_training import Trainer, TrainingSettings, free_step, make_noise
 from lib.algorithm.pgd import attacking
-from lib.algorithm.protocols import AutoAttackSpec, ThreatModel
+from lib.algorithm.pgd_attack import PGDAttack
+from lib.algorithm.protocols import AutoAttackSpec, PGDSpec, ThreatModel
 from lib.algorithm.seeds import derived_seed
-from lib.evaluation.autoattack import AutoAttack, package_attack, require_classes
+from lib.evaluation.attack_list import for_classes, parse_attack
+from lib.evaluation.autoattack import AutoAttack, package_attack
 from utils.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -44,6 +47,13 @@ class TinyHypersphere(nn.Module):
         return self.scale * features @ F.normalize(self.weight, dim=1).T
 
 
+class TinyPlain(TinyHypersphere):
+    """The same without normalisation."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.trunk(images).flatten(1) @ self.weight.T / 10
+
+
 @pytest.fixture(scope="module")
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
     """scikit-learn's digits as (1797, 3, 8, 8) in [0, 1], and their labels."""
@@ -56,6 +66,22 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 def model(digits) -> TinyHypersphere:
     """Trained on the first 1500, with the margin of HE."""
     return train(digits, classes=10)
+
+
+def train_free(digits: tuple[torch.Tensor, torch.Tensor]) -> TinyPlain:
+    """FreeAT at 16/255, 4 replays, without hypersphere embedding."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = TinyPlain(10)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        settings = TrainingSettings(eps=16 / 255, step=16 / 255)
+        trainer = Trainer(model, optimizer, make_noise(100, 8, "cpu"), settings)
+        for _ in range(60):
+            chosen = torch.randint(1500, (100,))
+            for _ in range(4):
+                free_step(trainer, digits[0][chosen], digits[1][chosen])
+    model.zero_grad(set_to_none=True)
+    return model
 
 
 def train(digits: tuple[torch.Tensor, torch.Tensor], classes: int) -> TinyHypersphere:
@@ -178,6 +204,63 @@ def test_outcome_depends_on_the_seed_and_the_chunk_alone(model, chunk):
         assert not torch.equal(first.adversarial, other.adversarial)
 
 
+FEW = {1: "square", 2: "fab-t", 3: "autoattack-plus"}
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes_take_the_untargeted_attacks(digits, classes):
+    small = train(digits, classes)
+    few = digits[1][1500:] < classes
+    images, labels = digits[0][1500:][few][:4], digits[1][1500:][few][:4]
+    (spec,) = for_classes([AutoAttackSpec()], classes)
+    expected = ("apgd-ce", "apgd-dlr", "fab", "square")
+    assert spec.stages == tuple(x for x in expected if classes == 3 or x != "apgd-dlr")
+    (outcome,), _ = attack_all(small, images, labels, spec=spec)
+    assert not outcome.robust.any()
+    for name in FEW.values():
+        (spec,) = for_classes([parse_attack(name, 0.1)], classes)
+        (outcome,), _ = attack_all(small, images, labels, spec=spec)
+        assert not outcome.robust.any()
+
+
+def test_a_radius_of_zero(model, chunk):
+    (outcome,), _ = attack_all(model, *chunk, eps=0.0)
+    with torch.no_grad(), attacking(model):
+        assert torch.equal(outcome.robust, model(chunk[0]).argmax(1) == chunk[1])
+    assert torch.equal(outcome.adversarial, chunk[0])
+
+
+def test_one_class_leaves_nothing_to_attack():
+    with pytest.raises(UserError, match="nothing to attack"):
+        for_classes([AutoAttackSpec()], 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("norm", "eps", "free"), [("Linf", 30 / 255, True), ("L2", 0.7, False), ("L1", 3.0, True)]
+)
+def test_every_norm_ends_as_in_the_package_and_below_every_pgd(digits, norm, eps, free):
+    model = (train_free(digits) if free else train(digits, 10)).eval()
+    images, labels = digits[0][1500:1524], digits[1][1500:1524]
+    (outcome,), _ = attack_all(model, images, labels, eps=eps, norm=norm)
+    with torch.random.fork_rng():
+        seed = derived_seed(SEED, FIRST)
+        package = pyautoattack.AutoAttack(model, eps=eps, norm=norm, seed=seed, device="cpu")
+        found, predicted = package.run_standard_evaluation(images, labels, batch_size=24)
+    assert torch.equal(outcome.robust, predicted == labels)
+    assert 5 <= int(outcome.robust.sum()) <= 19  # both kinds, or nothing is shown
+    torch.testing.assert_close(outcome.adversarial, found, rtol=0, atol=0)
+    batch = DeviceBatch(images, labels, torch.arange(FIRST, FIRST + 24))
+    right = model(images).argmax(1) == labels
+    batch = DeviceBatch(*(field[right] for field in batch))
+    for loss in ("ce", "margin", "dlr"):
+        spec = PGDSpec(50, 2.5 * eps / 50, loss)
+        with attacking(model):
+            attack = PGDAttack(model, spec, ThreatModel(eps, seed=SEED, norm=norm))
+            robust = sum(int(each.robust.sum()) for each in attack.run([batch]))
+        assert int(outcome.robust.sum()) <= robust
+
+
 def test_it_leaves_no_trace(model, chunk):
     model.train()
     model.weight.requires_grad_(False)
@@ -236,15 +319,11 @@ def test_fewer_classes_than_ten_take_fewer_targets(digits):
     few = digits[1][1500:] < 4
     images, labels = digits[0][1500:][few][:2], digits[1][1500:][few][:2]
     with torch.random.fork_rng():
-        adversary = package_attack(small, 4, 0.01, 1, torch.device("cpu"))
+        threat = ThreatModel(0.01)
+        adversary = package_attack(STANDARD, threat, 4, 1, torch.device("cpu"), small)
         adversary.fab.targeted = True
         for attack in (adversary.apgd_targeted, adversary.fab):  # they run past the last class
             assert torch.equal(attack.perturb(images, labels), images)  # too near to be fooled
-
-
-def test_three_classes_are_refused():
-    with pytest.raises(UserError, match=r"needs 4 classes or more.*this network has 3"):
-        require_classes(3)
 
 
 def test_a_missing_package_is_named(model, chunk, monkeypatch):

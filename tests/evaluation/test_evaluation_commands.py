@@ -32,6 +32,7 @@ from lib.evaluation.attack_list import parse_attack
 from lib.evaluation.model_settings import ModelSettings
 from lib.evaluation.runner import AttackEvaluation
 from models.resnet import build_model
+from utils.config import command_line
 from utils.config.readers import PgdRow
 from utils.config.schema import Config, Source
 from utils.storage import journal
@@ -176,7 +177,8 @@ def test_the_standard_call(digits: Path) -> None:
     recount()
     found = result()
     assert found["kind"] == "attack"
-    assert found["warnings"] == []
+    (warning,) = found["warnings"]
+    assert "PGD-1 (ce): 1 x 8/255 reach 8/255 of a radius of 16/255" in warning
     origin = found["provenance"]
     best = FOLDER / "model_best.pth.tar"
     assert origin["checkpoint"] == {
@@ -437,6 +439,109 @@ def test_cascade_finds_the_same_worst_case(digits: Path) -> None:
     standing = [sum(row[f"{attack}_robust"] == "1" for row in rows(name)) for attack in ATTACKS]
     assert attacked[1:] == standing[:2]
     assert "worst case" in done.out
+
+
+def test_attacks_of_autoattack_by_name(digits: Path) -> None:
+    evaluate(digits, "-e", "--resume", BEST, "--attack", "apgd,apgd-ce", "--n_examples", "6")
+    recount("attack_standard_apgd+apgd-ce_n6", ("apgd-apgd-ce", "apgd", "apgd-ce"))
+
+
+def test_a_step_of_its_own(digits: Path) -> None:
+    names = "pgd3@2/255,pgd3-margin@0.1"
+    evaluate(digits, "-e", "--resume", BEST, "--attack", names, "--n_examples", "6")
+    (path,) = FOLDER.glob("attack_standard_*.json")
+    recount(path.stem, tuple(names.split(",")))
+    steps = [attack["step_size"] for attack in result(path.stem)["attacks"]]
+    assert steps == pytest.approx([2 / 255, 0.1])
+    words = (digits, "-e", "--resume", BEST, "--attack", "pgd3@2")
+    assert "such as 1/255" in only_error(call("evaluate.py", *words))
+
+
+# Which ball
+
+
+def test_a_radius_each_and_the_curve(digits: Path) -> None:
+    flags = ("--attack", "pgd3", "--eps", "0,4,16,64", "--n_examples", "12")
+    done = evaluate(digits, "-e", "--resume", BEST, *flags)
+    name = "attack_standard_pgd3_n12"
+    robust = []
+    for eps in (0, 4, 16, 64):
+        stem = f"{name}_eps{eps}" if eps != EPS else name  # that of the training
+        recount(stem, ("pgd3",))
+        assert result(stem)["measurement"]["eps"] == pytest.approx(eps / 255)
+        robust.append(result(stem)["worst_case"]["top1"]["correct"])
+    assert robust[0] == result(f"{name}_eps0")["clean"]["top1"]["correct"]
+    assert robust == sorted(robust, reverse=True)
+    assert robust[0] > robust[2]
+    assert "the command line" in done.out
+    assert (FOLDER / f"{name}_eps0_curve.png").is_file()
+    (FOLDER / f"{name}_eps64.json").unlink()  # as if interrupted: the others are not done again
+    done = evaluate(digits, "-e", "--resume", BEST, *flags)
+    assert done.out.count("holds this evaluation already") == 3
+    assert result(f"{name}_eps64")["worst_case"]["top1"]["correct"] == robust[3]
+
+
+@pytest.mark.parametrize(("norm", "radii"), [("L2", (0.5, 3.0)), ("L1", (10.0, 80.0))])
+def test_other_norms(norm: str, radii: tuple[float, float], digits: Path) -> None:
+    flags = ("--norm", norm, "--n_examples", "12")
+    for eps in radii:
+        evaluate(digits, "-e", "--resume", BEST, *flags, "--eps", eps)
+        recount(f"attack_standard_n12_eps{eps:g}_{norm}")
+    small, large = (result(f"attack_standard_n12_eps{eps:g}_{norm}") for eps in radii)
+    assert small["attacks"][1]["step_size"] == pytest.approx(2.5 * radii[0] / 3)
+    assert small["worst_case"]["top1"]["correct"] > large["worst_case"]["top1"]["correct"]
+    message = only_error(call("evaluate.py", digits, "-e", "--resume", BEST, "--norm", norm))
+    assert "--eps" in message
+
+
+def test_the_radius_of_the_training(digits: Path, trained: Path) -> None:
+    """What the checkpoint says goes over configs.yml, and under -c and the command line."""
+    shutil.copy(trained / "model_best.pth.tar", "model_best.pth.tar")
+    words = ("evaluate.py", digits, "-e", "--resume", "model_best.pth.tar")
+    few = ("--n_examples", "4", "--set", "DATA.workers=0")
+    done = call(*words, *few)
+    assert (done.status, done.err) == (0, ""), done
+    assert "eps 16/255, from the checkpoint" in done.out
+    found = json.loads(Path("attack_standard_n4.json").read_text())
+    assert found["provenance"]["eps"] == pytest.approx(16 / 255)
+    assert [attack["steps"] for attack in found["attacks"]] == [2, 2]
+    done = call(*words, *few, "-c", "small.yml", "--set", "ADV.clip_eps=8")
+    assert "eps 8/255, from the command line" in done.out
+    Path("small.yml").write_text("ADV: {clip_eps: 2}")
+    assert "eps 2/255, from the file given by -c" in call(*words, *few, "-c", "small.yml").out
+
+
+def test_an_edited_default_file_that_contradicts_the_training(
+    digits: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(trained / "model_best.pth.tar", "model_best.pth.tar")
+    Path("configs.yml").write_text("ADV: {clip_eps: 8}")
+    monkeypatch.setattr(command_line, "DEFAULT_CONFIG", Path("configs.yml"))
+    words = (digits, "-e", "--resume", "model_best.pth.tar", "--n_examples", "4")
+    done = call("evaluate.py", *words, "--set", "DATA.workers=0")
+    assert "ADV.clip_eps is 16.0 as in the network's training, not 8.0" in done.out
+    assert "eps 16/255, from the checkpoint" in done.out
+
+
+def test_a_transferred_attack(digits: Path, weights: dict[str, torch.Tensor]) -> None:
+    """A network whose own gradients are masked: another one's images find what its own miss."""
+    masked = {k: v.clone() for k, v in weights.items()}
+    torch.save(masked, "masked.pth")
+    flags = ("--FN", "--WN", "--s_HE", "1e6", "--attack", "pgd3", "-c", "small.yml")
+    words = ("evaluate.py", digits, "-e", "--resume", "masked.pth", *flags)
+    assert call(*words).status == 0
+    (path,) = Path().glob("attack_standard_masked_*.json")
+    own = json.loads(path.read_text())
+    done = call(*words, "--transfer_from", BEST)
+    assert (done.status, done.err) == (0, ""), done
+    (path,) = Path().glob("attack_standard_masked_*_from_model_best.json")
+    found = json.loads(path.read_text())
+    assert found["provenance"]["attacked"]["path"].endswith(BEST)
+    assert found["clean"] == own["clean"]
+    assert own["worst_case"]["top1"]["correct"] > found["worst_case"]["top1"]["correct"]
+    evaluate(digits, "-e", "--resume", BEST, "--attack", "pgd3")
+    same = result("attack_standard_pgd3")["worst_case"]["top1"]["correct"]
+    assert found["worst_case"]["top1"]["correct"] == same  # s does not change the largest output
 
 
 # ImageNet-C

@@ -136,3 +136,5 @@ def check_paths(options: Options) -> None:
         raise UserError(f"--image_ids {options.image_ids}: no such file")
     if options.resume and options.resume != "auto":
         find_checkpoint(options.resume)
+    if options.transfer_from:
+        find_checkpoint(options.transfer_from)

@@ -45,7 +45,8 @@ def rules(config: Config, hypersphere: bool) -> list[tuple[bool, str, str]]:
         (resuming, "OPTIONS.pretrained", "the weights are those of --resume"),
         (
             not attacking,
-            "OPTIONS.attack OPTIONS.save_images EVAL.cascade",
+            "OPTIONS.attack OPTIONS.save_images OPTIONS.transfer_from EVAL.norm EVAL.eps"
+            " EVAL.cascade",
             "it belongs to the attacks; give -e too",
         ),
         (

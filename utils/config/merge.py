@@ -117,8 +117,16 @@ def contradictions(config: Config) -> list[str]:
     problems = [
         wrong
         for key in ("clip_eps", "fgsm_step")
-        if (wrong := wrong_unit(key, getattr(adv, key), data.max_color_value))
+        if (wrong := wrong_unit(f"ADV.{key}", getattr(adv, key), data.max_color_value))
     ]
+    if config.EVAL.norm == "Linf":
+        units = [wrong_unit("--eps", eps, data.max_color_value) for eps in config.EVAL.eps]
+        problems += [wrong for wrong in units if wrong]
+    elif not config.EVAL.eps:
+        problems.append(
+            f"--norm {config.EVAL.norm} needs a radius, since ADV.clip_eps is one of Linf: give"
+            " --eps, such as 3 for L2 or 60 for L1 at 224 pixels"
+        )
     if 0 < data.img_size < data.crop_size:
         problems.append(
             f"DATA.crop_size {data.crop_size} is larger than DATA.img_size {data.img_size}, the"
@@ -143,12 +151,12 @@ def wrong_unit(key: str, value: float, unit: float) -> str:
     """
     if value > unit:
         return (
-            f"ADV.{key} {value:g} is more than DATA.max_color_value {unit:g}, the whole range of"
+            f"{key} {value:g} is more than DATA.max_color_value {unit:g}, the whole range of"
             " colours; both have the same unit"
         )
     if 0 < value < unit / 2550:
         return (
-            f"ADV.{key} {value:g} is less than a tenth of a grey level; its unit is"
+            f"{key} {value:g} is less than a tenth of a grey level; its unit is"
             f" DATA.max_color_value {unit:g}, in which 4/255 of the range is {4 * unit / 255:.4g}"
         )
     return ""

@@ -53,9 +53,18 @@ class Options:
     attack: tuple[str, ...] = setting(
         (),
         words,
-        "attacks separated by commas: pgd10,pgd50-margin,pgd50-dlr-r5,autoattack (default:"
+        "attacks separated by commas: pgd10,pgd50-margin,pgd50-dlr-r5,pgd100@1/255,autoattack,"
+        " autoattack-plus,apgd,apgd-ce,apgd-t,fab-t,square (default:"
         " ADV.pgd_attack, and in protocol standard its longest row on margin)",
         metavar="NAMES",
+        group="evaluation",
+    )
+    transfer_from: str = setting(
+        "",
+        path,
+        "checkpoint that is attacked in place of the one that judges: transferred attacks that beat"
+        " a network's own are a sign of masked gradients",
+        metavar="PATH",
         group="evaluation",
     )
     n_examples: int | None = setting(

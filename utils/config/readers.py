@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 ATTACK_LOSSES = ("ce", "margin", "dlr")
+NORMS = ("Linf", "L2", "L1")
 
 
 class PgdRow(NamedTuple):
@@ -149,6 +150,14 @@ def numbers(
         return tuple(one(entry) for entry in value)
 
     return read
+
+
+def radii(value: object) -> tuple[float, ...]:
+    """Different radii: a list, or numbers separated by commas."""
+    found = numbers(None, 0)(value.split(",") if isinstance(value, str) else value)
+    if len(set(found)) < len(found):
+        raise ValueError(f"{show(value)} has a radius twice")
+    return found
 
 
 def pgd_rows(value: object) -> tuple[PgdRow, ...]:

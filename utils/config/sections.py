@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.config.readers import (
+    NORMS,
     PgdRow,
     choice,
     device,
@@ -19,6 +20,7 @@ from utils.config.readers import (
     path,
     pgd_rows,
     phase_list,
+    radii,
     real,
     strict_bool,
     whole,
@@ -218,6 +220,24 @@ class Eval:
     )
     precision: str = setting(
         "fp32", choice(PRECISIONS), "arithmetic of the attack's search: fp32, bf16, fp16"
+    )
+    norm: str = setting(
+        "Linf",
+        choice(NORMS),
+        "norm of the ball: Linf, L2, L1",
+        metavar="NAME",
+        group="evaluation",
+    )
+    eps: tuple[float, ...] = setting(
+        (),
+        radii,
+        "radii of the ball, separated by commas, an evaluation each: of max_color_value in Linf,"
+        " plain in L2 and L1, pixels being in [0, 1] (default: ADV.clip_eps)",
+        metavar="EPS",
+        group="evaluation",
+    )
+    batch_size: int = setting(
+        128, whole(1), "images that each process evaluates at once; AutoAttack takes 256"
     )
     compile: bool = setting(False, strict_bool, "compile the network with torch.compile")
     cascade: bool = setting(False, strict_bool, "attack only what is robust to earlier attacks")

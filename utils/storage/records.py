@@ -45,6 +45,11 @@ class AttackAccuracies(TopAccuracies):
     restarts: int = field(kw_only=True)
     scale: float | None = field(kw_only=True)
 
+    @property
+    def is_part(self) -> bool:
+        """Whether this is what the first of an attack's several attacks have left."""
+        return ", after " in self.label
+
 
 @dataclass(frozen=True)
 class Result:
