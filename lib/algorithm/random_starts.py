@@ -58,11 +58,10 @@ class RandomStarts:
             indices: (B,).
             restart: its number, one for each image or one for all.
         """
-        numbers = torch.zeros_like(indices) + restart
-        keys = zip(indices.tolist(), numbers.tolist(), strict=True)
+        keys = torch.stack([indices, torch.zeros_like(indices) + restart], dim=1).tolist()
         starts = [
-            self.drawn.pop(key) if key in self.drawn else self.draw(*key, images.shape[1:])
-            for key in keys
+            self.drawn.pop(key, None) or self.draw(*key, images.shape[1:])
+            for key in map(tuple, keys)
         ]
         noise = torch.empty(images.shape, pin_memory=images.is_cuda)
         torch.stack([start.result() for start in starts], out=noise)

@@ -136,13 +136,18 @@ def test_out_of_memory(error: Exception, capsys: pytest.CaptureFixture) -> None:
     def work(config: object, context: object) -> None:
         raise error
 
-    words = [".", "--device", "cpu", "--set", "DATA.batch_size=96"]
-    config = parse_command_line(words, "main_free", "")
-    assert run_command(lambda: launch(work, config)) == 2
-    assert capsys.readouterr().err == (
-        "error: out of memory on cpu with batches of 96 images a device, DATA.crop_size 224 and"
-        " TRAIN.precision fp32; lower DATA.batch_size or the crop, or use TRAIN.precision bf16\n"
-    )
+    words = [".", "--device", "cpu", "--set", "DATA.batch_size=96", "--set", "EVAL.batch_size=48"]
+    for command, flags, batch, section, setting in (
+        ("main_free", [], 96, "TRAIN", "DATA.batch_size"),
+        ("main_free", ["-e", "--pretrained"], 48, "EVAL", "EVAL.batch_size"),
+    ):
+        config = parse_command_line([*words, *flags], command, "")
+        assert run_command(lambda config=config: launch(work, config)) == 2
+        assert capsys.readouterr().err == (
+            f"error: out of memory on cpu with batches of {batch} images a device, DATA.crop_size"
+            f" 224 and {section}.precision fp32; lower {setting} or the crop, or use"
+            f" {section}.precision bf16\n"
+        )
 
 
 def test_other_errors_keep_their_traceback() -> None:

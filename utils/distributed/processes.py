@@ -193,13 +193,15 @@ def out_of_memory(error: BaseException) -> bool:
 
 def too_large(config: Config, count: int, device: str) -> str:
     """What was too large for a device's memory, and what makes it smaller."""
-    evaluation = config.OPTIONS.evaluating
-    section, values = ("EVAL", config.EVAL) if evaluation else ("TRAIN", config.TRAIN)
-    batch = max(1, config.DATA.batch_size // count)
+    if config.OPTIONS.evaluating:
+        batch, setting, precision = config.EVAL.batch_size, "EVAL.batch_size", "EVAL.precision"
+    else:
+        batch = max(1, config.DATA.batch_size // count)
+        setting, precision = "DATA.batch_size", "TRAIN.precision"
     return (
         f"out of memory on {device} with batches of {batch} images a device, DATA.crop_size"
-        f" {config.DATA.crop_size} and {section}.precision {values.precision}; lower"
-        f" DATA.batch_size or the crop, or use {section}.precision bf16"
+        f" {config.DATA.crop_size} and {precision} {config.value(precision)}; lower {setting} or"
+        f" the crop, or use {precision} bf16"
     )
 
 
