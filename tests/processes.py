@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from conftest import ROOT, command, environment
 
 from lib.data.folders import read_split
 from lib.data.samplers import GlobalBatches
+from tests.commands import ROOT, command, environment
 from utils.distributed import context as distributed
 
 LONGEST_WAIT = 180.0  # seconds; far more than anything here takes
