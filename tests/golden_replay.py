@@ -82,7 +82,8 @@ def replay_free(trace: dict[str, Any], device: torch.device) -> Iterator[Compari
     shares = [at.double().mean().item() for at in bounds]
     yield "noise at its bounds", shares, trace["noise_at_bounds"]
 
-    model, (images, labels) = trainer.model, on(device, 77, 6, spec["crop_size"])
+    model: Any = trainer.model
+    images, labels = on(device, 77, 6, spec["crop_size"])
     with torch.no_grad(), attacking(model):
         outputs, logits = model.outputs(images), model(images)
     scale = spec["s_HE"] if spec["FN"] or spec["WN"] else 1.0

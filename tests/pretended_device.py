@@ -54,7 +54,7 @@ class PretendedTensor(torch.Tensor):
         return tensor
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise AssertionError(f"{func} on a pretended tensor outside of pretended_device()")
 
     def tolist(self) -> Any:
@@ -66,7 +66,7 @@ class PretendedTensor(torch.Tensor):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.host.__reduce_ex__(protocol)  # in a file: the values
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"PretendedTensor({tuple(self.shape)}, {self.dtype})"
 
 

@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ class Running:
     def end(self) -> Done:
         """Wait for the end."""
         until(lambda: self.status() is not None, self, "end")
-        return Done(self.status(), self.out.read_text(), self.err.read_text())
+        return Done(self.status() or 0, self.out.read_text(), self.err.read_text())
 
 
 def until(condition: Callable[[], bool], running: Running, what: str) -> None:
@@ -158,7 +159,7 @@ def nursery() -> Any:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     os.environ.update(PYTHONPATH=paths, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     try:
-        multiprocessing.forkserver.ensure_running()
+        forkserver.ensure_running()
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -241,6 +242,19 @@ def survivors(mark: str) -> list[str]:
         except OSError:
             continue  # it has ended meanwhile, or is another user's
     return found
+
+
+def children_of(pid: int) -> list[int]:
+    """Numbers of the living processes that a process has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return sorted(found)
 
 
 def image_of_rank_1(data: Path, minibatch: int) -> Path:

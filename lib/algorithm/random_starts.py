@@ -58,11 +58,11 @@ class RandomStarts:
             indices: (B,).
             restart: its number, one for each image or one for all.
         """
-        keys = torch.stack([indices, torch.zeros_like(indices) + restart], dim=1).tolist()
-        starts = [
-            self.drawn.pop(key, None) or self.draw(*key, images.shape[1:])
-            for key in map(tuple, keys)
-        ]
+        numbers = torch.zeros_like(indices) + restart
+        starts = []
+        for index, number in torch.stack([indices, numbers], dim=1).tolist():
+            ahead = self.drawn.pop((index, number), None)
+            starts.append(ahead or self.draw(index, number, images.shape[1:]))
         noise = torch.empty(images.shape, pin_memory=images.is_cuda)
         torch.stack([start.result() for start in starts], out=noise)
         return noise.to(images, non_blocking=True, memory_format=torch.preserve_format)

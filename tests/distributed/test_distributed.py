@@ -21,6 +21,7 @@ from PIL import Image
 from processes import (
     Done,
     Running,
+    children_of,
     differences,
     forked,
     free_port,
@@ -480,18 +481,6 @@ def torchrun(*words: object, data: Path, cwd: Path) -> Iterator[Running]:
     training = [ROOT / "main_free.py", data, "--resume", "auto", *TRAINING, *OFTEN]
     with started([*start, *training], cwd) as running:
         yield running
-
-
-def children_of(pid: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return sorted(found)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")

@@ -32,15 +32,15 @@ def checks(setting: Setting) -> Iterator[Check]:
 
 
 def attacked(protocol: str, device: torch.device | str) -> tuple[list[bool], torch.Tensor]:
-    """PGD-3 with two restarts on 12 images, five at a time: robustness, and where it ended."""
+    """PGD-2 with two restarts on 6 images, three at a time: robustness, and where it ended."""
     model = network("resnet18", 32, hypersphere=True).double()
-    images = pixels(12, 32, seed=2).double()
+    images = pixels(6, 32, seed=2).double()
     with torch.no_grad():
         labels = model(images).argmax(1)
     model = model.to(device)
-    parts = zip(*(f.to(device).split(5) for f in (images, labels, torch.arange(12))), strict=True)
+    parts = zip(*(f.to(device).split(3) for f in (images, labels, torch.arange(6))), strict=True)
     threat = ThreatModel(STEP / 2, PROTOCOLS[protocol])
-    attack = PGDAttack(model, PGDSpec(3, STEP / 4, restarts=2), threat)
+    attack = PGDAttack(model, PGDSpec(2, STEP / 3, restarts=2), threat)
     with attacking(model):
         outcomes = list(attack.run(DeviceBatch(*part) for part in parts))
     order = torch.cat([outcome.indices for outcome in outcomes]).argsort()

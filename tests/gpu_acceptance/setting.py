@@ -86,9 +86,9 @@ class Setting:
         return [self.data, "--device", self.device.type, *settings(**changes), *more]
 
 
-def write_images(root: Path, counts: dict[str, int]) -> Path:
+def write_images(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
     """DIR/SPLIT/CLASS/IMAGE.png, each class of a colour of its own under noise."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     colours = generator.uniform(60, 200, (4, 1, 1, 3))
     for split, count in counts.items():
         for label, colour in enumerate(colours):
