@@ -6,14 +6,11 @@ import contextlib
 import io
 import signal
 from collections.abc import Iterator
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
 
-import evaluate
-import main_free
-
-SCRIPTS = {"main_free.py": main_free, "evaluate.py": evaluate}
 SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
 
 
@@ -26,10 +23,10 @@ class Done(NamedTuple):
 
 
 def call(script: str, *arguments: object) -> Done:
-    """Run a script's main() in the current folder, on one thread as `conftest.run` does."""
+    """Run a script or a tool in the current folder, on one thread as `conftest.run` does."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), unchanged():
-        status = SCRIPTS[script].main([str(a) for a in arguments])
+        status = import_module(script.removesuffix(".py")).main([str(a) for a in arguments])
     return Done(status, out.getvalue(), err.getvalue())
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Run, settings
+from in_process import call
 
 pytestmark = pytest.mark.slow
 
@@ -33,10 +35,22 @@ def named(digits: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("locale", [{}, ASCII], ids=["UTF-8", "ASCII"])
 def test_every_command_finds_the_same_images(
-    named: Path, locale: dict[str, str], tmp_path: Path, run: Run
+    named: Path, locale: dict[str, str], tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = run("main_free.py", named, *FEW, **locale)
-    assert trained.returncode == 0, trained.stderr
+    """What was trained in one is evaluated in the other; UTF-8 is the locale of this process."""
+    monkeypatch.chdir(tmp_path)
+    assert sys.getfilesystemencoding() == "utf-8"
+
+    def succeed(locale: dict[str, str], *words: object) -> str:
+        if not locale:
+            done = call(*words)
+            assert done.status == 0, done
+            return done.out
+        ended = run(*words, **locale)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
+    succeed(locale, "main_free.py", named, *FEW)
     (folder,) = (tmp_path / "trained_models").iterdir()
     best = folder / "model_best.pth.tar"
     names = torch.load(best, weights_only=True)["model"]["classes"]
@@ -44,19 +58,18 @@ def test_every_command_finds_the_same_images(
     own = json.loads((folder / "attack_standard.json").read_text())
     for path in folder.glob("attack*"):
         path.unlink()
-    other = {} if locale else ASCII  # what was trained here is evaluated there
-    words = (*FEW, "--resume", best)
-    attacked = run("evaluate.py", named, "-e", *words, **other)
-    assert attacked.returncode == 0, attacked.stderr
+    words = ("evaluate.py", named, "-e", *FEW, "--resume", best)
+    words += ("--eva_on_imagenet_c", "--corruptions", "snow")
+    words += ("--set", f"DATA.imagenet_c={tmp_path / 'C'}")
+    succeed({} if locale else ASCII, *words)
     found = json.loads((folder / "attack_standard.json").read_text())
     assert found["provenance"]["subset"] == own["provenance"]["subset"]
     assert found["clean"] == own["clean"]
     rows = (folder / "attack_standard_images.csv").read_bytes()
     assert "zahl_ü/".encode() + b"\xe9\xff.png" in rows
-    words += ("--eva_on_imagenet_c", "--corruptions", "snow")
-    corrupted = run("evaluate.py", tmp_path / "C", *words, **other)
-    assert corrupted.returncode == 0, corrupted.stderr
+    (corrupted,) = folder.glob("imagenet_c_*.json")
+    counts = json.loads(corrupted.read_text())["corruptions"]["snow"]["top1"]
+    assert [entry["n"] for entry in counts] == [36] * 5
     for data, count in ((named, 100), (tmp_path / "C", 180)):
-        checked = run("tools.check_data", data, **locale)
-        assert checked.returncode == 0, checked.stdout + checked.stderr
-        assert f"{count} images, 4 classes, all is well" in checked.stdout
+        said = succeed(locale, "tools.check_data", data, "--workers", "1")
+        assert f"{count} images, 4 classes, all is well" in said

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +31,43 @@ EPS = 20 / 255  # about a third of the digits survive
 FATAL = 0.75  # nothing survives the first attack, so a run takes a fraction of a second
 STANDARD = AutoAttackSpec()
 SEED, FIRST = 11, 1500  # of the evaluation; of the chunk
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_searches() -> Iterator[type]:
+    """Fewer iterations for whoever uses the package, this suite and the tests alike.
+
+    Returns:
+        The package's own class.
+    """
+    original = pyautoattack.AutoAttack
+
+    class Short(original):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self.apgd.n_iter = self.apgd_targeted.n_iter = 30
+            self.fab.n_iter, self.square.n_queries = 10, 300
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pyautoattack, "AutoAttack", Short)
+        yield original
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_searches_are_as_long_as_the_packages(norm, short_searches, monkeypatch):
+    monkeypatch.setattr(pyautoattack, "AutoAttack", short_searches)
+    cpu = torch.device("cpu")
+    theirs = short_searches(nn.Identity(), eps=EPS, norm=norm, seed=1, device=cpu)
+    threat = ThreatModel(EPS, norm=norm)
+    ours = package_attack(STANDARD, threat, 10, 1, cpu, nn.Identity())
+    assert ours.attacks_to_run == theirs.attacks_to_run
+    for name in ("apgd", "apgd_targeted", "fab", "square"):
+        one, other = (
+            {k: v for k, v in vars(getattr(each, name)).items() if isinstance(v, (int, float, str))}
+            for each in (ours, theirs)
+        )
+        assert one == other
+        assert max(one.get("n_iter", 0), one.get("n_queries", 0)) >= 100
 
 
 class TinyHypersphere(nn.Module):
@@ -235,7 +274,6 @@ def test_one_class_leaves_nothing_to_attack():
         for_classes([AutoAttackSpec()], 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "eps", "free"), [("Linf", 30 / 255, True), ("L2", 0.7, False), ("L1", 3.0, True)]
 )

@@ -10,46 +10,56 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment
+from in_process import unchanged
 
-pytestmark = pytest.mark.slow
-
-
-def study(folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "tools.study", str(folder), "--quick", "--methods", "free,pgd"],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+import tools.study
+from tools.study import METHODS, all_jobs, main
+from tools.study_report import training_cost
 
 
-def test_quick_study(tmp_path: Path) -> None:
-    done = study(tmp_path / "study")
-    assert done.returncode == 0, done.stdout + done.stderr
+def study(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The command in this process; its trainings have processes of their own."""
+    with unchanged():
+        assert main(words) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_quick_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tools.study, "ATTACKS", ("pgd2",))
+    words = ("study", "--quick", "--methods", "pgd")
+    study(capsys, *words)
     text = (tmp_path / "study" / "STUDY.md").read_text()
-    for method in ("free", "pgd"):
-        assert f"| {method} |" in text
-        assert f"| {method} + HE |" in text
+    assert "| pgd |" in text
+    assert "| pgd + HE |" in text
     assert "40 training and 40 validation images" in text
     costs = [row.split("|")[-2].strip() for row in text.splitlines() if "/255 |" in row]
-    assert costs == ["1", "4"]  # free with one replay, pgd with three steps
+    assert costs == ["4"]  # three steps and the update
     assert (tmp_path / "study" / "cost.png").stat().st_size > 5000
     runs = sorted((tmp_path / "study" / "trained_models").iterdir())
-    assert len(runs) == 4
-    # One lost result is made again; the others are kept.
+    assert len(runs) == 2
+    # One lost result is made again; the other is kept.
     times = {run: os.stat(run / "checkpoint.pth.tar").st_mtime_ns for run in runs}
     for path in runs[0].glob("attack_*"):
         path.unlink()
-    again = study(tmp_path / "study")
-    assert again.returncode == 0, again.stderr
-    assert "4 trainings, 3 of them finished before" in again.stdout
+    assert "2 trainings, 1 of them finished before" in study(capsys, *words)
     assert any(runs[0].glob("attack_*.json"))
     for run in runs:
         assert os.stat(run / "checkpoint.pth.tar").st_mtime_ns == times[run]
 
 
+def test_costs_of_the_trainings(tmp_path: Path) -> None:
+    """Forward-backward passes over the training set: epochs times updates and attack steps."""
+    (tmp_path / "digits").mkdir()
+    jobs = all_jobs(tmp_path, list(METHODS), 1, quick=False)
+    costs = {job.name: training_cost(job.config) for job in jobs if "HE" not in job.name}
+    assert costs == {"natural": 10, "free": 20, "fast": 20, "pgd": 40}
+
+
+@pytest.mark.slow
 def test_what_ends_the_study_ends_its_trainings(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tools.study", str(tmp_path / "study"), "--quick"]
     with subprocess.Popen(command, cwd=ROOT, env=environment(), text=True) as running:
