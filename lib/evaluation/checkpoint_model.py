@@ -15,6 +15,7 @@ from lib.data.folders import ImageTree, read_split
 from lib.data.subsets import choose, describe_subset
 from lib.evaluation.model_settings import ModelSettings, model_of, pretrained_model, settings_of
 from models.resnet import ResNet
+from utils.config.merge import wrong_units_and_sizes
 from utils.config.schema import SCHEMA, Config, Source, plain
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
@@ -24,6 +25,8 @@ from utils.storage.files import file_sha256, make_folder
 from utils.storage.measurement import subset_label
 from utils.storage.provenance import provenance
 from utils.storage.run_folder import BEST, ROOT, find_checkpoint
+
+PRETRAINED = "torchvision IMAGENET1K_V1"  # where a network without a file comes from
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,10 @@ class EvaluatedModel:
     trained: Mapping[str, Any] | None = None  # the settings of its training, of our own files
 
     @property
-    def tag(self) -> str:
-        """What a file other than model_best adds to the names of its results, in one folder."""
-        name = Path(self.identity["path"]).name
-        stem = file_stem(name)
-        return "" if stem == name or name == BEST else f"_{stem}"
-
-
-def file_stem(path: str) -> str:
-    """A checkpoint's file name without its ending."""
-    name = Path(path).name
-    ending = next((e for e in (".pth.tar", ".pth", ".pt") if name.endswith(e)), "")
-    return name.removesuffix(ending)
+    def file_name(self) -> str:
+        """Of the checkpoint; empty for a run's best model and where there is no file."""
+        path = self.identity["path"]
+        return "" if path == PRETRAINED or Path(path).name == BEST else Path(path).name
 
 
 def load_evaluated_model(
@@ -83,7 +78,7 @@ def load_evaluated_model(
     else:
         model, settings = pretrained_model(config)
         folder = ROOT / f"{settings.arch}_pretrained"
-        source, digest = "torchvision IMAGENET1K_V1", state_digest(model)
+        source, digest = PRETRAINED, state_digest(model)
         trained = None
         make_folder(folder)
     model = model.to(device).to(memory_format=torch.channels_last).eval()
@@ -139,6 +134,9 @@ def with_trained_settings(config: Config, evaluated: EvaluatedModel, logger: Log
 
     Values on the command line and in a file given by -c go over them. The suite's own configs.yml
     does not, as it says of every training the same; where it was changed, a warning has both.
+
+    Raises:
+        UserError: a radius in another unit, or a crop larger than the image.
     """
     said = (Source.COMMAND_LINE, Source.GIVEN_FILE)
     values: dict[str, object] = {}
@@ -155,7 +153,10 @@ def with_trained_settings(config: Config, evaluated: EvaluatedModel, logger: Log
                 f"{key} is {plain(trained)} as in the network's training, not {plain(own)} as in"
                 f" configs.yml; give --set {key}=... to evaluate otherwise"
             )
-    return config.changed(values, Source.CHECKPOINT)
+    config = config.changed(values, Source.CHECKPOINT)
+    if problems := wrong_units_and_sizes(config):
+        raise UserError("\n".join(problems))
+    return config
 
 
 def auto_path(config: Config) -> str:

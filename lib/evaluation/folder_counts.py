@@ -82,7 +82,7 @@ class FolderEvaluation:
         class_order: `DATA.class_order`, for a checkpoint without class names.
         n_examples, image_ids: only so many images of a folder, evenly spread; or a file's list.
         usual_sizes: the network's own image and crop size; names of files tell others.
-        checkpoint_name: what names of files say of the checkpoint.
+        network, checkpoint_name: see `Measurement`.
     """
 
     model: nn.Module
@@ -97,6 +97,7 @@ class FolderEvaluation:
     n_examples: int | None = None
     image_ids: str | None = None
     usual_sizes: tuple[int, int] | None = None
+    network: str = ""
     checkpoint_name: str = ""
 
     def pick(self, tree: ImageTree) -> ImageTree:
@@ -115,13 +116,14 @@ class FolderEvaluation:
         reading, digest = self.reading, self.provenance["checkpoint"]["sha256"]
         measured = Measurement(
             kind, protocol, digest, subset["sha256"], reading.img_size, reading.crop_size,
-            class_order=self.class_order, checkpoint_name=self.checkpoint_name,
+            class_order=self.class_order, network=self.network,
+            checkpoint_name=self.checkpoint_name,
             subset=subset_label(subset, total, bool(self.image_ids)), corruptions=corruptions,
         )  # fmt: skip
         img_size, crop = self.usual_sizes or (reading.img_size, reading.crop_size)
         usual = replace(
             measured, resize=None if reading.img_size is None else img_size, crop=crop,
-            class_order="auto", checkpoint_name="", subset="", corruptions="",
+            class_order="auto", network="", checkpoint_name="", subset="", corruptions="",
         )  # fmt: skip
         return measured, result_stem(self.folder, measured, usual)
 

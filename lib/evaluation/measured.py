@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lib.algorithm.protocols import PROTOCOLS, AttackSpec, ThreatModel
 from lib.evaluation.attack_list import attack_list
-from lib.evaluation.checkpoint_model import EvaluatedModel, file_stem
+from lib.evaluation.checkpoint_model import EvaluatedModel
 from utils.config.readers import PgdRow
 from utils.config.schema import Config
 from utils.storage.measurement import Measurement, attack_text
@@ -46,9 +47,10 @@ def measured_attacks(
         seed=threat.seed,
         cascade=config.EVAL.cascade,
         class_order=class_order(config, evaluated),
+        network=network_flags(evaluated),
         transfer="" if source is None else source.identity["sha256"],
-        transfer_name="" if source is None else file_stem(source.identity["path"]),
-        checkpoint_name=evaluated.tag.removeprefix("_"),
+        transfer_name="" if source is None else Path(source.identity["path"]).name,
+        checkpoint_name=evaluated.file_name,
         subset=subset_name,
     )
 
@@ -71,6 +73,7 @@ def usual_attacks(measured: Measurement, evaluated: EvaluatedModel) -> Measureme
         seed=0,
         cascade=False,
         class_order="auto",
+        network="",
         transfer="",
         transfer_name="",
         checkpoint_name="",
@@ -81,6 +84,24 @@ def usual_attacks(measured: Measurement, evaluated: EvaluatedModel) -> Measureme
 def class_order(config: Config, evaluated: EvaluatedModel) -> str:
     """`DATA.class_order`, which means something for a checkpoint without class names alone."""
     return "auto" if evaluated.settings.classes else config.DATA.class_order
+
+
+def network_flags(evaluated: EvaluatedModel) -> str:
+    """What flags say of a network whose file does not, where it is not usual: `FN_mean0.5+0.5+0.5`.
+
+    Usual are FN and WN together and ImageNet's mean and standard deviation.
+    """
+    settings, usual = evaluated.settings, Config().TRAIN
+    if settings.classes:
+        return ""
+    parts = [
+        name for name in ("FN", "WN") if settings.FN != settings.WN and getattr(settings, name)
+    ]
+    for name in ("mean", "std"):
+        values = list(getattr(settings, name))
+        if values != list(getattr(usual, name)):
+            parts.append(name + "+".join(map(str, values)))
+    return "_".join(parts)
 
 
 def threat_models(config: Config) -> list[ThreatModel]:

@@ -17,7 +17,7 @@ from lib.evaluation.checkpoint_model import (
     with_trained_settings,
 )
 from lib.evaluation.folder_counts import FolderEvaluation, FolderReading
-from lib.evaluation.measured import class_order
+from lib.evaluation.measured import class_order, network_flags
 from lib.evaluation.shift import evaluate_shift
 from lib.imagenet_c.evaluation import evaluate_imagenet_c
 from lib.imagenet_c.scan import find_folders
@@ -125,5 +125,6 @@ def folder_evaluation(
         n_examples=options.n_examples,
         image_ids=options.image_ids,
         usual_sizes=(own["img_size"], own["crop_size"]),
-        checkpoint_name=evaluated.tag.removeprefix("_"),
+        network=network_flags(evaluated),
+        checkpoint_name=evaluated.file_name,
     )

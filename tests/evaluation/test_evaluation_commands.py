@@ -742,6 +742,43 @@ def test_different_measurements_never_share_a_file(digits: Path, here: Path) -> 
     assert len(rows("attack_standard_pgd1")) == 36
 
 
+def test_a_file_of_others_read_in_several_ways(
+    digits: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    """Its head, mean and ending tell measurements apart, as nothing in the file does."""
+    for scale, name in enumerate(("x.pth.tar", "a.pt", "a.ckpt"), start=1):
+        torch.save({key: scale * value for key, value in weights.items()}, name)
+    features, head = ("--FN", "True"), ("--FN", "True", "--WN", "True")
+    calls = {
+        "x": ("x.pth.tar", *head),
+        "x_FN": ("x.pth.tar", *features),
+        "x_mean0.5+0.5+0.5": ("x.pth.tar", *head, "--set", "TRAIN.mean=[0.5, 0.5, 0.5]"),
+        "a": ("a.pt", *head),
+    }
+    for path, *flags in [*calls.values(), ("a.ckpt", *head)]:
+        words = (digits, "-e", "--resume", path, *flags, "--attack", "pgd1", "--n_examples", "4")
+        evaluate(*words, "--set", "ADV.clip_eps=4", "--set", "ADV.pgd_attack=[[1, 1/255]]")
+    ending = "_pgd1_n4_resize16_crop16"
+    wanted = {f"attack_standard_{name}{ending}" for name in calls}
+    stems = {path.stem for path in Path().glob("*.json")}
+    assert stems > wanted, stems
+    (second,) = stems - wanted
+    assert re.fullmatch(rf"attack_standard_a{ending}_[0-9a-f]{{8}}", second)
+
+
+def test_sizes_and_radii_are_looked_at_beside_the_checkpoints_own(digits: Path) -> None:
+    words = ("evaluate.py", digits, "-e", "--resume", BEST, "--attack", "pgd1", "--n_examples", "4")
+    crop = only_error(call(*words, "--set", "DATA.crop_size=20"))
+    assert crop.startswith("DATA.crop_size 20 is larger than DATA.img_size 16")
+    content = torch.load(FOLDER / "model_best.pth.tar", weights_only=True)
+    content["config"]["DATA"]["max_color_value"], content["config"]["ADV"]["clip_eps"] = 1.0, 0.06
+    torch.save(content, FOLDER / "model_best.pth.tar")
+    assert "more than DATA.max_color_value 1," in only_error(call(*words, "--eps", "4"))
+    done = call(*words, "--eps", "0.04", "--set", "DATA.img_size=20", "--set", "DATA.workers=0")
+    assert done.status == 0, done.err
+    assert (FOLDER / "attack_standard_pgd1_n4_eps10.2_resize20.json").exists()
+
+
 def test_the_scripts_docstrings_show_these_calls() -> None:
     manual = (ROOT / "evaluate.py").read_text()
     assert "python evaluate.py /data/ImageNet -e --resume RUN/model_best.pth.tar" in manual

@@ -630,7 +630,7 @@ def test_different_measurements_never_share_a_file(model, corrupted, tmp_path):
         "fog_n4": {"n_examples": 4},
         "fog_crop28": {"crop_size": 28},
         "snow+fog": {"corruptions": ["fog", "snow"]},
-        "last_fog": {"checkpoint_name": "last"},
+        "last_fog": {"checkpoint_name": "last.pth.tar"},
     }
     for change in changes.values():
         run(

@@ -14,7 +14,12 @@ from scipy import stats
 from utils.errors import UserError
 from utils.storage.files import atomic_write, names_sha256, write_csv, write_json
 from utils.storage.intervals import wilson_interval
-from utils.storage.measurement import Measurement, filename_suffix, measurement_from
+from utils.storage.measurement import (
+    Measurement,
+    attack_text,
+    filename_suffix,
+    measurement_from,
+)
 from utils.storage.results import read_result, result_stem, write_result
 
 USUAL = Measurement(
@@ -57,10 +62,11 @@ OTHERS = {
     "cascade": (True, "_cascade"),
     "transfer": ("d" * 64, ""),
     "class_order": ("numeric", "_numeric_order"),
-    "checkpoint_name": ("last", "_last"),
+    "network": ("FN", "_FN"),
+    "checkpoint_name": ("last.pth.tar", "_last"),
     "subset": ("n500", "_n500"),
     "corruptions": ("snow+fog", "_snow+fog"),
-    "transfer_name": ("resnet18_x", "_from_resnet18_x"),
+    "transfer_name": ("resnet18_x.pt", "_from_resnet18_x"),
 }
 
 
@@ -82,6 +88,23 @@ def test_what_distinguishes_two_measurements_is_in_the_name(tmp_path, field):
     write_result(theirs.with_name(f"{theirs.name}.json"), replace(usual, measurement=other))
     assert result_stem(tmp_path, other, USUAL) == theirs
     assert result_stem(tmp_path, USUAL, USUAL) == stem
+
+
+def test_files_of_one_stem_are_two_checkpoints(tmp_path):
+    pt, pth = (replace(USUAL, checkpoint_name=f"x.{ending}") for ending in ("pt", "pth"))
+    stem = result_stem(tmp_path, pt, USUAL)
+    assert stem.name == "attack_standard_x"
+    write_result(stem.with_name(f"{stem.name}.json"), replace(attack_result(), measurement=pt))
+    other = replace(pth, checkpoint="c" * 64)
+    assert result_stem(tmp_path, other, USUAL) != stem
+    assert result_stem(tmp_path, replace(pt, checkpoint="c" * 64), USUAL) == stem  # replaced
+
+
+def test_steps_are_told_apart_but_for_the_rounding_of_published_files():
+    assert attack_text("pgd10", 8 / 255) == "pgd10@8"
+    assert attack_text("pgd10", 0.00392157) == attack_text("pgd10", 1 / 255) == "pgd10@1"
+    assert attack_text("pgd10", 0.0313725) == "pgd10@7.999988"
+    assert attack_text("autoattack", 0) == "autoattack"
 
 
 def test_what_is_no_result_is_in_nobodys_way(tmp_path):

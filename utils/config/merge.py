@@ -113,24 +113,13 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 
 def contradictions(config: Config) -> list[str]:
     """Values that are fine alone and impossible together."""
-    train, adv, data = config.TRAIN, config.ADV, config.DATA
-    problems = [
-        wrong
-        for key in ("clip_eps", "fgsm_step")
-        if (wrong := wrong_unit(f"ADV.{key}", getattr(adv, key), data.max_color_value))
-    ]
-    if config.EVAL.norm == "Linf":
-        units = [wrong_unit("--eps", eps, data.max_color_value) for eps in config.EVAL.eps]
-        problems += [wrong for wrong in units if wrong]
-    elif not config.EVAL.eps:
+    train, adv = config.TRAIN, config.ADV
+    # An evaluation looks at these once it has the checkpoint's own values.
+    problems = [] if config.OPTIONS.evaluating else wrong_units_and_sizes(config)
+    if config.EVAL.norm != "Linf" and not config.EVAL.eps:
         problems.append(
             f"--norm {config.EVAL.norm} needs a radius, since ADV.clip_eps is one of Linf: give"
             " --eps, such as 3 for L2 or 60 for L1 at 224 pixels"
-        )
-    if 0 < data.img_size < data.crop_size:
-        problems.append(
-            f"DATA.crop_size {data.crop_size} is larger than DATA.img_size {data.img_size}, the"
-            " shorter side that evaluation crops from"
         )
     if train.start_epoch >= config.passes:
         problems.append(
@@ -141,6 +130,23 @@ def contradictions(config: Config) -> list[str]:
     if train.select == "pgd" and adv.clip_eps == 0:
         problems.append("TRAIN.select: pgd attacks within ADV.clip_eps, which is 0")
     return problems + method_problems(config)
+
+
+def wrong_units_and_sizes(config: Config) -> list[str]:
+    """Radii and steps in another unit than colours have, and a crop larger than the image."""
+    adv, data = config.ADV, config.DATA
+    values = [("ADV.clip_eps", adv.clip_eps)]
+    if not config.OPTIONS.evaluating:  # which takes no steps of the training
+        values.append(("ADV.fgsm_step", adv.fgsm_step))
+    if config.EVAL.norm == "Linf":
+        values += [("--eps", eps) for eps in config.EVAL.eps]
+    problems = [wrong_unit(key, value, data.max_color_value) for key, value in values]
+    if 0 < data.img_size < data.crop_size:
+        problems.append(
+            f"DATA.crop_size {data.crop_size} is larger than DATA.img_size {data.img_size}, the"
+            " shorter side that evaluation crops from"
+        )
+    return [problem for problem in problems if problem]
 
 
 def wrong_unit(key: str, value: float, unit: float) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from utils.storage.measurement import Measurement, attack_text
+from utils.storage.run_folder import BEST
 
 
 def measurement_of_earlier(data: Mapping[str, Any]) -> Measurement:
@@ -15,6 +17,7 @@ def measurement_of_earlier(data: Mapping[str, Any]) -> Measurement:
     settings, checkpoint = origin["config"], origin["checkpoint"]
     is_attack = data["kind"] == "attack"
     resized = is_attack or origin["protocol"] != "standard"
+    name = Path(checkpoint["path"]).name
     hypersphere = checkpoint.get("FN") or checkpoint.get("WN")
     measurement = Measurement(
         kind=data["kind"],
@@ -24,6 +27,7 @@ def measurement_of_earlier(data: Mapping[str, Any]) -> Measurement:
         resize=settings["DATA"]["img_size"] if resized else None,
         crop=settings["DATA"]["crop_size"],
         scale=checkpoint["s_HE"] if hypersphere else 1.0,
+        checkpoint_name="" if name == BEST else name,
     )
     if not is_attack:
         return measurement

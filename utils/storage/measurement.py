@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 KINDS = ("attack", "imagenet_c", "shift")  # what the names of result files begin with
@@ -30,7 +31,8 @@ class Measurement:
         eps: radius, in [0, 1] for Linf.
         transfer: SHA-256 of the network that was attacked, where it is another one.
         class_order: `DATA.class_order`, where the checkpoint carries no class names.
-        checkpoint_name: file name without suffix; empty for a run's best model.
+        network: what flags say of a network whose file does not, such as `FN` or another mean.
+        checkpoint_name: file name; empty for a run's best model.
         subset: which images, `n500` or `ids1a2b3c4d`; empty for all. `images` says it exactly.
         corruptions: `extra`, `snow+fog`; empty for the standard 15. Names of shifted test sets.
         transfer_name: file name of the network that was attacked.
@@ -52,6 +54,7 @@ class Measurement:
     cascade: bool = False
     transfer: str = ""
     class_order: str = "auto"
+    network: str = ""
     # Labels that names have; the results of earlier versions do not hold them.
     checkpoint_name: str = field(default="", compare=False)
     subset: str = field(default="", compare=False)
@@ -83,7 +86,13 @@ def measurement_from(values: Mapping[str, Any]) -> Measurement:
 def attack_text(name: str, step_size: float) -> str:
     """`pgd10@1`: an attack and its step in 1/255; the bare name where the attack sets its steps."""
     name = name.partition("@")[0]
-    return f"{name}@{round(255 * step_size, 4):g}" if step_size else name
+    # 0.00392157, as published files have it, is 1/255.
+    return f"{name}@{round(255 * step_size, 6):.10g}" if step_size else name
+
+
+def file_stem(path: str) -> str:
+    """A checkpoint's file name without its ending, `.pth.tar`, `.pt` or another."""
+    return Path(path.removesuffix(".tar")).stem
 
 
 def radius_number(eps: float, norm: str = "Linf") -> str:
@@ -117,7 +126,8 @@ def attacks_part(measured: Measurement, usual: Measurement) -> str:
 
 # What a measurement adds to its files' names where it is not the usual one, in this order.
 PARTS: dict[str, Callable[[Measurement, Measurement], str]] = {
-    "checkpoint_name": lambda m, _: f"_{m.checkpoint_name}",
+    "checkpoint_name": lambda m, _: f"_{file_stem(m.checkpoint_name)}",
+    "network": lambda m, _: f"_{m.network}",
     "attacks": attacks_part,
     "corruptions": lambda m, _: f"_{m.corruptions}",
     "subset": lambda m, _: f"_{m.subset}",
@@ -129,7 +139,7 @@ PARTS: dict[str, Callable[[Measurement, Measurement], str]] = {
     "scales": lambda m, _: "_scales" + "+".join(f"{scale:g}" for scale in m.scales),
     "seed": lambda m, _: f"_seed{m.seed}",
     "class_order": lambda m, _: f"_{m.class_order}_order",
-    "transfer_name": lambda m, _: f"_from_{m.transfer_name}",
+    "transfer_name": lambda m, _: f"_from_{file_stem(m.transfer_name)}",
     "cascade": lambda *_: "_cascade",
 }
 

@@ -143,7 +143,10 @@ def result_stem(folder: Path, measured: Measurement, usual: Measurement) -> Path
     if len(os.fsencode(stem.name)) > LONGEST_NAME:
         stem = folder / f"{start}_{measured.digest}"
     there = measurement_at(stem)
-    if there is None or replace(there, checkpoint=measured.checkpoint) == measured:
+    if there is None or (
+        replace(there, checkpoint=measured.checkpoint) == measured
+        and there.checkpoint_name == measured.checkpoint_name
+    ):
         return stem
     return stem.with_name(f"{stem.name}_{measured.digest}")
 
