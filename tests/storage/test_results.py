@@ -103,7 +103,7 @@ def test_files_of_one_stem_are_two_checkpoints(tmp_path):
 def test_steps_are_told_apart_but_for_the_rounding_of_published_files():
     assert attack_text("pgd10", 8 / 255) == "pgd10@8"
     assert attack_text("pgd10", 0.00392157) == attack_text("pgd10", 1 / 255) == "pgd10@1"
-    assert attack_text("pgd10", 0.0313725) == "pgd10@7.999988"
+    assert attack_text("pgd10", 0.031372) == "pgd10@7.99986"
     assert attack_text("autoattack", 0) == "autoattack"
 
 

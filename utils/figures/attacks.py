@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.figures.style import COLOURS, WIDTH, literal, styled
+from utils.figures.style import COLOURS, WIDTH, footnote, literal, shortened, styled
 
 RIGHT, WRONG = COLOURS[2], COLOURS[1]
 ACROSS = 2  # triples of images beside each other
@@ -64,7 +64,7 @@ def attack_images(images: Sequence[AttackedImage], reach: float, title: str) -> 
             for axes, caption in zip(panels, captions, strict=True):
                 axes.set_title(caption, fontsize=7.5)
     note = "Below: true class, attack, and the classes predicted (✓ right, ✗ wrong)."
-    fig.supxlabel(f"{note} Grey is no change.", fontsize=7, color="#444444")
+    footnote(fig, f"{note} Grey is no change.")
     fig.suptitle(literal(title), fontsize=8.5)
     return fig
 
@@ -78,7 +78,7 @@ def draw_triple(panels: Sequence[Axes], image: AttackedImage, reach: float) -> N
     for axes, pixels in zip(panels, (clean, change, adversarial), strict=True):
         draw_image(axes, pixels)
     write_prediction(panels[0], image.before, image.label)
-    about = f"{shortened(image.label)}\n{literal(image.attack)}"
+    about = f"{shortened(image.label, LETTERS)}\n{literal(image.attack)}"
     panels[1].set_xlabel(about, fontsize=7, labelpad=2)
     write_prediction(panels[2], image.after, image.label)
 
@@ -96,10 +96,5 @@ def draw_image(axes: Axes, image: np.ndarray) -> None:
 def write_prediction(axes: Axes, prediction: str, truth: str) -> None:
     """What the network says, below the image: a sign as well as a colour for right and wrong."""
     right = prediction == truth
-    text = f"{'✓' if right else '✗'} {shortened(prediction)}"
+    text = f"{'✓' if right else '✗'} {shortened(prediction, LETTERS)}"
     axes.set_xlabel(text, fontsize=7, color=RIGHT if right else WRONG, labelpad=2)
-
-
-def shortened(name: str) -> str:
-    """A class name that fits below an image."""
-    return literal(name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…")

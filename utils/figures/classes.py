@@ -7,15 +7,17 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from utils.figures.csv_rows import Rows, read_rows, series
-from utils.figures.style import COLOURS, WIDTH, literal, styled
+from utils.figures.style import COLOURS, GREY, WIDTH, handles_of, literal, shortened, styled
 from utils.storage.intervals import Accuracy
 
 AT_EACH_END = 10
 LETTERS = 24  # of a class's name
-LOOKS = {"clean": ("o", COLOURS[5]), "worst case": ("s", COLOURS[0])}
+LOOKS = {
+    "clean": {"linestyle": "none", "marker": "o", "color": COLOURS[5]},
+    "worst case": {"linestyle": "none", "marker": "s", "color": COLOURS[0]},
+}
 
 
 def read_classes(path: Path) -> list[dict[str, str]]:
@@ -51,11 +53,8 @@ def classes(rows: Rows, title: str = "") -> Figure:
         draw_classes(axes, part)
         axes.set_title(name, loc="left")
     panels[-1].set_xlabel("top-1 accuracy (%); whiskers: 95 % Wilson intervals")
-    handles = [
-        Line2D([], [], linestyle="none", marker=marker, color=colour, label=name)
-        for name, (marker, colour) in LOOKS.items()
-    ]
-    handles.append(Line2D([], [], linestyle="none", label="right: most frequent wrong answer"))
+    handles = handles_of(LOOKS, LOOKS.values())
+    handles += handles_of(["right: most frequent wrong answer"], [{"linestyle": "none"}])
     fig.legend(handles=handles, loc="outside lower center", ncols=3, handletextpad=0.2)
     fig.suptitle(literal(title))
     return fig
@@ -67,18 +66,12 @@ def draw_classes(axes: Axes, rows: Sequence[Mapping[str, str]]) -> None:
         for name, column in (("clean", "clean_correct"), ("worst case", "robust")):
             accuracy = Accuracy(int(row[column]), int(row["n"]))
             low, high = (100 * bound for bound in accuracy.interval)
-            marker, colour = LOOKS[name]
             shift = -0.14 if name == "clean" else 0.14
-            axes.hlines(y + shift, low, high, color=colour, linewidth=0.8)
-            axes.plot(accuracy.percent, y + shift, marker=marker, color=colour, linestyle="none")
+            axes.hlines(y + shift, low, high, color=LOOKS[name]["color"], linewidth=0.8)
+            axes.plot(accuracy.percent, y + shift, **LOOKS[name])
         if answer := row["most_frequent_wrong_answer"]:
-            axes.text(103, y, shortened(answer), va="center", fontsize=7, color="#444444")
-    axes.set_yticks(range(len(rows)), [shortened(row["class"]) for row in rows])
+            axes.text(103, y, shortened(answer, LETTERS), va="center", fontsize=7, color=GREY)
+    axes.set_yticks(range(len(rows)), [shortened(row["class"], LETTERS) for row in rows])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(-1, 101)
-
-
-def shortened(name: str) -> str:
-    """A class's name that fits beside the axis."""
-    return literal(name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…")

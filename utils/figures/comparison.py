@@ -9,10 +9,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from utils.figures.style import COLOURS, MARKERS, WIDTH, literal, styled
+from utils.figures.style import WIDTH, footnote, handles_of, literal, marker_style, styled
 
 STEP = 0.15  # inches between two runs of a measure
 GAP = 0.16  # inches between two measures
@@ -62,12 +61,9 @@ def comparison(panels: Sequence[Panel]) -> Figure:
     all_axes = fig.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, panel in zip(all_axes, panels, strict=True):
         draw_panel(axes, panel, names)
-    handles = [
-        Line2D([], [], label=literal(name), linestyle="none", **marker_style(names, name))
-        for name in names
-    ]
+    handles = handles_of(names, [point_style(index) for index in range(len(names))])
     fig.legend(handles=handles, loc="outside upper center", ncols=1, handletextpad=0.3)
-    fig.supxlabel(whisker_note(panels), fontsize=7.5, color="#444444")
+    footnote(fig, whisker_note(panels))
     return fig
 
 
@@ -87,8 +83,9 @@ def draw_panel(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
         for line, name in enumerate(lines):
             y = ticks[-1] + STEP * (line - (len(lines) - 1) / 2)
             low, high = dots[name].whiskers
-            axes.hlines(y, low, high, color=marker_style(names, name)["color"], linewidth=1.2)
-            axes.plot(dots[name].percent, y, linestyle="none", **marker_style(names, name))
+            style = point_style(names.index(name))
+            axes.hlines(y, low, high, color=style["color"], linewidth=1.2)
+            axes.plot(dots[name].percent, y, **style)
             text = f" {dots[name].percent:.1f}"
             axes.annotate(text, (high, y), (3, 0), textcoords="offset points", va="center", size=7)
             reach.append(high)
@@ -119,7 +116,6 @@ def whisker_note(panels: Sequence[Panel]) -> str:
     return f"Whiskers: {'; '.join(kinds)}." if kinds else ""
 
 
-def marker_style(names: Sequence[str], name: str) -> dict[str, Any]:
-    """Colour and marker of a run, which tell it apart in print without colour too."""
-    index = names.index(name)
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+def point_style(index: int) -> dict[str, Any]:
+    """Of the run with this index."""
+    return {**marker_style(index), "linestyle": "none"}

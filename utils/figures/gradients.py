@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from utils.errors import UserError
 from utils.figures.csv_rows import Rows, read_rows, series
-from utils.figures.style import COLOURS, MARKERS, WIDTH, literal, styled
+from utils.figures.style import GREY, WIDTH, handles_of, literal, marker_style, styled
 
 # By group: the panel's title and what its axis counts.
 GROUPS = {
@@ -21,6 +21,7 @@ GROUPS = {
     "bn": ("batch-norm", "batch-norm layer"),
     "fc": ("last layer", ""),
 }
+EQUAL: dict[str, Any] = {"color": GREY, "linewidth": 1.1}  # the line at ratio 1
 
 
 def read_gradient_norms(run: str | Path, epoch: int | None = None) -> list[dict[str, str]]:
@@ -53,7 +54,7 @@ def gradient_ratio(runs: Mapping[str, Rows], title: str = "") -> Figure:
     fig = Figure(figsize=(WIDTH, 3.1), layout="constrained")
     panels = fig.subplots(1, 3, sharey=True, width_ratios=(1, 1, 0.42))
     for axes, (group, (name, counted)) in zip(panels, GROUPS.items(), strict=True):
-        axes.axhline(1, color="#444444", linewidth=1.1, zorder=1.5)
+        axes.axhline(1, zorder=1.5, **EQUAL)
         for index, rows in enumerate(runs.values()):
             # One layer alone: side by side, or the runs would hide each other.
             shift = 0.25 * (index - (len(runs) - 1) / 2) if group == "fc" else 0.0
@@ -66,7 +67,8 @@ def gradient_ratio(runs: Mapping[str, Rows], title: str = "") -> Figure:
             axes.set_xticks([])
     ratio_axis(panels[0], [value for rows in runs.values() for value in series(rows, "ratio")])
     every = [row for rows in runs.values() for row in rows]
-    handles = [*run_handles(list(runs)), *kind_handles({parameter_kind(row) for row in every})]
+    handles = handles_of(runs, map(marker_style, range(len(runs))))
+    handles += kind_handles({parameter_kind(row) for row in every})
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
     fig.suptitle(literal(title))
     return fig
@@ -98,10 +100,7 @@ def draw_ratios(axes: Axes, rows: Rows, index: int, shift: float) -> None:
         index: of the run, among the runs.
         shift: of the points to the right, in layers.
     """
-    marks: dict[str, Any] = {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-    }
+    marks = marker_style(index)
     for name, style in KIND_STYLES.items():
         members = [row for row in rows if parameter_kind(row) == name]
         members.sort(key=lambda row: float(row["depth"]))
@@ -129,29 +128,12 @@ def layer_numbers(members: Rows, group: Rows) -> list[int]:
     return numbers
 
 
-def run_handles(labels: Sequence[str]) -> list[Line2D]:
-    """Legend entries of the runs."""
-    return [
-        Line2D(
-            [],
-            [],
-            color=COLOURS[index % len(COLOURS)],
-            marker=MARKERS[index % len(MARKERS)],
-            label=literal(label),
-        )
-        for index, label in enumerate(labels)
-    ]
-
-
 def kind_handles(kinds: set[str]) -> list[Line2D]:
     """Legend entries of the kinds of parameter that are drawn, in grey, and of the line at 1."""
     names = {"weight": "weight", "bias": "bias", "downsample": "shortcut (downsample)"}
-    handles = [
-        Line2D([], [], color="#777777", marker="o", label=names[name], **style)
-        for name, style in KIND_STYLES.items()
-        if name in kinds
-    ]
-    return [*handles, Line2D([], [], color="#444444", linewidth=1.1, label="equal norms")]
+    shown = [name for name in KIND_STYLES if name in kinds]
+    styles = [{"color": "#777777", "marker": "o", **KIND_STYLES[name]} for name in shown]
+    return handles_of([*(names[n] for n in shown), "equal norms"], [*styles, EQUAL])
 
 
 def ratio_axis(axes: Axes, values: Sequence[float]) -> None:

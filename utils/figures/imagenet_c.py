@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from utils.figures.style import (
     COLOURS,
     HATCHES,
-    LINES,
-    MARKERS,
     WIDTH,
+    footnote,
+    handles_of,
+    line_style,
     literal,
     percent_axis,
     styled,
@@ -61,21 +60,12 @@ def imagenet_c(results: Mapping[str, ImageNetCResult], title: str = "") -> Figur
     names = sorted(group_of, key=lambda name: groups.index(group_of[name]))
     draw_bars(below.subplots(), results, bar_spots(results, names, group_of))
     if not single:
-        handles = [
-            Line2D([], [], label=literal(name), **curve_style(index))
-            for index, name in enumerate(results)
-        ]
+        handles = handles_of(results, map(line_style, range(len(results))))
         above.legend(handles=handles, loc="outside lower center", ncols=min(len(results), 2))
     note = "Whiskers: 95 % Wilson intervals over the images, not images x severities."
-    fig.supxlabel(note, fontsize=7, color="#444444")
+    footnote(fig, note)
     fig.suptitle(literal(title))
     return fig
-
-
-def curve_style(index: int) -> dict[str, Any]:
-    """Colour, line and marker of the curve with this index in the legend."""
-    index %= len(COLOURS)
-    return {"color": COLOURS[index], "linestyle": LINES[index], "marker": MARKERS[index]}
 
 
 def group_curves(
@@ -110,7 +100,7 @@ def draw_severities(axes: Axes, curves: Sequence[tuple[str, list[float]]]) -> No
     """One group's curves over the five severities."""
     for index, (label, values) in enumerate(curves):
         if values:
-            axes.plot(range(1, len(values) + 1), values, label=label, **curve_style(index))
+            axes.plot(range(1, len(values) + 1), values, label=label, **line_style(index))
     axes.set_xlabel("severity")
     axes.set_xticks(range(1, 6))
     axes.set_xlim(0.7, 5.3)

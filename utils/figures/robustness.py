@@ -10,15 +10,7 @@ from itertools import pairwise
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.figures.style import (
-    COLOURS,
-    LINES,
-    MARKERS,
-    WIDTH,
-    literal,
-    percent_axis,
-    styled,
-)
+from utils.figures.style import WIDTH, footnote, line_style, literal, percent_axis, styled
 from utils.storage.intervals import Accuracy
 from utils.storage.measurement import Measurement, radius_number, radius_text
 from utils.storage.records import AttackResult
@@ -101,19 +93,18 @@ def robustness(curves: Mapping[str, Curve], title: str = "") -> Figure:
         if len(curves) > 1:
             axes.legend()
     percent_axis(panels[0], "top-1 accuracy, worst case (%)", tops)
-    fig.supxlabel("Whiskers: 95 % Wilson intervals. At 0: clean.", fontsize=7, color="#444444")
+    footnote(fig, "Whiskers: 95 % Wilson intervals. At 0: clean.")
     fig.suptitle(literal(title))
     return fig
 
 
 def draw_curve(axes: Axes, curve: Curve, label: str, index: int) -> list[float]:
     """One network's accuracies with their intervals. Returns where they reach to."""
-    colour, norm = COLOURS[index % len(COLOURS)], curve[0].measurement.norm
+    style, norm = line_style(index), curve[0].measurement.norm
     radii = [0.0, *(float(radius_number(r.measurement.eps, norm)) for r in curve)]
     accuracies: list[Accuracy] = [curve[0].clean.top1, *(r.worst_case.top1 for r in curve)]
     for radius, accuracy in zip(radii, accuracies, strict=True):
         low, high = (100 * bound for bound in accuracy.interval)
-        axes.vlines(radius, low, high, color=colour, linewidth=0.9)
-    (line,) = axes.plot(radii, [a.percent for a in accuracies], color=colour, label=label)
-    line.set(linestyle=LINES[index % len(LINES)], marker=MARKERS[index % len(MARKERS)])
+        axes.vlines(radius, low, high, color=style["color"], linewidth=0.9)
+    axes.plot(radii, [a.percent for a in accuracies], label=label, **style)
     return [100 * accuracy.interval[1] for accuracy in accuracies]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from utils.figures.style import COLOURS, MARKERS, WIDTH, literal, styled
+from utils.figures.style import WIDTH, literal, marker_style, styled
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,15 @@ def robustness_against_cost(points: Sequence[Point]) -> Figure:
     axes = fig.subplots()
     costs = sorted({point.cost for point in points})
     for number, point in enumerate(points):
-        colour, marker = COLOURS[number // 2 % 7], MARKERS[number // 2 % 7]
+        style = marker_style(number // 2)
         shift = 1.02 if point.filled else 0.98  # two points of one cost stay apart
         axes.errorbar(
             point.cost * shift,
             point.mean,
             yerr=point.spread or None,
-            color=colour,
-            marker=marker,
+            **style,
             markersize=6,
-            markerfacecolor=colour if point.filled else "white",
+            markerfacecolor=style["color"] if point.filled else "white",
             linestyle="none",
             capsize=2.5,
             label=literal(point.name),

@@ -6,13 +6,14 @@ Figures are made of `matplotlib.figure.Figure` alone: no pyplot, no window, no d
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from utils.errors import UserError
 from utils.storage.files import make_folder, replacing
@@ -23,6 +24,7 @@ from utils.text import printable
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (3, 3)))
+GREY = "#444444"
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "++", "oo")
 
 WIDTH = 5.5  # inches, of the text of a paper: set so, the fonts have the sizes below
@@ -84,6 +86,28 @@ def save_figure(fig: Figure, stem: str | Path) -> list[Path]:
     return paths
 
 
+def marker_style(index: int) -> dict[str, Any]:
+    """Colour and marker of the run with this index, told apart in print without colour too."""
+    index %= len(COLOURS)
+    return {"color": COLOURS[index], "marker": MARKERS[index]}
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Colour, marker and line of the curve with this index."""
+    return {**marker_style(index), "linestyle": LINES[index % len(LINES)]}
+
+
+def handles_of(labels: Iterable[str], styles: Iterable[Mapping[str, Any]]) -> list[Line2D]:
+    """Legend entries, each with its style."""
+    pairs = zip(labels, styles, strict=False)
+    return [Line2D([], [], label=literal(label), **style) for label, style in pairs]
+
+
+def footnote(fig: Figure, text: str) -> None:
+    """A line below everything."""
+    fig.supxlabel(text, fontsize=7, color=GREY)
+
+
 def percent_axis(axes: Axes, label: str, values: Sequence[float] = ()) -> None:
     """A vertical axis of percents from 0, with room above the largest value."""
     top = max([*values, 1.0])
@@ -94,6 +118,11 @@ def percent_axis(axes: Axes, label: str, values: Sequence[float] = ()) -> None:
 def literal(text: str) -> str:
     """Text that others have written, for a figure: nothing in it is a formula."""
     return printable(text).replace("$", r"\$")
+
+
+def shortened(name: str, letters: int) -> str:
+    """A name of at most so many letters."""
+    return literal(name if len(name) <= letters else f"{name[: letters - 1]}…")
 
 
 def run_label(name: str) -> str:

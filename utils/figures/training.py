@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from utils.figures.csv_rows import Rows, read_rows, series
-from utils.figures.style import COLOURS, LINES, MARKERS, WIDTH, literal, percent_axis, styled
+from utils.figures.style import COLOURS, WIDTH, line_style, literal, percent_axis, styled
 
 
 def read_metrics(run: str | Path) -> list[dict[str, str]]:
@@ -83,6 +83,6 @@ def draw_curves(
         present = [value for value in values if not math.isnan(value)]
         if present:
             drawn += present
-            (line,) = axes.plot(epochs, values, color=COLOURS[index], label=label)
-            line.set(linestyle=LINES[index], marker=MARKERS[index] if len(epochs) <= 40 else None)
+            style = line_style(index) | ({"marker": None} if len(epochs) > 40 else {})
+            axes.plot(epochs, values, label=label, **style)
     return drawn

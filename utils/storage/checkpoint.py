@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -119,32 +119,45 @@ def load_tensors(path: str) -> Any:
         file = open(path, "rb")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    require_size(path, packed_size(path))
-    if path.endswith(".safetensors"):
-        return load_safetensors(path)
     with file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on odd pickles, which end in an error below
+        warnings.simplefilter("ignore")  # about malformed pickles, which end in an error below
+        archive = open_archive(file)
+        if archive is not None:
+            require_size(path, sum(entry.file_size for entry in archive.infolist()))
+        if path.endswith(".safetensors"):
+            return load_safetensors(path)
+        is_zip = zipfile.is_zipfile(file)
+        file.seek(0)
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except MemoryError:
             raise
-        except Exception as error:  # whatever bytes that are no checkpoint make of the unpickler
+        except Exception as error:  # bytes that are no checkpoint raise anything in the unpickler
             file.seek(0)
             raise UnreadableCheckpoint(f"{path} {what_is_wrong(file.read(4), error)}") from error
-    if zipfile.is_zipfile(path) and not is_whole(Path(path)):  # torch reads a flipped bit quietly
-        raise UnreadableCheckpoint(
-            f"{path} is damaged: its checksums do not match; take another copy"
-        )
+        if is_zip and not has_valid_checksums(archive):  # torch reads a flipped bit quietly
+            raise UnreadableCheckpoint(
+                f"{path} is damaged: its checksums do not match; take another copy"
+            )
     return content
 
 
-def packed_size(path: str) -> int:
-    """Bytes that a zip archive says it unpacks to; 0 for other files and damaged ones."""
+def open_archive(file: BinaryIO) -> zipfile.ZipFile | None:
+    """The zip archive in a file; None for other files and damaged ones."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return sum(entry.file_size for entry in archive.infolist())
-    except Exception:  # whatever a flipped bit makes of its directory; torch will say it
-        return 0
+        return zipfile.ZipFile(file)
+    except Exception:  # a flipped bit in its directory raises anything in its reader
+        return None
+
+
+def has_valid_checksums(archive: zipfile.ZipFile | None) -> bool:
+    """Whether every byte of an archive is as it was written."""
+    try:
+        return archive is not None and archive.testzip() is None
+    except MemoryError:
+        raise
+    except Exception:  # as in `open_archive`
+        return False
 
 
 def require_size(path: str, unpacked: int) -> None:
@@ -208,10 +221,6 @@ def save_best(folder: Path, content: Mapping[str, Any], name: str = BEST) -> Non
 
 def is_whole(path: Path) -> bool:
     """Whether every byte of a checkpoint is as it was written, by the file's own checksums."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except MemoryError:
-        raise
-    except Exception:  # whatever a flipped bit in the archive's directory makes of its reader
-        return False
+    with suppress(OSError), open(path, "rb") as file:
+        return has_valid_checksums(open_archive(file))
+    return False
