@@ -256,6 +256,6 @@ def test_training_resuming_and_evaluation(
     )
     assert done.status == 0, done
     assert list(folder.glob("imagenet_c*.json"))
-    assert 5 <= waits_in(device, "lib/evaluation/folder_counts.py") <= 2 * 5  # one a folder or so
+    assert 5 <= waits_in(device, "lib/evaluation/folder_measure.py") <= 2 * 5  # one a folder or so
     assert waits_in(device, "lib/algorithm/free_training.py") == 0
     assert list(folder.glob("attack*_images/*.png"))

@@ -30,7 +30,7 @@ from typing import Any
 
 from lib.algorithm.training_methods import METHODS
 from tools.benchmark_case import ATTACK_STEPS, REPLAYS, Case, cases_of, run
-from utils.config.parser import OneLineParser, names
+from utils.config.parser import names, positive, tool_parser
 from utils.config.sections import ARCHITECTURES, PRECISIONS
 from utils.distributed.device import choose_device
 from utils.distributed.launch import run_command
@@ -95,20 +95,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: a flag is wrong, or there is no such device.
     """
-    parser = OneLineParser(
-        prog="python -m tools.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser("benchmark", __doc__)
     add = parser.add_argument
     add("--arch", choices=ARCHITECTURES, default="resnet50", help="(default: %(default)s)")
     add("--device", default="auto", help="cpu, cuda or mps (default: %(default)s)")
     size = "images in a batch (default: 16, on CUDA 256)"
-    add("--batch_size", type=int, metavar="N", help=size)
-    add("--crop_size", type=int, default=224, metavar="N", help="pixels (default: %(default)s)")
-    add("--repeats", type=int, default=7, metavar="N", help="repetitions (default: %(default)s)")
+    add("--batch_size", type=positive, metavar="N", help=size)
+    add(
+        "--crop_size", type=positive, default=224, metavar="N", help="pixels (default: %(default)s)"
+    )
+    add(
+        "--repeats",
+        type=positive,
+        default=7,
+        metavar="N",
+        help="repetitions (default: %(default)s)",
+    )
     few = "repetitions of `standard`, minutes each (default: %(default)s)"
-    add("--standard_repeats", type=int, default=3, metavar="N", help=few)
+    add("--standard_repeats", type=positive, default=3, metavar="N", help=few)
     take = "shortest take, but a step at least (default: %(default)s)"
     add("--take_seconds", type=float, default=4.0, metavar="S", help=take)
     listed = "commas between (default: %(default)s)"
@@ -117,7 +121,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--no_compile", action="store_true", help="leave torch.compile out")
     add("--workers", type=int, default=2, metavar="N", help="reading processes (%(default)s)")
     each = "JPEGs in each of 5 folders (default: %(default)s)"
-    add("--reading_images", type=int, default=1000, metavar="N", help=each)
+    add("--reading_images", type=positive, default=1000, metavar="N", help=each)
     attacked = "images of `standard`, an even number (default: 4 batches)"
     add("--standard_images", type=int, metavar="N", help=attacked)
     add("--quick", action="store_true", help="tiny sizes: does it work at all")
@@ -142,9 +146,6 @@ def checked(options: argparse.Namespace) -> argparse.Namespace:
     for flag, known in (("parts", PARTS), ("precisions", PRECISIONS)):
         if unknown := set(getattr(options, flag)) - set(known):
             raise UserError(f"--{flag}: no {min(unknown)}; there are {', '.join(known)}")
-    for flag in ("batch_size", "crop_size", "repeats", "standard_repeats", "reading_images"):
-        if getattr(options, flag) < 1:
-            raise UserError(f"--{flag} {getattr(options, flag)}: at least 1 is needed")
     if options.standard_images % 2:
         raise UserError(f"--standard_images {options.standard_images}: take an even number")
     return options

@@ -17,7 +17,6 @@ do not count. Memory holds the list of file names and, for each process, one bat
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from pathlib import Path
 from lib.data.images import UnreadableImage, load_rgb
 from tools.data_tree import DataTree, scan
 from tools.parallel import image_bar, in_parallel
-from utils.config.parser import OneLineParser
+from utils.config.parser import positive, tool_parser
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.logging import counted
@@ -62,22 +61,16 @@ def parse(argv: Sequence[str] | None) -> tuple[Path, int]:
     Raises:
         UserError: no such folder, or fewer than one process.
     """
-    parser = OneLineParser(
-        prog="python -m tools.check_data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser("check_data", __doc__)
     parser.add_argument("dir", metavar="DIR", type=Path, help="an ImageFolder or ImageNet-C tree")
     parser.add_argument(
         "--workers",
-        type=int,
+        type=positive,
         metavar="N",
         default=os.cpu_count() or 1,
         help="processes that read (default: one per core, here %(default)s)",
     )
     arguments = parser.parse_args(argv)
-    if arguments.workers < 1:
-        raise UserError(f"--workers {arguments.workers}: at least one process is needed")
     if not arguments.dir.is_dir():
         what = "is a file" if arguments.dir.exists() else "does not exist"
         raise UserError(f"{arguments.dir} {what}; give the folder that holds the data set")

@@ -30,7 +30,7 @@ from tools.comparison_table import Table, build_tables, column_of
 from tools.comparison_values import Row, Value, collect, collect_warnings
 from tools.paired import paired_lines
 from tools.published import published_rows
-from utils.config.parser import OneLineParser
+from utils.config.parser import tool_parser
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.storage.files import atomic_write, make_folder, write_csv
@@ -75,11 +75,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         UserError: a flag is wrong or a path is missing.
     """
-    parser = OneLineParser(
-        prog="python -m tools.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser("compare", __doc__)
     parser.add_argument("runs", metavar="RUN_OR_JSON", nargs="+", type=Path)
     parser.add_argument(
         "-o",

@@ -8,7 +8,6 @@ figures beside it. Interrupted, the same command goes on where it was.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import subprocess
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.demo_report import write_report
+from utils.config.parser import tool_parser
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.storage.files import make_folder
@@ -29,15 +29,15 @@ METHODS = {"FreeAT": [], "FreeAT + HE": HE}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run everything; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """The command. Returns its exit status."""
+    return run_command(lambda: demo(parse(argv)))
+
+
+def parse(argv: Sequence[str] | None) -> Path:
+    """The folder to work in."""
+    parser = tool_parser("demo", __doc__)
     parser.add_argument("folder", nargs="?", default="demo", metavar="DIR", help="default: demo")
-    arguments = parser.parse_args(argv)
-    return run_command(lambda: demo(Path(arguments.folder)))
+    return Path(parser.parse_args(argv).folder)
 
 
 def demo(folder: Path) -> None:

@@ -30,7 +30,7 @@ from PIL import Image
 
 from lib.imagenet_c.corruptions import SEVERITIES, STANDARD
 from tools.parallel import image_bar, in_parallel
-from utils.config.parser import OneLineParser
+from utils.config.parser import positive, tool_parser
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.storage.files import make_folder, write_json
@@ -69,22 +69,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         UserError: a flag is wrong.
     """
-    parser = OneLineParser(
-        prog="python -m tools.demo_data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser("demo_data", __doc__)
     add = parser.add_argument
     add("dir", metavar="DIR", type=Path, help="folder to make")
     add("--corruptions", action="store_true", help="also make DIR-C, laid out as ImageNet-C")
     images = "val images that DIR-C holds in each of its 75 folders (default: %(default)s)"
-    add("--images", type=int, default=120, metavar="N", help=images)
-    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
-    arguments = parser.parse_args(argv)
-    for name in ("images", "workers"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} {getattr(arguments, name)}: at least 1 is needed")
-    return arguments
+    add("--images", type=positive, default=120, metavar="N", help=images)
+    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes")
+    return parser.parse_args(argv)
 
 
 def build(folder: Path, recipe: dict[str, Any], write: Callable[[Path], None]) -> None:

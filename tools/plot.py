@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.config.parser import OneLineParser
+from utils.config.parser import OneLineParser, tool_parser
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.storage.records import AttackResult, ImageNetCResult
@@ -42,11 +42,7 @@ def plot(arguments: argparse.Namespace) -> None:
 
 def build_parser() -> OneLineParser:
     """The parser; each figure is a command."""
-    parser = OneLineParser(
-        prog="python -m tools.plot",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser("plot", __doc__)
     figures = parser.add_subparsers(metavar="FIGURE", required=True)
     for name, draw, inputs, count, text in (
         ("imagenet_c", draw_imagenet_c, "JSON", "+", "accuracy per corruption and severity"),

@@ -22,18 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.evaluation.attack_list import parse_attack
 from tools.compare import main as compare
 from tools.demo import CONFIG, HE, ROOT
-from tools.study_report import write_report
+from tools.study_report import attack_result, write_report
 from utils.config.command_line import parse_command_line
-from utils.config.parser import OneLineParser, names
+from utils.config.parser import names, positive, tool_parser
 from utils.config.schema import Config
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.storage.files import make_folder
-from utils.storage.records import AttackResult
-from utils.storage.results import find_results
 
 # What each training gets: its epochs and its own numbers; steps are of 255.
 METHODS: dict[str, dict[str, Any]] = {
@@ -90,23 +87,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         UserError: a flag is wrong.
     """
-    parser = OneLineParser(
-        prog="python -m tools.study",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser("study", __doc__)
     parser.add_argument("folder", nargs="?", default="study", metavar="DIR", help="default: study")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="trainings at a time"
+        "--seeds", type=positive, default=3, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=positive,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="trainings at a time",
     )
     listed = "commas between (default: all)"
     parser.add_argument("--methods", type=names, default=[*METHODS], metavar="M,M", help=listed)
     parser.add_argument("--quick", action="store_true", help="a few images, one seed, one epoch")
     arguments = parser.parse_args(argv)
-    for name in ("seeds", "jobs"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} {getattr(arguments, name)}: at least 1 is needed")
     if unknown := set(arguments.methods) - METHODS.keys():
         raise UserError(f"--methods: no {min(unknown)}; there are {', '.join(METHODS)}")
     return arguments
@@ -143,7 +139,6 @@ def make_data(folder: Path, quick: bool) -> None:
 
 def all_jobs(folder: Path, methods: Sequence[str], seeds: int, quick: bool) -> list[Job]:
     """Every training, those of one row together."""
-    attacks = ",".join(name for name in ATTACKS if is_known(name))
     data = str(folder / ("few" if quick else "digits"))
     jobs = []
     for method in methods:
@@ -152,20 +147,11 @@ def all_jobs(folder: Path, methods: Sequence[str], seeds: int, quick: bool) -> l
         flags = [word for key, v in values.items() for word in ("--set", f"{key}={v}")]
         for name, embedding in ((method, []), (f"{method} + HE", HE)):
             for seed in range(seeds):
-                words = [data, *CONFIG, *flags, *embedding, "--attack", attacks]
+                words = [data, *CONFIG, *flags, *embedding, "--attack", ",".join(ATTACKS)]
                 words += ["--seed", str(seed), "--resume", "auto"]
                 config = parse_command_line(words, "main_free", "")
                 jobs.append(Job(name, seed, tuple(words), config, folder))
     return jobs
-
-
-def is_known(attack: str) -> bool:
-    """Whether the suite has this attack."""
-    try:
-        parse_attack(attack, 1 / 255)
-    except UserError:
-        return False
-    return True
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int, total: int) -> None:
@@ -201,7 +187,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, total: int) -> None:
 
 def outcome(job: Job) -> str:
     """What came of a training, for its line."""
-    (result,) = (r for r in find_results([job.run]).values() if isinstance(r, AttackResult))
+    result = attack_result(job.run)
     clean, worst = result.clean.top1.percent, result.worst_case.top1.percent
     return f"{job.label}: {clean:.1f} % clean, {worst:.1f} % in the worst case"
 

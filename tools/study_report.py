@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -46,20 +46,16 @@ def write_report(folder: Path, runs: Mapping[Path, tuple[str, Config]]) -> Path:
         The report's path.
     """
     results = {run: attack_result(run) for run in runs}
-    worst: dict[str, list[float]] = {}
-    configs: dict[str, Config] = {}
-    for run, (name, config) in runs.items():
-        worst.setdefault(name, []).append(results[run].worst_case.top1.percent)
-        configs.setdefault(name, config)
+    configs = dict(runs.values())
+    worst = {
+        name: [
+            results[run].worst_case.top1.percent for run, (own, _) in runs.items() if own == name
+        ]
+        for name in configs
+    }
     points = [
-        Point(
-            name,
-            training_cost(configs[name]),
-            fmean(v),
-            stdev(v) if len(v) > 1 else 0.0,
-            "HE" in name,
-        )
-        for name, v in worst.items()
+        Point(name, training_cost(config), fmean(worst[name]), spread(worst[name]), "HE" in name)
+        for name, config in configs.items()
     ]
     save_figure(robustness_against_cost(points), folder / "cost")
     first = next(iter(results.values()))
@@ -76,14 +72,19 @@ def write_report(folder: Path, runs: Mapping[Path, tuple[str, Config]]) -> Path:
         batch=config.DATA.batch_size,
         lr=config.TRAIN.lr,
         seeds=seeds,
-        s="" if seeds == 1 else "s",
-        s2="s" if seeds == 1 else "",
+        s="s" * (seeds > 1),
+        s2="s" * (seeds == 1),
         costs="\n".join(cost_row(name, c) for name, c in configs.items() if "HE" not in name),
         comparison=(folder / "comparison.md").read_text(encoding="utf-8").strip(),
     )
     path = folder / "STUDY.md"
     atomic_write(path, text)
     return path
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation over seeds; 0 of a single one."""
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def attack_result(run: Path) -> AttackResult:

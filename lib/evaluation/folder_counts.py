@@ -7,23 +7,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import nn
 
 from lib.algorithm.batch import DeviceBatch
-from lib.algorithm.metrics import correct_in_top
 from lib.algorithm.pgd import attacking
-from lib.algorithm.precision import full_precision
 from lib.data.datasets import FolderBatches, eval_transform
 from lib.data.folders import ImageTree
 from lib.data.loader import make_loader
 from lib.data.samplers import FolderShards
 from lib.data.subsets import choose
 from lib.data.to_device import on_device
+from lib.evaluation.folder_measure import TOP1_AND_TOP5, Measure, count_folder
 from utils.distributed.context import DistributedContext
-from utils.errors import UserError
 from utils.logging import Logger
 from utils.storage.journal import ResumableRows, remove_journals
 from utils.storage.measurement import Measurement, subset_label
@@ -31,26 +28,6 @@ from utils.storage.results import result_stem
 
 PROGRESS_LINES = 20  # over the whole evaluation, where stdout is no terminal
 FolderCounts = dict[str, list[int]]  # by folder: the measured columns' sums, then images
-
-
-def top1_and_top5(logits: torch.Tensor, labels: torch.Tensor, _: str) -> list[torch.Tensor]:
-    """Whether the label is the largest output, and whether it is among the five largest."""
-    return [correct_in_top(logits, labels, 1), correct_in_top(logits, labels, 5)]
-
-
-class Measure(NamedTuple):
-    """What is counted.
-
-    Attributes:
-        columns: how many numbers for each image.
-        of: (logits (B, classes), labels (B,), folder's name) to a (B,) bool for each column.
-    """
-
-    columns: int
-    of: Callable[[torch.Tensor, torch.Tensor, str], Sequence[torch.Tensor]]
-
-
-TOP1_AND_TOP5 = Measure(2, top1_and_top5)
 
 
 @dataclass(frozen=True)
@@ -191,33 +168,6 @@ class FolderEvaluation:
         batches = on_device(loader, device, next(self.model.parameters()).dtype)
         every = max(1, len(shards) // PROGRESS_LINES)
         return self.logger.progress(batches, len(shards), what, every)
-
-
-@torch.no_grad()
-def count_folder(
-    model: nn.Module, batches: Iterable[DeviceBatch], name: str, measure: Measure
-) -> list[int]:
-    """One folder's columns, summed on the device: reading them is the only synchronisation.
-
-    Raises:
-        UserError: outputs that are not finite, for there any class could be called the largest.
-    """
-    sums: torch.Tensor | int = 0
-    for images, labels, _ in batches:
-        with full_precision():
-            logits = model(images)
-        broken = ~logits.isfinite().all(dim=1)
-        columns = [*measure.of(logits, labels, name), torch.ones_like(broken), broken]
-        sums = sums + torch.stack([column.sum() for column in columns])
-    if isinstance(sums, int):  # of so few images, none is this process's
-        return []
-    *counts, not_finite = sums.tolist()
-    if not_finite:
-        raise UserError(
-            f"the network's outputs are not finite on {not_finite} of {counts[-1]} images of"
-            f" {name}; the checkpoint is of a training that diverged, or damaged"
-        )
-    return counts
 
 
 def share_name(rank: int, world_size: int) -> str:

@@ -11,7 +11,8 @@ from lib.algorithm.metrics import correct_in_top
 from lib.data.folders import ImageTree, read_tree
 from lib.data.listing import is_image, subfolders
 from lib.data.subsets import describe_subset
-from lib.evaluation.folder_counts import FolderCounts, FolderEvaluation, Measure
+from lib.evaluation.folder_counts import FolderCounts, FolderEvaluation
+from lib.evaluation.folder_measure import Measure
 from lib.evaluation.shift_report import result_text, write_files
 from utils.errors import UserError
 from utils.storage.files import names_sha256

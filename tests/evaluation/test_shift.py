@@ -13,7 +13,7 @@ from in_process import call, only_error
 from torchvision import datasets, transforms
 
 from lib.evaluation import shift
-from lib.evaluation.folder_counts import count_folder
+from lib.evaluation.folder_measure import count_folder
 from lib.evaluation.shift import find_test_sets
 from models.resnet import build_model
 from utils.storage.results import read_result

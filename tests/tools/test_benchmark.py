@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from in_process import unchanged
+from in_process import call, only_error, unchanged
 
 from tools import benchmark, benchmark_case
 from tools.benchmark import main
@@ -111,13 +111,7 @@ def test_a_subject_that_fails_is_one_line() -> None:
         ),
         (["--device", "gpu"], "--device gpu: "),
         (["--standard_images", "7"], "--standard_images 7: "),
-        (["--repeats", "0"], "--repeats 0: at least 1 is needed"),
     ],
 )
-def test_bad_input_is_one_line(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {message}")
-    assert error.count("\n") == 1
+def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:
+    assert only_error(call("tools.benchmark", *arguments)).startswith(message)

@@ -144,18 +144,6 @@ def test_other_trees_are_not_touched(digits, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "cause"),
-    [([], "DIR"), (["x", "--images", "0"], "at least 1"), (["x", "--imgs", "3"], "unrecognized")],
-)
-def test_bad_arguments_are_one_line(arguments, cause, capsys):
-    assert main(arguments) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: ")
-    assert cause in message
-    assert len(message.splitlines()) == 1
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_tree_never_counts_as_complete(digits, tmp_path, number):
     folder, tree = tmp_path / "digits", tmp_path / "digits-C"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
+from utils.config.readers import whole
 from utils.config.schema import OPTIONS, SCHEMA
 from utils.config.setting import SWITCH, Setting
 from utils.errors import UserError
@@ -15,6 +16,20 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+def tool_parser(name: str, manual: str | None) -> OneLineParser:
+    """The parser of `python -m tools.NAME`, whose manual is its module's docstring."""
+    layout = argparse.RawDescriptionHelpFormatter
+    return OneLineParser(prog=f"python -m tools.{name}", description=manual, formatter_class=layout)
+
+
+def positive(text: str) -> int:
+    """argparse type: a whole number from 1."""
+    try:
+        return whole(1)(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def names(text: str) -> list[str]:
