@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 RUN := $(BIN)/python
-PYTEST := $(RUN) -m pytest -q -n 2 --dist loadfile
+PYTEST := $(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test quick lint fix benchmark soak clean
 

@@ -8,8 +8,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import subprocess
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,3 +82,30 @@ def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (cwd / "trained_models").iterdir()
     return folder
+
+
+@pytest.fixture(scope="module")
+def short_autoattack() -> Iterator[type]:
+    """AutoAttack in fewer iterations, for whoever uses its package: the suite and tests alike.
+
+    Returns:
+        The package's own class.
+    """
+    package = pytest.importorskip("pyautoattack")
+    original = package.AutoAttack
+
+    class Short(original):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self.apgd.n_iter = self.apgd_targeted.n_iter = 30
+            self.fab.n_iter, self.square.n_queries = 10, 300
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "AutoAttack", Short)
+        yield original
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests first: a long file at the end would keep one worker alone."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -23,7 +21,7 @@ from lib.evaluation.attack_list import for_classes, parse_attack
 from lib.evaluation.autoattack import AutoAttack, package_attack
 from utils.errors import UserError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("short_autoattack")]
 
 pyautoattack = pytest.importorskip("pyautoattack")
 
@@ -33,31 +31,11 @@ STANDARD = AutoAttackSpec()
 SEED, FIRST = 11, 1500  # of the evaluation; of the chunk
 
 
-@pytest.fixture(scope="module", autouse=True)
-def short_searches() -> Iterator[type]:
-    """Fewer iterations for whoever uses the package, this suite and the tests alike.
-
-    Returns:
-        The package's own class.
-    """
-    original = pyautoattack.AutoAttack
-
-    class Short(original):
-        def __init__(self, *given: Any, **named: Any) -> None:
-            super().__init__(*given, **named)
-            self.apgd.n_iter = self.apgd_targeted.n_iter = 30
-            self.fab.n_iter, self.square.n_queries = 10, 300
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyautoattack, "AutoAttack", Short)
-        yield original
-
-
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
-def test_searches_are_as_long_as_the_packages(norm, short_searches, monkeypatch):
-    monkeypatch.setattr(pyautoattack, "AutoAttack", short_searches)
+def test_searches_are_as_long_as_the_packages(norm, short_autoattack, monkeypatch):
+    monkeypatch.setattr(pyautoattack, "AutoAttack", short_autoattack)
     cpu = torch.device("cpu")
-    theirs = short_searches(nn.Identity(), eps=EPS, norm=norm, seed=1, device=cpu)
+    theirs = short_autoattack(nn.Identity(), eps=EPS, norm=norm, seed=1, device=cpu)
     threat = ThreatModel(EPS, norm=norm)
     ours = package_attack(STANDARD, threat, 10, 1, cpu, nn.Identity())
     assert ours.attacks_to_run == theirs.attacks_to_run
@@ -160,13 +138,13 @@ def attack_all(model, images, labels, first=FIRST, spec=STANDARD, **threat):
 
 
 @pytest.fixture(scope="module")
-def outcome(model, chunk):
+def outcome(model, chunk, short_autoattack):
     images = chunk[0].contiguous(memory_format=torch.channels_last)  # the package cannot take it
     return attack(model, images, chunk[1], eps=EPS)
 
 
 @pytest.fixture(scope="module")
-def direct(model, chunk):
+def direct(model, chunk, short_autoattack):
     """The package called on its own: adversarial images, predictions, accuracies it logs."""
     lines: list[str] = []
     handler = logging.Handler()

@@ -441,6 +441,7 @@ def test_cascade_finds_the_same_worst_case(digits: Path) -> None:
     assert "worst case" in done.out
 
 
+@pytest.mark.usefixtures("short_autoattack")
 def test_attacks_of_autoattack_by_name(digits: Path) -> None:
     evaluate(digits, "-e", "--resume", BEST, "--attack", "apgd,apgd-ce", "--n_examples", "6")
     recount("attack_standard_apgd+apgd-ce_n6", ("apgd-apgd-ce", "apgd", "apgd-ce"))

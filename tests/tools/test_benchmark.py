@@ -95,6 +95,7 @@ def test_medians_and_ratios(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert "| suite fp32, free | 25.0 (22.0-28.0) | 1.79 (1.65-2.00) |" in benchmark.table(rows)
 
 
+@pytest.mark.slow
 def test_a_subject_that_fails_is_one_line() -> None:
     options = benchmark.parse(["--quick", "--parts", "free"])
     (case, *_) = benchmark.cases_of("free", options, Path("nowhere"))

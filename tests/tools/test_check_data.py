@@ -200,6 +200,7 @@ def test_bad_arguments_are_one_line(arguments: list[str], cause: str) -> None:
     assert cause in only_error(call("tools.check_data", *arguments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [True, False])
 def test_ctrl_c_ends_at_once_and_leaves_no_process(tmp_path, whole_group):
     big = save(tmp_path / "data" / "cat" / "0.png", size=1200)

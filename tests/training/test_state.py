@@ -102,6 +102,7 @@ def test_momentum_that_does_not_fit_begins_at_zero(
 def test_a_training_in_fp32_is_resumed_in_fp16_and_back(digits: Path) -> None:
     for epochs, precision in ((2, "fp32"), (4, "fp16"), (6, "fp32")):
         changes = {**SHORT, "TRAIN__epochs": epochs, "TRAIN__precision": precision}
+        changes |= {"DATA__img_size": 16, "DATA__crop_size": 16}  # fp16 is slow on a CPU
         done = call("main_free.py", digits, *settings(**changes), "--resume", "auto")
         assert done.status == 0, done.err
     assert "TRAIN.precision was fp16 and is fp32 from here on" in done.out
