@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ from utils.storage.intervals import Accuracy
 
 AT_EACH_END = 10
 LETTERS = 24  # of a class's name
-LOOKS = {
+LOOKS: dict[str, dict[str, Any]] = {
     "clean": {"linestyle": "none", "marker": "o", "color": COLOURS[5]},
     "worst case": {"linestyle": "none", "marker": "s", "color": COLOURS[0]},
 }
