@@ -1,7 +1,7 @@
 # make demo    environment, data, both trainings, their evaluation, one report: demo/REPORT.md
 # make test    environment, format, lint, types, all tests
 # make quick   the same without the tests that start, kill or compare whole processes
-# make fix     format, and mend what ruff can
+# make fix     format, and fix what ruff can
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -35,7 +35,7 @@ benchmark: $(VENV)/.ready
 soak: $(VENV)/.ready
 	PYTHONPATH=. $(RUN) tests/soak.py
 
-# Torch brings its CUDA libraries, 5 GB; a requirements file that changes is installed anew.
+# Torch brings its CUDA libraries, 5 GB; a requirements file that changes is installed again.
 $(VENV)/.ready: requirements.txt requirements-extra.txt requirements-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements-dev.txt

@@ -10,7 +10,7 @@
 PATH of --resume is as given or under trained_models/. Checkpoints of this suite carry their
 settings, so no other flag is needed; for others give --FN --WN --s_HE as in their training.
 Results go beside the checkpoint: a table here, JSON with provenance, one CSV row an image. An
-interrupted evaluation goes on with the same command.
+interrupted evaluation resumes with the same command.
 """
 
 from __future__ import annotations

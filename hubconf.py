@@ -1,4 +1,4 @@
-"""Networks of this suite for anybody's own code, RobustBench's and AutoAttack's included.
+"""Networks of this suite for other code, RobustBench's and AutoAttack's included.
 
 model = torch.hub.load("PATH/OF/THIS/SUITE", "robust_model", "best.pth.tar", source="local")
 logits = model(x)       # x: (B, 3, H, W), pixels in [0, 1]; logits: (B, classes)

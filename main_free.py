@@ -3,7 +3,7 @@
     python main_free.py /data/ImageNet
     python main_free.py /data/ImageNet --FN True --WN True --s_HE 10.0 --angular_margin_HE 0.2
     python main_free.py /data/ImageNet --print_gradients True       # gradient norm ratios
-    python main_free.py /data/ImageNet --resume auto                # go on where it was
+    python main_free.py /data/ImageNet --resume auto                # start or resume
     python main_free.py /data/ImageNet -e --resume RUN/model_best.pth.tar
 
 DIR holds train/CLASS/IMAGE and val/CLASS/IMAGE. Every visible GPU is used; the batch size is that
@@ -14,7 +14,7 @@ over all of them. On several machines, on each of them:
 
 A run leaves trained_models/<name>/: checkpoint.pth.tar, model_best.pth.tar, config.yml, log.txt,
 metrics.csv, figures, and the evaluation of the best model as JSON and CSV. Ctrl-C and SIGTERM save
-and stop, SIGUSR1 saves and goes on; --resume auto continues bit by bit on the CPU.
+and stop, SIGUSR1 saves and continues; --resume auto resumes bit by bit on the CPU.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class ResNet(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ResNet:
-        """As nn.Module, for .double(), .to(...): a widened 0.485 is not 0.485, so write it anew."""
+        """As nn.Module, for .double(), .to(...): a widened 0.485 is not 0.485: write it again."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, values in self.normalisation.items():
             buffer = getattr(self, name)

@@ -7,7 +7,7 @@
 
 Subjects are the plain loop, and the suite in each precision, with and without torch.compile. Each
 is measured in a fresh process, one at a time, in turn, for as many repetitions as asked for, so
-that whatever slows the machine down meets all alike. Shown are medians, with the smallest and the
+that whatever slows the machine down slows all of them. Shown are medians, with the smallest and the
 largest in brackets, on stdout as tables, and as JSON with every single take.
 
 Parts: `free`, the training step, also against a natural training step of the same precision;
@@ -196,7 +196,6 @@ def rates(results: Sequence[Row], action: str) -> list[float]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 

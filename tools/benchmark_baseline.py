@@ -2,8 +2,8 @@
 
 As in the code of "Adversarial Training for Free!" (arXiv:1904.12843) and of "Boosting Adversarial
 Training with Hypersphere Embedding" (arXiv:2002.08619): NCHW, float32, eager; mean and standard
-deviation made anew and applied by hand; loss and accuracies read from the device at every replay;
-a loader that gives normalised floats, a new one for every folder. Nothing here is used elsewhere.
+deviation created every time and applied by hand; loss and accuracies read from the device at each
+replay; a loader that gives normalised floats, a new one for every folder. Nothing else uses this.
 """
 
 from __future__ import annotations

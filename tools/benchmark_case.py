@@ -103,7 +103,7 @@ def cases_of(part: str, options: argparse.Namespace, folder: Path) -> Iterator[C
         precisions, compiled = ["fp32"], [False]
     elif part == "standard":
         write_half_robust(folder / part, options.crop_size, options.standard_images)
-        compiled = [False]  # batches of every size would be compiled anew
+        compiled = [False]  # batches of every size would be compiled again
     if part != "methods":
         yield base
     for precision, on in product(precisions, compiled):

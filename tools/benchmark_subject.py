@@ -94,18 +94,15 @@ def example(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def published_model(case: Case) -> nn.Module:
-    """torchvision's, random weights."""
     model: nn.Module = torchvision.models.get_model(case.arch)
     return model.to(case.device)
 
 
 def own_model(case: Case) -> ResNet:
-    """The suite's, random weights."""
     return build_model(case.arch, 1000).to(case.device).to(memory_format=torch.channels_last)
 
 
 def free_plain(case: Case) -> dict[str, Work]:
-    """The published free step."""
     step = plain.free_step(published_model(case).train(), *example(case), EPS, EPS)
     return {"free": lambda: step() or case.batch_size}
 

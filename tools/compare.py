@@ -11,8 +11,8 @@ Written are STEM.md, .csv, .tex, .png and .pdf; the Markdown is printed too.
 
 Numbers share a column only where protocol, eps, arithmetic of the search, settings of the attack
 and images agree, and columns name what distinguishes them. Evaluations of fewer images have a table
-of their own. Runs that have a measure but never alike are refused (exit status 2), or given a
-column each by --allow_mixed.
+of their own. Runs that measured something under different conditions are refused (exit status 2),
+or given a column each by --allow_mixed.
 """
 
 from __future__ import annotations

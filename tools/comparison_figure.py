@@ -25,5 +25,4 @@ def panels_of(tables: Sequence[Table]) -> list[Panel]:
 
 
 def dot(value: Value) -> Dot:
-    """A value as it is drawn."""
     return Dot(value.percent, value.interval, value.spread)

@@ -126,7 +126,6 @@ def scale_notes(tables: Sequence[Table]) -> list[str]:
 
 
 def escape(text: str) -> str:
-    """Text for LaTeX."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {character: f"\\{character}" for character in "&%$#_{}"} | {"±": r"$\pm$"}
     return "".join(special.get(character, character) for character in text)

@@ -82,7 +82,6 @@ def column_of(value: Value) -> Column:
 
 
 def image_list(value: Value) -> str:
-    """The hash of a value's images."""
     return dict(value.conditions).get("image list", "")
 
 

@@ -34,7 +34,7 @@ class Value:
         kind: of the evaluation, `attack`, `imagenet_c`, or `shift` and the test set.
         conditions: what must agree for two values to compare.
         percent: the value.
-        interval: its 95 % interval in percent, or None where none can be had.
+        interval: its 95 % interval in percent, or None where there is none.
         n: images behind it.
         source: the file, or who published it.
         scale: factor on the outputs under the attack's loss; it belongs to the network.
@@ -57,7 +57,6 @@ class Value:
 
 
 def row_of(path: Path, result: Result) -> Row:
-    """The row that a file belongs to."""
     name = Path(result.provenance["checkpoint"]["path"]).name
     return Row(path.resolve().parent, result.measurement.checkpoint, name)
 
@@ -134,7 +133,7 @@ def attack_values(path: Path, result: AttackResult) -> Iterator[Value]:
 
 
 def imagenet_c_values(path: Path, result: ImageNetCResult) -> Iterator[Value]:
-    """Mean accuracy over the 15 corruptions, and mCE where it could be had."""
+    """Mean accuracy over the 15 corruptions, and mCE where it is defined."""
     conditions = (("protocol", result.measurement.protocol), *image_conditions(result))
     mean, mce = result.summary.mean_accuracy, result.summary.mCE
     n = next(iter(result.corruptions.values())).top1[0].n

@@ -51,12 +51,10 @@ class DataTree:
 
     @property
     def count(self) -> int:
-        """Number of images."""
         return sum(map(len, self.files.values()))
 
     @property
     def classes(self) -> set[str]:
-        """Names of all classes."""
         return {name for listing in self.parts.values() for name in listing.classes}
 
 

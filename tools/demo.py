@@ -3,7 +3,7 @@
     python -m tools.demo [DIR]          # default: demo
 
 Runs the suite's own command lines in DIR, each printed first, and leaves DIR/REPORT.md with its
-figures beside it. Interrupted, the same command goes on where it was.
+figures beside it. Interrupted, the same command resumes.
 """
 
 from __future__ import annotations
@@ -81,13 +81,12 @@ def step(folder: Path, *arguments: str) -> None:
     )
     if done.returncode:
         raise UserError(
-            f"the command above ended with status {done.returncode}; mend what it says, then give"
-            " the same command again to go on"
+            f"the command above ended with status {done.returncode}; fix what it says, then give"
+            " the same command again to resume"
         )
 
 
 def run_folders(folder: Path) -> dict[str, Path]:
-    """Name to run folder of both methods."""
     folders = sorted((folder / "trained_models").iterdir(), key=lambda path: "_FN_" in path.name)
     return dict(zip(METHODS, folders, strict=True))
 

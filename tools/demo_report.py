@@ -86,7 +86,6 @@ def figures(folder: Path, runs: Mapping[str, Path], name: str) -> str:
 
 
 def read_attacks(path: Path) -> AttackResult:
-    """The result of the demo's attacks."""
     result = read_result(path)
     assert isinstance(result, AttackResult)
     return result

@@ -18,7 +18,7 @@ takes `yes/no` and `1/0`, and alone means True. Every setting can be given by
 `-c FILE` reads another YAML file than `configs.yml`; published files load as they are.
 
 Unknown keys and unusable values are refused before any work, all at once, with the nearest name.
-What is given in vain draws a warning. Errors are one line on stderr with exit status 2; Ctrl-C ends
+What has no effect draws a warning. Errors are one line on stderr with exit status 2; Ctrl-C ends
 with 130, SIGTERM with 143 and SIGHUP with 129, after saving.
 
 On `--resume`, another value than the checkpoint's is refused where the last column says `fixed`,
@@ -30,7 +30,6 @@ DIR = "| `DIR` | the data set | `DATA.imagenet`, `DATA.imagenet_c` | |"
 
 
 def main() -> None:
-    """Print the page."""
     print(page())
 
 
@@ -50,7 +49,6 @@ def page() -> str:
 
 
 def table(first: str, last: str, rows: Iterable[str]) -> list[str]:
-    """A Markdown table."""
     return [f"| {first} | meaning | default | {last} |", "|---|---|---|---|", *rows]
 
 

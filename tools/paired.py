@@ -26,7 +26,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 
 
 def paired_lines(names: Sequence[str], rows: Mapping[str, Sequence[Value]]) -> list[str]:
-    """For every measure that two rows have alike: on how many images they differ, and p.
+    """For every measure that two rows share: on how many images they differ, and p.
 
     Raises:
         UserError: a row is unknown, is a mean over seeds, or its per-image outcomes are missing.
@@ -34,7 +34,9 @@ def paired_lines(names: Sequence[str], rows: Mapping[str, Sequence[Value]]) -> l
     first, second = ({column_of(v): v for v in rows[chosen(name, rows)]} for name in names)
     shared = [column for column in first if column in second and first[column].outcomes]
     if not shared:
-        raise UserError(f"{names[0]} and {names[1]} have no measure alike; evaluate both alike")
+        raise UserError(
+            f"{names[0]} and {names[1]} share no measure; evaluate both under the same conditions"
+        )
     lines = [f"McNemar's exact test, {names[0]} against {names[1]}:"]
     for column in shared:
         one, other = (outcomes(side[column]) for side in (first, second))

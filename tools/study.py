@@ -62,17 +62,14 @@ class Job:
 
     @property
     def label(self) -> str:
-        """For messages and logs."""
         return f"{self.name}, seed {self.seed}"
 
     @property
     def run(self) -> Path:
-        """The run folder."""
         return self.folder / self.config.run_dir
 
     @property
     def done(self) -> bool:
-        """Whether the attacks' result is there."""
         return any(self.run.glob("attack_*.json"))
 
 
@@ -203,7 +200,6 @@ def start(folder: Path, label: str, words: Sequence[str]) -> subprocess.Popen[by
 
 
 def log_of(folder: Path, label: str) -> Path:
-    """Where a command's output goes."""
     return make_folder(folder / "logs") / f"{label.replace(', ', '_').replace(' ', '_')}.txt"
 
 

@@ -88,7 +88,6 @@ def spread(values: Sequence[float]) -> float:
 
 
 def attack_result(run: Path) -> AttackResult:
-    """The attacks' result in a run folder."""
     (result,) = (r for r in find_results([run]).values() if isinstance(r, AttackResult))
     return result
 
@@ -111,5 +110,4 @@ def cost_row(name: str, config: Config) -> str:
 
 
 def count_images(config: Config, split: str) -> int:
-    """Images of a split of the study's data."""
     return sum(1 for _ in Path(config.OPTIONS.data or "", split).glob("*/*"))

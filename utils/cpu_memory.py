@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
     """Have malloc reuse large blocks instead of handing them back to the system.
 
     Every step of training allocates the same activations, tens of megabytes each. By default glibc
-    maps each such block anew and unmaps it when it is freed, and the system then clears every page
+    maps each such block again and unmaps it when it is freed, and the system then clears every page
     on its first touch: up to a third of a step on the CPU. To be called before any work. GPUs'
     memory is PyTorch's own matter.
 

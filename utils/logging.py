@@ -52,7 +52,6 @@ class Logger:
             raise UserError(f"cannot write {path}: {error.strerror}; make it writable") from error
 
     def info(self, text: str = "") -> None:
-        """A line for the user."""
         self.records.info(text, extra={"style": {}})
 
     def heading(self, text: str) -> None:
@@ -87,7 +86,6 @@ class Console(logging.Handler):
         self.to_stderr = to_stderr
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a line."""
         stream = sys.stderr if self.to_stderr else sys.stdout
         text = printable(record.getMessage())
         tqdm.write(colored(text, **vars(record)["style"]), file=stream)
@@ -192,5 +190,4 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def counted(n: int, what: str) -> str:
-    """`1 image`, `2 images`."""
     return f"{n} {what}" if n == 1 else f"{n} {what}s"

@@ -29,12 +29,10 @@ class LastingStream:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """Write, if that is possible."""
         self.attempt(lambda: self.stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        """Flush, if that is possible."""
         self.attempt(self.stream.flush)
 
     def attempt(self, work: Callable[[], object]) -> None:

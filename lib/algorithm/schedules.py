@@ -74,7 +74,7 @@ class Schedule:
     warmup_epochs: float = 0.0
 
     def __call__(self, epoch: int, share: float) -> float:
-        """The rate at `share` of an epoch, counted from 0; fast's replays go on beyond 1."""
+        """The rate at `share` of an epoch, counted from 0; fast's replays continue beyond 1."""
         if self.kind == "linear":
             return linear_lr(epoch + share, self.epochs, self.values)
         if self.kind == "cosine":

@@ -42,7 +42,6 @@ class ImageTree:
         return names_sha256(self.files)
 
     def path(self, position: int) -> str:
-        """Where an image lies."""
         return as_path(os.path.join(self.root, self.files[position]))
 
     def subset(self, positions: Sequence[int]) -> ImageTree:

@@ -39,7 +39,6 @@ def as_path(text: str) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Whether a name ends as an image's does."""
     return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
@@ -93,7 +92,6 @@ class Listing:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The class names, sorted."""
         return tuple(self.images)
 
     @property
@@ -103,7 +101,6 @@ class Listing:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All images, by class."""
         return tuple(file for images in self.images.values() for file in images)
 
     @property

@@ -119,10 +119,10 @@ def what_ended(readers: list[BaseProcess]) -> str:
     status = next((reader.exitcode for reader in readers if reader.exitcode), 0) or 0
     how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended, status {status}"
     if -status == signal.SIGBUS:
-        mend = f"{SHARED_MEMORY} is full: {ENLARGE}, or set fewer DATA.workers"
+        fix = f"{SHARED_MEMORY} is full: {ENLARGE}, or set fewer DATA.workers"
     else:
-        mend = "if the memory was too small, set fewer DATA.workers or a smaller batch"
-    return f"a process that reads images was {how}; {mend}, and give the same command again"
+        fix = "if the memory was too small, set fewer DATA.workers or a smaller batch"
+    return f"a process that reads images was {how}; {fix}, and give the same command again"
 
 
 def collate(batch: Any) -> Any:

@@ -28,13 +28,11 @@ class Sent(NamedTuple):
     error: str | None
 
     def batch(self, pixels: torch.Tensor) -> Batch:
-        """The batch of these pixels."""
         labels, indices, flips = map(torch.from_numpy, (self.labels, self.indices, self.flips))
         return Batch(pixels, labels, indices, flips, self.error)
 
 
 def sent(pixels: int | np.ndarray, batch: Batch) -> Sent:
-    """A batch's message."""
     labels, indices, flips = batch.labels.numpy(), batch.indices.numpy(), batch.flips.numpy()
     return Sent(pixels, labels, indices, flips, batch.error)
 

@@ -11,7 +11,8 @@ from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, PGDSpec, Protoco
 from utils.config.readers import ATTACK_LOSSES, PgdRow, number
 from utils.errors import UserError
 
-NAME = re.compile(r"pgd([1-9]\d*)(@[^-@]+)?(?:-(ce|margin|dlr))?(?:-r([1-9]\d*))?(@[^-@]+)?")
+STEP, LOSS = r"(@[^-@]+)?", "|".join(ATTACK_LOSSES)
+NAME = re.compile(rf"pgd([1-9]\d*){STEP}(?:-({LOSS}))?(?:-r([1-9]\d*))?{STEP}")
 AUTOATTACK = (
     AutoAttackSpec(),
     AutoAttackSpec(

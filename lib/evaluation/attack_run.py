@@ -192,7 +192,6 @@ def make_evaluation(
 
 
 def provenance_of(run: AttackRun, threat: ThreatModel) -> dict[str, Any]:
-    """Where the numbers of one ball come from."""
     found = make_provenance(run.config, run.evaluated, run.subset, run.context)
     found |= {"eps": threat.eps, "norm": threat.norm}
     return found | ({} if run.source is None else {"attacked": run.source.identity})

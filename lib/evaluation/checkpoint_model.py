@@ -94,7 +94,7 @@ def load_source(
     """The network of `--transfer_from`; None where the evaluated network itself is attacked.
 
     Raises:
-        UserError: it cannot be had, or has other classes.
+        UserError: it cannot be loaded, or has other classes.
     """
     path = config.OPTIONS.transfer_from
     if not path:
@@ -133,18 +133,18 @@ def with_trained_settings(config: Config, evaluated: EvaluatedModel, logger: Log
     """The configuration with the image sizes, radius and attacks of the network's training.
 
     Values on the command line and in a file given by -c go over them. The suite's own configs.yml
-    does not, as it says of every training the same; where it was changed, a warning has both.
+    does not, being the same for every training; where it was changed, a warning has both.
 
     Raises:
         UserError: a radius in another unit, or a crop larger than the image.
     """
-    said = (Source.COMMAND_LINE, Source.GIVEN_FILE)
+    explicit = (Source.COMMAND_LINE, Source.GIVEN_FILE)
     values: dict[str, object] = {}
     for key in TRAINED:
         section, _, name = key.partition(".")
         its = (evaluated.trained or {}).get(section, {})
-        unit_of_given = key == "DATA.max_color_value" and config.source("ADV.clip_eps") in said
-        if name not in its or config.source(key) in said or unit_of_given:
+        unit_of_given = key == "DATA.max_color_value" and config.source("ADV.clip_eps") in explicit
+        if name not in its or config.source(key) in explicit or unit_of_given:
             continue
         values[key] = trained = SCHEMA[section][name].read(its[name])
         own = config.value(key)

@@ -30,7 +30,6 @@ class ModelSettings:
 
     @property
     def hypersphere(self) -> bool:
-        """Whether the last layer is a hypersphere head."""
         return self.FN or self.WN
 
     @property
@@ -48,7 +47,6 @@ class ModelSettings:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
         return asdict(self)
 
 

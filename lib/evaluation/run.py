@@ -56,7 +56,7 @@ def evaluate_trained(config: Config, context: DistributedContext) -> None:
     """Attack the best models at the end of training, unless that was done before.
 
     The attacks draw from seed 0 whatever the training's seed is, as `evaluate.py` does by default:
-    so runs of several seeds are attacked alike.
+    so runs of several seeds are attacked in the same way.
     """
     folder = config.run_dir
     config = config.changed({"RUN.seed": 0}, Source.BUILT_IN)

@@ -168,7 +168,6 @@ class SoFar:
 
 
 def rows_of(attack: Attack) -> Work:
-    """An attack's outcomes without the images."""
     return lambda batches: map(attack_rows, attack.run(batches))
 
 

@@ -51,7 +51,7 @@ def evaluate_shift(evaluation: FolderEvaluation, root: str) -> ShiftResult:
 
 
 def read_sets(evaluation: FolderEvaluation, root: str) -> Sets:
-    """All images of each set, with the network's labels; what is odd about them is said.
+    """All images of each set, with the network's labels; logs what is odd about them.
 
     Raises:
         UserError: one is not in order, or has classes that the network does not know.

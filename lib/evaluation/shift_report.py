@@ -18,7 +18,6 @@ COLUMNS += ["top1_low95", "top1_high95", "present_top1_low95", "present_top1_hig
 
 
 def csv_row(name: str, found: ShiftAccuracies) -> list[Any]:
-    """One test set."""
     each: list[Accuracy] = [getattr(found, measure) for measure in MEASURES]
     counts = [value for a in each for value in (a.correct, a.fraction)]
     intervals = (*found.top1.interval, *found.present_top1.interval)

@@ -110,7 +110,6 @@ class EvaluationData:
 
 
 def cut(positions: list[int], size: int) -> list[list[int]]:
-    """Consecutive pieces of a list."""
     return [positions[start : start + size] for start in range(0, len(positions), size)]
 
 

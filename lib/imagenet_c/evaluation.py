@@ -54,7 +54,7 @@ def evaluate_imagenet_c(
 def read_tree(
     evaluation: FolderEvaluation, root: str, corruptions: Sequence[str] | None
 ) -> CorruptionTree:
-    """The images, with the network's labels; what is odd about them is said.
+    """The images, with the network's labels; logs what is odd about them.
 
     Raises:
         UserError: the tree is not in order, or its images are smaller than the crop.

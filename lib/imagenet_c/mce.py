@@ -52,7 +52,7 @@ def summarise(
     classes: Sequence[str],
     clean_accuracy: float | None = None,
 ) -> Summary:
-    """The metrics over all corruptions. What cannot be had is None, with the reason.
+    """The metrics over all corruptions. What is undefined is None, with the reason.
 
     Args:
         accuracies: top-1 per corruption at the five severities, fractions in [0, 1].
@@ -85,7 +85,7 @@ def summarise(
 
 
 def incomplete(present: Mapping[str, Any]) -> str:
-    """Why a metric over the 15 cannot be had, or nothing."""
+    """Why a metric over the 15 is undefined, or nothing."""
     absent = [name for name in STANDARD if name not in present]
     if not absent:
         return ""

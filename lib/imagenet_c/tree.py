@@ -29,7 +29,6 @@ class CorruptionTree:
 
     @property
     def corruptions(self) -> list[str]:
-        """The corruptions, in the order of evaluation."""
         return list(dict.fromkeys(name.rpartition("/")[0] for name in self.folders))
 
     @property

@@ -52,7 +52,6 @@ class Validation:
     score: float
 
     def describe(self) -> str:
-        """For the epoch's line."""
         clean = self.clean
         text = f"loss {clean['loss']:.4f} top-1 {clean['top1']:.2f} % top-5 {clean['top5']:.2f} %"
         return text + ("" if self.robust is None else f", PGD-10 top-1 {self.robust:.2f} %")

@@ -96,7 +96,6 @@ def lr_at(run: Run, number: int, replay: int) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The learning rate of the next update."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 

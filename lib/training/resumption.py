@@ -62,7 +62,6 @@ def begins_phase(config: Config, checkpoint: Checkpoint) -> bool:
 
 
 def is_elsewhere(config: Config, checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint lies in another folder than the run's."""
     return Path(checkpoint.path).parent.resolve() != config.run_dir.resolve()
 
 

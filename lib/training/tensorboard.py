@@ -60,5 +60,4 @@ class TensorBoardLog:
         self.writer.add_image("adversarial", grid, step)
 
     def close(self) -> None:
-        """Everything is written."""
         self.writer.close()

@@ -207,7 +207,7 @@ EVAL: {precison: bf16}
 def test_a_key_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "twice.yml"
     path.write_text("TRAIN:\n  lr: 0.1\n  epochs: 3\n  lr: 0.2\n")
-    with pytest.raises(UserError, match=r"twice\.yml:4 is not valid YAML: lr stands there twice"):
+    with pytest.raises(UserError, match=r"twice\.yml:4 is not valid YAML: lr is there twice"):
         read_yaml(str(path))
 
 

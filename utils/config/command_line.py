@@ -53,7 +53,7 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
         script,
         shlex.join(["python", f"{script}.py", *arguments]),
     )
-    phases_of(config)  # what is wrong in the last phase is said before the first
+    phases_of(config)  # what is wrong in the last phase is reported before the first
     check_options(config.OPTIONS)
     check_paths(config.OPTIONS)
     return config

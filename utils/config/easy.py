@@ -1,4 +1,4 @@
-"""Settings for scripts of one's own: `configs = load_configs()`, then `configs.TRAIN.lr`."""
+"""Settings for your own scripts: `configs = load_configs()`, then `configs.TRAIN.lr`."""
 
 from __future__ import annotations
 

@@ -73,6 +73,5 @@ def name_of(key: str) -> str:
 
 
 def differs(config: Config, key: str) -> bool:
-    """Whether a setting is not at its default."""
     section, _, name = key.partition(".")
     return config.value(key) != KNOWN[section][name].default

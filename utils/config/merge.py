@@ -1,7 +1,7 @@
 """YAML and command line, merged into one checked and frozen configuration.
 
 Precedence: command line over the YAML file over the defaults of `utils.config.schema`. Everything
-wrong is said at once, before any work.
+wrong is reported together, before any work.
 """
 
 from __future__ import annotations

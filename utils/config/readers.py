@@ -88,7 +88,6 @@ def whole(low: int, high: float = math.inf) -> Callable[[object], int]:
 
 
 def workers(value: object) -> int | str:
-    """`auto`, or a whole number."""
     return "auto" if value == "auto" else whole(0)(value)
 
 
@@ -109,7 +108,6 @@ def choice(options: Sequence[str]) -> Callable[[object], str]:
 
 
 def text(value: object) -> str:
-    """A non-empty string."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{show(value)} is not text")
     return value
@@ -185,7 +183,6 @@ def pgd_row(row: object) -> PgdRow:
 
 
 def words(value: object) -> tuple[str, ...]:
-    """Words separated by commas."""
     return tuple(word.strip() for word in str(value).split(",") if word.strip())
 
 

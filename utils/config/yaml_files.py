@@ -49,7 +49,7 @@ class PlainLoader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue  # no key of ours, which the schema says
             if key.value in seen:
-                problem = f"{one_line(key.value)} stands there twice"
+                problem = f"{one_line(key.value)} is there twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)

@@ -77,7 +77,6 @@ class DistributedContext:
         return int(tensor)
 
     def barrier(self) -> None:
-        """Wait for all processes."""
         self.gather(None)
 
     def average_(self, tensors: list[torch.Tensor]) -> None:

@@ -100,7 +100,7 @@ def number_of_processes(nproc: int, name: str) -> int:
 
 
 def gpu_identity(device: torch.device) -> str:
-    """What tells a GPU from all others, on whatever machine and under whatever number."""
+    """What identifies a GPU, on any machine and under any number."""
     return str(torch.cuda.get_device_properties(device).uuid)
 
 

@@ -49,4 +49,4 @@ def agree(store: distributed.Store, rank: int, world_size: int) -> int:
         if store.check([answer]) and name in store.get(answer).decode().split(","):
             return attempt
         time.sleep(0.05)
-    raise RuntimeError(f"process {rank} has waited for process 0 in vain")
+    raise RuntimeError(f"process {rank} got no answer from process 0")

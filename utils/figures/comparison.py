@@ -28,7 +28,6 @@ class Dot:
 
     @property
     def whiskers(self) -> tuple[float, float]:
-        """Where its whiskers end."""
         if self.spread is not None:
             return self.percent - self.spread, self.percent + self.spread
         return self.interval or (self.percent, self.percent)
@@ -101,7 +100,6 @@ def draw_panel(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
 
 
 def titled(title: str) -> str:
-    """A measure's title on lines that fit beside the axis."""
     return textwrap.fill(literal(title), TITLE_WIDTH)
 
 

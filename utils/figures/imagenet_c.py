@@ -187,5 +187,4 @@ def curve_colours(result: ImageNetCResult) -> list[str]:
 
 
 def readable(name: str) -> str:
-    """`gaussian_noise` as `gaussian noise`."""
     return name.replace("_", " ").replace("jpeg", "JPEG")

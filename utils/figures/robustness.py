@@ -67,7 +67,6 @@ def large_radius(measurement: Measurement) -> float:
 
 
 def radius_of(result: AttackResult) -> str:
-    """`4/255`."""
     return radius_text(result.measurement.eps, result.measurement.norm)
 
 

@@ -25,7 +25,6 @@ def draw_run(folder: Path) -> None:
 
 
 def draw_training(folder: Path, title: str = "") -> Figure:
-    """The curves of a run folder."""
     head = run_settings(folder).get("HE", {})
     margin = bool((head.get("FN") or head.get("WN")) and head.get("angular_margin_HE"))
     return training_curves(read_metrics(folder), title, margin)

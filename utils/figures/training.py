@@ -32,7 +32,7 @@ def training_curves(rows: Rows, title: str = "", margin: bool = False) -> Figure
         margin: the training's loss has HE's margin, so it is no cross-entropy of the outputs.
     """
     rates = series(rows, "lr")
-    strip = len(set(rates)) > 1  # a constant rate is said, not drawn
+    strip = len(set(rates)) > 1  # a constant rate is written, not drawn
     fig = Figure(figsize=(WIDTH, 2.8 if strip else 2.4), layout="constrained")
     mosaic: Any = [["loss", "accuracy"], ["rate", "accuracy"]][: 1 + strip]
     panels = fig.subplot_mosaic(mosaic, height_ratios=(3.6, 1) if strip else (1,))

@@ -55,7 +55,6 @@ class Checkpoint:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this suite wrote it."""
         return self.model is not None
 
     @property
@@ -95,7 +94,7 @@ def read_checkpoint(path: str) -> Checkpoint:
     network, mean, std = (dict(state), None, None) if ours else split_weights(path, state)
     if not network:
         raise UserError(f"{path} holds no weights of a network; save the network's state_dict")
-    # Views of one value, as by expand, take no room before they are copied.
+    # Views of one value, as by expand, take no memory before they are copied.
     require_size(path, sum(value.numel() * value.element_size() for value in network.values()))
     return Checkpoint(
         path=path,
@@ -214,7 +213,7 @@ def save_checkpoint(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def save_best(folder: Path, content: Mapping[str, Any], name: str = BEST) -> None:
-    """Write model_best.pth.tar or its like atomically."""
+    """Write model_best.pth.tar, or under another name, atomically."""
     with replacing(folder / name) as file:
         torch.save({"format": FORMAT, **content}, file)
 

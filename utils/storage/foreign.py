@@ -13,7 +13,7 @@ from utils.errors import UserError
 # Under these, DataParallel's releases, MadryLab, timm, tutorials and CIFAR codebases keep weights.
 WEIGHTS = ("state_dict", "model", "model_state_dict", "net", "network", "model_state")
 DEPTH = 4  # of dictionaries within dictionaries
-# The first key of a ResNet, and those of its blocks; what stands before it is a wrapper's:
+# The first key of a ResNet, and those of its blocks; what precedes it is a wrapper's:
 # DataParallel's and AveragedModel's `module.`, Lightning's `net.`, nn.Sequential's `1.`.
 FIRST_KEY = re.compile(r"((?:.*\.)?)conv1\.weight")
 MEAN = re.compile(r"(.*\.)?(new_mean|mean|mu)")
@@ -22,7 +22,7 @@ COUNTERS = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
 
 
 def find_weights(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The innermost dictionary of those that are said to hold weights, or the content itself."""
+    """The innermost dictionary under a name of WEIGHTS, or the content itself."""
     for _ in range(DEPTH):
         inner = [content[key] for key in WEIGHTS if isinstance(content.get(key), Mapping)]
         if not inner:

@@ -37,12 +37,10 @@ class Accuracy:
 
     @property
     def fraction(self) -> float:
-        """The accuracy in [0, 1]; 0 of no images."""
         return self.correct / self.n if self.n else 0.0
 
     @property
     def percent(self) -> float:
-        """The accuracy in percent."""
         return 100 * self.fraction
 
     @property

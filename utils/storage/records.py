@@ -101,7 +101,7 @@ class CleanReference:
 
 @dataclass(frozen=True)
 class Summary:
-    """Means over ImageNet-C's 15 corruptions; None where they cannot be had.
+    """Means over ImageNet-C's 15 corruptions; None where they are undefined.
 
     Attributes:
         mean_accuracy: in [0, 1], the figure of arXiv:2002.08619.

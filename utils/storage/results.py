@@ -133,7 +133,7 @@ def result_stem(folder: Path, measured: Measurement, usual: Measurement) -> Path
     """Path of a measurement's files without extension: `attack_standard`, with a suffix or not.
 
     Where a result of something else has that name (of other images, say), a digest is added. The
-    result of a checkpoint that has been replaced since is in nobody's way.
+    result of a file whose content has changed since is replaced.
 
     Args:
         usual: see `filename_suffix`.

@@ -102,7 +102,6 @@ class FolderLock:
             return True
 
     def release(self) -> None:
-        """Let others in."""
         with suppress(OSError):
             self.path.unlink()
         self.file.close()
