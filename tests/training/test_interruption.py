@@ -106,7 +106,8 @@ def test_a_signal_is_answered_while_images_are_waited_for(
     data = tmp_path / "data"
     shutil.copytree(digits, data)
     words = arguments(data, "--nproc", processes, "--set", f"DATA.workers={2 * processes}")
-    with script("main_free.py", *words, cwd=tmp_path) as running:
+    start = forked if processes == 1 else script
+    with start("main_free.py", *words, cwd=tmp_path) as running:
         running.saw(r"epoch 1/2 \[1/7\]")
         make_fifos(data / "train")  # after which what has been read ahead is trained on
         running.saw("epoch 1/2: train loss" if processes == 1 else r"\[4/7\]")
@@ -163,7 +164,7 @@ def test_signals_save_in_the_middle_of_a_pass(
 ) -> None:
     """USR1 saves and goes on, TERM and INT save and stop; a damaged file is passed over."""
     words = arguments(digits, "--resume", "auto")
-    with script("main_free.py", *words, cwd=tmp_path) as running:
+    with forked("main_free.py", *words, cwd=tmp_path) as running:
         running.saw(r"\[2/7\]")
         folder = the_run(tmp_path)
         assert not (folder / LATEST).exists()  # the next one is due in ten minutes
