@@ -66,6 +66,13 @@ def run(tmp_path: Path) -> Run:
     return call
 
 
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     """Where one short FreeAT + HE training has run: its run folder. Not to be written to."""

@@ -264,7 +264,7 @@ def image_of_rank_1(data: Path, minibatch: int) -> Path:
     return Path(tree.root) / tree.files[share[0][1]]
 
 
-def the_run(cwd: Path) -> Path:
+def the_run(cwd: Path = Path()) -> Path:
     """The only run folder under cwd."""
     (folder,) = (cwd / "trained_models").iterdir()
     return folder

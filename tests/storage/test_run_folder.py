@@ -34,13 +34,6 @@ BIG = ("checkpoint.pth.tar", "checkpoint.previous.pth.tar", "model_best.pth.tar"
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def again(trained: Path, here: Path) -> Path:
     """The trained run in a folder of its own, to go on with; weights are linked, not copied."""
     folder = here / "trained_models" / trained.name

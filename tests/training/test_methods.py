@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -10,25 +9,19 @@ import pytest
 import torch
 from conftest import settings
 from in_process import call, only_error
+from processes import rows_of
 from test_state import interrupted
 
 SHORT = {"TRAIN__epochs": 2, "ADV__pgd_attack": "[[1, 8/255]]"}
 HE = ("--FN", "--WN")
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+METRICS = "metrics.csv"
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def run_folder(name: str) -> Path:
     return Path("trained_models", f"resnet18_{name}")
-
-
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def outcome(folder: Path) -> dict[str, object]:
@@ -39,7 +32,7 @@ def outcome(folder: Path) -> dict[str, object]:
     states = content["optimizer"]["state"]
     found |= {f"momentum {key}": state["momentum_buffer"] for key, state in states.items()}
     found |= {f"ema {key}": v for key, v in training.get("ema", {}).get("state_dict", {}).items()}
-    for row in rows_of(folder):
+    for row in rows_of(folder / METRICS):
         speed = ("images_per_second", "seconds")
         found |= {f"{row['epoch']} {key}": v for key, v in row.items() if key not in speed}
     return found
@@ -76,7 +69,7 @@ def test_interrupted_and_resumed_bit_by_bit(
     assert done.status == 0, done.err
     folder = run_folder(name + "_FN_WN_s10.0_margin0.2")
     whole = outcome(folder)
-    assert len(rows_of(folder)) == 2
+    assert len(rows_of(folder / METRICS)) == 2
     (here / "again").mkdir()
     monkeypatch.chdir(here / "again")
     interrupted(3, monkeypatch, *words, method=method)
@@ -84,9 +77,9 @@ def test_interrupted_and_resumed_bit_by_bit(
     assert same(outcome(folder), whole)
     if method == "pgd":
         assert (folder / "attack_standard_model_ema_best_pgd1.json").exists()
-        assert float(rows_of(folder)[1]["val_ema_top1"]) > 0
+        assert float(rows_of(folder / METRICS)[1]["val_ema_top1"]) > 0
     if method == "natural":
-        rates = [float(row["lr"]) for row in rows_of(folder)]
+        rates = [float(row["lr"]) for row in rows_of(folder / METRICS)]
         assert rates == pytest.approx([0.01, 0.0])
 
 
@@ -113,7 +106,7 @@ def test_phases_in_turn_and_resumed(
     assert done.status == 0, done.err
     name = "fast_adv_step20_eps16_repeat1_bs{}_phase{}"
     folders = [run_folder(name.format(32, 1)), run_folder(name.format(16, 2))]
-    rows = [rows_of(folder) for folder in folders]
+    rows = [rows_of(folder / METRICS) for folder in folders]
     assert [[row["epoch"] for row in part] for part in rows] == [["1"], ["2", "3"]]
     assert [float(r["lr"]) for r in rows[1]] == pytest.approx([0.005, 0.0])
     assert not (folders[0] / "attack_standard_pgd1.json").exists()
@@ -122,7 +115,7 @@ def test_phases_in_turn_and_resumed(
     (here / "again").mkdir()
     monkeypatch.chdir(here / "again")
     interrupted(5, monkeypatch, *words, method="fast")  # two in the first phase, the third here
-    assert rows_of(folders[0]) is not None
+    assert rows_of(folders[0] / METRICS) is not None
     assert call("main_free.py", *words).status == 0
     assert same(outcome(folders[1]), whole)
     # By hand, as published: a file for each phase, and the checkpoint of the one before.
@@ -144,7 +137,7 @@ def test_selection_on_images_held_out_of_training(digits: Path) -> None:
     done = call("main_free.py", digits, *settings(**changes), "--attack", "pgd1")
     assert done.status == 0, done.err
     assert "on 48 images" in done.out
-    rows = rows_of(run_folder("pgd_adv_step16_eps16_steps1_bs16"))
+    rows = rows_of(run_folder("pgd_adv_step16_eps16_steps1_bs16") / METRICS)
     assert [bool(row["val_top1"]) for row in rows] == [False, True, True]
     robust = [float(row["val_pgd_top1"]) for row in rows[1:]]
     assert all(value * 16 / 100 == int(value * 16 / 100) for value in robust)
@@ -166,8 +159,7 @@ def test_gradient_norms_and_low_precision(method: str, digits: Path) -> None:
     done = call("main_free.py", digits, *settings(**changes), "--print_gradients", *HE)
     assert done.status == 0, done.err
     (folder,) = Path("trained_models").iterdir()
-    with open(folder / "gradient_norms.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(folder / "gradient_norms.csv")
     assert {row["samples"] for row in rows} == {"2"}  # minibatches 0 and 3 of 4
     whole = {row["group"]: float(row["ratio"]) for row in rows if row["parameter"] == "all"}
     assert whole.keys() == {"conv", "bn", "fc"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from conftest import settings
 from in_process import call, only_error
+from processes import rows_of, the_run
 
 from lib.algorithm.schedules import step_lr
 from utils.config.yaml_files import read_yaml
@@ -17,20 +17,8 @@ from utils.config.yaml_files import read_yaml
 SHORT = {"TRAIN__epochs": 2, "DATA__batch_size": 32, "ADV__pgd_attack": "[[1, 8/255]]"}
 
 
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def the_run() -> Path:
-    (folder,) = Path("trained_models").iterdir()
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+METRICS = "metrics.csv"
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def test_what_a_run_leaves(trained: Path) -> None:
@@ -40,7 +28,7 @@ def test_what_a_run_leaves(trained: Path) -> None:
     expected |= {"training_curves.pdf", "attack_standard.json", "attack_standard_images.csv"}
     expected |= {"attack_standard_classes.csv"}
     assert {path.name for path in trained.iterdir()} == expected
-    rows = rows_of(trained)
+    rows = rows_of(trained / METRICS)
     assert [row["epoch"] for row in rows] == ["1", "2"]  # 4 epochs / 2 repeats
     assert [float(row["lr"]) for row in rows] == [step_lr(i, 0.02, 2) for i in range(2)]
     assert all(float(row["images_per_second"]) > 0 and not row["val_pgd_top1"] for row in rows)
@@ -68,7 +56,7 @@ def test_metrics_are_those_of_the_model(trained: Path, digits: Path) -> None:
     x, y = torch.stack([image for image, _ in images]), torch.tensor(images.targets)
     with torch.no_grad():
         logits = model.eval()(x)
-    row = rows_of(trained)[-1]
+    row = rows_of(trained / METRICS)[-1]
     assert 100 * (logits.argmax(1) == y).double().mean().item() == pytest.approx(
         float(row["val_top1"])
     )
@@ -83,7 +71,7 @@ def test_the_loss_falls_and_classes_are_learnt(digits: Path) -> None:
     changes |= {"DATA__min_area": 0.6, "DATA__flip": False}  # a digit mirrored is none
     done = call("main_free.py", digits, *settings(**changes))
     assert done.status == 0, done.err
-    rows = rows_of(the_run())
+    rows = rows_of(the_run() / METRICS)
     assert float(rows[-1]["train_loss"]) < 0.6 * float(rows[0]["train_loss"])
     assert max(float(row["val_top1"]) for row in rows) > 80
 
@@ -105,7 +93,7 @@ def test_config_yml_repeats_the_run(digits: Path, tmp_path: Path) -> None:
 def test_select_pgd_keeps_the_most_robust(digits: Path) -> None:
     changes = {**SHORT, "TRAIN__epochs": 6, "TRAIN__select": "pgd", "TRAIN__select_examples": 18}
     assert call("main_free.py", digits, *settings(**changes)).status == 0
-    robust = [float(row["val_pgd_top1"]) for row in rows_of(the_run())]
+    robust = [float(row["val_pgd_top1"]) for row in rows_of(the_run() / METRICS)]
     best = torch.load(the_run() / "model_best.pth.tar", weights_only=True)
     assert best["best_prec1"] == max(robust)
     assert best["epoch"] == 1 + robust.index(max(robust))
@@ -147,7 +135,7 @@ def test_another_unit_of_colours_is_announced_in_255ths(digits: Path) -> None:
 def test_start_epoch_sets_the_schedule(digits: Path) -> None:
     changes = {**SHORT, "TRAIN__epochs": 32, "TRAIN__start_epoch": 15, "TRAIN__print_freq": 1}
     assert call("main_free.py", digits, *settings(**changes)).status == 0
-    rows = rows_of(the_run())
+    rows = rows_of(the_run() / METRICS)
     assert [row["epoch"] for row in rows] == ["16"]
     assert float(rows[0]["lr"]) == pytest.approx(0.002)
 
@@ -173,13 +161,13 @@ def test_tensorboard_holds_the_same_numbers(digits: Path) -> None:
     assert call("main_free.py", digits, *flags, *settings(**SHORT)).status == 0
     events = accumulator.EventAccumulator(str(the_run() / "tensorboard"))
     events.Reload()
-    row = rows_of(the_run())[0]
+    row = rows_of(the_run() / METRICS)[0]
     for name in ("train_loss", "val_top1"):
         (event,) = events.Scalars(f"{name.partition('_')[0]}/{name}")
         assert event.value == pytest.approx(float(row[name]), rel=1e-6)
     assert events.Scalars("run/lr")[0].value == pytest.approx(float(row["lr"]))
-    with open(the_run() / "gradient_norms.csv", newline="") as file:
-        ratios = {r["group"]: r for r in csv.DictReader(file) if r["parameter"] == "all"}
+    rows = rows_of(the_run() / "gradient_norms.csv")
+    ratios = {r["group"]: r for r in rows if r["parameter"] == "all"}
     for group, entry in ratios.items():
         (event,) = events.Scalars(f"gradient_ratio/{group}")
         assert event.value == pytest.approx(float(entry["ratio"]), rel=1e-6)
