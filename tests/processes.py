@@ -277,11 +277,7 @@ def rows_of(path: Path, without: Sequence[str] = ()) -> list[dict[str, str]]:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Everything that a training leaves but the time it took, by name.
-
-    Without torch's random state, too: nothing in a training draws from it but loaders, a seed for
-    their workers whenever they start, which only torch's own transforms would see.
-    """
+    """Everything that a training leaves but the time it took, by name."""
     content = torch.load(folder / "checkpoint.pth.tar", weights_only=True)
     best = torch.load(folder / "model_best.pth.tar", weights_only=True)
     training = content["training"]
@@ -289,7 +285,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     found |= {f"best {key}": value for key, value in best["state_dict"].items()}
     momentum = content["optimizer"]["state"]
     found |= {f"momentum {key}": value["momentum_buffer"] for key, value in momentum.items()}
-    for key in ("noise", "epoch", "position", "best", "totals"):
+    for key in ("noise", "epoch", "position", "best", "totals", "random_state"):
         found[key] = training[key]
     found["metrics.csv"] = rows_of(folder / "metrics.csv", ("seconds", "images_per_second"))
     if (folder / "gradient_norms.csv").exists():

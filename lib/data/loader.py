@@ -158,8 +158,12 @@ def make_loader(
         worker_init: called in each reading process.
         warn: told where there is little shared memory.
     """
+    # Of its own, though nobody uses the seeds that it gives the readers: each pass over a loader
+    # draws one, and an interrupted training makes more of them.
+    generator = torch.Generator()
     if not workers:
-        return Loader(DataLoader(dataset, batch_sampler=batches, collate_fn=collate), collate)
+        plain = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, generator=generator)
+        return Loader(plain, collate)
     ahead = batches_ahead(batches.largest * 3 * dataset.size**2, workers, warn)
 
     def readers(of: Any, sampler: Any, pin_memory: bool = False) -> DataLoader:
@@ -173,6 +177,7 @@ def make_loader(
             prefetch_factor=max(1, ahead),
             timeout=SECONDS_BETWEEN_CHECKS,
             pin_memory=pin_memory,
+            generator=generator,
         )
 
     if not ahead:

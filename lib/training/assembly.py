@@ -41,7 +41,7 @@ def assemble(
     requests: SignalRequests,
 ) -> Run:
     """The run, ready for its next minibatch."""
-    trainer = make_trainer(setup.model, config, setup.settings.scaled_margin, context)
+    trainer = make_trainer(setup.model, config, setup.model_settings.scaled_margin, context)
     progress = Progress(epoch=config.TRAIN.start_epoch)
     if setup.resumed is not None:
         progress = restore_state(
@@ -62,9 +62,7 @@ def assemble(
         context=context,
         logger=logger,
         requests=requests,
-        epochs=config.passes,
-        folder=config.run_dir,
-        model_settings=setup.settings,
+        model_settings=setup.model_settings,
         trainer=trainer,
         progress=progress,
         schedule=make_schedule(config),

@@ -59,25 +59,22 @@ class Validation:
 
 def finish_epoch(run: Run) -> None:
     """Validate, write the epoch's rows, keep the best model, save."""
-    progress, totals, trainer = run.progress, epoch_totals(run), run.trainer
-    now = time.monotonic()
-    training_seconds = now - run.epoch_started
+    progress, trainer, passes = run.progress, run.trainer, run.config.passes
+    totals, now = epoch_totals(run), time.monotonic()
+    rate = totals[3] / max(now - run.epoch_started, 1e-9)
     waited = run.loader.seconds_waited / max(now - run.resumed_at, 1e-9)
     epoch, trained = progress.epoch + 1, averages(totals)
     raw = average = None
-    if epoch % run.config.TRAIN.val_every == 0 or epoch == run.epochs:
+    if epoch % run.config.TRAIN.val_every == 0 or epoch == passes:
         raw = validate_network(run, trainer.model)
         if trainer.average is not None:
             average = validate_network(run, trainer.average.module)
     best = keep_best(run, raw, average)
-    rate = totals[3] / max(training_seconds, 1e-9)
-    row: list[Any] = [epoch, last_lr(run), *trained.values()]
-    row += ["", "", "", ""] if raw is None else [*raw.clean.values(), cell(raw.robust)]
+    row = [epoch, last_lr(run), *trained.values(), *cells(raw, "loss", "top1", "top5")]
     row += [round(rate, 2), round(time.monotonic() - run.epoch_started, 2)]
-    if average is not None:
-        row += [average.clean["loss"], average.clean["top1"], cell(average.robust)]
+    row += cells(average, "loss", "top1") if average is not None else []
     progress.history = [*progress.history, row]
-    text = f"epoch {epoch}/{run.epochs}: train loss {trained['loss']:.4f} top-1"
+    text = f"epoch {epoch}/{passes}: train loss {trained['loss']:.4f} top-1"
     text += f" {trained['top1']:.2f} %, {waited:.0%} of the time waiting for images"
     if raw is not None:
         text += f", clean validation {raw.describe()}" + " (best)" * (BEST in best)
@@ -85,8 +82,7 @@ def finish_epoch(run: Run) -> None:
         text += f"; of the averaged weights {average.describe()}" + " (best)" * (BEST_EMA in best)
     run.logger.info(text)
     write_tables(run)
-    progress.epoch, progress.position = epoch, 0
-    progress.totals, progress.seconds = [0.0, 0, 0, 0], 0.0
+    progress.end_epoch()
     begin_epoch(run)
     save(run, best)
 
@@ -108,9 +104,12 @@ def last_lr(run: Run) -> float:
     return lr_at(run, run.order.batches_per_epoch() - 1, run.config.ADV.n_repeats - 1)
 
 
-def cell(value: float | None) -> float | str:
-    """A number in a table, or nothing."""
-    return "" if value is None else value
+def cells(validation: Validation | None, *names: str) -> list[Any]:
+    """Some clean metrics and the robust top-1 for a table, empty where they were not measured."""
+    if validation is None:
+        return [""] * (len(names) + 1)
+    robust = "" if validation.robust is None else validation.robust
+    return [*(validation.clean[name] for name in names), robust]
 
 
 def validate_network(run: Run, model: nn.Module) -> Validation:
@@ -118,7 +117,7 @@ def validate_network(run: Run, model: nn.Module) -> Validation:
     train = run.config.TRAIN
     # Batch-norm's statistics are rank 0's, which are what a checkpoint keeps.
     run.context.copy_from_main_(model.buffers())
-    what = f"validation {run.progress.epoch + 1}/{run.epochs}"
+    what = f"validation {run.progress.epoch + 1}/{run.config.passes}"
 
     def answer_stop() -> None:
         if run.requests.stop:
@@ -158,8 +157,8 @@ def write_tables(run: Run) -> None:
         run.logger.warning("no gradient norms of this epoch: every one measured overflowed")
     if run.context.is_main:
         if run.norms is not None:
-            write_gradient_norms(run.folder / "gradient_norms.csv", epoch, norms)
-        write_csv(run.folder / "metrics.csv", header, history)
+            write_gradient_norms(run.config.run_dir / "gradient_norms.csv", epoch, norms)
+        write_csv(run.config.run_dir / "metrics.csv", header, history)
     if run.board is not None:
         named = [dict(zip(NORMS_HEADER, entry, strict=True)) for entry in norms]
         run.board.epoch(dict(zip(header, history[-1], strict=True)), named)

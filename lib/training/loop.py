@@ -42,7 +42,7 @@ def train_one_epoch(run: Run) -> None:
     total, print_freq = run.order.batches_per_epoch(), config.TRAIN.print_freq
     method = METHODS[config.TRAIN.method]
     trainer.model.train()
-    what = f"epoch {progress.epoch + 1}/{run.epochs}"
+    what = f"epoch {progress.epoch + 1}/{config.passes}"
     bar = ProgressBar(run.logger, total, what, print_freq)
     bar.advance(progress.position, skipped=True)
     run.order.set_position(progress.epoch, progress.position)

@@ -58,7 +58,7 @@ def announce(run: Run) -> None:
     )
     run.logger.info(
         f"{describe_method(config)}, batch {run.order.batch_size}, {config.TRAIN.precision},"
-        f" {run.context.world_size} x {run.context.device.type}; run folder {run.folder}"
+        f" {run.context.world_size} x {run.context.device.type}; run folder {config.run_dir}"
     )
     for warning in ignored_settings(run.config, run.model_settings.hypersphere):
         run.logger.warning(warning)
@@ -83,7 +83,7 @@ def train_all_epochs(run: Run) -> None:
     Raises:
         Interrupted: a signal asked to stop, and the state has been saved.
     """
-    while run.progress.epoch < run.epochs:
+    while run.progress.epoch < run.config.passes:
         begin_epoch(run)
         if run.progress.position < run.order.batches_per_epoch():
             train_one_epoch(run)
@@ -103,5 +103,5 @@ def draw(run: Run) -> None:
     if run.context.is_main:
         from utils.figures.run import draw_run
 
-        draw_run(run.folder)
+        draw_run(run.config.run_dir)
         run.drawn_at = time.monotonic()

@@ -34,7 +34,7 @@ class Setup:
     train: ImageTree
     val: ImageTree
     selection: ImageTree
-    settings: ModelSettings
+    model_settings: ModelSettings
     model: ResNet
     resumed: Checkpoint | None
     new_phase: bool

@@ -57,15 +57,18 @@ class Progress:
     images_hash: str = ""
     best_ema: float = -1.0
 
+    def end_epoch(self) -> None:
+        """The next epoch is to begin."""
+        self.epoch, self.position = self.epoch + 1, 0
+        self.totals, self.seconds = [0.0, 0, 0, 0], 0.0
+
 
 @dataclass
 class Run:
     """Everything that lives through the epochs of a training.
 
     Attributes:
-        epochs: passes over the data.
         selection: the images that choose the best model.
-        folder: the run folder.
         sums: of the epoch so far, in this process.
         epoch_started: when the epoch would have started without interruptions, monotonic seconds.
         resumed_at: when this process began with the epoch.
@@ -75,8 +78,6 @@ class Run:
     context: DistributedContext
     logger: Logger
     requests: SignalRequests
-    epochs: int
-    folder: Path
     model_settings: ModelSettings
     trainer: Trainer
     progress: Progress
@@ -117,7 +118,7 @@ def epoch_totals(run: Run) -> list[float]:
     totals = run.context.sum(run.sums.totals())
     if not math.isfinite(totals[0]):
         where = f"epoch {run.progress.epoch + 1}, by minibatch {run.progress.position}"
-        raise diverged(f"the loss is not finite in {where}", run.folder)
+        raise diverged(f"the loss is not finite in {where}", run.config.run_dir)
     return totals
 
 
@@ -131,7 +132,7 @@ def save(run: Run, best: Iterable[str] = ()) -> None:
     Raises:
         UserError: loss or weights are not finite, or the disk is full; the last checkpoint stays.
     """
-    progress, trainer = run.progress, run.trainer
+    progress, trainer, folder = run.progress, run.trainer, run.config.run_dir
     progress.totals = epoch_totals(run)
     progress.seconds = time.monotonic() - run.epoch_started
     progress.gradient_sums = None if run.norms is None else run.norms.state()
@@ -139,7 +140,7 @@ def save(run: Run, best: Iterable[str] = ()) -> None:
     if run.context.is_main:
         content = network_content(run)
         for name in best:
-            save_best(run.folder, content if name == BEST else averaged(run, content), name)
+            save_best(folder, content if name == BEST else averaged(run, content), name)
         training = {
             **vars(progress),
             "noise": noise,
@@ -148,7 +149,7 @@ def save(run: Run, best: Iterable[str] = ()) -> None:
             **averaged_state(trainer.average),
         }
         optimizer = trainer.optimizer.state_dict()
-        save_checkpoint(run.folder, {**content, "optimizer": optimizer, "training": training})
+        save_checkpoint(folder, {**content, "optimizer": optimizer, "training": training})
     run.saved_at = time.monotonic()
 
 
@@ -160,7 +161,8 @@ def network_content(run: Run) -> dict[str, Any]:
     """
     state_dict = cpu_copy(run.trainer.model.state_dict())
     if not all(bool(value.isfinite().all()) for value in state_dict.values()):
-        raise diverged(f"weights are not finite in epoch {run.progress.epoch + 1}", run.folder)
+        where = f"epoch {run.progress.epoch + 1}"
+        raise diverged(f"weights are not finite in {where}", run.config.run_dir)
     return {
         "epoch": run.progress.epoch,
         "arch": run.model_settings.arch,

@@ -215,6 +215,20 @@ def test_training_curves_say_what_the_loss_is(runs):
         assert fig.axes[0].get_ylabel().startswith("loss" if says else "cross-entropy")
 
 
+def test_training_curves_join_the_epochs_that_were_validated(runs):
+    """With `TRAIN.val_every: 2`, an average of the weights, and clean images trained on."""
+    rows = [
+        {**row, "val_ema_top1": f"{row['val_top1']}"} if number % 2 else {**row, "val_top1": ""}
+        for number, row in enumerate(read_metrics(runs[0]))
+    ]
+    accuracy = training_curves(rows, trained_on="clean").axes[1]
+    expected = [float(row["val_top1"]) for row in rows[1::2]]
+    for label in ("validation: clean images", "validation: averaged weights"):
+        assert lines_of(accuracy)[label] == expected
+    assert list(accuracy.get_lines()[1].get_xdata()) == [2, 4]
+    assert len(lines_of(accuracy)["training: clean images"]) == 4
+
+
 def test_a_constant_learning_rate_takes_no_panel(runs):
     fig = training_curves(read_metrics(runs[1]))
     loss, accuracy = fig.axes

@@ -190,6 +190,12 @@ def test_wrong_combinations_are_refused_by_name(
     assert about in only_error(call("main_free.py", digits, *flags))
 
 
-def test_natural_refuses_gradient_norms(digits: Path) -> None:
-    flags = ("--set", "TRAIN.method=natural", "--print_gradients")
+@pytest.mark.parametrize(
+    "words",
+    [["TRAIN.method=natural"], ["TRAIN.method=fast", "TRAIN.phases=[{TRAIN.method: natural}]"]],
+    ids=len,
+)
+def test_natural_refuses_gradient_norms(words: list[str], digits: Path) -> None:
+    flags = [word for assignment in words for word in ("--set", assignment)]
+    flags.append("--print_gradients")
     assert "no adversarial ones" in only_error(call("main_free.py", digits, *flags))

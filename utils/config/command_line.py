@@ -50,11 +50,9 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
         given,
         os.path.basename(file),
         Source.GIVEN_FILE if found["config"] else Source.DEFAULT_FILE,
-        script,
-        shlex.join(["python", f"{script}.py", *arguments]),
+        Options(script, shlex.join(["python", f"{script}.py", *arguments])),
     )
     phases_of(config)  # what is wrong in the last phase is reported before the first
-    check_options(config.OPTIONS)
     check_paths(config.OPTIONS)
     return config
 
@@ -94,34 +92,6 @@ def typed(section: str, key: str, raw: str) -> object:
         return yaml.load(raw, PlainLoader)
     except (yaml.YAMLError, ValueError, OverflowError):
         return raw
-
-
-def check_options(options: Options) -> None:
-    """Flags that are fine alone and impossible together.
-
-    Raises:
-        UserError: says which and what to do.
-    """
-    weights = options.resume or options.pretrained
-    if options.script == "evaluate":
-        others = options.evaluate or options.eva_on_imagenet_c
-        if not (others or options.eva_on_shift):
-            raise UserError(
-                "nothing to evaluate: give -e for PGD attacks, --eva_on_imagenet_c for ImageNet-C,"
-                " or both; or --eva_on_shift for shifted test sets"
-            )
-        if options.eva_on_shift and (others or not options.data):
-            raise UserError("--eva_on_shift needs a DIR of its own; give DIR, and no other -e")
-        if not weights:
-            raise UserError(
-                "no weights to evaluate: give --resume PATH, or --pretrained for torchvision's"
-            )
-    if options.script == "main_free" and options.evaluate and not weights:
-        raise UserError("-e needs weights: give --resume PATH, or --pretrained")
-    if options.n_examples and options.image_ids:
-        raise UserError("--n_examples and --image_ids both choose the images; give one")
-    if options.overwrite and options.resume and not options.evaluating:
-        raise UserError("--overwrite starts from scratch and --resume continues; give one")
 
 
 def check_paths(options: Options) -> None:

@@ -30,7 +30,7 @@ def rules(config: Config, hypersphere: bool) -> list[tuple[bool, str, str]]:
     attacking = options.evaluate or training  # a training ends with the attacks
     resuming = bool(options.resume) and (options.evaluating or options.resume != "auto")
     clean = (train.select, train.select_from) == ("clean", "val")
-    schedule = f"TRAIN.schedule is {config.schedule}"
+    schedule, method = f"TRAIN.schedule is {config.schedule}", f"TRAIN.method is {train.method}"
     return [
         (
             not hypersphere,
@@ -60,9 +60,11 @@ def rules(config: Config, hypersphere: bool) -> list[tuple[bool, str, str]]:
             "give --print_gradients",
         ),
         (training and clean, "TRAIN.select_examples", "TRAIN.select is clean"),
+        (config.schedule == "linear", "TRAIN.lr", schedule),
         (config.schedule != "linear", "TRAIN.lr_epochs", schedule),
         (config.schedule != "cosine", "TRAIN.warmup_epochs", schedule),
-        (train.method != "pgd", "ADV.train_steps", f"TRAIN.method is {train.method}"),
+        (train.method != "pgd", "ADV.train_steps", method),
+        (train.method == "natural", "ADV.fgsm_step", method),
     ]
 
 

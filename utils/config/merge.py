@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from utils.config.methods import method_problems, translate_published, with_method_defaults
+from utils.config.contradictions import contradictions
+from utils.config.methods import translate_published, with_method_defaults
 from utils.config.options import Options
 from utils.config.readers import one_line, show
-from utils.config.schema import (
-    OPTIONS,
-    SCHEMA,
-    SECTIONS,
-    Config,
-    Given,
-    Source,
-)
+from utils.config.schema import OPTIONS, SCHEMA, SECTIONS, Config, Given, Source
 from utils.config.setting import Setting
 from utils.errors import UserError
+
+NO_OPTIONS = Options()
 
 
 def merge(
@@ -30,8 +27,7 @@ def merge(
     flags: Iterable[Given] = (),
     file: str = "",
     file_source: Source = Source.GIVEN_FILE,
-    script: str = "",
-    command: str = "",
+    options: Options = NO_OPTIONS,
 ) -> Config:
     """Defaults, then the YAML's content, then the command line's flags, each checked.
 
@@ -40,8 +36,7 @@ def merge(
         flags: what the command line gives; the last of two counts.
         file: the YAML's name, for messages.
         file_source: whether that is the default file or one given by `-c`.
-        script: `main_free` or `evaluate`.
-        command: the command line, for results.
+        options: of the call, which flags go over.
 
     Raises:
         UserError: one line for every unknown key and unusable value.
@@ -58,10 +53,10 @@ def merge(
                 sources[f"{given.section}.{given.key}"] = given.source
             except ValueError as error:
                 problems.append(f"{given.where}: {error}")
-    options = Options(script=script, command=command, **values.pop("OPTIONS"))
+    options = replace(options, **values.pop("OPTIONS"))
     sections = {name: SECTIONS[name](**found) for name, found in values.items()}
     config = with_method_defaults(Config(**sections, OPTIONS=options, sources=sources))
-    problems += contradictions(config)
+    problems = problems or contradictions(config)  # of values that could be read
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     return config
@@ -109,60 +104,3 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
         here = [c for c in found if c.lower().startswith(f"{section}.")]
         return f"; did you mean {(here or found)[0]}?"
     return f"; known are {', '.join(known)}" if len(known) < 10 else "; --help lists all keys"
-
-
-def contradictions(config: Config) -> list[str]:
-    """Values that are fine alone and impossible together."""
-    train, adv = config.TRAIN, config.ADV
-    # An evaluation looks at these once it has the checkpoint's own values.
-    problems = [] if config.OPTIONS.evaluating else wrong_units_and_sizes(config)
-    if config.EVAL.norm != "Linf" and not config.EVAL.eps:
-        problems.append(
-            f"--norm {config.EVAL.norm} needs a radius, since ADV.clip_eps is one of Linf: give"
-            " --eps, such as 3 for L2 or 60 for L1 at 224 pixels"
-        )
-    if train.start_epoch >= config.passes:
-        problems.append(
-            f"TRAIN.start_epoch {train.start_epoch} leaves nothing to train: TRAIN.epochs"
-            f" {train.epochs} in ADV.n_repeats {adv.n_repeats} are {config.passes} passes, counted"
-            " from 0"
-        )
-    if train.select == "pgd" and adv.clip_eps == 0:
-        problems.append("TRAIN.select: pgd attacks within ADV.clip_eps, which is 0")
-    return problems + method_problems(config)
-
-
-def wrong_units_and_sizes(config: Config) -> list[str]:
-    """Radii and steps in another unit than colours have, and a crop larger than the image."""
-    adv, data = config.ADV, config.DATA
-    values = [("ADV.clip_eps", adv.clip_eps)]
-    if not config.OPTIONS.evaluating:  # which takes no steps of the training
-        values.append(("ADV.fgsm_step", adv.fgsm_step))
-    if config.EVAL.norm == "Linf":
-        values += [("--eps", eps) for eps in config.EVAL.eps]
-    problems = [wrong_unit(key, value, data.max_color_value) for key, value in values]
-    if 0 < data.img_size < data.crop_size:
-        problems.append(
-            f"DATA.crop_size {data.crop_size} is larger than DATA.img_size {data.img_size}, the"
-            " shorter side that evaluation crops from"
-        )
-    return [problem for problem in problems if problem]
-
-
-def wrong_unit(key: str, value: float, unit: float) -> str:
-    """What is wrong with an eps or step that is in another unit than max_color_value, or nothing.
-
-    0.0314, which is 8/255 in units of the range [0, 1], would train within 0.03 of 255 grey
-    levels, and nothing else would look amiss.
-    """
-    if value > unit:
-        return (
-            f"{key} {value:g} is more than DATA.max_color_value {unit:g}, the whole range of"
-            " colours; both have the same unit"
-        )
-    if 0 < value < unit / 2550:
-        return (
-            f"{key} {value:g} is less than a tenth of a grey level; its unit is"
-            f" DATA.max_color_value {unit:g}, in which 4/255 of the range is {4 * unit / 255:.4g}"
-        )
-    return ""

@@ -1,4 +1,4 @@
-"""What a training method means for the settings: its defaults, its phases, what it refuses."""
+"""What a training method means for the settings: its defaults, and its published keys."""
 
 from __future__ import annotations
 
@@ -58,45 +58,3 @@ def with_method_defaults(config: Config) -> Config:
         if unsaid and config.value(key) == SCHEMA[section][name].default:
             config = config.changed({key: value}, config.source(key))
     return config
-
-
-def method_problems(config: Config) -> list[str]:
-    """Settings that are fine alone and mean nothing to the method, or nothing together."""
-    train, adv, method = config.TRAIN, config.ADV, config.TRAIN.method
-    ascending = list(train.lr_epochs) == sorted(set(train.lr_epochs))
-    checks = [
-        (
-            method in ("pgd", "natural") and adv.n_repeats > 1,
-            f"ADV.n_repeats {adv.n_repeats} is of TRAIN.method free and fast; {method} has 1",
-        ),
-        (
-            method == "natural" and config.OPTIONS.print_gradients,
-            "--print_gradients compares adversarial with clean gradients, and TRAIN.method natural"
-            " has no adversarial ones; leave it out",
-        ),
-        (
-            method == "pgd" and not adv.random_init,
-            "ADV.random_init False is of TRAIN.method fast; pgd starts from a uniform draw",
-        ),
-        (
-            method == "free" and bool(train.phases),
-            "TRAIN.phases are of TRAIN.method fast, pgd and natural; a phase of free is a run of"
-            " its own",
-        ),
-        (
-            len(train.lr_epochs) != len(train.lr_values) or not ascending,
-            "TRAIN.lr_epochs and TRAIN.lr_values are as many as each other, epochs ascending; got"
-            f" {list(train.lr_epochs)} and {list(train.lr_values)}",
-        ),
-        (
-            config.schedule == "linear" and not train.lr_epochs,
-            "TRAIN.schedule: linear goes through TRAIN.lr_epochs and TRAIN.lr_values; give both",
-        ),
-        (
-            config.schedule == "cosine" and train.warmup_epochs >= config.passes,
-            f"TRAIN.warmup_epochs {train.warmup_epochs:g} leave nothing of the {config.passes}"
-            " passes",
-        ),
-        (train.ema == 1, "TRAIN.ema 1 never moves; a usual decay is 0.9998"),
-    ]
-    return [text for wrong, text in checks if wrong]

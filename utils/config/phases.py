@@ -27,12 +27,12 @@ def phases_of(config: Config) -> list[Config]:
         ]
         content = config.as_dict()
         content["TRAIN"] |= {"phases": [], "phase": number}
-        phase = merge(content, given)
         options = config.OPTIONS
         if phases:
             resume = "auto" if options.resume else ""
             start = str(phases[-1].run_dir / LATEST)
             options = replace(options, resume=resume, start_from=start)
+        phase = merge(content, given, options=options)
         sources = {**config.sources, **{f"{g.section}.{g.key}": g.source for g in given}}
-        phases.append(replace(phase, OPTIONS=options, sources=sources))
+        phases.append(replace(phase, sources=sources))
     return phases or [config]

@@ -187,7 +187,7 @@ def words(value: object) -> tuple[str, ...]:
 
 
 def phase_list(value: object) -> tuple[dict[str, Any], ...]:
-    """A list of mappings {SECTION.key: value}; `utils.config.methods` makes settings of each."""
+    """A list of mappings {SECTION.key: value}; `utils.config.phases` makes settings of each."""
     if not isinstance(value, (list, tuple)) or not all(isinstance(v, Mapping) for v in value):
         raise ValueError(f"{show(value)} is not a list of {{SECTION.key: value}}")
     wrong = [key for phase in value for key in phase if "." not in str(key)]

@@ -29,16 +29,9 @@ from utils.config.readers import (
 from utils.config.setting import setting
 
 ARCHITECTURES = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-)
+    "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d"
+    " wide_resnet50_2 wide_resnet101_2"
+).split()
 PROTOCOLS = ("standard", "freeat", "paper")
 PRECISIONS = ("fp32", "bf16", "fp16")
 METHODS = ("free", "fast", "pgd", "natural")
@@ -166,7 +159,7 @@ class Data:
     min_area: float = setting(
         0.08,
         real(0, 1, above=True),
-        "smallest share of an image's area in a training crop",
+        "smallest share of an image in a training crop",
         resume="noted",
     )
     flip: bool = setting(True, strict_bool, "mirror half of the training images", resume="noted")
@@ -179,12 +172,7 @@ class Hypersphere:
     """HE: hypersphere embedding; scale and margin act with either FN or WN."""
 
     FN: bool = setting(
-        False,
-        strict_bool,
-        "HE: normalise the features",
-        resume="fixed",
-        metavar="BOOL",
-        group="model",
+        False, strict_bool, "HE: normalise features", resume="fixed", metavar="BOOL", group="model"
     )
     WN: bool = setting(
         False,
@@ -222,11 +210,7 @@ class Eval:
         "fp32", choice(PRECISIONS), "arithmetic of the attack's search: fp32, bf16, fp16"
     )
     norm: str = setting(
-        "Linf",
-        choice(NORMS),
-        "norm of the ball: Linf, L2, L1",
-        metavar="NAME",
-        group="evaluation",
+        "Linf", choice(NORMS), "norm of the ball: Linf, L2, L1", metavar="NAME", group="evaluation"
     )
     eps: tuple[float, ...] = setting(
         (),

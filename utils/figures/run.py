@@ -25,6 +25,9 @@ def draw_run(folder: Path) -> None:
 
 
 def draw_training(folder: Path, title: str = "") -> Figure:
-    head = run_settings(folder).get("HE", {})
+    settings = run_settings(folder)
+    head = settings.get("HE", {})
     margin = bool((head.get("FN") or head.get("WN")) and head.get("angular_margin_HE"))
-    return training_curves(read_metrics(folder), title, margin)
+    natural = settings.get("TRAIN", {}).get("method") == "natural"
+    images = "clean" if natural else "adversarial"
+    return training_curves(read_metrics(folder), title, margin, images)

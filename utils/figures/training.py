@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +22,34 @@ def read_metrics(run: str | Path) -> list[dict[str, str]]:
 
 
 @styled
-def training_curves(rows: Rows, title: str = "", margin: bool = False) -> Figure:
+def training_curves(
+    rows: Rows, title: str = "", margin: bool = False, trained_on: str = "adversarial"
+) -> Figure:
     """Loss with the learning rate below it, and top-1, over the epochs.
 
     Args:
         rows: of metrics.csv: epoch (from 1), lr, train_loss, train_top1, val_loss, val_top1 and,
-            where the best model is chosen by it, val_pgd_top1; accuracies in percent.
+            where the best model is chosen by it, val_pgd_top1, and with an average of the weights
+            val_ema_loss and val_ema_top1; accuracies in percent.
         title: above the figure, for example the run's name.
         margin: the training's loss has HE's margin, so it is no cross-entropy of the outputs.
+        trained_on: `adversarial` or `clean` images.
     """
     rates = series(rows, "lr")
     strip = len(set(rates)) > 1  # a constant rate is written, not drawn
     fig = Figure(figsize=(WIDTH, 2.8 if strip else 2.4), layout="constrained")
     mosaic: Any = [["loss", "accuracy"], ["rate", "accuracy"]][: 1 + strip]
     panels = fig.subplot_mosaic(mosaic, height_ratios=(3.6, 1) if strip else (1,))
-    labels = ("training: adversarial images", "validation: clean images", "validation: PGD-10")
-    draw_curves(panels["loss"], rows, ("train_loss", "val_loss"), labels)
+    labels = {
+        "train": f"training: {trained_on} images",
+        "val": "validation: clean images",
+        "val_pgd": "validation: PGD-10",
+        "val_ema": "validation: averaged weights",
+    }
+    draw_curves(panels["loss"], rows, "loss", labels)
     of_training = "\ntraining: with HE's margin" if margin else ""
     panels["loss"].set_ylabel(f"{'loss' if margin else 'cross-entropy'} (nats){of_training}")
-    columns = ("train_top1", "val_top1", "val_pgd_top1")
-    values = draw_curves(panels["accuracy"], rows, columns, labels)
+    values = draw_curves(panels["accuracy"], rows, "top1", labels)
     percent_axis(panels["accuracy"], "top-1 accuracy (%)", values)
     if strip:
         draw_rate(panels["rate"], series(rows, "epoch"), rates)
@@ -52,7 +60,9 @@ def training_curves(rows: Rows, title: str = "", margin: bool = False) -> Figure
             axes.set_xlabel("epoch" if strip else f"epoch (learning rate {rates[0]:.3g})")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=6))
     handles = panels["accuracy"].get_lines()
-    fig.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=1.2)
+    fig.legend(
+        handles=handles, loc="outside lower center", ncols=min(3, len(handles)), columnspacing=1.2
+    )
     fig.suptitle(literal(title))
     return fig
 
@@ -72,17 +82,22 @@ def draw_rate(axes: Axes, epochs: Sequence[float], rates: Sequence[float]) -> No
     axes.set_ylabel("lr (log)")
 
 
-def draw_curves(
-    axes: Axes, rows: Rows, columns: Sequence[str], labels: Sequence[str]
-) -> list[float]:
-    """Draw the columns that hold numbers, and return every value drawn."""
-    epochs = series(rows, "epoch")
-    drawn = []
-    for index, (column, label) in enumerate(zip(columns, labels, strict=False)):
-        values = series(rows, column)
-        present = [value for value in values if not math.isnan(value)]
-        if present:
-            drawn += present
-            style = line_style(index) | ({"marker": None} if len(epochs) > 40 else {})
-            axes.plot(epochs, values, label=label, **style)
+def draw_curves(axes: Axes, rows: Rows, of: str, labels: Mapping[str, str]) -> list[float]:
+    """Draw the columns that hold numbers, each through the epochs that have one.
+
+    Args:
+        of: `loss` or `top1`.
+        labels: {column without what it is of: label}, in the order of the colours.
+
+    Returns:
+        Every value drawn.
+    """
+    epochs, drawn = series(rows, "epoch"), []
+    for index, (column, label) in enumerate(labels.items()):
+        values = series(rows, f"{column}_{of}")
+        points = [point for point in zip(epochs, values, strict=True) if not math.isnan(point[1])]
+        if points:
+            drawn += [value for _, value in points]
+            style = line_style(index) | ({"marker": None} if len(points) > 40 else {})
+            axes.plot(*zip(*points, strict=True), label=label, **style)
     return drawn

@@ -1,0 +1,127 @@
+"""Values that are fine alone and impossible together: a table of what is wrong, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from utils.config.options import Options
+from utils.config.schema import Config
+
+Rule = tuple[bool, str]
+
+
+def contradictions(config: Config) -> list[str]:
+    """One line for every rule that these settings break."""
+    rules = (*lengths(config), *trainings(config), *schedules(config), *calls(config.OPTIONS))
+    return [text for broken, text in rules if broken]
+
+
+def lengths(config: Config) -> Iterator[Rule]:
+    """Radii, steps and sides of images.
+
+    A length in another unit than max_color_value is not amiss anywhere else: 0.0314, which is
+    8/255 of the range [0, 1], would train within 0.03 of 255 grey levels.
+    """
+    adv, data, norm = config.ADV, config.DATA, config.EVAL.norm
+    unit = data.max_color_value
+    found = [("ADV.clip_eps", adv.clip_eps), ("ADV.fgsm_step", adv.fgsm_step)]
+    for key, value in found + [("--eps", eps) for eps in config.EVAL.eps if norm == "Linf"]:
+        yield (
+            value > unit,
+            f"{key} {value:g} is more than DATA.max_color_value {unit:g}, the whole range of"
+            " colours; both have the same unit",
+        )
+        yield (
+            0 < value < unit / 2550,
+            f"{key} {value:g} is less than a tenth of a grey level; its unit is"
+            f" DATA.max_color_value {unit:g}, in which 4/255 of the range is {4 * unit / 255:.4g}",
+        )
+    yield (
+        norm != "Linf" and not config.EVAL.eps,
+        f"--norm {norm} needs a radius, since ADV.clip_eps is one of Linf: give --eps, such as 3"
+        " for L2 or 60 for L1 at 224 pixels",
+    )
+    yield (
+        0 < data.img_size < data.crop_size,
+        f"DATA.crop_size {data.crop_size} is larger than DATA.img_size {data.img_size}, the"
+        " shorter side that evaluation crops from",
+    )
+
+
+def trainings(config: Config) -> Iterator[Rule]:
+    """What means nothing to the training's method."""
+    train, adv, method = config.TRAIN, config.ADV, config.TRAIN.method
+    yield (
+        method in ("pgd", "natural") and adv.n_repeats > 1,
+        f"ADV.n_repeats {adv.n_repeats} is of TRAIN.method free and fast; {method} has 1",
+    )
+    yield (
+        method == "natural" and config.OPTIONS.print_gradients,
+        "--print_gradients compares adversarial with clean gradients, and TRAIN.method natural"
+        " has no adversarial ones; leave it out",
+    )
+    yield (
+        method == "pgd" and not adv.random_init,
+        "ADV.random_init False is of TRAIN.method fast; pgd starts from a uniform draw",
+    )
+    yield (
+        method == "free" and bool(train.phases),
+        "TRAIN.phases are of TRAIN.method fast, pgd and natural; a phase of free is a run of its"
+        " own",
+    )
+    yield (
+        train.select == "pgd" and adv.clip_eps == 0,
+        "TRAIN.select: pgd attacks within ADV.clip_eps, which is 0",
+    )
+    yield train.ema == 1, "TRAIN.ema 1 never moves; a usual decay is 0.9998"
+
+
+def schedules(config: Config) -> Iterator[Rule]:
+    """Learning rates and lengths of the training."""
+    train = config.TRAIN
+    ascending = list(train.lr_epochs) == sorted(set(train.lr_epochs))
+    yield (
+        train.start_epoch >= config.passes,
+        f"TRAIN.start_epoch {train.start_epoch} leaves nothing to train: TRAIN.epochs"
+        f" {train.epochs} are {config.passes} passes over the data, counted from 0",
+    )
+    yield (
+        len(train.lr_epochs) != len(train.lr_values) or not ascending,
+        "TRAIN.lr_epochs and TRAIN.lr_values are as many as each other, epochs ascending; got"
+        f" {list(train.lr_epochs)} and {list(train.lr_values)}",
+    )
+    yield (
+        config.schedule == "linear" and not train.lr_epochs,
+        "TRAIN.schedule: linear goes through TRAIN.lr_epochs and TRAIN.lr_values; give both",
+    )
+    yield (
+        config.schedule == "cosine" and train.warmup_epochs >= config.passes,
+        f"TRAIN.warmup_epochs {train.warmup_epochs:g} leave nothing of the {config.passes} passes",
+    )
+
+
+def calls(options: Options) -> Iterator[Rule]:
+    """Flags of one call."""
+    alone = options.evaluate or options.eva_on_imagenet_c
+    anything = alone or options.eva_on_shift
+    yield (
+        options.script == "evaluate" and not anything,
+        "nothing to evaluate: give -e for PGD attacks, --eva_on_imagenet_c for ImageNet-C, or"
+        " both; or --eva_on_shift for shifted test sets",
+    )
+    yield (
+        options.eva_on_shift and (alone or not options.data),
+        "--eva_on_shift needs a DIR of its own; give DIR, and no other -e",
+    )
+    yield (
+        anything and not (options.resume or options.pretrained),
+        "no weights to evaluate: give --resume PATH, or --pretrained for torchvision's",
+    )
+    yield (
+        bool(options.n_examples and options.image_ids),
+        "--n_examples and --image_ids both choose the images; give one",
+    )
+    yield (
+        options.overwrite and bool(options.resume) and not options.evaluating,
+        "--overwrite starts from scratch and --resume continues; give one",
+    )
