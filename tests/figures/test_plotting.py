@@ -236,8 +236,11 @@ def test_a_constant_learning_rate_takes_no_panel(runs):
     assert lines_of(accuracy)["validation: PGD-10"] == [9, 18]
 
 
-def test_training_curves_of_one_epoch(runs, tmp_path):
-    assert_readable(save_figure(training_curves(read_metrics(runs[0])[:1]), tmp_path / "one"))
+@pytest.mark.parametrize("epochs", [1, 41])
+def test_training_curves_of_one_epoch_and_of_many(runs, tmp_path, epochs):
+    first = read_metrics(runs[0])[0]
+    rows = [{**first, "epoch": str(epoch + 1)} for epoch in range(epochs)]
+    assert_readable(save_figure(training_curves(rows), tmp_path / "curves"))
 
 
 def test_gradient_ratio(runs):

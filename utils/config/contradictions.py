@@ -12,8 +12,13 @@ Rule = tuple[bool, str]
 
 def contradictions(config: Config) -> list[str]:
     """One line for every rule that these settings break."""
-    rules = (*lengths(config), *trainings(config), *schedules(config), *calls(config.OPTIONS))
+    rules = (*lengths(config), *trainings(config), *schedules(config))
     return [text for broken, text in rules if broken]
+
+
+def impossible_calls(options: Options) -> list[str]:
+    """One line for every rule that the flags of a call break."""
+    return [text for broken, text in calls(options) if broken]
 
 
 def lengths(config: Config) -> Iterator[Rule]:

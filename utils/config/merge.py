@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from utils.config.contradictions import contradictions
+from utils.config.contradictions import contradictions, impossible_calls
 from utils.config.methods import translate_published, with_method_defaults
 from utils.config.options import Options
 from utils.config.readers import one_line, show
@@ -56,7 +56,8 @@ def merge(
     options = replace(options, **values.pop("OPTIONS"))
     sections = {name: SECTIONS[name](**found) for name, found in values.items()}
     config = with_method_defaults(Config(**sections, OPTIONS=options, sources=sources))
-    problems = problems or contradictions(config)  # of values that could be read
+    problems += contradictions(config)
+    problems = problems or impossible_calls(options)
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     return config
