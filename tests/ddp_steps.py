@@ -12,7 +12,8 @@ import torch
 from torch import distributed
 from torch._dynamo.utils import counters
 
-from lib.algorithm.free_training import Trainer, TrainingSettings, free_step, make_noise
+from lib.algorithm.free_training import free_step, make_noise
+from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.training.assembly import make_networks, make_optimizer
 from models.resnet import build_model
 from utils.config.schema import Config

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from lib.algorithm.free_training import Trainer, TrainingSettings, free_step, make_noise
+from lib.algorithm.free_training import free_step, make_noise
 from lib.algorithm.pgd import attacking, pgd
 from lib.algorithm.schedules import Schedule
+from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.algorithm.training_methods import fast_step
 from lib.training.assembly import make_optimizer
 from models.resnet import build_model, load_weights

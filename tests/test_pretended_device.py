@@ -13,11 +13,12 @@ from pretended_device import DEVICE, DeviceMismatch, PretendedDevice, pretended_
 from torch import nn
 
 from lib.algorithm.batch import DeviceBatch
-from lib.algorithm.free_training import Trainer, TrainingSettings, free_step, make_noise
+from lib.algorithm.free_training import free_step, make_noise
 from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.pgd import attacking
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.protocols import PROTOCOLS, AutoAttackSpec, PGDSpec, ThreatModel
+from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.evaluation.autoattack import AutoAttack
 from lib.evaluation.validation import clean_rows
 from models.hypersphere import HypersphereHead

@@ -18,10 +18,11 @@ import torch
 import torchvision
 from torch import nn
 
-from lib.algorithm.free_training import Trainer, TrainingSettings, make_noise
+from lib.algorithm.free_training import make_noise
 from lib.algorithm.pgd import attacking, pgd
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.protocols import PGDSpec, ThreatModel
+from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.algorithm.training_methods import METHODS, draw_noise_
 from lib.training.assembly import make_networks, make_optimizer
 from models.resnet import ResNet, build_model

@@ -11,9 +11,10 @@ from functools import partial
 
 import torch
 
-from lib.algorithm.free_training import GradientHook, Trainer, free_step
+from lib.algorithm.free_training import free_step, update_noise_
 from lib.algorithm.pgd import attacking, pgd
 from lib.algorithm.seeds import derived_seed
+from lib.algorithm.trainer import GradientHook, Trainer
 
 Step = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
@@ -51,12 +52,12 @@ def fast_step(
     Wong et al. 2020, "Fast is better than free", arXiv:2001.03994, Alg. 3, as its ImageNet release
     has it. Arguments and results are those of `free_step`.
     """
-    noise = trainer.noise[: len(images)]
+    settings, noise = trainer.settings, trainer.noise[: len(images)]  # uniform in the ball
     if weight:
         delta = noise.detach().requires_grad_()
         ascent, _ = trainer.loss(trainer.attack_network, (images + delta).clamp(0, 1), labels)
         (gradient,) = torch.autograd.grad(trainer.scaler.scale(ascent), delta)
-        trainer.ascend_(noise, gradient)
+        update_noise_(noise, gradient, settings.step, settings.eps)  # FGSM, projected
     loss, logits = trainer.backward((images + noise).clamp(0, 1), labels, weight)
     trainer.update(gradient_hook)
     return loss, logits

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from lib.algorithm.free_training import Trainer
 from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.metrics import MetricSums
 from lib.algorithm.schedules import Schedule
+from lib.algorithm.trainer import Trainer
 from lib.data.loader import Loader
 from lib.data.samplers import GlobalBatches
 from lib.evaluation.model_settings import ModelSettings

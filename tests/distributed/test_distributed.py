@@ -39,9 +39,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from lib.algorithm.free_training import Trainer, TrainingSettings, make_noise
+from lib.algorithm.free_training import make_noise
 from lib.algorithm.metrics import MetricSums
 from lib.algorithm.pgd import attacking
+from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.algorithm.training_methods import METHODS, draw_noise_
 from lib.data.datasets import ImageBatches, eval_transform, train_transform
 from lib.data.folders import read_split

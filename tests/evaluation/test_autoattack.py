@@ -12,11 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib.algorithm.batch import DeviceBatch, Outcome
-from lib.algorithm.free_training import Trainer, TrainingSettings, free_step, make_noise
+from lib.algorithm.free_training import free_step, make_noise
 from lib.algorithm.pgd import attacking
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.protocols import AutoAttackSpec, PGDSpec, ThreatModel
 from lib.algorithm.seeds import derived_seed
+from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.evaluation.attack_list import for_classes, parse_attack
 from lib.evaluation.autoattack import AutoAttack, package_attack
 from utils.errors import UserError

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import nn
 
 from lib.algorithm.batch import DeviceBatch
-from lib.algorithm.free_training import Trainer, TrainingSettings, make_noise
+from lib.algorithm.free_training import make_noise
+from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.training.assembly import make_networks, make_optimizer
 from models.resnet import ResNet, build_model
 from tests.commands import settings
