@@ -19,18 +19,6 @@ from utils.errors import Interrupted
 from utils.logging import ProgressBar
 
 
-@contextmanager
-def cudnn_benchmark() -> Iterator[None]:
-    """cuDNN tries its algorithms on each new shape: worth it where all minibatches have one."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
-@cudnn_benchmark()
 def train_one_epoch(run: Run) -> None:
     """Train on the rest of an epoch's minibatches, each replayed `ADV.n_repeats` times.
 
@@ -122,3 +110,14 @@ def stop_run(run: Run, signum: int, state: str = "saved") -> NoReturn:
     name = signal.Signals(signum).name
     run.logger.info(f"stopped by {name}; {state}. Resume with --resume auto")
     raise Interrupted(signum)
+
+
+@contextmanager
+def cudnn_benchmark() -> Iterator[None]:
+    """cuDNN tries its algorithms on each new shape: worth it where all minibatches have one."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

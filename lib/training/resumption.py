@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from lib.evaluation.model_settings import ModelSettings, settings_of
-from utils.config.schema import SCHEMA, Config, number_of_passes
+from utils.config.schema import SCHEMA, Config, number_of_passes, plain
 from utils.errors import UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint, UnreadableCheckpoint, read_checkpoint
@@ -17,8 +17,11 @@ from utils.storage.run_folder import LATEST, PREVIOUS, find_checkpoint
 PHASE_SETTINGS = (
     "DATA.batch_size",
     "DATA.crop_size",
+    "DATA.img_size",
     "ADV.n_repeats",
     "TRAIN.method",
+    "TRAIN.lr_epochs",
+    "TRAIN.lr_values",
     "TRAIN.bn_weight_decay",
     "TRAIN.select_from",
 )
@@ -110,8 +113,7 @@ def require_work_left(config: Config, checkpoint: Checkpoint) -> None:
     if done >= config.passes and is_elsewhere(config, checkpoint):
         raise UserError(
             f"{checkpoint.path} has {done} passes behind it, and TRAIN.epochs"
-            f" {config.TRAIN.epochs} in ADV.n_repeats {config.ADV.n_repeats} are {config.passes};"
-            " raise TRAIN.epochs, or evaluate it by -e"
+            f" {config.TRAIN.epochs} are {config.passes}; raise TRAIN.epochs, or evaluate it by -e"
         )
 
 
@@ -121,35 +123,24 @@ def compare_settings(
     """Refuse or mention settings that are not those the training was started with.
 
     Args:
-        may_change: keys that are fixed otherwise.
+        may_change: keys that are refused or mentioned otherwise.
 
     Raises:
         UserError: names every one that cannot change.
     """
-    fixed = differing_settings(config, checkpoint.content["config"], "fixed")
-    fixed = [entry for entry in fixed if entry[0] not in may_change]
-    if fixed and checkpoint.training is not None:
-        differing = "; ".join(f"{key} {was}, now {now}" for key, was, now in fixed)
+    saved, now = checkpoint.content["config"], config.as_dict()
+    changed: dict[str, list[tuple[str, object, object]]] = {"free": [], "noted": [], "fixed": []}
+    for section, keys in SCHEMA.items():
+        for key, setting in keys.items():
+            # What the version that saved them did not have stood at what is its default today.
+            was = saved.get(section, {}).get(key, plain(setting.default))
+            if was != now[section][key] and f"{section}.{key}" not in may_change:
+                changed[setting.resume].append((f"{section}.{key}", was, now[section][key]))
+    if changed["fixed"] and checkpoint.training is not None:
+        differing = "; ".join(f"{key} {was}, now {value}" for key, was, value in changed["fixed"])
         raise UserError(
             f"{checkpoint.path} is of another run ({differing}); resume with its settings, kept"
             " in config.yml beside it"
         )
-    for key, was, now in differing_settings(config, checkpoint.content["config"], "noted"):
-        logger.warning(f"{key} was {was} and is {now} from here on")
-
-
-def differing_settings(
-    config: Config, saved: Mapping[str, Mapping[str, object]], resume: str
-) -> list[tuple[str, object, object]]:
-    """Settings of one kind of `Setting.resume` that are not as saved: key, then, now.
-
-    A key that the version which saved them did not have stood at what is its default today.
-    """
-    now = config.as_dict()
-    return [
-        (f"{section}.{key}", was, now[section][key])
-        for section, keys in SCHEMA.items()
-        for key, setting in keys.items()
-        if setting.resume == resume
-        and (was := saved.get(section, {}).get(key, setting.default)) != now[section][key]
-    ]
+    for key, was, value in changed["noted"]:
+        logger.warning(f"{key} was {was} and is {value} from here on")

@@ -6,7 +6,7 @@ import time
 
 from lib.training.assembly import assemble
 from lib.training.epoch_end import finish_epoch
-from lib.training.loop import stop_run, train_one_epoch
+from lib.training.loop import cudnn_benchmark, stop_run, train_one_epoch
 from lib.training.setup import read_images, require_same_start, set_up
 from lib.training.state import Run, begin_epoch
 from utils.config.ignored import ignored_settings
@@ -86,7 +86,8 @@ def train_all_epochs(run: Run) -> None:
     while run.progress.epoch < run.config.passes:
         begin_epoch(run)
         if run.progress.position < run.order.batches_per_epoch():
-            train_one_epoch(run)
+            with cudnn_benchmark():
+                train_one_epoch(run)
         finish_epoch(run)
         if time.monotonic() - run.drawn_at > 60:
             draw(run)

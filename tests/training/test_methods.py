@@ -109,6 +109,7 @@ def test_phases_in_turn_and_resumed(
     rows = [rows_of(folder / METRICS) for folder in folders]
     assert [[row["epoch"] for row in part] for part in rows] == [["1"], ["2", "3"]]
     assert [float(r["lr"]) for r in rows[1]] == pytest.approx([0.005, 0.0])
+    assert "from here on" not in done.out  # what a phase sets is no change of mind
     assert not (folders[0] / "attack_standard_pgd1.json").exists()
     assert (folders[1] / "attack_standard_pgd1.json").exists()
     whole = outcome(folders[1])

@@ -18,9 +18,12 @@ import lib.training.loop
 from lib.algorithm.training_methods import METHODS
 from lib.training.assembly import make_optimizer
 from lib.training.restore import restore_momentum
+from lib.training.resumption import compare_settings
 from models.resnet import build_model
+from utils.config.merge import merge
 from utils.config.schema import Config
 from utils.logging import Logger
+from utils.storage.checkpoint import Checkpoint
 
 SHORT = {"TRAIN__epochs": 2, "DATA__batch_size": 16, "ADV__pgd_attack": "[[1, 8/255]]"}
 
@@ -93,6 +96,20 @@ def test_momentum_that_does_not_fit_begins_at_zero(
     restore_momentum(optimizer, saved, "odd.pth", Logger())
     assert "odd.pth: its optimizer state does not fit" in capsys.readouterr().out
     assert not optimizer.state
+
+
+def test_settings_that_a_checkpoint_did_not_know_are_not_mentioned(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    saved = Config().as_dict()
+    for key in ("lr_epochs", "lr_values", "ema"):
+        del saved["TRAIN"][key]
+    content = {"config": saved, "training": {}}
+    checkpoint = Checkpoint("old.pth", {}, {}, None, None, None, content)
+    compare_settings(Config(), checkpoint, (), Logger())
+    assert "from here on" not in capsys.readouterr().out
+    compare_settings(merge({"TRAIN": {"ema": 0.5}}), checkpoint, (), Logger())
+    assert "TRAIN.ema was 0.0 and is 0.5 from here on" in capsys.readouterr().out
 
 
 @pytest.mark.slow
