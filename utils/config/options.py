@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from utils.config.readers import path, real, strict_bool, whole, words
-from utils.config.setting import SWITCH, setting
+from utils.config.readers import path, real, whole, words
+from utils.config.setting import SWITCH, setting, switch
 
 
 @dataclass(frozen=True)
@@ -15,9 +15,7 @@ class Options:
     script: str = ""
     command: str = ""
     data: str | None = setting(None, path, "data set; default DATA.imagenet of configs.yml")
-    evaluate: bool = setting(
-        False,
-        strict_bool,
+    evaluate: bool = switch(
         "evaluate on DIR/val: clean images and the attacks",
         metavar=SWITCH,
         short="-e",
@@ -30,26 +28,12 @@ class Options:
         metavar="PATH",
         group="model",
     )
-    pretrained: bool = setting(
-        False,
-        strict_bool,
-        "start from torchvision's ImageNet weights",
-        metavar="BOOL",
-        group="model",
+    pretrained: bool = switch("start from torchvision's ImageNet weights", group="model")
+    print_gradients: bool = switch(
+        "measure adversarial/clean gradient norms while training", script="main_free"
     )
-    print_gradients: bool = setting(
-        False,
-        strict_bool,
-        "measure adversarial/clean gradient norms while training",
-        metavar="BOOL",
-        script="main_free",
-    )
-    overwrite: bool = setting(
-        False, strict_bool, "replace a run that is there", metavar="BOOL", script="main_free"
-    )
-    tensorboard: bool = setting(
-        False, strict_bool, "write TensorBoard logs", metavar="BOOL", script="main_free"
-    )
+    overwrite: bool = switch("replace a run that is there", script="main_free")
+    tensorboard: bool = switch("write TensorBoard logs", script="main_free")
     attack: tuple[str, ...] = setting(
         (),
         words,
@@ -84,17 +68,10 @@ class Options:
         metavar="N",
         group="evaluation",
     )
-    eva_on_imagenet_c: bool = setting(
-        False,
-        strict_bool,
-        "evaluate on ImageNet-C at DIR",
-        metavar=SWITCH,
-        group="evaluation",
-        script="evaluate",
+    eva_on_imagenet_c: bool = switch(
+        "evaluate on ImageNet-C at DIR", metavar=SWITCH, group="evaluation", script="evaluate"
     )
-    eva_on_shift: bool = setting(
-        False,
-        strict_bool,
+    eva_on_shift: bool = switch(
         "evaluate on the shifted test set at DIR, or on each of several in it",
         metavar=SWITCH,
         group="evaluation",

@@ -26,7 +26,7 @@ from utils.config.readers import (
     whole,
     workers,
 )
-from utils.config.setting import setting
+from utils.config.setting import setting, switch
 
 ARCHITECTURES = (
     "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d"
@@ -171,17 +171,8 @@ class Data:
 class Hypersphere:
     """HE: hypersphere embedding; scale and margin act with either FN or WN."""
 
-    FN: bool = setting(
-        False, strict_bool, "HE: normalise features", resume="fixed", metavar="BOOL", group="model"
-    )
-    WN: bool = setting(
-        False,
-        strict_bool,
-        "HE: normalise the last layer's weight rows",
-        resume="fixed",
-        metavar="BOOL",
-        group="model",
-    )
+    FN: bool = switch("HE: normalise the features", resume="fixed", group="model")
+    WN: bool = switch("HE: normalise the last layer's weight rows", resume="fixed", group="model")
     s_HE: float = setting(
         10.0,
         real(0, above=True),

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
+from utils.config.readers import strict_bool
+
 SWITCH = "switch"
 T = TypeVar("T")
 
@@ -41,6 +43,11 @@ def setting(default: T, read: Callable[[object], T], help: str, **more: Any) -> 
     """A dataclass field that carries a `Setting`."""
     about = Setting(default, read, help, **more)
     return field(default=default, metadata={"setting": about})
+
+
+def switch(help: str, metavar: str = "BOOL", **more: Any) -> bool:
+    """A field that is False unless its flag is given."""
+    return setting(False, strict_bool, help, metavar=metavar, **more)
 
 
 def settings_in(section: type) -> dict[str, Setting]:
