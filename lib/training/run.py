@@ -73,8 +73,11 @@ def describe_method(config: Config) -> str:
     if method == "free":
         epochs = f"({config.TRAIN.epochs} epochs / {repeats})"
         return f"{text}, {repeats} replays, {config.passes} passes {epochs}"
-    many = f"{config.ADV.train_steps} steps of PGD" if method == "pgd" else f"{repeats} replays"
-    return f"{method} adversarial training, {text}, {many}, {config.passes} epochs"
+    if method == "pgd":
+        text += f", {config.ADV.train_steps} steps of PGD"
+    elif repeats > 1:
+        text += f", {repeats} replays"
+    return f"{method} adversarial training, {text}, {config.passes} epochs"
 
 
 def train_all_epochs(run: Run) -> None:
