@@ -192,11 +192,9 @@ def test_wrong_combinations_are_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    "words",
-    [["TRAIN.method=natural"], ["TRAIN.method=fast", "TRAIN.phases=[{TRAIN.method: natural}]"]],
-    ids=len,
+    "train", ["{method: natural}", "{method: fast, phases: [{TRAIN.method: natural}]}"]
 )
-def test_natural_refuses_gradient_norms(words: list[str], digits: Path) -> None:
-    flags = [word for assignment in words for word in ("--set", assignment)]
-    flags.append("--print_gradients")
+def test_natural_refuses_gradient_norms(train: str, digits: Path) -> None:
+    Path("natural.yml").write_text(f"TRAIN: {train}")
+    flags = ("-c", "natural.yml", "--print_gradients")
     assert "no adversarial ones" in only_error(call("main_free.py", digits, *flags))
