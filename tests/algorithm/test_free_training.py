@@ -127,9 +127,11 @@ def test_noise_stays_in_the_ball_and_moves_only_its_images(trainer, minibatch) -
 
 
 def test_noise_update_is_a_sign_step_with_projection() -> None:
-    noise = torch.tensor([0.0, 0.09, -0.1, 0.05]).view(1, 1, 2, 2)
-    update_noise_(noise, torch.tensor([3.0, 1e-9, -5.0, 0.0]).view(1, 1, 2, 2), step=0.03, eps=0.1)
-    assert noise.flatten().tolist() == pytest.approx([0.03, 0.1, -0.1, 0.05])
+    noise = torch.tensor([0.0, 0.09, -0.1, 0.05, 0.02, 0.02]).view(1, 1, 2, 3)
+    overflow = float("nan"), float("-inf")  # of fp16
+    gradient = torch.tensor([3.0, 1e-9, -5.0, 0.0, *overflow]).view(1, 1, 2, 3)
+    update_noise_(noise, gradient, step=0.03, eps=0.1)
+    assert noise.flatten().tolist() == pytest.approx([0.03, 0.1, -0.1, 0.05, 0.02, -0.01])
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
