@@ -15,7 +15,7 @@ from lib.data.folders import ImageTree, read_split
 from lib.data.subsets import choose, describe_subset
 from lib.evaluation.model_settings import ModelSettings, model_of, pretrained_model, settings_of
 from models.resnet import ResNet
-from utils.config.merge import wrong_units_and_sizes
+from utils.config.contradictions import wrong_units_and_sizes
 from utils.config.schema import SCHEMA, Config, Source, plain
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError

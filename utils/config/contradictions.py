@@ -12,8 +12,15 @@ Rule = tuple[bool, str]
 
 def contradictions(config: Config) -> list[str]:
     """One line for every rule that these settings break."""
-    rules = (*lengths(config), *trainings(config), *schedules(config))
-    return [text for broken, text in rules if broken]
+    # An evaluation looks at the lengths once it has the checkpoint's own values.
+    sizes = [] if config.OPTIONS.evaluating else wrong_units_and_sizes(config)
+    rules = (*trainings(config), *schedules(config))
+    return sizes + [text for broken, text in rules if broken]
+
+
+def wrong_units_and_sizes(config: Config) -> list[str]:
+    """One line for every length that cannot be meant."""
+    return [text for broken, text in lengths(config) if broken]
 
 
 def impossible_calls(options: Options) -> list[str]:
@@ -29,7 +36,9 @@ def lengths(config: Config) -> Iterator[Rule]:
     """
     adv, data, norm = config.ADV, config.DATA, config.EVAL.norm
     unit = data.max_color_value
-    found = [("ADV.clip_eps", adv.clip_eps), ("ADV.fgsm_step", adv.fgsm_step)]
+    found = [("ADV.clip_eps", adv.clip_eps)]
+    if not config.OPTIONS.evaluating:  # which takes no steps of the training
+        found.append(("ADV.fgsm_step", adv.fgsm_step))
     for key, value in found + [("--eps", eps) for eps in config.EVAL.eps if norm == "Linf"]:
         yield (
             value > unit,
@@ -42,11 +51,6 @@ def lengths(config: Config) -> Iterator[Rule]:
             f" DATA.max_color_value {unit:g}, in which 4/255 of the range is {4 * unit / 255:.4g}",
         )
     yield (
-        norm != "Linf" and not config.EVAL.eps,
-        f"--norm {norm} needs a radius, since ADV.clip_eps is one of Linf: give --eps, such as 3"
-        " for L2 or 60 for L1 at 224 pixels",
-    )
-    yield (
         0 < data.img_size < data.crop_size,
         f"DATA.crop_size {data.crop_size} is larger than DATA.img_size {data.img_size}, the"
         " shorter side that evaluation crops from",
@@ -54,7 +58,7 @@ def lengths(config: Config) -> Iterator[Rule]:
 
 
 def trainings(config: Config) -> Iterator[Rule]:
-    """What means nothing to the training's method."""
+    """What means nothing to the training's method, or to the attack's norm."""
     train, adv, method = config.TRAIN, config.ADV, config.TRAIN.method
     yield (
         method in ("pgd", "natural") and adv.n_repeats > 1,
@@ -77,6 +81,11 @@ def trainings(config: Config) -> Iterator[Rule]:
     yield (
         train.select == "pgd" and adv.clip_eps == 0,
         "TRAIN.select: pgd attacks within ADV.clip_eps, which is 0",
+    )
+    yield (
+        config.EVAL.norm != "Linf" and not config.EVAL.eps,
+        f"--norm {config.EVAL.norm} needs a radius, since ADV.clip_eps is one of Linf: give --eps,"
+        " such as 3 for L2 or 60 for L1 at 224 pixels",
     )
     yield train.ema == 1, "TRAIN.ema 1 never moves; a usual decay is 0.9998"
 
