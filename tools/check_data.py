@@ -31,6 +31,7 @@ from utils.config.parser import positive, tool_parser
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.logging import counted
+from utils.text import printable
 
 BATCH = 32  # images per message to a process: about 0.3 s of work at ImageNet's sizes
 KINDS = ("unreadable", "empty", "misplaced", "different")
@@ -112,13 +113,13 @@ def check_image(path: str) -> Finding | None:
 def report(tree: DataTree) -> None:
     """Print the problems by kind, the notes and a last line with the counts."""
     for kind, what in sorted(tree.problems, key=lambda problem: (KINDS.index(problem[0]), problem)):
-        print(f"{kind:<11} {what}")
+        print(f"{kind:<11} {printable(what)}")
     for note in tree.notes:
-        print(f"note        {note}")
+        print(f"note        {printable(note)}")
     classes = len(tree.classes)
     verdict = counted(len(tree.problems), "problem") if tree.problems else "all is well"
     size = f"{counted(tree.count, 'image')}, {classes} class{'' if classes == 1 else 'es'}"
-    print(f"{tree.root}: {size}, {verdict}")
+    print(f"{printable(tree.root)}: {size}, {verdict}")
 
 
 if __name__ == "__main__":

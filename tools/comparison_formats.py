@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tools.comparison_table import Table, describe
-from tools.comparison_values import MCE, MEAN, Conditions, Value
+from tools.comparison_values import MCE, MEAN, MEAN_OF_OTHERS, Conditions, Value
 
 
 def cell_text(value: Value | None) -> str:
@@ -101,10 +101,10 @@ def reading_notes(tables: Sequence[Table], warnings: Mapping[str, Sequence[str]]
     lines = ["Top-1 accuracy in %, in brackets its 95 % Wilson interval."]
     if any(value.spread is not None for value in values):
         lines.append("a ± b (n): mean and standard deviation over the trainings of n seeds.")
-    if MEAN in measures:
+    for measure in sorted(measures & {MEAN, MEAN_OF_OTHERS}):
         lines.append(
-            "ImageNet-C mean: over the 15 corruptions; 100 minus it is the unnormalised error. Its"
-            " interval counts images, not image x corruption: conservative."
+            f"{measure}: over ImageNet-C's 15; 100 minus it is the unnormalised error. Its interval"
+            " counts images, not image x corruption: conservative."
         )
     if MCE in measures:
         lines.append("mCE in %, less is better, AlexNet is 100; it has no simple interval.")

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tools.comparison_values import MCE, MEAN, Conditions, Value
+from tools.comparison_values import MCE, MEAN, MEAN_OF_OTHERS, Conditions, Value
 from utils.errors import UserError
 
-POSITIONS = {"Clean": 0, "Worst case": 2, MEAN: 3, MCE: 4}  # attacks: 1, shifted test sets: 5
+# Attacks: 1.
+POSITIONS = {"Clean": 0, "Worst case": 2, MEAN: 3, MEAN_OF_OTHERS: 3, MCE: 4}
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def image_lists(values: Sequence[Value]) -> list[tuple[str, set[tuple[str, str]]
     return [("", main), *named]
 
 
-KINDS = {"attack": "", "imagenet_c": "ImageNet-C,"}
+KINDS = {"attack": "", "imagenet_c": "corruptions,"}
 
 
 def refuse_mixture(measure: str, rows: Mapping[str, Sequence[Value]]) -> None:

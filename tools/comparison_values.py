@@ -14,6 +14,7 @@ from utils.storage.records import AttackResult, ImageNetCResult, Result, ShiftRe
 
 Conditions = tuple[tuple[str, str], ...]  # (aspect, text), such as ("eps", "4/255")
 MEAN, MCE = "ImageNet-C mean", "mCE"
+MEAN_OF_OTHERS = "mean over 15 corruptions"  # of classes that are not ImageNet's
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def attack_values(path: Path, result: AttackResult) -> Iterator[Value]:
 
 
 def imagenet_c_values(path: Path, result: ImageNetCResult) -> Iterator[Value]:
-    """Mean accuracy over the 15 corruptions, and mCE where it is defined."""
+    """Mean accuracy over the 15 corruptions, and mCE where the classes are ImageNet's."""
     conditions = (("protocol", result.measurement.protocol), *image_conditions(result))
     mean, mce = result.summary.mean_accuracy, result.summary.mCE
     n = next(iter(result.corruptions.values())).top1[0].n
@@ -142,7 +143,8 @@ def imagenet_c_values(path: Path, result: ImageNetCResult) -> Iterator[Value]:
         # wide enough however strongly the outcomes of one image are correlated.
         low, high = wilson_interval(mean * n, n)
         interval = (100 * low, 100 * high)
-        yield Value(MEAN, "imagenet_c", conditions, 100 * mean, interval, n, path)
+        measure = MEAN_OF_OTHERS if mce is None else MEAN
+        yield Value(measure, "imagenet_c", conditions, 100 * mean, interval, n, path)
     if mce is not None:
         yield Value(MCE, "imagenet_c", conditions, mce, None, n, path)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 from utils.config.parser import flags_of_settings
 from utils.config.schema import SCHEMA, plain
 from utils.config.setting import SWITCH, Setting
+from utils.distributed.launch import run_command
 
 HEAD = """# Flags and settings
 
@@ -70,4 +72,4 @@ def scripts(setting: Setting) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -14,7 +14,7 @@ from termcolor import colored
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.streams import printable
+from utils.text import printable_lines
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ class Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if self.to_stderr else sys.stdout
-        text = printable(record.getMessage())
+        text = printable_lines(record.getMessage())
         tqdm.write(colored(text, **vars(record)["style"]), file=stream)
         stream.flush()
 
@@ -103,7 +103,7 @@ class LogFile(logging.FileHandler):
     def format(self, record: logging.LogRecord) -> str:
         """Every line with its time."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-        lines = printable(record.getMessage()).splitlines()
+        lines = printable_lines(record.getMessage()).splitlines()
         return "\n".join(f"{stamp} {line}" for line in lines)
 
     def handleError(self, record: logging.LogRecord) -> None:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
-
-# All but tab and line feed: they would move the cursor or forge what a terminal shows.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class LastingStream:
@@ -65,8 +61,3 @@ def fill_standard_descriptors() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
-
-
-def printable(text: str) -> str:
-    """Text with control characters escaped, such as those of a file's name."""
-    return CONTROL.sub(lambda found: repr(found.group())[1:-1], text)

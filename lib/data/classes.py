@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lib.data.listing import shortlist
 from utils.errors import UserError
+from utils.text import printable
 
 
 @cache
@@ -68,7 +69,7 @@ def by_name(root: str, classes: Sequence[str], names: Sequence[str]) -> list[int
     index = {name: i for i, name in enumerate(names)}
     if unknown := [name for name in classes if name not in index]:
         raise UserError(
-            f"{root}: class {unknown[0]} is none of the network's {len(names)} classes"
+            f"{root}: class {printable(unknown[0])} is none of the network's {len(names)} classes"
             f" ({shortlist(names)}); give the data set that it was trained on"
         )
     return [index[name] for name in classes]
@@ -85,7 +86,9 @@ def by_number(root: str, classes: Sequence[str], num_classes: int, numbered: boo
     """The folders' numbers, or where they are as many as the outputs, their order."""
     if not numbered:
         name = next(name for name in classes if not re.fullmatch("[0-9]+", name))
-        raise UserError(f"{root}: folder {name} is no number; leave DATA.class_order out")
+        raise UserError(
+            f"{root}: folder {printable(name)} is no number; leave DATA.class_order out"
+        )
     if len(classes) != num_classes and all(int(name) < num_classes for name in classes):
         return [int(name) for name in classes]
     return in_order(root, classes, num_classes, sorted(classes, key=int))

@@ -16,6 +16,7 @@ from lib.data.listing import (
 )
 from utils.errors import UserError
 from utils.storage.files import names_sha256
+from utils.text import printable
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,11 @@ def fault_of(listing: Listing) -> str:
     root = listing.root
     if listing.unreadable:
         folder, reason = listing.unreadable[0]
-        return f"cannot read the folder {folder}: {reason}; add it or make it readable"
+        return f"cannot read the folder {printable(folder)}: {reason}; add it or make it readable"
     if listing.special:
         return f"{root}: {shortlist(listing.special)} is no regular file (a FIFO?); remove it"
     if not listing.images and listing.loose:
-        loose = min(listing.loose)
+        loose = printable(min(listing.loose))
         return (
             f"{root} holds {len(listing.loose)} images such as {loose} and no class folders; move"
             f" each image into {root}/CLASS/ (for ImageNet's val, by its list of labels)"

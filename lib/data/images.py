@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from utils.errors import UserError
+from utils.text import printable
 
 
 class UnreadableImage(UserError):
@@ -21,7 +22,7 @@ class UnreadableImage(UserError):
     """
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"cannot read {path}: {reason}; replace or remove it")
+        super().__init__(f"cannot read {printable(path)}: {reason}; replace or remove it")
         self.reason = reason
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from utils.errors import UserError
+from utils.text import printable
 
 # torchvision's, which a test compares.
 IMAGE_EXTENSIONS = (
@@ -43,9 +44,9 @@ def is_image(name: str) -> bool:
 
 
 def shortlist(names: Sequence[str], most: int = 3) -> str:
-    """The first few names and how many more."""
+    """The first few names and how many more, fit to be shown."""
     rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(map(printable, names[:most])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def subfolders(folder: str) -> list[str]:

@@ -90,7 +90,7 @@ def evaluate_corruptions(
     data: str,
 ) -> None:
     """ImageNet-C: table, JSON, CSV, figure."""
-    announce(evaluated, f"ImageNet-C at {data}", logger)
+    announce(evaluated, f"corruptions at {data}", logger)
     evaluation = folder_evaluation(config, context, logger, evaluated)
     options, protocol = config.OPTIONS, PROTOCOLS[config.EVAL.protocol]
     evaluate_imagenet_c(evaluation, data, protocol, options.corruptions, options.clean_accuracy)

@@ -44,7 +44,7 @@ def evaluate_imagenet_c(
     subset = tree.describe_subset(bool(evaluation.image_ids))
     label = corruptions_label(tree.corruptions)
     measured, stem = evaluation.measurement("imagenet_c", protocol.name, subset, tree.total, label)
-    counts = evaluation.count(tree.folders, measured, stem, "ImageNet-C")
+    counts = evaluation.count(tree.folders, measured, stem, "corruptions")
     provenance = evaluation.provenance_of(protocol.name, subset)
     result = make_result(counts, tree, measured, provenance, clean_accuracy, evaluation.folder)
     evaluation.finish(stem, lambda: write_files(result, stem), result_text(result, stem))

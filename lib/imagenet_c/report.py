@@ -92,7 +92,7 @@ def write_files(result: ImageNetCResult, stem: Path) -> None:
     write_result(stem.with_name(f"{stem.name}.json"), result)
     write_csv(stem.with_name(f"{stem.name}.csv"), COLUMNS, csv_rows(result))
     label = run_label(stem.resolve().parent.name)
-    save_figure(imagenet_c({label: result}, f"ImageNet-C, {label}"), stem)
+    save_figure(imagenet_c({label: result}, f"Common corruptions, {label}"), stem)
 
 
 def csv_rows(result: ImageNetCResult) -> list[list[Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from lib.data.listing import shortlist
 from lib.evaluation.model_settings import ModelSettings, settings_of
 from utils.config.schema import SCHEMA, Config, number_of_passes, plain
 from utils.errors import UserError
@@ -88,7 +89,7 @@ def require_same_run(
     if settings.classes is not None and list(settings.classes) != list(classes):
         raise UserError(
             f"{checkpoint.path} was trained on {len(settings.classes)} other classes"
-            f" ({', '.join(settings.classes[:3])}, ...) than the {len(classes)} of this data set;"
+            f" ({shortlist(settings.classes)}) than the {len(classes)} of this data set;"
             " give its data set, or leave --resume out"
         )
     outputs = len(checkpoint.state_dict["fc.weight"])

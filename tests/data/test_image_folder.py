@@ -410,13 +410,13 @@ def encoded(form: str) -> bytes:
     ],
 )
 def test_unreadable_images_are_named(content: bytes | None, words: str, tmp_path: Path) -> None:
-    path = tmp_path / "image.jpg"
+    path = tmp_path / "ima\nge.jpg"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError) as caught:
         load_rgb(path)
     message = str(caught.value)
-    assert message.startswith(f"cannot read {path}: ")
+    assert message.startswith(f"cannot read {tmp_path}/ima\\nge.jpg: ")
     assert words in message
     assert message.endswith("; replace or remove it")
     assert "\n" not in message

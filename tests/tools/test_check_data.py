@@ -76,6 +76,7 @@ def test_what_does_not_decode_is_named(tree):
     whole = (tree / "train" / "cat" / "0.jpg").read_bytes()
     (tree / "train" / "cat" / "0.jpg").write_bytes(whole[: len(whole) * 2 // 3])
     (tree / "val" / "dog" / "1.jpg").write_text("not an image")
+    (tree / "val" / "dog" / "\x1b[2J\n2.jpg").write_text("not an image")
     (tree / "val" / "cat" / "link.png").symlink_to(tree / "nowhere.png")
     png = save(tree / "train" / "dog" / "damaged.png")
     damaged = bytearray(png.read_bytes())
@@ -88,11 +89,12 @@ def test_what_does_not_decode_is_named(tree):
     assert named == {
         "train/cat/0.jpg",
         "val/dog/1.jpg",
+        "val/dog/\\x1b[2J\\n2.jpg",
         "val/cat/link.png",
         "train/dog/damaged.png",
     }
     assert any("truncated" in line for line in lines if "0.jpg" in line)
-    assert result.out.splitlines()[-1].endswith("4 problems")
+    assert result.out.splitlines()[-1].endswith("5 problems")
 
 
 def test_empty_and_misplaced(tree):

@@ -87,7 +87,8 @@ def runs(tmp_path) -> tuple[Path, Path]:
     write(free / "attack_standard.json", attack_result())
     write(he / "attack_standard.json", attack_result("b", attacks=stronger, worst=50))
     write(free / "imagenet_c_standard.json", imagenet_c_result(2 / 3, n=100, classes=WNIDS))
-    write(he / "imagenet_c_standard.json", imagenet_c_result(2 / 3, n=100, sha256="b"))
+    others = imagenet_c_result(2 / 3, n=100, sha256="b", classes=WNIDS)
+    write(he / "imagenet_c_standard.json", others)
     (he / "other.json").write_text('{"kind": "something else"}')
     (he / "list.json").write_text("[1, 2]")
     return free, he
@@ -109,12 +110,15 @@ def test_one_table_in_three_formats_and_a_figure(runs, tmp_path):
         ("ImageNet-C mean", OF_100[40]),
         ("mCE", f"{error:.1f}"),
     ]
-    assert list(rows[he].values()) == [OF_100[90], OF_100[90], OF_100[50], OF_100[40], "-"]
+    assert list(rows[he].values()) == [
+        *(OF_100[90], OF_100[90], OF_100[50]),
+        *list(rows["FreeAT"].values())[3:],
+    ]
     stem = tmp_path / "out" / "both"
     assert stem.with_suffix(".md").read_text() == done.stdout
     with stem.with_suffix(".csv").open() as file:
         lines = {(row["run"], row["measure"]): row for row in csv.DictReader(file)}
-    assert len(lines) == 9
+    assert len(lines) == 10
     robust = lines[he, "PGD-10 (ce)"]
     assert float(robust["percent"]) == pytest.approx(90)
     assert float(robust["low95"]) == pytest.approx(82.56, abs=0.01)
@@ -230,7 +234,7 @@ def test_a_check_on_a_few_images_has_a_table_of_its_own(compare):
     assert done.returncode == 0, done.stderr
     first, second = tables(done.stdout)
     assert list(first) == ["one", "two"]
-    assert list(first["one"]) == ["Clean", "PGD-10 (ce)", "Worst case", "ImageNet-C mean"]
+    assert list(first["one"]) == ["Clean", "PGD-10 (ce)", "Worst case", "mean over 15 corruptions"]
     assert second == {
         "one": {"Clean": "100.0 [34.2, 100.0]", "PGD-10 (ce)": "50.0 [9.5, 90.5]",
                 "Worst case": "50.0 [9.5, 90.5]"}

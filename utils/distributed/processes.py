@@ -26,7 +26,8 @@ from utils.distributed.signals import (
     stopping_at_once,
 )
 from utils.errors import Interrupted, UserError
-from utils.streams import lasting_streams, printable
+from utils.streams import lasting_streams
+from utils.text import printable
 
 Worker = Callable[[Config, Any], None]  # (config, context)
 KILLED = -9  # exit status, as Python gives it, of a process that SIGKILL has ended
