@@ -85,7 +85,7 @@ def evaluate_attacks(
     if source is not None:
         logger.info(f"attacked is {source.identity['path']}: {source.settings.describe()}")
     warn(config, evaluated, tree, logger)
-    images = evaluation_data(config, tree, context)
+    images = evaluation_data(config, tree, context, logger)
     run = AttackRun(config, context, logger, evaluated, source, images, subset, subset_name)
     threats, stems = threat_models(config), []
     clean: Rows | None = None
@@ -122,12 +122,14 @@ def warn(config: Config, evaluated: EvaluatedModel, tree: ImageTree, logger: Log
         logger.warning("EVAL.scales is ignored: the network has no hypersphere head")
 
 
-def evaluation_data(config: Config, tree: ImageTree, context: DistributedContext) -> EvaluationData:
+def evaluation_data(
+    config: Config, tree: ImageTree, context: DistributedContext, logger: Logger
+) -> EvaluationData:
     """How the images are read by this process."""
     data = config.DATA
     workers = share_of_workers(data.workers)
-    size = config.EVAL.batch_size
-    return EvaluationData(tree, data.img_size, data.crop_size, size, workers, context)
+    sizes = data.img_size, data.crop_size, config.EVAL.batch_size
+    return EvaluationData(tree, *sizes, workers, context, logger.warning)
 
 
 def evaluate_ball(

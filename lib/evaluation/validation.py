@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Container, Iterable, Iterator
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -55,6 +57,7 @@ class EvaluationData:
         batch_size: images in a batch of one process.
         workers: reading processes of one process.
         context: the processes that share the images out.
+        warn: told, once for each text, where there is little shared memory.
 
     Attributes:
         while_waiting: called while no batch is there, see `lib.data.loader.Loader.batches`.
@@ -68,6 +71,7 @@ class EvaluationData:
         batch_size: int,
         workers: int,
         context: DistributedContext,
+        warn: Callable[[str], Any] = warnings.warn,
     ) -> None:
         self.tree = tree
         self.img_size = img_size
@@ -75,6 +79,7 @@ class EvaluationData:
         self.batch_size = batch_size
         self.workers = workers
         self.context = context
+        self.warn = cache(warn)
         self.while_waiting: WhileWaiting = lambda: False
 
     def batches(
@@ -104,8 +109,9 @@ class EvaluationData:
         """Batches of positions, on the device."""
         if batches:
             workers = min(self.workers, len(batches))
-            loader = make_loader(self.images, Chunks(batches), workers, self.context.device)
-            moved = on_device(loader, self.context.device, while_waiting=self.while_waiting)
+            device = self.context.device
+            loader = make_loader(self.images, Chunks(batches), workers, device, warn=self.warn)
+            moved = on_device(loader, device, while_waiting=self.while_waiting)
             yield from track(moved, len(batches)) if track else moved
 
 

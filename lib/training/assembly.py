@@ -69,8 +69,8 @@ def assemble(
         schedule=make_schedule(config),
         order=order,
         loader=loader,
-        validation=make_validation(setup.val, config.DATA, context),
-        selection=make_validation(setup.selection, config.DATA, context),
+        validation=make_validation(setup.val, config.DATA, context, logger),
+        selection=make_validation(setup.selection, config.DATA, context, logger),
         norms=norms,
         board=board,
         sums=MetricSums(context.device),
@@ -187,8 +187,11 @@ def make_train_loader(
     return order, loader
 
 
-def make_validation(tree: ImageTree, data: Data, context: DistributedContext) -> EvaluationData:
+def make_validation(
+    tree: ImageTree, data: Data, context: DistributedContext, logger: Logger
+) -> EvaluationData:
     """How images are read for validation."""
     share = max(1, data.batch_size // context.world_size)
     workers = share_of_workers(data.workers)
-    return EvaluationData(tree, data.img_size, data.crop_size, share, workers, context)
+    sizes = data.img_size, data.crop_size, share
+    return EvaluationData(tree, *sizes, workers, context, logger.warning)

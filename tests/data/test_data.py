@@ -332,6 +332,17 @@ def test_little_shared_memory(
     assert [says in text and "--shm-size" in text for text in said] == [True] * bool(says)
 
 
+def test_little_shared_memory_in_an_evaluation_is_said_once(
+    tree: ImageTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaders, "free_shared_memory", lambda: 0)
+    said: list[str] = []
+    context = DistributedContext(0, 1, CPU)
+    data = EvaluationData(tree, 48, 32, 7, 1, context, said.append)
+    assert [sum(len(b.labels) for b in data.batches()) for _ in range(2)] == [20, 20]
+    assert ["through pipes" in text for text in said] == [True]
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_the_ring_is_no_larger_than_what_is_read(tree: ImageTree) -> None:
     loader = make_loader(augmented(tree), GlobalBatches(20, 512), 4, CPU)
