@@ -6,6 +6,7 @@ columns of one list of images: a check on a few images never stands beside full 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ def build_tables(
     for title, images in image_lists(values):
         inside = [v for v in values if (v.kind, image_list(v)) in images]
         columns = dict.fromkeys(column_of(value) for value in inside)
-        ordered = sorted(columns, key=lambda column: measures.index(column.measure))
+        ordered = sorted(columns, key=lambda c: (measures.index(c.measure), radius_of(c)))
         cells = {
             (name, column_of(value)): value
             for name, each in (*rows.items(), *published.items())
@@ -80,6 +81,11 @@ def build_tables(
 def column_of(value: Value) -> Column:
     """The column that a value belongs into."""
     return Column(value.measure, value.kind, value.conditions)
+
+
+def radius_of(column: Column) -> float:
+    """The number of its eps, `4/255` or `0.5 (L2)`; 0 where it has none."""
+    return float(re.split("[/ ]", dict(column.conditions).get("eps", "0"))[0])
 
 
 def image_list(value: Value) -> str:

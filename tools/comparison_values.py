@@ -14,7 +14,7 @@ from utils.storage.records import AttackResult, ImageNetCResult, Result, ShiftRe
 
 Conditions = tuple[tuple[str, str], ...]  # (aspect, text), such as ("eps", "4/255")
 MEAN, MCE = "ImageNet-C mean", "mCE"
-MEAN_OF_OTHERS = "mean over 15 corruptions"  # of classes that are not ImageNet's
+MEAN_OF_OTHERS = "Mean over 15 corruptions"  # of classes that are not ImageNet's
 
 
 @dataclass(frozen=True)

@@ -205,11 +205,12 @@ def test_protocol_and_images_of_imagenet_c_matter(compare):
 def test_columns_carry_what_distinguishes_them(compare):
     """One variant of each measure, and yet not under the same conditions."""
     other = attack_result(attacks=[PGD50], eps=24 / 255, clean=90, worst=40)
-    write_all({"run/a": attack_result(), "run/b": other})
+    larger = attack_result(eps=16 / 255)
+    write_all({"run/a": larger, "run/b": attack_result(), "run/c": other})
     row = table(compare("run"))["run"]
     assert list(row) == [
-        "Clean", "PGD-10 (ce), eps 4/255", "PGD-50 (ce), eps 24/255",
-        "Worst case, eps 4/255", "Worst case, eps 24/255",
+        "Clean", "PGD-10 (ce), eps 4/255", "PGD-10 (ce), eps 16/255", "PGD-50 (ce), eps 24/255",
+        "Worst case, eps 4/255", "Worst case, eps 16/255", "Worst case, eps 24/255",
     ]  # fmt: skip
 
 
@@ -234,7 +235,7 @@ def test_a_check_on_a_few_images_has_a_table_of_its_own(compare):
     assert done.returncode == 0, done.stderr
     first, second = tables(done.stdout)
     assert list(first) == ["one", "two"]
-    assert list(first["one"]) == ["Clean", "PGD-10 (ce)", "Worst case", "mean over 15 corruptions"]
+    assert list(first["one"]) == ["Clean", "PGD-10 (ce)", "Worst case", "Mean over 15 corruptions"]
     assert second == {
         "one": {"Clean": "100.0 [34.2, 100.0]", "PGD-10 (ce)": "50.0 [9.5, 90.5]",
                 "Worst case": "50.0 [9.5, 90.5]"}
