@@ -22,7 +22,7 @@ class UnreadableImage(UserError):
     """
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"cannot read {printable(path)}: {reason}; replace or remove it")
+        super().__init__(f"cannot read {printable(str(path))}: {reason}; replace or remove it")
         self.reason = reason
 
 
