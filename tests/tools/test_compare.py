@@ -382,7 +382,7 @@ def test_published_results_stand_in_columns_of_their_conditions_alone(compare):
     write_all(
         {
             "run/a": imagenet(eps=2 / 255),
-            "run/c": imagenet_c_result(n=50000, protocol="freeat", resize=256),
+            "run/c": imagenet_c_result(n=50000, protocol="freeat", resize=256, classes=WNIDS),
         }
     )
     rows = table(compare("run", "--published"))
