@@ -12,7 +12,7 @@ from tests.gpu_acceptance.checks import Check, contains, equal
 from tests.gpu_acceptance.setting import Setting
 from tests.processes import Done, free_port
 
-HUGE = 10_000_000  # images in a batch
+HUGE = 100_000_000  # images in a batch
 SAME_GPU = "have the same GPU; start no more than one process a GPU"
 NO_OWN_GPU = "has no GPU of its own"
 

@@ -139,7 +139,7 @@ def trainer_of(
     context: DistributedContext | None = None,
 ) -> Trainer:
     """A training of a network on a device, as the suite assembles it, at a small learning rate."""
-    model = model.to(device).to(memory_format=torch.channels_last).train()
+    model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     config = merge({"TRAIN": {"lr": 1e-3, "precision": precision}})
     margin = 2.0 if model.scale != 1 else 0.0
     return Trainer(
