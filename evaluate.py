@@ -8,7 +8,9 @@
     python evaluate.py -e --eva_on_imagenet_c --resume ...           # both, DIRs from configs.yml
 
 PATH of --resume is as given or under trained_models/. Checkpoints of this suite carry their
-settings, so no other flag is needed; for others give --FN --WN --s_HE as in their training.
+settings, so no other flag is needed; for others give --FN --WN --s_HE as in their training, and
+--set TRAIN.arch=convnext_tiny or timm/NAME for any network of torchvision or timm; --pretrained
+takes their published weights.
 Results go beside the checkpoint: a table here, JSON with provenance, one CSV row an image. An
 interrupted evaluation resumes with the same command.
 """

@@ -7,32 +7,24 @@ The contract: `model(x)` takes pixels in [0, 1] of shape (B, 3, H, W) and return
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from urllib.error import URLError
 
 import torch
 import torchvision
 from torch import nn
+from torchvision.models import WeightsEnum
 
 from models.cpu_kernels import blockwise, make_pointwise_
 from models.hypersphere import HypersphereHead, heads_of
+from models.pixel_network import IMAGENET_MEAN, IMAGENET_STD, PixelNetwork
 from utils.errors import UserError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
+class ResNet(PixelNetwork):
+    """A torchvision ResNet that eats pixels in [0, 1]."""
 
-class ResNet(nn.Module):
-    """A torchvision ResNet that eats pixels in [0, 1].
-
-    Attributes:
-        arch: torchvision's name of the architecture.
-        scale: the factor s on the head's outputs; 1 without hypersphere embedding.
-    """
-
-    mean: torch.Tensor
-    std: torch.Tensor
     conv1: nn.Conv2d
     fc: nn.Linear
     bn1: nn.Module
@@ -54,10 +46,8 @@ class ResNet(nn.Module):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        super().__init__()
-        self.arch = arch
         hypersphere = feature_norm or weight_norm
-        self.scale = float(scale) if hypersphere else 1.0
+        super().__init__(arch, num_classes, float(scale) if hypersphere else 1.0, mean, std)
         backbone = torchvision.models.get_model(arch, num_classes=num_classes)
         make_pointwise_(backbone)
         for name, module in backbone.named_children():  # unprefixed: keys stay torchvision's
@@ -66,28 +56,10 @@ class ResNet(nn.Module):
             self.fc = HypersphereHead(
                 self.fc.in_features, num_classes, feature_norm=feature_norm, weight_norm=weight_norm
             )
-        # Not persistent, so that checkpoints can be exchanged with networks without them.
-        self.normalisation = {"mean": tuple(mean), "std": tuple(std)}
-        for name, values in self.normalisation.items():
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ResNet:
-        """As nn.Module, for .double(), .to(...): a widened 0.485 is not 0.485: write it again."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, values in self.normalisation.items():
-            buffer = getattr(self, name)
-            if not buffer.is_meta:
-                buffer.copy_(torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1))
-        return self
-
-    @property
-    def num_classes(self) -> int:
-        """The number of outputs."""
-        return self.fc.out_features
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Pixels (B, 3, H, W) in [0, 1] to the penultimate features (B, D)."""
-        x = (x - self.mean) / self.std
+        x = self.normalised(x)
         stem = blockwise(self.conv1, x) if x.device.type == "cpu" else self.conv1(x)
         x = self.maxpool(self.relu(self.bn1(stem)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
@@ -99,11 +71,6 @@ class ResNet(nn.Module):
         With FN and WN these are cosines.
         """
         return self.fc(self.features(x))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, H, W) in [0, 1] to logits (B, classes): s * cosines with HE."""
-        outputs = self.outputs(x)
-        return outputs * self.scale if self.scale != 1.0 else outputs
 
 
 def build_model(
@@ -129,13 +96,13 @@ def build_model(
     return ResNet(arch, num_classes, feature_norm, weight_norm, scale, mean, std)
 
 
-def load_weights(model: ResNet, state_dict: dict[str, torch.Tensor]) -> None:
+def load_weights(model: PixelNetwork, state_dict: dict[str, torch.Tensor]) -> None:
     """Load a state_dict with torchvision's keys, and project a head that is not projected yet.
 
     Raises:
         UserError: keys or shapes do not fit; the message names the first that does not.
     """
-    own = model.state_dict()
+    own = model.body.state_dict()
     missing = [key for key in own if key not in state_dict and "num_batches" not in key]
     unknown = [key for key in state_dict if key not in own]
     wrong = [k for k, v in own.items() if k in state_dict and state_dict[k].shape != v.shape]
@@ -149,7 +116,7 @@ def load_weights(model: ResNet, state_dict: dict[str, torch.Tensor]) -> None:
             f"the checkpoint does not fit a {model.arch} with {model.num_classes} classes: it"
             f" {', and '.join(what)}; set TRAIN.arch, --FN and --WN as in its training"
         )
-    model.load_state_dict(state_dict, strict=False)  # old files have no num_batches_tracked
+    model.body.load_state_dict(state_dict, strict=False)  # old files have no num_batches_tracked
     for head in heads_of(model):
         if not head.is_projected():
             head.project_()
@@ -165,19 +132,29 @@ def load_pretrained(model: ResNet) -> None:
         UserError: the weights are not here and cannot be downloaded.
     """
     weights = torchvision.models.get_model_weights(model.arch)["IMAGENET1K_V1"]
-    try:
-        with redirect_stderr(io.StringIO()):  # torch.hub's "Downloading"
-            state_dict = weights.get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError, RuntimeError) as error:
-        folder = f"{torch.hub.get_dir()}/checkpoints"
-        reason = getattr(error, "reason", None) or error
-        raise UserError(
-            f"cannot get torchvision's weights for {model.arch} ({reason}); connect to the"
-            f" internet, or put {weights.url.rpartition('/')[2]} into {folder}"
-        ) from error
+    state_dict = torchvision_weights(weights)
     own = model.state_dict()
     fitting = {k: v for k, v in state_dict.items() if k in own and own[k].shape == v.shape}
     load_weights(model, {**own, **fitting})
+
+
+def torchvision_weights(weights: WeightsEnum) -> dict[str, torch.Tensor]:
+    """Published weights, downloaded when needed.
+
+    Raises:
+        UserError: they are not here and cannot be downloaded.
+    """
+    try:
+        with redirect_stderr(io.StringIO()):  # torch.hub's "Downloading"
+            return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except (URLError, OSError, RuntimeError) as error:
+        folder = f"{torch.hub.get_dir()}/checkpoints"
+        reason = getattr(error, "reason", None) or error
+        file = weights.url.rpartition("/")[2]
+        raise UserError(
+            f"cannot get torchvision's weights for {file.partition('-')[0]} ({reason}); connect to"
+            f" the internet, or put {file} into {folder}"
+        ) from error
 
 
 def family_member(state_dict: dict[str, torch.Tensor], candidates: Sequence[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,7 +129,8 @@ def attack_values(path: Path, result: AttackResult) -> Iterator[Value]:
         step = (("step", radius_text(attack.step_size, measured.norm)),) if attack.steps else ()
         conditions = (*search, *step, *images)
         more = {"scale": attack.scale, "outcomes": f"{attack.name}_robust"}
-        yield value(attack.label, conditions, attack.top1, **more)
+        measure = re.sub(r", step [^)]*", "", attack.label) if step else attack.label
+        yield value(measure, conditions, attack.top1, **more)
     conditions = (*search, *attack_list_conditions(measured), *images)
     yield value("Worst case", conditions, result.worst_case.top1, outcomes="worst_case_robust")
 
@@ -194,6 +196,8 @@ def attack_list_conditions(measured: Measurement) -> Conditions:
     names = [name for name, _ in pairs]
     if measured.scales:
         names.append("at scales " + ", ".join(f"{scale:g}" for scale in measured.scales))
-    steps = dict.fromkeys(f"{step}/255" for _, step in pairs if step)
+    steps = dict.fromkeys(
+        radius_text(float(step) / 255, measured.norm) for _, step in pairs if step
+    )
     over = ("over", " + ".join(names))
     return (("step", " and ".join(steps)), over) if steps else (over,)

@@ -6,7 +6,9 @@ import torch
 
 
 def correct_in_top(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
-    """Which images have their label among the k largest logits.
+    """Which images have their label among the k largest logits; none that has a NaN.
+
+    A network that breaks down has not classified an image, though a NaN counts as the largest.
 
     Args:
         logits: (B, classes).
@@ -16,10 +18,11 @@ def correct_in_top(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.
     Returns:
         (B,) bool.
     """
+    number = ~logits.amax(dim=1).isnan()
     if k == 1:
-        return logits.argmax(dim=1) == labels
+        return (logits.argmax(dim=1) == labels) & number
     top = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return (top == labels.unsqueeze(1)).any(dim=1)
+    return (top == labels.unsqueeze(1)).any(dim=1) & number
 
 
 class MetricSums:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.data.folders import ImageTree
+from utils.config.options import ROBUSTBENCH
 from utils.errors import UserError
-
-ROBUSTBENCH = "robustbench"
 
 
 def choose(tree: ImageTree, n_examples: int | None, ids_file: str | None) -> ImageTree:

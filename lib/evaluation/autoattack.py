@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from lib.algorithm.batch import DeviceBatch, Outcome
+from lib.algorithm.metrics import correct_in_top
 from lib.algorithm.norms import NORMS
 from lib.algorithm.precision import full_precision, precision_context
 from lib.algorithm.protocols import AutoAttackSpec, ThreatModel
@@ -73,18 +74,18 @@ class AutoAttack:
         # The package draws, clamps and reshapes float32 images that are contiguous.
         x = batch.images.to(torch.float32, memory_format=torch.contiguous_format)
         y = batch.labels
-        predictions, classes = self.judge(x)
-        robust = predictions == y
+        logits = self.judge(x)
+        predictions, robust = logits.argmax(dim=1), correct_in_top(logits, y, 1)
         adversarial, survived = x.clone(), torch.zeros_like(y)
-        adversaries = self.adversaries(classes, int(batch.indices[0]), x.device)
+        adversaries = self.adversaries(logits.shape[1], int(batch.indices[0]), x.device)
         for stage in self.spec.stages:
             if not self.threat.eps:  # there is one image in the ball, and the package divides by it
                 survived += robust
                 continue
-            for rows, found, predicted in self.search(adversaries, stage, x, y, robust):
-                fooled = predicted != y[rows]
+            for rows, found, logits in self.search(adversaries, stage, x, y, robust):
+                fooled = ~correct_in_top(logits, y[rows], 1)
                 adversarial[rows[fooled]] = found[fooled]
-                predictions[rows[fooled]] = predicted[fooled]
+                predictions[rows[fooled]] = logits[fooled].argmax(dim=1)
                 robust[rows[fooled]] = False
             survived += robust
         distance, eps = NORMS[self.threat.norm].length(adversarial - x), self.threat.eps
@@ -101,7 +102,7 @@ class AutoAttack:
         y: torch.Tensor,
         robust: torch.Tensor,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Attack what is robust: rows of the chunk, images found, the network's predictions.
+        """Attack what is robust: rows of the chunk, images found, the network's logits.
 
         What a search in low precision takes for misclassified and the network does not is attacked
         again in full precision.
@@ -114,16 +115,16 @@ class AutoAttack:
             found, claimed = adversary.run_standard_evaluation(
                 x[rows], y[rows], batch_size=len(rows)
             )
-            predicted, _ = self.judge(found)
-            yield rows, found, predicted
-            rows = rows[(predicted == y[rows]) & (claimed != y[rows])]
+            logits = self.judge(found)
+            yield rows, found, logits
+            rows = rows[correct_in_top(logits, y[rows], 1) & (claimed != y[rows])]
 
     @torch.no_grad()
-    def judge(self, images: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """The network's predictions in its own precision, (B,), and its number of classes."""
+    def judge(self, images: torch.Tensor) -> torch.Tensor:
+        """The network's logits in its own precision, (B, classes)."""
         with full_precision():
-            logits = self.model(images.to(self.dtype))
-        return logits.argmax(dim=1), logits.shape[1]
+            logits: torch.Tensor = self.model(images.to(self.dtype))
+        return logits
 
     def adversaries(self, classes: int, first_index: int, device: torch.device) -> list[Any]:
         """The package's attack objects: one that searches as configured, one in full precision.

@@ -13,20 +13,21 @@ import torch
 from lib.algorithm.precision import tf32_backends
 from lib.data.folders import ImageTree, read_split
 from lib.data.subsets import choose, describe_subset
-from lib.evaluation.model_settings import ModelSettings, model_of, pretrained_model, settings_of
-from models.resnet import ResNet
+from lib.evaluation.judged_network import pretrained_network, read_network
+from lib.evaluation.model_settings import ModelSettings
+from models.pixel_network import PixelNetwork
 from utils.config.contradictions import wrong_units_and_sizes
 from utils.config.schema import SCHEMA, Config, Source, plain
+from utils.config.sections import ARCHITECTURES
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger
-from utils.storage.checkpoint import read_checkpoint
 from utils.storage.files import file_sha256, make_folder
 from utils.storage.measurement import subset_label
 from utils.storage.provenance import provenance
 from utils.storage.run_folder import BEST, ROOT, find_checkpoint
 
-PRETRAINED = "torchvision IMAGENET1K_V1"  # where a network without a file comes from
+PRETRAINED = "torchvision IMAGENET1K_V1"  # of the ResNet family
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class EvaluatedModel:
         identity: path, sha256, arch, FN, WN, s_HE, angular_margin_HE; for result files.
     """
 
-    model: ResNet
+    model: PixelNetwork
     settings: ModelSettings
     folder: Path
     identity: dict[str, Any]
@@ -49,8 +50,8 @@ class EvaluatedModel:
     @property
     def file_name(self) -> str:
         """Of the checkpoint; empty for a run's best model and where there is no file."""
-        path = self.identity["path"]
-        return "" if path == PRETRAINED or Path(path).name == BEST else Path(path).name
+        path, name = self.identity["path"], Path(self.identity["path"]).name
+        return "" if name == BEST or path == origin_of(self.settings.arch) else name
 
 
 def load_evaluated_model(
@@ -68,17 +69,15 @@ def load_evaluated_model(
     given = path or config.OPTIONS.resume
     if given:
         found = find_checkpoint(auto_path(config) if given == "auto" else given)
-        checkpoint = read_checkpoint(found)
-        settings = settings_of(config, checkpoint)
-        model = model_of(checkpoint, settings)
+        model, settings, checkpoint = read_network(config, found)
         folder, source, digest = Path(found).parent, found, file_sha256(found)
         trained = checkpoint.content.get("config") if checkpoint.is_ours else None
         if leaves_results:
             make_folder(folder, "results go beside the checkpoint: copy it to where you can write")
     else:
-        model, settings = pretrained_model(config)
-        folder = ROOT / f"{settings.arch}_pretrained"
-        source, digest = PRETRAINED, state_digest(model)
+        model, settings = pretrained_network(config)
+        folder = ROOT / f"{settings.arch.replace('/', '_')}_pretrained"
+        source, digest = origin_of(settings.arch), state_digest(model)
         trained = None
         make_folder(folder)
     model = model.to(device).to(memory_format=torch.channels_last).eval()
@@ -159,12 +158,17 @@ def with_trained_settings(config: Config, evaluated: EvaluatedModel, logger: Log
     return config
 
 
+def origin_of(arch: str) -> str:
+    """Where a network without a file has its weights from."""
+    return PRETRAINED if arch in ARCHITECTURES else f"published weights of {arch}"
+
+
 def auto_path(config: Config) -> str:
     """`--resume auto` in evaluation: the best model of the run that the settings name."""
     return str(config.run_dir / BEST)
 
 
-def state_digest(model: ResNet) -> str:
+def state_digest(model: PixelNetwork) -> str:
     """SHA-256 of a network's weights, where there is no file of ours to hash."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):

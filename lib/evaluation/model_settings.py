@@ -84,7 +84,8 @@ def settings_of(config: Config, checkpoint: Checkpoint) -> ModelSettings:
     if arch not in ARCHITECTURES:
         raise UserError(
             f"{checkpoint.path} holds no network of torchvision's ResNet family that this suite"
-            f" knows ({', '.join(ARCHITECTURES)})"
+            f" knows ({', '.join(ARCHITECTURES)}); name another that is to be judged, such as --set"
+            " TRAIN.arch=convnext_tiny or timm/NAME"
         )
     if "arch" in given and arch != wanted.arch:
         raise UserError(
@@ -137,22 +138,6 @@ def model_of(checkpoint: Checkpoint, settings: ModelSettings) -> ResNet:
     model = build(settings, len(checkpoint.state_dict["fc.weight"]))
     load_weights(model, checkpoint.state_dict)
     return model
-
-
-def pretrained_model(config: Config) -> tuple[ResNet, ModelSettings]:
-    """torchvision's network with its 1000 classes, for evaluation without a checkpoint.
-
-    Raises:
-        UserError: with a hypersphere head there is nothing to evaluate, or no weights.
-    """
-    settings = settings_from(config, None)
-    if settings.hypersphere:
-        raise UserError(
-            "--pretrained has no hypersphere head; leave --FN and --WN out, or train first"
-        )
-    model = build(settings, 1000)
-    load_pretrained(model)
-    return model, settings
 
 
 def build(settings: ModelSettings, num_classes: int) -> ResNet:

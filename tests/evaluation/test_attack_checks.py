@@ -140,3 +140,28 @@ def test_square_alone_breaking_images() -> None:
     assert broken_by_square(2) == []
     (warning,) = broken_by_square(3)
     assert "broke 3 images" in warning
+
+
+class Broken(Linear):
+    """Outputs NaN, for the true class or for all, as soon as an image is attacked."""
+
+    def __init__(self, clean: torch.Tensor, everywhere: bool) -> None:
+        super().__init__()
+        self.clean, self.everywhere = clean, everywhere
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(x)
+        attacked = (x[:, None] - self.clean).abs().amax(dim=(2, 3, 4)).amin(dim=1) > 0
+        lost = attacked[:, None] & (self.everywhere | (logits == logits.amax(1, keepdim=True)))
+        return logits.masked_fill(lost, torch.nan)
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+def test_outputs_that_are_no_numbers_are_not_robust(
+    protocol: str, everywhere: bool, batch: DeviceBatch
+) -> None:
+    model, threat = Broken(batch.images, everywhere), ThreatModel(EPS, PROTOCOLS[protocol])
+    with attacking(model):
+        for outcome in PGDAttack(model, SPECS[0], threat).run([batch]):
+            assert not outcome.robust.any()

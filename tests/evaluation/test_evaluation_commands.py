@@ -371,6 +371,8 @@ def test_image_ids(digits: Path) -> None:
         call("evaluate.py", digits, "-e", "--resume", BEST, "--image_ids", "ids.txt")
     )
     assert "digit_0/nothing.png is not in" in message
+    words = ("evaluate.py", digits, "-e", "--resume", BEST, "--image_ids", "robustbench")
+    assert "lacks 5000 of 5000 images" in only_error(call(*words))
 
 
 def test_some_of_the_classes(digits: Path, here: Path) -> None:

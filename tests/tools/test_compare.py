@@ -214,6 +214,18 @@ def test_columns_carry_what_distinguishes_them(compare):
     ]  # fmt: skip
 
 
+def test_radii_stand_in_their_order_and_steps_in_their_norm(compare):
+    for eps, step in ((10.0, 2.5), (2.0, 0.5), (0.5, 0.125)):
+        one = attack("pgd10@" + str(step), f"PGD-10 (ce, step {step})", 50, step=step)
+        write_all({f"run/attack_{eps}": attack_result(attacks=[one], eps=eps, norm="L2")})
+    row = table(compare("run"))["run"]
+    assert list(row) == ["Clean"] + [
+        f"{measure}, eps {eps} (L2), step {step} (L2)"
+        for measure in ("PGD-10 (ce)", "Worst case")
+        for eps, step in (("0.5", "0.125"), ("2", "0.5"), ("10", "2.5"))
+    ]
+
+
 def test_runs_with_several_protocols_have_a_column_for_each(compare):
     freeat = [attack("pgd10", "PGD-10 (ce)", 90)]
     for run, letter in (("one", "a"), ("two", "b")):

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from utils.config.merge import merge
-from utils.config.options import Options
+from utils.config.options import ROBUSTBENCH, Options
 from utils.config.parser import build_parser, flags_of_settings
 from utils.config.phases import phases_of
 from utils.config.schema import SCHEMA, Config, Given, Source
@@ -102,7 +102,7 @@ def check_paths(options: Options) -> None:
     """
     if options.data is not None and not os.path.isdir(options.data):
         raise UserError(f"no folder {options.data}; give the data set's folder as DIR")
-    if options.image_ids and not os.path.isfile(options.image_ids):
+    if options.image_ids not in (None, ROBUSTBENCH) and not os.path.isfile(options.image_ids):
         raise UserError(f"--image_ids {options.image_ids}: no such file")
     if options.resume and options.resume != "auto":
         find_checkpoint(options.resume)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from utils.config.options import Options
+from utils.config.readers import show
 from utils.config.schema import Config
+from utils.config.sections import ARCHITECTURES
 
 Rule = tuple[bool, str]
 
@@ -77,6 +79,11 @@ def trainings(config: Config) -> Iterator[Rule]:
         method == "free" and bool(train.phases),
         "TRAIN.phases are of TRAIN.method fast, pgd and natural; a phase of free is a run of its"
         " own",
+    )
+    yield (
+        train.arch not in ARCHITECTURES and not config.OPTIONS.evaluating,
+        f"TRAIN.arch: {show(train.arch)} is not one of {', '.join(ARCHITECTURES)}, which can be"
+        " trained",
     )
     yield (
         train.select == "pgd" and adv.clip_eps == 0,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from utils.config.readers import path, real, whole, words
 from utils.config.setting import SWITCH, setting, switch
 
+ROBUSTBENCH = "robustbench"  # what --image_ids takes in place of a file
+
 
 @dataclass(frozen=True)
 class Options:

@@ -107,6 +107,13 @@ def choice(options: Sequence[str]) -> Callable[[object], str]:
     return read
 
 
+def architecture(value: object) -> str:
+    """A network's name; whether there is one is known where it is built."""
+    if not isinstance(value, str) or not re.fullmatch(r"(timm/)?[\w.-]{1,80}", value):
+        raise ValueError(f"{show(value)} is not one of torchvision's networks, nor timm/NAME")
+    return value
+
+
 def text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{show(value)} is not text")

@@ -13,6 +13,7 @@ from typing import Any
 from utils.config.readers import (
     NORMS,
     PgdRow,
+    architecture,
     choice,
     device,
     numbers,
@@ -45,7 +46,10 @@ class Train:
     """TRAIN: the network and its training."""
 
     arch: str = setting(
-        "resnet50", choice(ARCHITECTURES), "torchvision architecture", resume="fixed"
+        "resnet50",
+        architecture,
+        "torchvision architecture; evaluation also takes timm/NAME",
+        resume="fixed",
     )
     method: str = setting("free", choice(METHODS), ", ".join(METHODS), resume="fixed")
     epochs: int = setting(

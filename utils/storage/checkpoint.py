@@ -20,7 +20,7 @@ import torch
 
 from utils.errors import UserError
 from utils.storage.files import replacing
-from utils.storage.foreign import find_weights, load_safetensors, split_weights
+from utils.storage.foreign import FIRST_KEY, find_weights, load_safetensors, split_weights
 from utils.storage.run_folder import BEST, LATEST, PREVIOUS
 
 FORMAT = "freeat-he 1"  # marks our own files
@@ -71,8 +71,12 @@ class Checkpoint:
         return self.content.get("training") if self.is_ours else None
 
 
-def read_checkpoint(path: str) -> Checkpoint:
+def read_checkpoint(path: str, first_key: str = FIRST_KEY) -> Checkpoint:
     """Load a checkpoint of ours, of the published releases, torchvision's or other libraries'.
+
+    Args:
+        path: of the file.
+        first_key: of the network in other people's files, behind which wrappers are stripped off.
 
     Raises:
         UserError: missing, damaged, not a checkpoint, or holding Python objects.
@@ -91,7 +95,9 @@ def read_checkpoint(path: str) -> Checkpoint:
         raise UserError(f"{path} lacks the settings of its network; take the file as it was saved")
     state = content.get("state_dict", {}) if ours else find_weights(content)
     arch = content["model"]["arch"] if ours else content.get("arch")
-    network, mean, std = (dict(state), None, None) if ours else split_weights(path, state)
+    network, mean, std = (
+        (dict(state), None, None) if ours else split_weights(path, state, first_key)
+    )
     if not network:
         raise UserError(f"{path} holds no weights of a network; save the network's state_dict")
     # Views of one value, as by expand, take no memory before they are copied.

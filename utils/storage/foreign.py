@@ -13,9 +13,7 @@ from utils.errors import UserError
 # Under these, DataParallel's releases, MadryLab, timm, tutorials and CIFAR codebases keep weights.
 WEIGHTS = ("state_dict", "model", "model_state_dict", "net", "network", "model_state")
 DEPTH = 4  # of dictionaries within dictionaries
-# The first key of a ResNet, and those of its blocks; what precedes it is a wrapper's:
-# DataParallel's and AveragedModel's `module.`, Lightning's `net.`, nn.Sequential's `1.`.
-FIRST_KEY = re.compile(r"((?:.*\.)?)conv1\.weight")
+FIRST_KEY = "conv1.weight"  # of a ResNet
 MEAN = re.compile(r"(.*\.)?(new_mean|mean|mu)")
 STD = re.compile(r"(.*\.)?(new_std|std|sigma)")
 COUNTERS = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
@@ -33,10 +31,12 @@ def find_weights(content: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def split_weights(
-    path: str, state: Mapping[Any, Any]
+    path: str, state: Mapping[Any, Any], first_key: str = FIRST_KEY
 ) -> tuple[dict[str, torch.Tensor], list[float] | None, list[float] | None]:
     """Strip a network's wrappers off.
 
+    What stands before the network's first key is a wrapper's: DataParallel's and AveragedModel's
+    `module.`, Lightning's `net.`, nn.Sequential's `1.`. Blocks may have the same key further on.
     MadryLab's AttackerModel and RobustBench's nn.Sequential(normalize, model) keep the mean and
     the standard deviation of their normalisation beside the network.
 
@@ -53,13 +53,17 @@ def split_weights(
     }
     # MadryLab's attacker holds the same network a second time.
     tensors = {key: value for key, value in tensors.items() if "attacker." not in key}
-    found = {match[1] for key in tensors if (match := FIRST_KEY.fullmatch(key))}
+    first = re.compile(rf"((?:.*\.)?){re.escape(first_key)}")
+    found = {match[1] for key in tensors if (match := first.fullmatch(key))}
     prefixes = [p for p in found if not any(p != q and p.startswith(q) for q in found)]
     if not prefixes:
         return tensors, None, None
     if len(prefixes) > 1:
-        names = " and ".join(sorted(prefix or "conv1" for prefix in prefixes))
-        raise UserError(f"{path} holds several networks ({names}); save one's state_dict alone")
+        names = " and ".join(sorted(prefixes)[:3])
+        raise UserError(
+            f"{path} holds several networks ({names}), or one of another family: save one's"
+            " state_dict alone, or name the family, such as --set TRAIN.arch=densenet121"
+        )
     (prefix,) = prefixes
     network, mean, std = {}, None, None
     for key, value in tensors.items():

@@ -1,0 +1,153 @@
+"""Networks of torchvision and timm that are judged like our own, and never trained.
+
+Each has its own mean and standard deviation in front of it; the weights come from a file or from
+its makers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from models.pixel_network import IMAGENET_MEAN, IMAGENET_STD, PixelNetwork
+from models.resnet import torchvision_weights
+from utils.errors import UserError
+
+TIMM = "timm/"
+# Their weights are of a time when the pixels were normalised otherwise; the network does it.
+OLD_PIXELS = {"transform_input": True, "init_weights": False}
+OWN_ARGUMENTS = {"googlenet": OLD_PIXELS, "inception_v3": OLD_PIXELS}
+
+
+class AnyNetwork(PixelNetwork):
+    """Another library's network with normalisation in front."""
+
+    def __init__(
+        self,
+        arch: str,
+        network: nn.Module,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__(arch, num_classes, 1.0, mean, std)
+        self.network = network
+
+    @property
+    def body(self) -> nn.Module:
+        """The library's network."""
+        return self.network
+
+    def outputs(self, x: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, H, W) in [0, 1] to logits (B, num_classes)."""
+        logits: torch.Tensor = self.network(self.normalised(x))
+        return logits
+
+
+def build_any(
+    arch: str,
+    size: int,
+    num_classes: int | None = None,
+    pretrained: bool = False,
+    colours: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> AnyNetwork:
+    """A network with random weights or its makers'.
+
+    Args:
+        arch: a name of torchvision's classification networks, or `timm/NAME`.
+        size: side of the images, pixels.
+        num_classes: number of outputs; None is as it was published.
+        pretrained: load the published weights.
+        colours: mean and standard deviation instead of the network's own.
+
+    Raises:
+        UserError: there is no such network, no weights, or it does not take such images.
+    """
+    make = timm_network if arch.startswith(TIMM) else torchvision_network
+    try:
+        network, *own = make(arch, size, num_classes, pretrained)
+        with torch.no_grad():
+            outputs = network.eval()(torch.zeros(1, 3, size, size)).shape[1]
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"TRAIN.arch {arch} does not take images of DATA.crop_size {size} ({first_line(error)})"
+        ) from error
+    mean, std = colours or own
+    return AnyNetwork(arch, network, outputs, mean, std)
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, cut to a line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def torchvision_network(
+    arch: str, size: int, num_classes: int | None, pretrained: bool
+) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    """Network, mean and standard deviation."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    require_known(arch, arch, [*known, TIMM])
+    arguments: dict[str, Any] = dict(OWN_ARGUMENTS.get(arch, {}))
+    if arch.startswith("vit_"):
+        arguments["image_size"] = size
+    elif arch.startswith("maxvit_"):
+        arguments["input_size"] = (size, size)
+    published = torchvision.models.get_model_weights(arch)
+    weights = getattr(published, "IMAGENET1K_V1", None) or published["DEFAULT"]
+    if pretrained:
+        torchvision_weights(weights)  # says what is wrong when they cannot be downloaded
+        arguments["weights"] = weights
+    network = torchvision.models.get_model(arch, num_classes=num_classes or 1000, **arguments)
+    preset = weights.transforms()
+    return network, preset.mean, preset.std
+
+
+def timm_network(
+    arch: str, size: int, num_classes: int | None, pretrained: bool
+) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    """Network, mean and standard deviation."""
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f"TRAIN.arch {arch} needs the package timm; pip install timm") from error
+    name = arch.removeprefix(TIMM)
+    if not timm.is_model(name):
+        require_known(arch, name, timm.list_models(), TIMM)
+    published = timm.models.get_pretrained_cfg(name)
+    arguments: dict[str, Any] = {}
+    if published is not None and published.fixed_input_size:
+        arguments["img_size"] = size
+    if num_classes is not None:
+        arguments["num_classes"] = num_classes
+    try:
+        network = timm.create_model(name, pretrained=pretrained, **arguments)
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise UserError(
+            f"cannot get timm's weights for {name} ({first_line(error)}); connect to the internet,"
+            " or give a file by --resume"
+        ) from error
+    values = network.pretrained_cfg
+    return network, values.get("mean", IMAGENET_MEAN), values.get("std", IMAGENET_STD)
+
+
+def require_known(arch: str, name: str, known: Iterable[str], start: str = "") -> None:
+    """Refuse a name that is unknown.
+
+    Raises:
+        UserError: with the nearest name.
+    """
+    names = list(known)
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, n=1)
+    advice = f"did you mean {start}{near[0]}?" if near else "torchvision's names, or timm/NAME"
+    raise UserError(f"TRAIN.arch: there is no network {arch!r}; {advice}")

@@ -1,0 +1,146 @@
+"""Networks of torchvision and timm that are judged and never trained."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from conftest import settings
+from in_process import call, only_error
+from PIL import Image
+from torch import nn
+from torchvision.transforms.functional import normalize, pil_to_tensor
+
+from models.any_network import build_any
+from models.pixel_network import IMAGENET_MEAN, IMAGENET_STD
+from utils.errors import UserError
+
+HALF = (0.5, 0.5, 0.5)
+ARCH = "mobilenet_v3_small"
+
+
+@pytest.fixture
+def timm(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The package where it is installed, else what is used of it."""
+    try:
+        import timm
+    except ImportError:
+        published = types.SimpleNamespace(fixed_input_size=True)
+        stand_in: Any = types.ModuleType("timm")
+        stand_in.is_model = "test_vit".__eq__
+        stand_in.list_models = lambda: ["test_vit"]
+        stand_in.models = types.SimpleNamespace(get_pretrained_cfg=lambda name: published)
+        stand_in.create_model = create_model
+        monkeypatch.setitem(sys.modules, "timm", stand_in)
+        return stand_in
+    return timm
+
+
+def create_model(
+    name: str, pretrained: bool = False, num_classes: int = 1000, img_size: int = 160
+) -> nn.Module:
+    """A network that takes one size, as timm's vision transformers do."""
+    if pretrained:
+        raise RuntimeError("no internet\nwhatever")
+    network: Any = nn.Sequential(nn.Flatten(), nn.Linear(3 * img_size**2, num_classes))
+    network.pretrained_cfg = {"mean": HALF, "std": HALF}
+    return network
+
+
+@pytest.mark.parametrize(
+    ("arch", "mean", "std"),
+    [
+        ("convnext_tiny", IMAGENET_MEAN, IMAGENET_STD),
+        ("vit_b_16", IMAGENET_MEAN, IMAGENET_STD),
+        ("timm/test_vit", HALF, HALF),
+    ],
+)
+def test_own_mean_and_std_stand_in_front(arch: str, mean: tuple, std: tuple, timm: Any) -> None:
+    model = build_any(arch, 32, 7).eval()
+    nn.init.normal_(list(model.parameters())[-2])  # torchvision's transformers begin with zeros
+    x = torch.rand(2, 3, 32, 32, requires_grad=True)
+    logits = model(x)
+    assert logits.shape == (2, model.num_classes) == (2, 7)
+    assert torch.equal(logits, model.body(normalize(x, mean, std)))
+    (gradient,) = torch.autograd.grad(logits[:, 0].sum(), x)
+    assert gradient.abs().amax(dim=(1, 2, 3)).min() > 0
+
+
+def test_half_is_efficientnet_v2_ls_own_mean_too() -> None:
+    with torch.device("meta"):
+        preset = torchvision.models.EfficientNet_V2_L_Weights.IMAGENET1K_V1.transforms()
+    assert tuple(preset.mean) == HALF  # what `build_any` reads
+
+
+def test_inceptions_pixels_are_those_of_its_weights() -> None:
+    model = build_any("googlenet", 32, 5)
+    published = torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1
+    assert model.body.transform_input  # as with weights
+    assert model.normalisation["mean"] == tuple(published.transforms().mean)
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """A network of 4 classes; `theirs.pth` holds it as DataParallel saves it."""
+    monkeypatch.chdir(tmp_path)
+    network = torchvision.models.get_model(ARCH, num_classes=4).eval()
+    torch.save({"state_dict": nn.DataParallel(network).state_dict()}, "theirs.pth")
+    return network
+
+
+def test_attacked_from_the_command_line(theirs: nn.Module, digits: Path) -> None:
+    given = ["-e", "--resume", "theirs.pth", "--attack", "pgd2", "--n_examples", 6]
+    done = call("evaluate.py", digits, *settings(TRAIN__arch=ARCH, TRAIN__mean=[0.5] * 3), *given)
+    assert done.status == 0, done.err
+    rows = list(csv.DictReader(next(Path().glob("attack_*_images.csv")).open()))
+    assert len(rows) == 6
+    for row in rows:
+        pixels = pil_to_tensor(Image.open(digits / "val" / row["image"])) / 255
+        logits = theirs(normalize(pixels[None], HALF, IMAGENET_STD))
+        assert int(row["clean_prediction"]) == int(logits.argmax())
+
+
+def test_transferred_from_another_family(theirs: nn.Module, digits: Path, trained: Path) -> None:
+    best = trained / "model_best.pth.tar"
+    given = ["-e", "--resume", "theirs.pth", "--transfer_from", best, "--attack", "pgd1"]
+    done = call("evaluate.py", digits, *settings(TRAIN__arch=ARCH), *given, "--n_examples", 4)
+    assert done.status == 0, done.err
+    assert "resnet18, FN, WN" in done.out
+    assert len(list(Path().glob("attack_*.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arch", "more", "words"),
+    [
+        ("convnext_tinny", [], "there is no network 'convnext_tinny'; did you mean convnext_tiny?"),
+        ("timm/test_vitt", [], "did you mean timm/test_vit"),
+        ("shufflenet_v2_x0_5", [], "holds no shufflenet_v2_x0_5"),
+        (ARCH, ["--FN", "True"], "has no hypersphere head"),
+        ("vit_b_16", ["--set", "DATA.crop_size=20"], "does not take images of DATA.crop_size 20"),
+        ("resnet18", [], "set TRAIN.arch=convnext_tiny or timm/NAME"),
+    ],
+)
+def test_what_cannot_be_judged(
+    arch: str, more: list[str], words: str, theirs: nn.Module, digits: Path, timm: Any
+) -> None:
+    given = ["-e", "--resume", "theirs.pth", "--attack", "pgd1"]
+    message = only_error(call("evaluate.py", digits, *settings(TRAIN__arch=arch), *given, *more))
+    assert words.removeprefix("set ") in message
+
+
+def test_timm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match="pip install timm"):
+        build_any("timm/test_vit", 32)
+
+
+def test_none_is_trained(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = only_error(call("main_free.py", digits, *settings(TRAIN__arch=ARCH)))
+    assert "is not one of resnet18, resnet34" in message
