@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torchvision
@@ -135,7 +135,7 @@ def timm_network(
             f"cannot get timm's weights for {name} ({first_line(error)}); connect to the internet,"
             " or give a file by --resume"
         ) from error
-    values = network.pretrained_cfg
+    values = cast(dict[str, Any], network.pretrained_cfg)
     return network, values.get("mean", IMAGENET_MEAN), values.get("std", IMAGENET_STD)
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from lib.data.datasets import Batch, BatchDataset
 from lib.data.samplers import Batches
 from lib.data.shared_ring import Numbered, PipeDataset, RingDataset
-from utils.distributed.context import local_world_size
+from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 
 PREFETCH = 4  # batches that each reader is ahead
@@ -144,6 +144,7 @@ def make_loader(
     device: torch.device,
     worker_init: Callable[[int], None] = ignore_signals,
     warn: Callable[[str], Any] = warnings.warn,
+    local_processes: int = 1,
 ) -> Loader:
     """A loader of `Batch`es, whose pixels travel as suits device and memory.
 
@@ -157,6 +158,7 @@ def make_loader(
         device: where the batches go.
         worker_init: called in each reading process.
         warn: told where there is little shared memory.
+        local_processes: of this machine, which share its memory.
     """
     # Of its own, though nobody uses the seeds that it gives the readers: each pass over a loader
     # draws one, and an interrupted training makes more of them.
@@ -164,7 +166,8 @@ def make_loader(
     if not workers:
         plain = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, generator=generator)
         return Loader(plain, collate)
-    ahead = batches_ahead(batches.largest * 3 * dataset.size**2, workers, warn)
+    room = free_shared_memory() / local_processes
+    ahead = batches_ahead(batches.largest * 3 * dataset.size**2, workers, room, warn)
 
     def readers(of: Any, sampler: Any, pin_memory: bool = False) -> DataLoader:
         return DataLoader(
@@ -190,9 +193,8 @@ def make_loader(
     return Loader(readers(ring, Numbered(batches, slots)), ring.received)
 
 
-def batches_ahead(size: int, workers: int, warn: Callable[[str], Any]) -> int:
-    """How many batches of `size` bytes each reader may be ahead in shared memory; 0: none fits."""
-    room = free_shared_memory()
+def batches_ahead(size: int, workers: int, room: float, warn: Callable[[str], Any]) -> int:
+    """How many batches of `size` bytes each reader may be ahead in `room` bytes; 0: none fits."""
     fits = (ahead for ahead in (PREFETCH, 2, 1) if (ahead * workers + 1) * size <= room)
     ahead = next(fits, 0)
     if ahead < PREFETCH:
@@ -206,21 +208,19 @@ def batches_ahead(size: int, workers: int, warn: Callable[[str], Any]) -> int:
 
 
 def free_shared_memory() -> float:
-    """Bytes that this process may take of the shared memory; a tenth of it stays free."""
+    """Bytes of the shared memory that may be taken; a tenth of it stays free."""
     if not os.path.isdir(SHARED_MEMORY):
         return math.inf
-    return 0.9 * shutil.disk_usage(SHARED_MEMORY).free / local_world_size()
+    return 0.9 * shutil.disk_usage(SHARED_MEMORY).free
 
 
-def share_of_workers(workers: int | str) -> int:
+def share_of_workers(workers: int | str, context: DistributedContext) -> int:
     """Reading processes of this process, of those of `DATA.workers` on this machine.
 
     Args:
-        workers: `auto` is one for every core that may be used; no number goes beyond that, for
-            they would only get in each other's way. 0 is none, any other at least one.
+        workers: `auto` is one for every core that falls to this process; no number goes beyond
+            that, for they would only get in each other's way. 0 is none, any other at least one.
+        context: this process among its peers.
     """
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    if workers == "auto":
-        return max(1, min(MOST_WORKERS, cores // local_world_size()))
-    return max(1, min(int(workers), cores) // local_world_size()) if workers else 0
+    wanted = MOST_WORKERS if workers == "auto" else int(workers) // context.local_processes
+    return max(1, min(wanted, context.cores)) if workers else 0

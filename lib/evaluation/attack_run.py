@@ -127,7 +127,7 @@ def evaluation_data(
 ) -> EvaluationData:
     """How the images are read by this process."""
     data = config.DATA
-    workers = share_of_workers(data.workers)
+    workers = share_of_workers(data.workers, context)
     sizes = data.img_size, data.crop_size, config.EVAL.batch_size
     return EvaluationData(tree, *sizes, workers, context, logger.warning)
 

@@ -164,7 +164,14 @@ class FolderEvaluation:
         transform = eval_transform(reading.img_size, reading.crop_size)
         dataset = FolderBatches(trees, transform, reading.crop_size)
         workers = min(reading.workers, len(shards))
-        loader = make_loader(dataset, shards, workers, device, warn=self.logger.warning)
+        loader = make_loader(
+            dataset,
+            shards,
+            workers,
+            device,
+            warn=self.logger.warning,
+            local_processes=self.context.local_processes,
+        )
         batches = on_device(loader, device, next(self.model.parameters()).dtype)
         every = max(1, len(shards) // PROGRESS_LINES)
         return self.logger.progress(batches, len(shards), what, every)

@@ -111,7 +111,7 @@ def folder_evaluation(
     """The network and how images are read, for ImageNet-C and shifted test sets."""
     options, data = config.OPTIONS, config.DATA
     own = (evaluated.trained or Config().as_dict())["DATA"]
-    workers = share_of_workers(data.workers)
+    workers = share_of_workers(data.workers, context)
     return FolderEvaluation(
         model=evaluated.model,
         num_classes=evaluated.model.num_classes,

@@ -109,8 +109,10 @@ class EvaluationData:
         """Batches of positions, on the device."""
         if batches:
             workers = min(self.workers, len(batches))
-            device = self.context.device
-            loader = make_loader(self.images, Chunks(batches), workers, device, warn=self.warn)
+            device, local = self.context.device, self.context.local_processes
+            loader = make_loader(
+                self.images, Chunks(batches), workers, device, warn=self.warn, local_processes=local
+            )
             moved = on_device(loader, device, while_waiting=self.while_waiting)
             yield from track(moved, len(batches)) if track else moved
 

@@ -182,8 +182,16 @@ def make_train_loader(
     order = GlobalBatches(total, data.batch_size, context.rank, context.world_size, seed)
     crop = train_transform(data.crop_size, data.min_area)
     images = ImageBatches(tree, crop, data.crop_size, seed, data.flip)
-    workers = share_of_workers(data.workers)
-    loader = make_loader(images, order, workers, context.device, leave_to_parent, logger.warning)
+    workers = share_of_workers(data.workers, context)
+    loader = make_loader(
+        images,
+        order,
+        workers,
+        context.device,
+        leave_to_parent,
+        logger.warning,
+        context.local_processes,
+    )
     return order, loader
 
 
@@ -192,6 +200,6 @@ def make_validation(
 ) -> EvaluationData:
     """How images are read for validation."""
     share = max(1, data.batch_size // context.world_size)
-    workers = share_of_workers(data.workers)
+    workers = share_of_workers(data.workers, context)
     sizes = data.img_size, data.crop_size, share
     return EvaluationData(tree, *sizes, workers, context, logger.warning)

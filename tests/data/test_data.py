@@ -25,6 +25,7 @@ from lib.data.samplers import GlobalBatches, Shard
 from lib.data.to_device import on_device, to_device
 from lib.evaluation.validation import EvaluationData
 from utils.distributed.context import DistributedContext
+from utils.distributed.machine import share_of_cores
 from utils.distributed.signals import leave_to_parent
 from utils.errors import UserError
 
@@ -301,16 +302,21 @@ def test_sizes_of_global_batches() -> None:
 def test_workers_are_shared_out(
     workers: int | str, processes: int, share: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 64)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))  # of however many on all machines
-    monkeypatch.setenv("WORLD_SIZE", "64")
-    assert share_of_workers(workers) == share
+    same = frozenset(range(6))  # as torchrun leaves it
+    cores = share_of_cores(same, [same] * processes)
+    here = DistributedContext(3, 64, CPU, local_processes=processes, cores=cores)
+    assert share_of_workers(workers, here) == share
 
 
-def test_auto_workers_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(128)), raising=False)
-    assert share_of_workers("auto") == 16
+def test_auto_workers_have_a_limit() -> None:
+    assert share_of_workers("auto", DistributedContext(0, 1, CPU, cores=128)) == 16
+
+
+def test_cores_that_a_launcher_gives_each_process_are_not_shared_out_again() -> None:
+    each = [frozenset(range(first, first + 8)) for first in range(0, 32, 8)]
+    assert [share_of_cores(own, each) for own in each] == [8, 8, 8, 8]
+    overlapping = [frozenset(range(8)), frozenset(range(4, 12))]
+    assert [share_of_cores(own, overlapping) for own in overlapping] == [6, 6]
 
 
 # What may happen to readers

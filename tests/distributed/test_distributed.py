@@ -53,6 +53,7 @@ from lib.evaluation.model_settings import ModelSettings
 from models.resnet import build_model
 from utils.distributed import context as distributed
 from utils.distributed.context import DistributedContext
+from utils.distributed.machine import allowed_cores
 from utils.errors import SharedUserError, UserError
 from utils.storage.checkpoint import save_best
 
@@ -77,6 +78,7 @@ def talk(context: DistributedContext) -> dict[str, Any]:
         "average": [tensor.tolist() for tensor in tensors],
         "copied": [tensor.tolist() for tensor in copied],
         "whole": context.gather_strided(torch.arange(rank, 12, context.world_size)),
+        "machine": (context.local_processes, context.cores),
     }
     context.barrier()
 
@@ -98,6 +100,7 @@ def test_what_processes_say_to_each_other(tmp_path: Path) -> None:
         assert found["gather"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
         assert found["sum"] == [3, 1.5]
         assert found["max"] == 6
+        assert found["machine"] == (3, max(1, len(allowed_cores()) // 3))
         assert found["average"] == [[[1.0] * 3] * 2, [10.0]]
         assert found["copied"] == [[5.0, 5.0], 7]
         assert found["error"] == "rank 1 cannot"  # on all of them, the lowest rank's

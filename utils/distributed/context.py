@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ import torch
 from torch import distributed
 
 from utils.distributed.device import choose_device, gpu_identity, require_own_gpus, take_device
+from utils.distributed.machine import allowed_cores, machine_identity, share_of_cores
 from utils.distributed.rendezvous import store_of_attempt
 from utils.distributed.signals import STOP_SIGNALS, handling
 from utils.errors import SharedUserError, UserError
@@ -44,12 +45,16 @@ class DistributedContext:
         device: where it computes.
         control: a gloo group for Python objects and flags, so that talking to each other never
             waits for a GPU; None alone.
+        local_processes: how many of them run on this machine.
+        cores: of this machine that fall to this process.
     """
 
     rank: int
     world_size: int
     device: torch.device
     control: Any = None
+    local_processes: int = 1
+    cores: int = field(default_factory=lambda: len(allowed_cores()))
 
     @property
     def is_main(self) -> bool:
@@ -181,16 +186,9 @@ def init(
     context = DistributedContext(rank, world_size, device, control)
     if device.type == "cuda":
         require_own_gpus(context.gather(gpu_identity(device)))
-    return context
-
-
-def local_world_size() -> int:
-    """Processes of this command on this machine: what the launcher says, else all of them."""
-    met = distributed.is_available() and distributed.is_initialized()
-    said = os.environ.get("LOCAL_WORLD_SIZE", "")
-    if said.isdecimal() and int(said):
-        return int(said)
-    return distributed.get_world_size() if met else 1
+    here, own = machine_identity(), allowed_cores()
+    local = [cores for machine, cores in context.gather((here, own)) if machine == here]
+    return replace(context, local_processes=len(local), cores=share_of_cores(own, local))
 
 
 def lost_peer(error: BaseException) -> bool:
