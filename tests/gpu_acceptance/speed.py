@@ -7,19 +7,25 @@ import gc
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
+from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.free_training import free_step
-from lib.algorithm.pgd import random_start
+from lib.algorithm.pgd import attacking, pgd, random_start
+from lib.algorithm.pgd_attack import PGDAttack
+from lib.algorithm.protocols import PGDSpec, ThreatModel
 from lib.data.datasets import ImageBatches, train_transform
-from lib.data.folders import read_split
+from lib.data.folders import ImageTree, read_tree
 from tests.gpu_acceptance.checks import Check, at_least, at_most, note, skip
 from tests.gpu_acceptance.setting import EPS, Setting, minibatch, network, trainer_of
 from tools.benchmark import QUICK
-from tools.benchmark_case import REPLAYS, Case, cases_of, write_half_robust
+from tools.benchmark_case import REPLAYS, Case, cases_of
 from tools.benchmark_subject import SUBJECTS, take
-from utils.storage.files import make_folder
 
 FREE_GOAL, NATURAL_GOAL, STANDARD_GOAL = 4.0, 1.03, 3.0  # over plain; over natural; over plain
 ACTIONS = {
@@ -46,6 +52,7 @@ def checks(setting: Setting) -> Iterator[Check]:
     yield from goals(setting, rates)
     if setting.has_time():
         yield standard(setting)
+        yield pool(setting)
     yield enqueued(setting)
     yield from readers(setting, rates)
 
@@ -124,6 +131,37 @@ def standard(setting: Setting) -> Check:
     return at_least(name, ratio, STANDARD_GOAL) if setting.cuda else note(name, f"{ratio:.3g}")
 
 
+def pool(setting: Setting) -> Check:
+    """PGD-10 over a pool from which no image falls, against ten plain steps."""
+    size, batches = setting.choose(256, 64, 2), setting.choose(8, 4, 1)
+    model = network(setting.arch, setting.crop).to(setting.device)
+    images, _, indices = minibatch(size, setting.crop, setting.device)
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    spec, threat = PGDSpec(10, step_size=1e-7), ThreatModel(eps=1e-6)
+    own = partial(pgd, model, steps=spec.steps, step_size=spec.step_size, eps=threat.eps)
+    start = torch.zeros_like(images)
+
+    def plain() -> None:
+        for _ in range(batches):
+            list(own(images, labels, start))
+
+    def pooled() -> None:
+        parts = [DeviceBatch(images, labels, indices + size * i) for i in range(batches)]
+        list(PGDAttack(model, spec, threat).run(iter(parts)))
+
+    seconds = []
+    with attacking(model):
+        for work in (plain, pooled) * setting.choose(3, 2, 1):
+            started = time.perf_counter()
+            work()
+            if setting.cuda:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+    ratio = min(seconds[1::2]) / min(seconds[::2])
+    return note("time of PGD-10 over a pool, no image falls, over plain steps", f"{ratio:.3g}")
+
+
 def enqueued(setting: Setting) -> Check:
     """How long the host takes for a free step, beside the device."""
     batch, size = setting.choose(32, 32, 2), setting.crop
@@ -151,15 +189,29 @@ def readers(setting: Setting, rates: Rates) -> Iterator[Check]:
         random_start(index, (3, setting.crop, setting.crop), EPS, 0)
     milliseconds = 1000 * (time.perf_counter() - started) / count
     yield note("a random start, ms of a core", f"{milliseconds:.3g}")
-    data = setting.folder / "reading"
-    make_folder(data)
-    write_half_robust(data, 400, 2 * count)
     images = ImageBatches(
-        read_split(str(data), "val"), train_transform(setting.crop), setting.crop, 0
+        photographs(setting.folder / "reading", count),
+        train_transform(setting.crop),
+        setting.crop,
+        0,
     )
     started = time.perf_counter()
-    images.__getitems__([(0, position) for position in range(2 * count)])
-    a_core = 2 * count / (time.perf_counter() - started)
-    yield note("images/s of a reader (400 px PNG of one colour)", f"{a_core:.4g}")
+    images.__getitems__([(0, position) for position in range(count)])
+    a_core = count / (time.perf_counter() - started)
+    yield note("images/s of a reader (JPEG of 500 x 375 px, 110 kB)", f"{a_core:.4g}")
     fastest = max(rate for (_, _, action), rate in rates.items() if action == "free")
     yield note("readers that free training needs a device", f"{fastest / REPLAYS / a_core:.2g}")
+
+
+def photographs(folder: Path, count: int) -> ImageTree:
+    """JPEGs of ImageNet's size, in pixels and bytes: noise that is stronger the coarser it is."""
+    (folder / "class_0").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        picture = np.full((375, 500, 3), 128.0)
+        for cell, strength in ((125, 40.0), (25, 25.0), (5, 12.0), (1, 7.0)):
+            noise = generator.normal(0, strength, (375 // cell, 500 // cell, 3))
+            picture += noise.repeat(cell, axis=0).repeat(cell, axis=1)
+        image = Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+        image.save(folder / "class_0" / f"{number}.jpg", quality=95)
+    return read_tree(str(folder))
