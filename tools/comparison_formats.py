@@ -10,13 +10,18 @@ from tools.comparison_values import MCE, MEAN, MEAN_OF_OTHERS, Conditions, Value
 
 
 def cell_text(value: Value | None) -> str:
-    """`93.6 [91.2, 95.4]`, `93.6 ± 0.4 (3)` over seeds; a dash where a row has no such value."""
+    """`93.6 [91.2, 95.4]`; in a row of seeds `93.6 ± 0.4 (3)`, or with its interval and `(1)`.
+
+    A dash where a row has no such value.
+    """
     if value is None:
         return "-"
     text = f"{value.percent:.1f}"
     if value.spread is not None:
-        return f"{text} ± {value.spread:.1f} ({value.seeds})"
-    return text + (f" [{value.interval[0]:.1f}, {value.interval[1]:.1f}]" if value.interval else "")
+        text += f" ± {value.spread:.1f}"
+    if value.interval:
+        text += f" [{value.interval[0]:.1f}, {value.interval[1]:.1f}]"
+    return text + (f" ({value.seeds})" if value.seeds else "")
 
 
 def text_rows(table: Table) -> list[list[str]]:
@@ -77,7 +82,7 @@ def csv_rows(tables: Sequence[Table]) -> list[list[Any]]:
                     spread = "" if value.spread is None else value.spread
                     numbers = [value.percent, *(value.interval or ("", "")), spread]
                     conditions = [conditions_of.get(aspect, "") for aspect in aspects]
-                    about = [value.seeds, value.n, *conditions, str(value.source)]
+                    about = [value.seeds or 1, value.n, *conditions, str(value.source)]
                     rows.append([name, value.measure, *numbers, *about])
     return rows
 
@@ -100,7 +105,9 @@ def reading_notes(tables: Sequence[Table], warnings: Mapping[str, Sequence[str]]
     measures = {value.measure for value in values}
     lines = ["Top-1 accuracy in %, in brackets its 95 % Wilson interval."]
     if any(value.spread is not None for value in values):
-        lines.append("a ± b (n): mean and standard deviation over the trainings of n seeds.")
+        lines.append(
+            "a ± b (n): mean and standard deviation over the trainings of n seeds; (1): of one."
+        )
     for measure in sorted(measures & {MEAN, MEAN_OF_OTHERS}):
         lines.append(
             f"{measure}: over ImageNet-C's 15; 100 minus it is the unnormalised error. Its interval"

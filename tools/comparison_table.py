@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tools.comparison_values import MCE, MEAN, MEAN_OF_OTHERS, Conditions, Value
 from utils.errors import UserError
 
-# Attacks: 1.
+# Attacks: 1; shifted test sets: last.
 POSITIONS = {"Clean": 0, "Worst case": 2, MEAN: 3, MEAN_OF_OTHERS: 3, MCE: 4}
 
 
@@ -58,7 +58,7 @@ def build_tables(
         UserError: without `mixed`, two rows have a measure under no common conditions.
     """
     values = [value for each in rows.values() for value in each]
-    measures = sorted({v.measure: None for v in values}, key=lambda m: POSITIONS.get(m, 1))
+    measures = list(dict.fromkeys(v.measure for v in sorted(values, key=position_of)))
     if not mixed:
         for measure in measures:
             refuse_mixture(measure, rows)
@@ -76,6 +76,11 @@ def build_tables(
         names = dict.fromkeys(name for name, _ in cells)
         tables.append(Table(title, tuple(names), tuple(ordered), cells))
     return tables
+
+
+def position_of(value: Value) -> int:
+    """Where a value's measure stands among a table's columns."""
+    return POSITIONS.get(value.measure, 1 if value.kind == "attack" else 5)
 
 
 def column_of(value: Value) -> Column:

@@ -42,7 +42,7 @@ class Value:
         scale: factor on the outputs under the attack's loss; it belongs to the network.
         outcomes: the column of the per-image CSV beside the source.
         spread: standard deviation over seeds, where the value is a mean over several.
-        seeds: how many.
+        seeds: how many, in a row of several.
     """
 
     measure: str
@@ -55,7 +55,7 @@ class Value:
     scale: float | None = None
     outcomes: str = ""
     spread: float | None = None
-    seeds: int = 1
+    seeds: int | None = None
 
 
 def row_of(path: Path, result: Result) -> Row:

@@ -72,7 +72,7 @@ def outcomes(value: Value) -> dict[str, bool]:
     Raises:
         UserError: the file is missing, or lacks the measure's column.
     """
-    if value.seeds > 1:
+    if (value.seeds or 1) > 1:
         raise UserError(f"--paired takes single runs, and {value.source} is one of several seeds")
     path = Path(value.source)
     path = path.with_name(f"{path.stem}_images.csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,10 +33,11 @@ from utils.distributed.context import DistributedContext
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
 from utils.figures.style import save_figure
 from utils.logging import Logger
+from utils.storage.files import names_sha256
 from utils.storage.journal import remove_journals
-from utils.storage.measurement import Measurement, radius_text
+from utils.storage.measurement import Measurement, radius_number, radius_text
 from utils.storage.records import AttackResult
-from utils.storage.results import measurement_at, read_result, result_stem
+from utils.storage.results import LONGEST_NAME, measurement_at, read_result, result_stem
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,19 @@ def draw_curve(run: AttackRun, stems: Sequence[Path]) -> None:
     (curve,) = curves_of(result for result in results if isinstance(result, AttackResult))
     for warning in weak_attack_warnings(curve):
         run.logger.warning(warning)
-    path = stems[0].with_name(f"{stems[0].name}_curve")
+    radii = [radius_number(r.measurement.eps, r.measurement.norm) for r in curve]
+    path = curve_path(stems[results.index(curve[0])], radii)
     save_figure(robustness({run.evaluated.settings.describe(): curve}), path)
     run.logger.info(f"curve: {path}.png, .pdf")
+
+
+def curve_path(stem: Path, radii: Sequence[str]) -> Path:
+    """The curve's files without extension, named by all its radii; many by a digest.
+
+    Args:
+        stem: of the smallest radius.
+    """
+    path = stem.with_name(f"{stem.name}_curve_eps{'+'.join(radii)}")
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        path = stem.with_name(f"{stem.name}_curve_{names_sha256(radii)[:8]}")
+    return path

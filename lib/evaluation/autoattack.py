@@ -21,14 +21,14 @@ from torch import nn
 
 from lib.algorithm.batch import DeviceBatch, Outcome
 from lib.algorithm.metrics import correct_in_top
-from lib.algorithm.norms import NORMS
 from lib.algorithm.precision import full_precision, precision_context
 from lib.algorithm.protocols import AutoAttackSpec, ThreatModel
 from lib.algorithm.seeds import derived_seed
+from lib.evaluation.breakdowns import Breakdowns, in_ball
+from utils.distributed.processes import out_of_memory
 from utils.errors import UserError
 
 CHUNK = 256  # images
-ROUNDING = 1e-6  # of a float32 pixel in [0, 1]; and of a radius, relatively
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 
@@ -63,10 +63,23 @@ class AutoAttack:
         self.dtype = torch.float32 if parameter is None else parameter.dtype
 
     def run(self, batches: Iterable[DeviceBatch]) -> Iterator[Outcome]:
-        """Attack chunks. The random state of the process is left as it was."""
+        """Attack chunks. The random state of the process is left as it was.
+
+        Raises:
+            UserError: the device's memory is too small for a chunk.
+        """
         for batch in batches:
-            with preserved_state(batch.images.device), collected_warnings(self.warnings):
-                outcome = self.attack(batch)
+            try:
+                with preserved_state(batch.images.device), collected_warnings(self.warnings):
+                    outcome = self.attack(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                raise UserError(
+                    f"out of memory on {batch.images.device}: {self.spec.label} attacks up to"
+                    f" {CHUNK} images at a time, whatever EVAL.batch_size; take a smaller"
+                    " DATA.crop_size, EVAL.precision bf16, or pgd"
+                ) from error
             yield outcome
 
     def attack(self, batch: DeviceBatch) -> Outcome:
@@ -77,19 +90,19 @@ class AutoAttack:
         logits = self.judge(x)
         predictions, robust = logits.argmax(dim=1), correct_in_top(logits, y, 1)
         adversarial, survived = x.clone(), torch.zeros_like(y)
-        adversaries = self.adversaries(logits.shape[1], int(batch.indices[0]), x.device)
+        broken = Breakdowns(x, self.threat)
+        adversaries = self.adversaries(logits.shape[1], int(batch.indices[0]), broken)
         for stage in self.spec.stages:
             if not self.threat.eps:  # there is one image in the ball, and the package divides by it
                 survived += robust
                 continue
-            for rows, found, logits in self.search(adversaries, stage, x, y, robust):
+            for rows, found, logits in self.search(adversaries, stage, y, robust, broken):
                 fooled = ~correct_in_top(logits, y[rows], 1)
                 adversarial[rows[fooled]] = found[fooled]
                 predictions[rows[fooled]] = logits[fooled].argmax(dim=1)
                 robust[rows[fooled]] = False
             survived += robust
-        distance, eps = NORMS[self.threat.norm].length(adversarial - x), self.threat.eps
-        assert distance.max() <= eps + ROUNDING * max(1, eps), "left the eps-ball"
+        assert in_ball(adversarial - x, self.threat).all(), "left the eps-ball"
         assert torch.equal(adversarial, adversarial.clamp(0, 1)), "left the pixel range"
         never = torch.zeros_like(robust)
         return Outcome(batch.indices, robust, survived, robust, predictions, never, adversarial)
@@ -98,9 +111,9 @@ class AutoAttack:
         self,
         adversaries: list[Any],
         stage: str,
-        x: torch.Tensor,
         y: torch.Tensor,
         robust: torch.Tensor,
+        broken: Breakdowns,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Attack what is robust: rows of the chunk, images found, the network's logits.
 
@@ -113,11 +126,13 @@ class AutoAttack:
                 return
             adversary.attacks_to_run = [stage]
             found, claimed = adversary.run_standard_evaluation(
-                x[rows], y[rows], batch_size=len(rows)
+                broken.x[rows], y[rows], batch_size=len(rows)
             )
+            fooled = claimed != y[rows]
+            fooled |= broken.replace(rows, found, ~fooled)
             logits = self.judge(found)
             yield rows, found, logits
-            rows = rows[correct_in_top(logits, y[rows], 1) & (claimed != y[rows])]
+            rows = rows[correct_in_top(logits, y[rows], 1) & fooled]
 
     @torch.no_grad()
     def judge(self, images: torch.Tensor) -> torch.Tensor:
@@ -126,7 +141,7 @@ class AutoAttack:
             logits: torch.Tensor = self.model(images.to(self.dtype))
         return logits
 
-    def adversaries(self, classes: int, first_index: int, device: torch.device) -> list[Any]:
+    def adversaries(self, classes: int, first_index: int, broken: Breakdowns) -> list[Any]:
         """The package's attack objects: one that searches as configured, one in full precision.
 
         Where another network is attacked there is nothing to repeat in full precision.
@@ -140,7 +155,9 @@ class AutoAttack:
             # The package takes views of its gradients, which a network in channels_last would
             # hand back in channels_last: behind a flat image they are contiguous.
             images = images.flatten(1).unflatten(1, images.shape[1:])
-            return self.source(images.to(self.dtype)).float()
+            logits = self.source(images.to(self.dtype)).float()
+            broken.watch(images, logits)
+            return logits
 
         def search_logits(images: torch.Tensor) -> torch.Tensor:
             with precision_context(images.device, self.threat.precision):
@@ -151,7 +168,7 @@ class AutoAttack:
                 return logits_of(images)
 
         searches = (search_logits, full_logits) if self.source is self.model else (search_logits,)
-        make = partial(package_attack, self.spec, self.threat, classes, seed, device)
+        make = partial(package_attack, self.spec, self.threat, classes, seed, broken.x.device)
         return [make(network) for network in searches]
 
 

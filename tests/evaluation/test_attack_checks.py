@@ -10,8 +10,10 @@ from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.pgd import attacking
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.protocols import PROTOCOLS, AutoAttackSpec, PGDSpec, ThreatModel
+from lib.evaluation.autoattack import AutoAttack
 from lib.evaluation.checks import check_attacks, output_warnings
 from lib.evaluation.validation import AttackRow, CleanRow, attack_rows, clean_rows
+from utils.errors import UserError
 
 EPS, STEP, SIZE = 0.1, 0.02, 8
 SPECS = [
@@ -165,3 +167,64 @@ def test_outputs_that_are_no_numbers_are_not_robust(
     with attacking(model):
         for outcome in PGDAttack(model, SPECS[0], threat).run([batch]):
             assert not outcome.robust.any()
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_outputs_that_are_no_numbers_are_not_robust_against_autoattack(
+    norm: str, everywhere: bool, batch: DeviceBatch, short_autoattack: type
+) -> None:
+    """The package takes the largest logit: images of class 0 stay robust, or of the true class."""
+    model, threat = Broken(batch.images, everywhere), ThreatModel(1e-4, norm=norm)
+    attack = AutoAttack(model, AutoAttackSpec(), threat)
+    with attacking(model):
+        (outcome,) = attack.run([batch])
+    assert not outcome.robust.any()
+    assert model(outcome.adversarial).isnan().any(dim=1).all()
+
+
+def test_a_gradient_that_is_no_number_leaves_no_image_of_nan(
+    batch: DeviceBatch, short_autoattack: type
+) -> None:
+    class Root(Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 0 * (0 * x.sum(dim=(1, 2, 3))).sqrt()[:, None]
+
+    attack = AutoAttack(Root(), AutoAttackSpec(), ThreatModel(EPS, norm="L2"))
+    with attacking(attack.model):
+        (outcome,) = attack.run([batch])
+        assert torch.equal(
+            outcome.robust, attack.judge(outcome.adversarial).argmax(1) == batch.labels
+        )
+    assert outcome.adversarial.isfinite().all()
+
+
+def test_an_image_that_breaks_the_search_alone_is_attacked_in_full_precision(
+    batch: DeviceBatch, short_autoattack: type
+) -> None:
+    class Overflow(Broken):
+        """As float16 does now and then."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if torch.is_autocast_enabled("cpu"):
+                return super().forward(x)
+            return Linear.forward(self, x)
+
+    model = Overflow(batch.images, everywhere=True)
+    runs = []
+    for precision in ("fp32", "bf16"):
+        threat = ThreatModel(EPS, precision=precision)
+        with attacking(model):
+            runs += AutoAttack(model, AutoAttackSpec(), threat).run([batch])
+    assert torch.equal(runs[0].robust, runs[1].robust)
+    assert runs[0].robust.float().mean() < 1
+
+
+def test_out_of_memory_says_how_many_images_autoattack_takes(batch: DeviceBatch) -> None:
+    class Full(Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    model = Full()
+    with pytest.raises(UserError, match="256 images at a time, whatever"):
+        list(AutoAttack(model, AutoAttackSpec(), ThreatModel(EPS)).run([batch]))

@@ -29,6 +29,7 @@ from lib.data.datasets import ImageBatches, eval_transform
 from lib.data.folders import read_split
 from lib.data.to_device import to_device
 from lib.evaluation.attack_list import parse_attack
+from lib.evaluation.attack_run import curve_path
 from lib.evaluation.model_settings import ModelSettings
 from lib.evaluation.runner import AttackEvaluation
 from models.resnet import build_model
@@ -477,11 +478,17 @@ def test_a_radius_each_and_the_curve(digits: Path) -> None:
     assert robust == sorted(robust, reverse=True)
     assert robust[0] > robust[2]
     assert "the command line" in done.out
-    assert (FOLDER / f"{name}_eps0_curve.png").is_file()
+    assert (FOLDER / f"{name}_eps0_curve_eps0+4+16+64.png").is_file()
     (FOLDER / f"{name}_eps64.json").unlink()  # as if interrupted: the others are not done again
     done = evaluate(digits, "-e", "--resume", BEST, *flags)
     assert done.out.count("holds this evaluation already") == 3
     assert result(f"{name}_eps64")["worst_case"]["top1"]["correct"] == robust[3]
+    flags = (*flags[:3], "64,0,4", *flags[4:])  # another curve beside it, whatever the order
+    assert "_eps0_curve_eps0+4+64.png" in evaluate(digits, "-e", "--resume", BEST, *flags).out
+    assert len(list(FOLDER.glob("*_curve_*.png"))) == 2
+    many = [curve_path(FOLDER / name, [str(i) for i in range(n)]) for n in (98, 99)]
+    assert many[0] != many[1]
+    assert max(len(path.name) for path in many) < 100
 
 
 @pytest.mark.parametrize(("norm", "radii"), [("L2", (0.5, 3.0)), ("L1", (10.0, 80.0))])

@@ -326,6 +326,19 @@ def test_runs_that_differ_in_seed_alone_are_one_row(compare):
     assert (line["seeds"], line["low95"]) == ("3", "")
 
 
+def test_a_value_of_fewer_seeds_than_its_row_says_so(compare):
+    names = seeds({0: 50, 1: 53, 7: 55})
+    more = attack("pgd50", "PGD-50 (ce)", 50)
+    for name, sha256 in zip(names[:2], "01", strict=True):
+        write_all({f"{name}/more": attack_result(sha256, attacks=[more])})
+    write_all({f"{names[0]}/eps": attack_result("0", eps=16 / 255, attacks=[PGD50])})
+    row = table(compare(*names))["FreeAT, 3 seeds"]
+    counts = {column: cell.rpartition(" ")[2] for column, cell in row.items()}
+    assert set(counts.values()) == {"(1)", "(2)", "(3)"}
+    assert row["PGD-50 (ce), eps 4/255"] == "50.0 ± 0.0 (2)"
+    assert row["PGD-50 (ce), eps 16/255"] == f"{OF_100[50]} (1)"
+
+
 def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(compare):
     names = seeds({0: 50, 1: 53, 2: 54})
     config = {"TRAIN": {"lr": 0.1, "workers": 1}, "RUN": {"seed": 0}}
