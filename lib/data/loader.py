@@ -50,6 +50,7 @@ class Loader:
         self.loader = loader
         self.received = received
         self.readers: list[BaseProcess] = []
+        self.iterator: Any = None  # torch's, which lives as long as the readers
         self.seconds_waited = 0.0
 
     def __len__(self) -> int:
@@ -86,13 +87,25 @@ class Loader:
             yield self.received(sent)
 
     def start(self) -> Iterator[Any]:
-        """What the readers send, who are started the first time."""
+        """What the readers send, who are started the first time, and later told to go on.
+
+        Raises:
+            UserError: a reader was killed since the last pass.
+        """
         others = multiprocessing.active_children()
-        iterator = iter(self.loader)
+        if self.readers:
+            self.iterator._timeout = 0  # however long one takes that was swapped out meanwhile
+        try:
+            self.iterator = iterator = iter(self.loader)
+        except RuntimeError as error:
+            self.raise_if_killed(error)
+            raise
         self.readers += [p for p in multiprocessing.active_children() if p not in others]
         if self.readers and threading.current_thread() is threading.main_thread():
             # torch's handler raises, wherever the main thread is, when a reader dies.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if self.readers:
+            iterator._timeout = SECONDS_BETWEEN_CHECKS
         return iterator
 
     def next_of(self, iterator: Iterator[Any], while_waiting: WhileWaiting) -> Any:
@@ -101,12 +114,15 @@ class Loader:
             try:
                 return next(iterator)
             except RuntimeError as error:
-                if str(error).startswith("DataLoader worker"):
-                    raise UserError(what_ended(self.readers)) from error
+                self.raise_if_killed(error)
                 if not str(error).startswith("DataLoader timed out"):
                     raise
             if while_waiting():
                 raise GaveUp
+
+    def raise_if_killed(self, error: RuntimeError) -> None:
+        if str(error).startswith("DataLoader worker"):
+            raise UserError(what_ended(self.readers)) from error
 
     def kill_readers(self) -> None:
         """End the readers, which may ignore any other signal, or wait for a disk."""
@@ -178,7 +194,6 @@ def make_loader(
             worker_init_fn=worker_init,
             persistent_workers=True,
             prefetch_factor=max(1, ahead),
-            timeout=SECONDS_BETWEEN_CHECKS,
             pin_memory=pin_memory,
             generator=generator,
         )

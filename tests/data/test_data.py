@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -403,6 +404,26 @@ def test_a_reader_that_is_killed_is_an_error(tree: ImageTree, signum: int, says:
     with pytest.raises(UserError, match="set fewer") as caught:
         list(loader)
     assert says in str(caught.value)
+
+
+def test_a_reader_that_is_killed_between_two_passes_is_an_error(tree: ImageTree) -> None:
+    loader = make_loader(ImageBatches(tree, eval_transform(48, 32), 32), Shard(range(8), 4), 2, CPU)
+    assert len(list(loader)) == 2
+    os.kill(loader.readers[1].pid, signal.SIGKILL)
+    with pytest.raises(UserError, match="was killed by SIGKILL"):
+        list(loader)
+
+
+def test_a_reader_that_wakes_up_late_is_waited_for(
+    tree: ImageTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lib.data.loader.SECONDS_BETWEEN_CHECKS", 0.1)
+    loader = make_loader(ImageBatches(tree, eval_transform(48, 32), 32), Shard(range(8), 4), 2, CPU)
+    assert len(list(loader)) == 2
+    pid = loader.readers[1].pid
+    os.kill(pid, signal.SIGSTOP)
+    threading.Timer(0.5, os.kill, (pid, signal.SIGCONT)).start()
+    assert len(list(loader)) == 2
 
 
 def test_the_time_of_waiting_is_measured(tree: ImageTree) -> None:
