@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,18 +16,19 @@ from conftest import environment, settings
 from in_process import call, only_error
 
 from utils.errors import UserError
-from utils.storage import run_folder
+from utils.storage import files, run_folder
 from utils.storage.checkpoint import is_whole
 from utils.storage.files import (
     atomic_write,
     file_sha256,
     lock,
     make_folder,
+    remove_leftovers,
     replacing,
     write_csv,
     write_json,
 )
-from utils.storage.run_folder import claim, find_checkpoint
+from utils.storage.run_folder import FolderLock, claim, find_checkpoint
 
 BIG = ("checkpoint.pth.tar", "checkpoint.previous.pth.tar", "model_best.pth.tar")
 
@@ -298,17 +298,35 @@ def test_a_failed_write_leaves_the_old_file(
 
 
 def test_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
-    """Old ones of the same file that nobody is writing, and nothing else."""
-    old = time.time() - 3600
+    """Those of the same file that nobody is writing, and nothing else."""
     names = (".a.json.abcd1234", ".a.json.in_work_", ".b.json.abcd1234", ".a.json.mine", "a.json.x")
     for name in names:
         (tmp_path / name).write_bytes(b"half")
-        os.utime(tmp_path / name, (old, old))
-    (tmp_path / ".a.json.justnow1").touch()
     with open(tmp_path / names[1], "rb+") as in_work:
         assert lock(in_work)
         atomic_write(tmp_path / "a.json", "whole")
-    assert sorted(os.listdir(tmp_path)) == sorted([*names[1:], ".a.json.justnow1", "a.json"])
+    assert sorted(os.listdir(tmp_path)) == sorted([*names[1:], "a.json"])
+
+
+def test_a_training_removes_half_checkpoints_when_it_starts(tmp_path: Path) -> None:
+    for name in run_folder.CHECKPOINTS:
+        (tmp_path / f".{name}.abcd1234").write_bytes(b"half")
+    (tmp_path / ".notes.abcd1234").touch()
+    with FolderLock(tmp_path):
+        assert sorted(os.listdir(tmp_path)) == [".lock", ".notes.abcd1234"]
+
+
+def test_a_file_taken_for_a_leftover_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lock_late(*_: object, **__: object) -> None:
+        monkeypatch.undo()
+        remove_leftovers(tmp_path / "a.json")
+
+    monkeypatch.setattr(files, "lock", lock_late)
+    atomic_write(tmp_path / "a.json", "whole")
+    assert (tmp_path / "a.json").read_text() == "whole"
+    assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_written_files_have_ordinary_permissions(tmp_path: Path) -> None:

@@ -10,14 +10,11 @@ import io
 import json
 import os
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from utils.errors import UserError
-
-LEFTOVER_SECONDS = 60.0  # since the last byte; a writer locks its file within no time
 
 
 @contextlib.contextmanager
@@ -34,9 +31,8 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     temporary = None
     try:
         remove_leftovers(path)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            lock(file)
+        file, temporary = open_temporary(path)
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -58,21 +54,31 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
                 os.unlink(temporary)
 
 
+def open_temporary(path: Path) -> tuple[BinaryIO, str]:
+    """A new, locked file beside `path`, and its name."""
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        file = os.fdopen(descriptor, "wb")
+        lock(file, wait=True)
+        if os.path.exists(name):
+            return file, name
+        file.close()  # another writer took it for a leftover before it was locked
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove temporary files of this one that writers have left who were killed."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
         with contextlib.suppress(OSError), open(left, "rb+") as file:
-            age = time.time() - os.fstat(file.fileno()).st_mtime
-            if age > LEFTOVER_SECONDS and lock(file):
+            if lock(file):
                 left.unlink()
 
 
-def lock(file: BinaryIO) -> bool:
+def lock(file: BinaryIO, wait: bool = False) -> bool:
     """Lock a file until it is closed; False where somebody has it or there are no locks."""
     try:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except (ImportError, OSError):
         return False
     return True

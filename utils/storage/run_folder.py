@@ -10,6 +10,7 @@ from typing import Any
 
 from utils.config.yaml_files import read_yaml
 from utils.errors import UserError
+from utils.storage.files import remove_leftovers
 from utils.storage.measurement import KINDS
 
 ROOT = Path("trained_models")
@@ -69,6 +70,8 @@ def holds_run(folder: Path) -> bool:
 class FolderLock:
     """Keeps other trainings out of a run folder, until the end of a `with` block.
 
+    What killed trainings have left of half a checkpoint is removed.
+
     The lock is this process's: it ends with it, however it ends, and the reading processes that
     are forked do not hold it. Where the system has no such locks, nothing is kept out.
 
@@ -86,6 +89,8 @@ class FolderLock:
                     " another --output_prefix"
                 )
             time.sleep(0.1)
+        for name in CHECKPOINTS:
+            remove_leftovers(folder / name)
 
     def acquire(self) -> bool:
         """Try once."""
