@@ -30,7 +30,7 @@ from typing import Any
 
 from lib.algorithm.training_methods import METHODS
 from tools.benchmark_case import ATTACK_STEPS, REPLAYS, Case, cases_of, run
-from utils.config.parser import names, positive, tool_parser
+from utils.config.parser import names, positive, tool_parser, user_path
 from utils.config.sections import ARCHITECTURES, PRECISIONS
 from utils.distributed.device import choose_device
 from utils.distributed.launch import run_command
@@ -125,7 +125,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     attacked = "images of `standard`, an even number (default: 4 batches)"
     add("--standard_images", type=int, metavar="N", help=attacked)
     add("--quick", action="store_true", help="tiny sizes: does it work at all")
-    add("--output", type=Path, default=Path("benchmark.json"), metavar="FILE", help="JSON")
+    add("--output", type=user_path, default=Path("benchmark.json"), metavar="FILE", help="JSON")
     return checked(parser.parse_args(argv, argparse.Namespace(pgd_steps=50)))
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from lib.data.images import UnreadableImage, load_rgb
 from tools.data_tree import DataTree, scan
 from tools.parallel import image_bar, in_parallel
-from utils.config.parser import positive, tool_parser
+from utils.config.parser import positive, tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.logging import counted
@@ -63,7 +63,9 @@ def parse(argv: Sequence[str] | None) -> tuple[Path, int]:
         UserError: no such folder, or fewer than one process.
     """
     parser = tool_parser("check_data", __doc__)
-    parser.add_argument("dir", metavar="DIR", type=Path, help="an ImageFolder or ImageNet-C tree")
+    parser.add_argument(
+        "dir", metavar="DIR", type=user_path, help="an ImageFolder or ImageNet-C tree"
+    )
     parser.add_argument(
         "--workers",
         type=positive,

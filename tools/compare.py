@@ -18,6 +18,7 @@ or given a column each by --allow_mixed.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections import Counter
@@ -30,7 +31,7 @@ from tools.comparison_table import Table, build_tables, column_of
 from tools.comparison_values import Row, Value, collect, collect_warnings
 from tools.paired import paired_lines
 from tools.published import published_rows
-from utils.config.parser import tool_parser
+from utils.config.parser import tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.storage.files import atomic_write, make_folder, write_csv
@@ -76,12 +77,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         UserError: a flag is wrong or a path is missing.
     """
     parser = tool_parser("compare", __doc__)
-    parser.add_argument("runs", metavar="RUN_OR_JSON", nargs="+", type=Path)
+    parser.add_argument("runs", metavar="RUN_OR_JSON", nargs="+", type=user_path)
     parser.add_argument(
         "-o",
         "--output",
         metavar="DIR_OR_STEM",
         default="comparison",
+        type=os.path.expanduser,
         help="folder (there, or ending in /) for comparison.*, or path without suffix"
         " (default: %(default)s, in the current folder)",
     )

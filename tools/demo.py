@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.demo_report import write_report
-from utils.config.parser import tool_parser
+from utils.config.parser import tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.storage.files import make_folder
@@ -36,8 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> Path:
     """The folder to work in."""
     parser = tool_parser("demo", __doc__)
-    parser.add_argument("folder", nargs="?", default="demo", metavar="DIR", help="default: demo")
-    return Path(parser.parse_args(argv).folder)
+    parser.add_argument(
+        "folder", nargs="?", default="demo", metavar="DIR", type=user_path, help="default: demo"
+    )
+    return parser.parse_args(argv).folder
 
 
 def demo(folder: Path) -> None:

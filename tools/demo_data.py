@@ -30,7 +30,7 @@ from PIL import Image
 
 from lib.imagenet_c.corruptions import SEVERITIES, STANDARD
 from tools.parallel import image_bar, in_parallel
-from utils.config.parser import positive, tool_parser
+from utils.config.parser import positive, tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.storage.files import make_folder, write_json
@@ -71,7 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = tool_parser("demo_data", __doc__)
     add = parser.add_argument
-    add("dir", metavar="DIR", type=Path, help="folder to make")
+    add("dir", metavar="DIR", type=user_path, help="folder to make")
     add("--corruptions", action="store_true", help="also make DIR-C, laid out as ImageNet-C")
     images = "val images that DIR-C holds in each of its 75 folders (default: %(default)s)"
     add("--images", type=positive, default=120, metavar="N", help=images)

@@ -14,6 +14,7 @@ at several eps, classes one result of attacks. Exit status 2 after an error.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,8 +53,15 @@ def build_parser() -> OneLineParser:
         ("classes", draw_classes, "JSON", 1, "the most and the least robust classes"),
     ):
         figure = figures.add_parser(name, help=text, description=text)
-        figure.add_argument("inputs", metavar=inputs, nargs=count)
-        figure.add_argument("-o", "--output", required=True, metavar="PATH", help="fig or fig.png")
+        figure.add_argument("inputs", metavar=inputs, nargs=count, type=os.path.expanduser)
+        figure.add_argument(
+            "-o",
+            "--output",
+            required=True,
+            metavar="PATH",
+            type=os.path.expanduser,
+            help="fig or fig.png",
+        )
         figure.add_argument("--title", default="", help="text above the figure")
         figure.set_defaults(draw=draw, labels=None, epoch=None)
         if count == "+" and name != "robustness":

@@ -26,7 +26,7 @@ from tools.compare import main as compare
 from tools.demo import CONFIG, HE, ROOT
 from tools.study_report import attack_result, write_report
 from utils.config.command_line import parse_command_line
-from utils.config.parser import names, positive, tool_parser
+from utils.config.parser import names, positive, tool_parser, user_path
 from utils.config.schema import Config
 from utils.distributed.launch import run_command
 from utils.errors import UserError
@@ -85,7 +85,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         UserError: a flag is wrong.
     """
     parser = tool_parser("study", __doc__)
-    parser.add_argument("folder", nargs="?", default="study", metavar="DIR", help="default: study")
+    parser.add_argument(
+        "folder", nargs="?", default="study", metavar="DIR", type=user_path, help="default: study"
+    )
     parser.add_argument(
         "--seeds", type=positive, default=3, metavar="N", help="default: %(default)s"
     )

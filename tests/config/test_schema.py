@@ -135,6 +135,7 @@ def test_values_in_other_spellings(key: str, given: object, value: object) -> No
         ("RUN.output_prefix", "a/b", "holds no slash"),
         ("RUN.output_prefix", "", "not text"),
         ("RUN.output_prefix", "a\nb", "cannot be printed"),
+        ("RUN.output_prefix", "caf\udcc3\udca9", "set LC_ALL=C.UTF-8"),
     ],
 )
 def test_unusable_values(key: str, value: object, words: str) -> None:

@@ -35,3 +35,12 @@ def test_a_count_is_a_whole_number_from_one(tool: str, flag: str) -> None:
     for value, said in ("0", "'0' must be at least 1"), ("1.5", "'1.5' is not a whole number"):
         message = only_error(call(f"tools.{tool}", *NEEDED[tool], f"--{flag}", value))
         assert message.startswith(f"argument --{flag}: {said}")
+
+
+@pytest.mark.parametrize(
+    "words", [("check_data",), ("compare",), ("plot", "training", "-o", "x")], ids=lambda w: w[0]
+)
+def test_tilde_is_the_home_folder(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/no/home")
+    message = only_error(call(f"tools.{words[0]}", *words[1:], "~/data"))
+    assert "/no/home/data" in message

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 from typing import NoReturn
 
 from utils.config.readers import whole
@@ -30,6 +32,11 @@ def positive(text: str) -> int:
         return whole(1)(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def user_path(text: str) -> Path:
+    """argparse type: a path; `~` is the home folder."""
+    return Path(os.path.expanduser(text))
 
 
 def names(text: str) -> list[str]:

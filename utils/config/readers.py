@@ -128,6 +128,11 @@ def path(value: object) -> str:
 def output_prefix(value: object) -> str:
     """Text that can be part of a folder's name."""
     name = text(value)
+    if re.search("[\udc80-\udcff]", name):
+        raise ValueError(
+            f"{show(name)} cannot be read as text under this locale; set LC_ALL=C.UTF-8 or"
+            " PYTHONUTF8=1, or take a name of ASCII letters"
+        )
     if not name.isprintable():
         raise ValueError(f"{show(name)} holds characters that cannot be printed")
     if "/" in name or "\\" in name or name in (".", ".."):
