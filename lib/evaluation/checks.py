@@ -5,6 +5,7 @@ After Athalye et al. 2018, arXiv:1802.00420, and Carlini et al. 2019, arXiv:1902
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -34,16 +35,19 @@ def check_reach(specs: Sequence[AttackSpec], threat: ThreatModel) -> list[str]:
         f"{spec.label}: {spec.steps} x {radius_text(spec.step_size, threat.norm)} reach"
         f" {radius_text(spec.steps * spec.step_size, threat.norm)} of a radius of"
         f" {radius_text(threat.eps, threat.norm)}, so robust accuracy is overestimated: take more"
-        f" steps, or longer ones, such as pgd{spec.steps}@{longer_step(spec, threat)}"
+        f" steps, or longer ones, such as {reaching(spec, threat)}"
         for spec in specs
         if isinstance(spec, PGDSpec) and spec.steps * spec.step_size < threat.eps * (1 - 1e-6)
     ]
 
 
-def longer_step(spec: PGDSpec, threat: ThreatModel) -> str:
-    """A step with which the attack reaches 2.5 times the radius, as `--attack` takes it."""
+def reaching(spec: PGDSpec, threat: ThreatModel) -> str:
+    """Steps that add up to 2.5 times the radius, as `--attack` takes them: in Linf below 1/2."""
     step = 2.5 * threat.eps / spec.steps
-    return f"{255 * step:.2g}/255" if threat.norm == "Linf" else f"{step:.2g}"
+    if threat.norm != "Linf":
+        return f"pgd{spec.steps}@{float(f'{step:.3g}'):g}"
+    whole = min(math.ceil(255 * step), 127)  # it takes no decimals before /255
+    return f"pgd{max(spec.steps, math.ceil(255 * 2.5 * threat.eps / whole))}@{whole}/255"
 
 
 def check_network(model: nn.Module, data: EvaluationData) -> list[str]:

@@ -10,8 +10,9 @@ from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.pgd import attacking
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.protocols import PROTOCOLS, AutoAttackSpec, PGDSpec, ThreatModel
+from lib.evaluation.attack_list import parse_attack
 from lib.evaluation.autoattack import AutoAttack
-from lib.evaluation.checks import check_attacks, output_warnings
+from lib.evaluation.checks import check_attacks, check_reach, output_warnings
 from lib.evaluation.validation import AttackRow, CleanRow, attack_rows, clean_rows
 from utils.errors import UserError
 
@@ -142,6 +143,19 @@ def test_square_alone_breaking_images() -> None:
     assert broken_by_square(2) == []
     (warning,) = broken_by_square(3)
     assert "broke 3 images" in warning
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "longer"),
+    [("Linf", 1.0, "pgd6@127/255"), ("Linf", 0.1, "pgd2@32/255"), ("L1", 4e3, "pgd2@5000")],
+)
+def test_the_longer_steps_that_a_warning_names_are_taken(
+    norm: str, eps: float, longer: str
+) -> None:
+    threat = ThreatModel(eps, norm=norm)
+    (warning,) = check_reach([PGDSpec(2, STEP)], threat)
+    assert warning.endswith(f"such as {longer}")
+    assert check_reach([parse_attack(longer, 1.0, norm)], threat) == []
 
 
 class Broken(Linear):
