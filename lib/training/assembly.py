@@ -42,6 +42,7 @@ def assemble(
     requests: SignalRequests,
 ) -> Run:
     """The run, ready for its next minibatch."""
+    torch.manual_seed(config.RUN.seed)  # nothing draws from it today, and checkpoints hold it
     trainer = make_trainer(setup.model, config, setup.model_settings.scaled_margin, context)
     progress = Progress(epoch=config.TRAIN.start_epoch)
     if setup.resumed is not None:

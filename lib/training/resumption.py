@@ -112,9 +112,12 @@ def require_work_left(config: Config, checkpoint: Checkpoint) -> None:
     """
     done = checkpoint.epoch
     if done >= config.passes and is_elsewhere(config, checkpoint):
+        wanted = f"TRAIN.epochs {config.TRAIN.epochs}"
+        if config.passes != config.TRAIN.epochs:
+            wanted += f" in ADV.n_repeats {config.ADV.n_repeats}"
         raise UserError(
-            f"{checkpoint.path} has {done} passes behind it, and TRAIN.epochs"
-            f" {config.TRAIN.epochs} are {config.passes}; raise TRAIN.epochs, or evaluate it by -e"
+            f"{checkpoint.path} has {done} passes behind it, and {wanted} are {config.passes};"
+            " raise TRAIN.epochs, or evaluate it by -e"
         )
 
 

@@ -132,12 +132,12 @@ def test_a_bug_keeps_its_traceback_once(tmp_path: Path) -> None:
 
 CRASH = """
 import sys
-import lib.algorithm.free_training, main_free
+import lib.algorithm.trainer, main_free
 
 def crash(model):
     raise KeyError("a bug in a step")
 
-lib.algorithm.free_training.project_heads_ = crash
+lib.algorithm.trainer.project_heads_ = crash
 sys.exit(main_free.main(sys.argv[1:]))
 """
 
