@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -164,8 +165,8 @@ def make_loader(
 ) -> Loader:
     """A loader of `Batch`es, whose pixels travel as suits device and memory.
 
-    For CUDA each batch is pinned, in a thread beside the work; elsewhere a ring of memory that
-    all processes share takes the pixels; without room for it they go through pipes.
+    For CUDA each batch is pinned, by a thread; elsewhere a ring of shared memory takes the pixels,
+    or pipes where there is no room for it.
 
     Args:
         dataset: reads a batch.
@@ -176,8 +177,7 @@ def make_loader(
         warn: told where there is little shared memory.
         local_processes: of this machine, which share its memory.
     """
-    # Of its own, though nobody uses the seeds that it gives the readers: each pass over a loader
-    # draws one, and an interrupted training makes more of them.
+    # Of its own: each pass draws a seed for readers, and an interrupted training has more passes.
     generator = torch.Generator()
     if not workers:
         plain = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, generator=generator)
@@ -185,27 +185,23 @@ def make_loader(
     room = free_shared_memory() / local_processes
     ahead = batches_ahead(batches.largest * 3 * dataset.size**2, workers, room, warn)
 
-    def readers(of: Any, sampler: Any, pin_memory: bool = False) -> DataLoader:
-        return DataLoader(
-            of,
-            batch_sampler=sampler,
-            num_workers=workers,
-            collate_fn=collate,
-            worker_init_fn=worker_init,
-            persistent_workers=True,
-            prefetch_factor=max(1, ahead),
-            pin_memory=pin_memory,
-            generator=generator,
-        )
-
+    readers = partial(
+        DataLoader,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=worker_init,
+        persistent_workers=True,
+        prefetch_factor=max(1, ahead),
+        generator=generator,
+    )
     if not ahead:
         pipe = PipeDataset(dataset)
-        return Loader(readers(pipe, batches), pipe.received)
+        return Loader(readers(pipe, batch_sampler=batches), pipe.received)
     if device.type == "cuda":
-        return Loader(readers(dataset, batches, pin_memory=True), collate)
+        return Loader(readers(dataset, batch_sampler=batches, pin_memory=True), collate)
     slots = max(1, min(ahead * workers + 1, len(batches)))
     ring = RingDataset(dataset, slots, batches.largest)
-    return Loader(readers(ring, Numbered(batches, slots)), ring.received)
+    return Loader(readers(ring, batch_sampler=Numbered(batches, slots)), ring.received)
 
 
 def batches_ahead(size: int, workers: int, room: float, warn: Callable[[str], Any]) -> int:
