@@ -19,7 +19,7 @@ import torchvision
 from torch import nn
 
 from lib.algorithm.free_training import make_noise
-from lib.algorithm.pgd import attacking, pgd
+from lib.algorithm.pgd import pgd
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.protocols import PGDSpec, ThreatModel
 from lib.algorithm.trainer import Trainer, TrainingSettings
@@ -156,7 +156,7 @@ def pgd_plain(case: Case) -> dict[str, Work]:
 def pgd_suite(case: Case) -> dict[str, Work]:
     """A step of the suite's PGD, counted in the same way."""
     images, labels = example(case)
-    model = own_model(case)
+    model = own_model(case).eval().requires_grad_(False)  # as `attacking` has it
     outputs = torch.compile(model.outputs) if case.compiled else None
     threat = ThreatModel(EPS, precision=case.precision)
     attack = PGDAttack(model, PGDSpec(PGD_STEPS, STEP_SIZE), threat, outputs)
@@ -165,9 +165,8 @@ def pgd_suite(case: Case) -> dict[str, Work]:
 
     def steps() -> Iterator[Any]:
         start = torch.empty_like(images).uniform_(-EPS, EPS)
-        with attacking(model):
-            for _ in itertools.count():
-                yield from step(search, images, labels, start)
+        for _ in itertools.count():
+            yield from step(search, images, labels, start)
 
     iterates = steps()
     return {"pgd": lambda: (next(iterates), case.batch_size / PGD_STEPS)[1]}
