@@ -76,17 +76,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     """Where one short FreeAT + HE training has run: its run folder. Not to be written to."""
+    from in_process import call
+
     cwd = tmp_path_factory.mktemp("trained")
-    arguments = [digits, "--FN", "True", "--WN", "True", *settings(TRAIN__epochs=4)]
-    done = subprocess.run(
-        command("main_free.py", *arguments),
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        done = call(
+            "main_free.py", digits, "--FN", "True", "--WN", "True", *settings(TRAIN__epochs=4)
+        )
+    assert done.status == 0, done
     (folder,) = (cwd / "trained_models").iterdir()
     return folder
 

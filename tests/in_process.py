@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pytest
 import torch
+
+from utils.errors import UserError
 
 SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
 
@@ -55,3 +58,12 @@ def only_error(done: Done) -> str:
     assert done.err.startswith("error: "), done.err
     assert done.err.count("\n") == 1, done.err
     return done.err.removeprefix("error: ").strip()
+
+
+def user_error(function: Callable[..., object], *arguments: Any, **named: Any) -> str:
+    """The message, one line, of the user error that a call must raise."""
+    with pytest.raises(UserError) as caught:
+        function(*arguments, **named)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+from in_process import user_error
 
 from tools.flags import page
 from utils.config.command_line import parse_command_line
@@ -33,10 +34,7 @@ def set_to(key: str, value: object) -> Config:
 
 def wrong(key: str, value: object) -> str:
     """The error that a value raises, one short line."""
-    with pytest.raises(UserError) as caught:
-        set_to(key, value)
-    message = str(caught.value)
-    assert "\n" not in message
+    message = user_error(set_to, key, value)
     assert len(message) < 400
     return message
 
