@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from utils.config.readers import REDUCE_OVERHEAD
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +34,7 @@ class Case:
         part: free, methods, pgd, standard or reading.
         subject: `plain` for the written-out loop, `suite` for this one.
         precision: fp32, bf16 or fp16.
-        compiled: whether torch.compile is on.
+        compiled: as `TRAIN.compile`.
         arch, batch_size, crop_size, device, workers: as in training.
         data: folder of the images of `reading` and `standard`.
         pgd_steps: steps of PGD in `standard`.
@@ -43,7 +44,7 @@ class Case:
     part: str
     subject: str
     precision: str
-    compiled: bool
+    compiled: bool | str
     arch: str
     batch_size: int
     crop_size: int
@@ -55,10 +56,11 @@ class Case:
 
     @property
     def name(self) -> str:
-        """`plain`, `suite fp32`, `suite bf16 compile`."""
+        """`plain`, `suite fp32`, `suite bf16 compile`, `suite bf16 reduce-overhead`."""
         if self.subject == "plain" or self.part == "reading":
             return self.subject
-        return f"suite {self.precision}" + (" compile" if self.compiled else "")
+        compiled = "compile" if self.compiled is True else self.compiled
+        return f"suite {self.precision}" + (f" {compiled}" if compiled else "")
 
     def as_json(self) -> str:
         """For the command line."""
@@ -97,13 +99,16 @@ def cases_of(part: str, options: argparse.Namespace, folder: Path) -> Iterator[C
     own = ("arch", "batch_size", "crop_size", "device", "workers", "pgd_steps", "take_seconds")
     settings = {name: getattr(options, name) for name in own}
     base = Case(part, "plain", "fp32", False, data=str(folder / part), **settings)
-    precisions, compiled = options.precisions, [False] + [True] * (not options.no_compile)
+    precisions: list[str] = options.precisions
+    compiled: list[bool | str] = [False] if options.no_compile else [False, True]
     if part == "reading":
         write_corruption_tree(folder / part, options.crop_size, options.reading_images)
         precisions, compiled = ["fp32"], [False]
     elif part == "standard":
         write_half_robust(folder / part, options.crop_size, options.standard_images)
         compiled = [False]  # batches of every size would be compiled again
+    elif part != "pgd" and options.device.startswith("cuda") and not options.no_compile:
+        compiled.append(REDUCE_OVERHEAD)
     if part != "methods":
         yield base
     for precision, on in product(precisions, compiled):

@@ -120,13 +120,13 @@ def make_trainer(
 
 
 def make_networks(
-    model: ResNet, compiled: bool, context: DistributedContext
+    model: ResNet, mode: bool | str, context: DistributedContext
 ) -> tuple[Network, Network]:
     """What forward passes go through, those of updates and those of attacks.
 
-    The model, compiled if asked for; for updates of several processes in DDP.
+    The model, compiled as `TRAIN.compile` says; for updates of several processes in DDP.
     """
-    attacked = torch.compile(model) if compiled else model
+    attacked = compile_network(model, mode)
     if context.world_size == 1:
         return attacked, attacked
     ids = [context.device.index] if context.device.type == "cuda" else None
@@ -135,7 +135,26 @@ def make_networks(
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     sync: Any = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     updated = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **sync)
-    return torch.compile(updated) if compiled else updated, attacked
+    return compile_network(updated, mode), attacked
+
+
+def compile_network(network: nn.Module, mode: bool | str) -> Network:
+    """The network as `TRAIN.compile` says: as it is, compiled, or in CUDA graphs.
+
+    A CUDA graph's outputs and gradients lie in memory that its next call uses again: a step reads
+    them before, which a test holds.
+    """
+    if not mode:
+        return network
+    if mode is True:
+        return torch.compile(network)
+    graphs = torch.compile(network, mode=mode, dynamic=False)  # one for each of a few sizes
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        torch.compiler.cudagraph_mark_step_begin()  # nothing of the call before is needed
+        return graphs(x)
+
+    return call
 
 
 def make_optimizer(model: nn.Module, config: Config, kind: str) -> torch.optim.SGD:

@@ -12,6 +12,7 @@ from lib.evaluation.model_settings import ModelSettings, model_of, new_model, se
 from lib.training.resumption import begins_phase, find_resumption, require_same_run
 from lib.training.tensorboard import require_tensorboard
 from models.resnet import ResNet
+from utils.config.readers import REDUCE_OVERHEAD
 from utils.config.schema import Config
 from utils.distributed.context import DistributedContext
 from utils.errors import SharedUserError, UserError
@@ -73,6 +74,8 @@ def set_up(
         )
     if config.TRAIN.sync_bn and context.device.type != "cuda":
         raise UserError("TRAIN.sync_bn needs CUDA; leave it out")
+    if config.TRAIN.compile == REDUCE_OVERHEAD and context.device.type != "cuda":
+        raise UserError(f"TRAIN.compile {REDUCE_OVERHEAD} needs CUDA; set it to true or false")
     if config.OPTIONS.tensorboard:
         require_tensorboard()
     train_tree, val_tree = trees

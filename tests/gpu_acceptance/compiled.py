@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 from lib.algorithm.free_training import free_step
 from tests.gpu_acceptance.checks import Check, at_most
 from tests.gpu_acceptance.setting import Setting, difference, minibatch, network, pixels, trainer_of
+from utils.config.readers import REDUCE_OVERHEAD
 
 MOST = 3  # compilations
 
@@ -49,17 +50,18 @@ def training(setting: Setting) -> Iterator[Check]:
     batch, size = 8, setting.crop
     images, labels, _ = minibatch(batch, size, setting.device)
 
-    def train(compiled: bool) -> torch.Tensor:
+    def train(mode: bool | str) -> torch.Tensor:
         model = network(setting.arch, size, hypersphere=True)
-        trainer = trainer_of(model, setting.device, batch, size, compiled=compiled)
+        trainer = trainer_of(model, setting.device, batch, size, compiled=mode)
         rows = (batch, batch, batch - 3, batch)
         losses = [free_step(trainer, images[:n], labels[:n])[0] for n in rows]
         return torch.stack(losses).cpu()
 
     eager = train(False)
-    found, count = compilations(lambda: train(True))
-    yield at_most("compilations of training", count, MOST)
-    yield at_most("its losses, relative difference from eager", difference(found, eager), 1e-2)
+    for mode, name in ((True, "training"), (REDUCE_OVERHEAD, f"training with {REDUCE_OVERHEAD}")):
+        found, count = compilations(partial(train, mode))
+        yield at_most(f"compilations of {name}", count, MOST)
+        yield at_most(f"losses of {name}, relative to eager", difference(found, eager), 1e-2)
 
 
 def evaluation(setting: Setting) -> Iterator[Check]:

@@ -135,7 +135,7 @@ def trainer_of(
     size: int,
     *,
     precision: str = "fp32",
-    compiled: bool = False,
+    compiled: bool | str = False,
     context: DistributedContext | None = None,
 ) -> Trainer:
     """A training of a network on a device, as the suite assembles it, at a small learning rate."""

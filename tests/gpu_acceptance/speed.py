@@ -26,6 +26,7 @@ from tests.gpu_acceptance.setting import EPS, Setting, minibatch, network, train
 from tools.benchmark import QUICK
 from tools.benchmark_case import REPLAYS, Case, cases_of
 from tools.benchmark_subject import SUBJECTS, take
+from utils.config.readers import REDUCE_OVERHEAD
 
 FREE_GOAL, NATURAL_GOAL, STANDARD_GOAL = 4.0, 1.03, 3.0  # over plain; over natural; over plain
 ACTIONS = {
@@ -68,7 +69,7 @@ def options(setting: Setting) -> argparse.Namespace:
 
 
 def cases(setting: Setting) -> list[Case]:
-    """Eager ones first, large batches before small ones: compilation takes most of the time."""
+    """The telling ones first: compilation takes most of the time."""
     base = options(setting)
     base.no_compile = setting.choose(False, True, True)
     found = [
@@ -77,9 +78,16 @@ def cases(setting: Setting) -> list[Case]:
         for part in ("free", "methods", "pgd")
         for case in cases_of(part, base, setting.folder)
     ]
-    return sorted(
-        found, key=lambda case: (case.compiled, case.precision == "fp32" and case.compiled)
-    )
+    return sorted(found, key=telling)
+
+
+def telling(case: Case) -> tuple[bool, bool, int]:
+    """Sorts cases: eager before compiled, then bf16 before fp32, then large batches before small.
+
+    CUDA graphs have the small ones first, which they are for.
+    """
+    size = case.batch_size if case.compiled == REDUCE_OVERHEAD else -case.batch_size
+    return bool(case.compiled), bool(case.compiled) and case.precision == "fp32", size
 
 
 def fresh(case: Case) -> tuple[dict[str, float], float]:

@@ -6,11 +6,11 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 ATTACK_LOSSES = ("ce", "margin", "dlr")
 NORMS = ("Linf", "L2", "L1")
+REDUCE_OVERHEAD = "reduce-overhead"  # torch.compile's mode of CUDA graphs
 
 
 class PgdRow(NamedTuple):
@@ -44,12 +44,16 @@ def strict_bool(value: object) -> bool:
 
 
 def number(value: object) -> float:
-    """A finite number; strings such as 1e-4 (text to YAML 1.1) and 1/255 are numbers too."""
+    """A finite number; strings such as 1e-4 (text to YAML 1.1), 1/255 and 0.5/255 too."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(f"{show(value)} is not a number")
     try:
-        result = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
-    except (ValueError, ZeroDivisionError, OverflowError):
+        if isinstance(value, str) and "/" in value:
+            above, below = value.split("/")
+            result = float(above) / float(below)
+        else:
+            result = float(value)
+    except (ValueError, ZeroDivisionError):
         raise ValueError(f"{show(value)} is not a number") from None
     if not math.isfinite(result):
         raise ValueError(f"{show(value)} is not finite")
@@ -89,6 +93,16 @@ def whole(low: int, high: float = math.inf) -> Callable[[object], int]:
 
 def workers(value: object) -> int | str:
     return "auto" if value == "auto" else whole(0)(value)
+
+
+def compile_mode(value: object) -> bool | str:
+    """Whether a network is compiled, or torch.compile's mode for it."""
+    if value == REDUCE_OVERHEAD:
+        return REDUCE_OVERHEAD
+    try:
+        return strict_bool(value)
+    except ValueError:
+        raise ValueError(f"{show(value)} is not one of false, true, {REDUCE_OVERHEAD}") from None
 
 
 def limit(high: float) -> str:

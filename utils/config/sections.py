@@ -15,6 +15,7 @@ from utils.config.readers import (
     PgdRow,
     architecture,
     choice,
+    compile_mode,
     device,
     numbers,
     output_prefix,
@@ -38,6 +39,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 METHODS = ("free", "fast", "pgd", "natural")
 CLASS_ORDERS = ("auto", "text", "numeric")
 AUTO: int | str = "auto"
+NOT_COMPILED: bool | str = False
 ONE_255TH = 0.00392156862  # as the published configs.yml rounds 1/255
 
 
@@ -98,7 +100,11 @@ class Train:
     precision: str = setting(
         "fp32", choice(PRECISIONS), "arithmetic of training: fp32, bf16, fp16", resume="noted"
     )
-    compile: bool = setting(False, strict_bool, "compile the network with torch.compile")
+    compile: bool | str = setting(
+        NOT_COMPILED,
+        compile_mode,
+        "compile the network with torch.compile; reduce-overhead: CUDA graphs, for small batches",
+    )
     sync_bn: bool = setting(False, strict_bool, "batch statistics over all processes")
     checkpoint_minutes: float = setting(
         10.0, real(0, above=True), "minutes between checkpoints within an epoch"
