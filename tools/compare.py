@@ -25,16 +25,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tools.comparison_formats import condition_notes, csv_rows, latex, markdown, reading_notes
+from tools.comparison_formats import condition_notes, csv_table, latex, markdown, reading_notes
 from tools.comparison_seeds import Line, merge_seeds
 from tools.comparison_table import Table, build_tables, column_of
-from tools.comparison_values import Row, Value, collect, collect_warnings
+from tools.comparison_values import MCE, Value, collect, row_of
 from tools.paired import paired_lines
 from tools.published import published_rows
 from utils.config.parser import tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
+from utils.figures.comparison import Panel, comparison
+from utils.figures.style import run_labels, save_figure
 from utils.storage.files import atomic_write, make_folder, write_csv
+from utils.storage.records import Result
 from utils.storage.results import find_results
 from utils.text import printable
 
@@ -60,8 +63,7 @@ def compare(arguments: argparse.Namespace) -> None:
         columns = {column_of(value): None for values in rows.values() for value in values}
         published, about = published_rows(columns)
     tables = build_tables(rows, published, arguments.allow_mixed)
-    warnings = line_warnings(lines, names, collect_warnings(results))
-    notes = [*reading_notes(tables, warnings), *about]
+    notes = [*reading_notes(tables, line_warnings(lines, names, results)), *about]
     if arguments.paired:
         notes += paired_lines(arguments.paired, rows)
     text = markdown(tables, [*(n for table in tables for n in condition_notes(table)), *notes])
@@ -127,8 +129,6 @@ def row_names(lines: Sequence[Line], given: Sequence[str] | None) -> list[str]:
 
 def own_names(lines: Sequence[Line]) -> list[str]:
     """Names after the run folders."""
-    from utils.figures.style import run_labels
-
     rows = [line.members[0] for line in lines]
     folders = list(dict.fromkeys(row.folder for row in rows))
     labels = dict(zip(folders, run_labels(folders), strict=True))
@@ -148,13 +148,13 @@ def own_names(lines: Sequence[Line]) -> list[str]:
 
 
 def line_warnings(
-    lines: Sequence[Line], names: Sequence[str], warnings: Mapping[Row, Sequence[str]]
-) -> dict[str, list[str]]:
+    lines: Sequence[Line], names: Sequence[str], results: Mapping[Path, Result]
+) -> dict[str, dict[str, None]]:
     """What the evaluations of each row warned of, each warning once."""
-    found = {}
-    for name, line in zip(names, lines, strict=True):
-        texts = (text for member in line.members for text in warnings[member])
-        found[name] = [printable(text) for text in dict.fromkeys(texts)]
+    found: dict[str, dict[str, None]] = {name: {} for name in names}
+    name_of = {row: name for name, line in zip(names, lines, strict=True) for row in line.members}
+    for path, result in results.items():
+        found[name_of[row_of(path, result)]] |= dict.fromkeys(map(printable, result.warnings))
     return found
 
 
@@ -170,17 +170,27 @@ def output_stem(output: str) -> Path:
 
 def write(tables: Sequence[Table], text: str, notes: Sequence[str], stem: Path) -> list[Path]:
     """Write the tables in three formats and the figure in two."""
-    from tools.comparison_figure import panels_of
-    from utils.figures.comparison import comparison
-    from utils.figures.style import save_figure
-
     make_folder(stem.parent)
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("md", "csv", "tex")]
     atomic_write(paths[0], text)
-    header, *rows = csv_rows(tables)
-    write_csv(paths[1], header, rows)
+    write_csv(paths[1], *csv_table(tables))
     atomic_write(paths[2], latex(tables, notes))
     return paths + save_figure(comparison(panels_of(tables)), stem)
+
+
+def panels_of(tables: Sequence[Table]) -> list[Panel]:
+    """The figure's panels: accuracies of each table, then mCE, where less is better."""
+    panels = []
+    for table in tables:
+        for axis, is_error in (("top-1 accuracy (%)", False), ("mCE (%), less is better", True)):
+            columns = [
+                (title, {n: table.cells[n, c] for n in table.names if (n, c) in table.cells})
+                for title, c in zip(table.headers(), table.columns, strict=True)
+                if (c.measure == MCE) == is_error
+            ]
+            if columns:
+                panels.append(Panel(table.title, axis, columns, is_share=not is_error))
+    return panels
 
 
 if __name__ == "__main__":

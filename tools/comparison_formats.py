@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tools.comparison_table import Table, describe
@@ -68,12 +68,12 @@ def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
     return "\n".join(parts)
 
 
-def csv_rows(tables: Sequence[Table]) -> list[list[Any]]:
-    """A header, then a line per value: row, measure, interval, image count, conditions, file."""
+def csv_table(tables: Sequence[Table]) -> tuple[list[str], list[list[Any]]]:
+    """The header, and a line per value: row, measure, interval, image count, conditions, file."""
     columns = [column for table in tables for column in table.columns]
     aspects = list(dict.fromkeys(aspect for column in columns for aspect, _ in column.conditions))
     titles = ["run", "measure", "percent", "low95", "high95", "std", "seeds", "n", *aspects, "file"]
-    rows: list[list[Any]] = [titles]
+    rows: list[list[Any]] = []
     for table in tables:
         for name in table.names:
             for column in table.columns:
@@ -84,7 +84,7 @@ def csv_rows(tables: Sequence[Table]) -> list[list[Any]]:
                     conditions = [conditions_of.get(aspect, "") for aspect in aspects]
                     about = [value.seeds or 1, value.n, *conditions, str(value.source)]
                     rows.append([name, value.measure, *numbers, *about])
-    return rows
+    return titles, rows
 
 
 def condition_notes(table: Table) -> list[str]:
@@ -99,7 +99,7 @@ def condition_notes(table: Table) -> list[str]:
     return lines
 
 
-def reading_notes(tables: Sequence[Table], warnings: Mapping[str, Sequence[str]]) -> list[str]:
+def reading_notes(tables: Sequence[Table], warnings: Mapping[str, Iterable[str]]) -> list[str]:
     """What the numbers are, and what casts doubt on them."""
     values = [value for table in tables for value in table.cells.values()]
     measures = {value.measure for value in values}

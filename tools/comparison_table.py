@@ -100,15 +100,10 @@ def image_list(value: Value) -> str:
 def image_lists(values: Sequence[Value]) -> list[tuple[str, set[tuple[str, str]]]]:
     """(title, {(kind, image list)}) of each table: the largest list of every kind comes first."""
     largest = sorted(values, key=lambda value: -value.n)
-    lists = dict.fromkeys((value.kind, image_list(value)) for value in largest)
-    first = {kind: images for kind, images in reversed(lists)}
-    main = set(first.items())
-    titles = {
-        (value.kind, image_list(value)): dict(value.conditions)["images"] for value in largest
-    }
-    rest = [each for each in lists if each not in main]
-    prefixes = {kind: f"{KINDS.get(kind, kind)} " for kind, _ in rest}
-    named = ((f"{prefixes[kind]}{titles[kind, x]}".strip(), {(kind, x)}) for kind, x in rest)
+    lists = {(v.kind, image_list(v)): dict(v.conditions)["images"] for v in largest}
+    main = set({kind: images for kind, images in reversed(lists)}.items())
+    rest = {each: title for each, title in lists.items() if each not in main}
+    named = ((f"{KINDS.get(each[0], each[0])} {rest[each]}".strip(), {each}) for each in rest)
     return [("", main), *named]
 
 
@@ -150,12 +145,9 @@ def header(column: Column, columns: Sequence[Column]) -> str:
     short = [aspect for aspect in aspects if aspect != "over"]
     titles = [describe(c.conditions, short) for c in siblings if c.measure == column.measure]
     title = describe(column.conditions, short)
-    return ", ".join(
-        [
-            column.measure,
-            *(title if titles.count(title) == 1 else describe(column.conditions, aspects)),
-        ]
-    )
+    if titles.count(title) > 1:
+        title = describe(column.conditions, aspects)
+    return ", ".join([column.measure, *title])
 
 
 def describe(conditions: Conditions, aspects: Sequence[str]) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.storage.intervals import Accuracy, wilson_interval
+from utils.storage.intervals import Accuracy, Estimate, wilson_interval
 from utils.storage.measurement import Measurement, radius_text
 from utils.storage.records import AttackResult, ImageNetCResult, Result, ShiftResult
 
@@ -27,34 +28,28 @@ class Row:
     checkpoint: str = field(compare=False)
 
 
-@dataclass(frozen=True)
-class Value:
-    """One number, in percent.
+@dataclass(frozen=True, kw_only=True)
+class Value(Estimate):
+    """One number, in percent; its spread is over seeds, where it is a mean over several.
 
     Attributes:
         measure: the column's name, conditions apart, such as `PGD-10 (ce)`.
         kind: of the evaluation, `attack`, `imagenet_c`, or `shift` and the test set.
         conditions: what must agree for two values to compare.
-        percent: the value.
-        interval: its 95 % interval in percent, or None where there is none.
         n: images behind it.
         source: the file, or who published it.
         scale: factor on the outputs under the attack's loss; it belongs to the network.
         outcomes: the column of the per-image CSV beside the source.
-        spread: standard deviation over seeds, where the value is a mean over several.
         seeds: how many, in a row of several.
     """
 
     measure: str
     kind: str
     conditions: Conditions
-    percent: float
-    interval: tuple[float, float] | None
     n: int
     source: Path | str
     scale: float | None = None
     outcomes: str = ""
-    spread: float | None = None
     seeds: int | None = None
 
 
@@ -82,14 +77,6 @@ def collect(results: Mapping[Path, Result]) -> dict[Row, list[Value]]:
     return rows
 
 
-def collect_warnings(results: Mapping[Path, Result]) -> dict[Row, list[str]]:
-    """What each checkpoint's evaluations warned of, each warning once."""
-    found: dict[Row, dict[str, None]] = {}
-    for path, result in results.items():
-        found.setdefault(row_of(path, result), {}).update(dict.fromkeys(result.warnings))
-    return {row: list(texts) for row, texts in found.items()}
-
-
 def add_value(values: list[Value], new: Value) -> None:
     """Keep each value once. Two files may hold the same, but must not contradict each other."""
     for old in values:
@@ -113,26 +100,31 @@ def values_of(path: Path, result: Result) -> Iterator[Value]:
         yield from shift_values(path, result)
 
 
+def accuracy_value(top1: Accuracy, **more: Any) -> Value:
+    """An accuracy with what else a value holds."""
+    return Value(**vars(top1.estimate), n=top1.n, **more)
+
+
 def attack_values(path: Path, result: AttackResult) -> Iterator[Value]:
     """Clean accuracy, robust accuracy under each attack, and the worst case; all top-1."""
     measured = result.measurement
     images, search = image_conditions(result), search_conditions(measured)
-
-    def value(measure: str, conditions: Conditions, top1: Accuracy, **more: Any) -> Value:
-        low, high = (100 * bound for bound in top1.interval)
-        return Value(measure, "attack", conditions, top1.percent, (low, high), top1.n, path, **more)
-
-    yield value("Clean", images, result.clean.top1, outcomes="clean_correct")
+    value = partial(accuracy_value, kind="attack", source=path)
+    clean, worst_case = result.clean.top1, result.worst_case.top1
+    yield value(clean, measure="Clean", conditions=images, outcomes="clean_correct")
     for attack in result.attacks:
         if attack.is_part:
             continue  # what some of its attacks have left is no attack of its own
         step = (("step", radius_text(attack.step_size, measured.norm)),) if attack.steps else ()
-        conditions = (*search, *step, *images)
-        more = {"scale": attack.scale, "outcomes": f"{attack.name}_robust"}
-        measure = re.sub(r", step [^)]*", "", attack.label) if step else attack.label
-        yield value(measure, conditions, attack.top1, **more)
-    conditions = (*search, *attack_list_conditions(measured), *images)
-    yield value("Worst case", conditions, result.worst_case.top1, outcomes="worst_case_robust")
+        yield value(
+            attack.top1,
+            measure=re.sub(r", step [^)]*", "", attack.label) if step else attack.label,
+            conditions=(*search, *step, *images),
+            outcomes=f"{attack.name}_robust",
+            scale=attack.scale,
+        )
+    over = (*search, *attack_list_conditions(measured), *images)
+    yield value(worst_case, measure="Worst case", conditions=over, outcomes="worst_case_robust")
 
 
 def imagenet_c_values(path: Path, result: ImageNetCResult) -> Iterator[Value]:
@@ -140,15 +132,15 @@ def imagenet_c_values(path: Path, result: ImageNetCResult) -> Iterator[Value]:
     conditions = (("protocol", result.measurement.protocol), *image_conditions(result))
     mean, mce = result.summary.mean_accuracy, result.summary.mCE
     n = next(iter(result.corruptions.values())).top1[0].n
+    value = partial(Value, kind="imagenet_c", conditions=conditions, n=n, source=path)
     if mean is not None:
         # The same n images stand behind all 75 counts. Taking n, not 75 n, keeps the interval
         # wide enough however strongly the outcomes of one image are correlated.
         low, high = wilson_interval(mean * n, n)
-        interval = (100 * low, 100 * high)
         measure = MEAN_OF_OTHERS if mce is None else MEAN
-        yield Value(measure, "imagenet_c", conditions, 100 * mean, interval, n, path)
+        yield value(100 * mean, (100 * low, 100 * high), measure=measure)
     if mce is not None:
-        yield Value(MCE, "imagenet_c", conditions, mce, None, n, path)
+        yield value(mce, measure=MCE)
 
 
 def shift_values(path: Path, result: ShiftResult) -> Iterator[Value]:
@@ -156,15 +148,10 @@ def shift_values(path: Path, result: ShiftResult) -> Iterator[Value]:
     network_input = image_conditions(result)[-1]
     for name, found in result.sets.items():
         images = (("images", f"{found.top1.n} images"), ("image list", found.images[:12]))
-        for measure, top1 in (
-            (name, found.top1),
-            (f"{name}, of its {found.classes} classes", found.present_top1),
-        ):
-            low, high = (100 * bound for bound in top1.interval)
-            conditions = (*images, network_input)
-            yield Value(
-                measure, f"shift {name}", conditions, top1.percent, (low, high), top1.n, path
-            )
+        about = {"kind": f"shift {name}", "conditions": (*images, network_input), "source": path}
+        yield accuracy_value(found.top1, measure=name, **about)
+        measure = f"{name}, of its {found.classes} classes"
+        yield accuracy_value(found.present_top1, measure=measure, **about)
 
 
 def image_conditions(result: Result) -> Conditions:

@@ -38,13 +38,10 @@ def in_columns(
 ) -> list[Value]:
     """One published value, once for every column that it belongs into."""
     return [
-        Value(
-            column.measure, column.kind, column.conditions, entry["percent"], None, entry["n"],
-            row["source"],
-        )
+        Value(entry["percent"], n=entry["n"], source=row["source"], **vars(column))
         for column in columns
         if column.measure == entry["measure"] and agree(entry["conditions"], column)
-    ]  # fmt: skip
+    ]
 
 
 def agree(wanted: Mapping[str, Any], column: Column) -> bool:

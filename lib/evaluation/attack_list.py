@@ -101,11 +101,9 @@ def attack_list(
     """
     specs = [parse_attack(name, rows[0].step_size, norm, eps) for name in names]
     if not names:
-        configured = [PGDSpec(*row) for row in rows]
-        configured = [
-            replace(spec, step_size=default_step(spec.steps, spec.step_size, norm, eps))
-            for spec in configured
-        ]
+        sizes = [default_step(row.steps, row.step_size, norm, eps) for row in rows]
+        pairs = zip(rows, sizes, strict=True)
+        configured = [PGDSpec(*row._replace(step_size=size)) for row, size in pairs]
         specs = [*protocol.default_attacks(configured)]
     at_scales = [
         replace(spec, scale=scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -98,10 +98,8 @@ class FolderEvaluation:
             subset=subset_label(subset, total, bool(self.image_ids)), corruptions=corruptions,
         )  # fmt: skip
         img_size, crop = self.usual_sizes or (reading.img_size, reading.crop_size)
-        usual = replace(
-            measured, resize=None if reading.img_size is None else img_size, crop=crop,
-            class_order="auto", network="", checkpoint_name="", subset="", corruptions="",
-        )  # fmt: skip
+        resize = None if reading.img_size is None else img_size
+        usual = Measurement(kind, protocol, digest, subset["sha256"], resize, crop)
         return measured, result_stem(self.folder, measured, usual)
 
     def provenance_of(self, protocol: str, subset: Mapping[str, Any]) -> dict[str, Any]:

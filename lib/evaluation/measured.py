@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,25 +58,16 @@ def usual_attacks(measured: Measurement, evaluated: EvaluatedModel) -> Measureme
     """The same network on all images under the settings of its training, or the built-in ones."""
     own = evaluated.trained or Config().as_dict()
     rows = [PgdRow(*row) for row in own["ADV"]["pgd_attack"]]
-    return replace(
-        measured,
-        resize=own["DATA"]["img_size"],
-        crop=own["DATA"]["crop_size"],
-        attacks=attack_texts(
-            attack_list((), rows, PROTOCOLS[measured.protocol], (), measured.norm, measured.eps)
-        ),
+    specs = attack_list((), rows, PROTOCOLS[measured.protocol], (), measured.norm, measured.eps)
+    return Measurement(
+        measured.kind,
+        measured.protocol,
+        measured.checkpoint,
+        measured.images,
+        own["DATA"]["img_size"],
+        own["DATA"]["crop_size"],
+        attacks=attack_texts(specs),
         eps=own["ADV"]["clip_eps"] / own["DATA"].get("max_color_value", 255),
-        norm="Linf",
-        precision="fp32",
-        scales=(),
-        seed=0,
-        cascade=False,
-        class_order="auto",
-        network="",
-        transfer="",
-        transfer_name="",
-        checkpoint_name="",
-        subset="",
     )
 
 

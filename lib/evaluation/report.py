@@ -152,6 +152,6 @@ def result_table(result: AttackResult) -> str:
 
 def cells(entry: TopAccuracies) -> list[str]:
     """Top-1, its interval, top-5 as text; a dash where there is none."""
-    low, high = entry.top1.interval
+    low, high = entry.top1.estimate.whiskers
     top5 = f"{entry.top5.percent:.2f}" if entry.top5 else "-"
-    return [f"{entry.top1.percent:.2f}", f"{100 * low:.2f} - {100 * high:.2f}", top5]
+    return [f"{entry.top1.percent:.2f}", f"{low:.2f} - {high:.2f}", top5]

@@ -39,19 +39,15 @@ def result_text(result: ShiftResult, stem: Path) -> str:
 
 def write_files(result: ShiftResult, stem: Path) -> None:
     """Write `stem.json`, `.csv`, `.png` and `.pdf`."""
-    from utils.figures.comparison import Dot, Panel, comparison
+    from utils.figures.comparison import Panel, comparison
     from utils.figures.style import save_figure
 
     write_result(stem.with_name(f"{stem.name}.json"), result)
     rows = [csv_row(name, found) for name, found in result.sets.items()]
     write_csv(stem.with_name(f"{stem.name}.csv"), COLUMNS, rows)
 
-    def dot(accuracy: Accuracy) -> Dot:
-        low, high = accuracy.interval
-        return Dot(accuracy.percent, (100 * low, 100 * high))
-
     measures = [
-        (name, {"all outputs": dot(found.top1), "classes of the set": dot(found.present_top1)})
-        for name, found in result.sets.items()
+        (name, {"all outputs": a.top1.estimate, "classes of the set": a.present_top1.estimate})
+        for name, a in result.sets.items()
     ]
     save_figure(comparison([Panel("", "top-1 accuracy (%)", measures)]), stem)

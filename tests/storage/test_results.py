@@ -14,13 +14,8 @@ from scipy import stats
 from utils.errors import UserError
 from utils.storage.files import atomic_write, names_sha256, write_csv, write_json
 from utils.storage.intervals import wilson_interval
-from utils.storage.measurement import (
-    Measurement,
-    attack_text,
-    filename_suffix,
-    measurement_from,
-)
-from utils.storage.results import read_result, result_stem, write_result
+from utils.storage.measurement import Measurement, attack_text, filename_suffix
+from utils.storage.results import read_as, read_result, result_stem, write_result
 
 USUAL = Measurement(
     "attack", "standard", "a" * 64, "b" * 64, 256, 224, attacks=("pgd10@1", "pgd50@1"), eps=4 / 255
@@ -76,7 +71,7 @@ def test_what_distinguishes_two_measurements_is_in_the_name(tmp_path, field):
     value, suffix = OTHERS[field]
     other = replace(USUAL, **{field: value})
     assert filename_suffix(other, USUAL) == suffix
-    assert measurement_from(json.loads(json.dumps(other.fingerprint()))) == other
+    assert read_as(Measurement, json.loads(json.dumps(other.fingerprint()))) == other
     # Neither replaces the other's file, and each its own.
     usual = attack_result()
     stem = result_stem(tmp_path, USUAL, USUAL)

@@ -499,11 +499,12 @@ def test_a_figure_of_many_columns_is_readable(compare):
     """20 measures of two runs: no two titles of the figure lie on each other."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    from utils.figures.comparison import Dot, Panel, comparison
+    from utils.figures.comparison import Panel, comparison
+    from utils.storage.intervals import Estimate
 
     measures = [
         (f"PGD-{n} (margin, 5 restarts), eps 4/255, step 1/255, seed 0",
-         {"A": Dot(n, (n - 1, n + 2)), "B": Dot(n / 2)})
+         {"A": Estimate(n, (n - 1, n + 2)), "B": Estimate(n / 2)})
         for n in range(20)
     ]  # fmt: skip
     fig = comparison([Panel("", "top-1 accuracy (%)", measures)])

@@ -66,9 +66,9 @@ def draw_classes(axes: Axes, rows: Sequence[Mapping[str, str]]) -> None:
     for y, row in enumerate(rows):
         for name, column in (("clean", "clean_correct"), ("worst case", "robust")):
             accuracy = Accuracy(int(row[column]), int(row["n"]))
-            low, high = (100 * bound for bound in accuracy.interval)
             shift = -0.14 if name == "clean" else 0.14
-            axes.hlines(y + shift, low, high, color=LOOKS[name]["color"], linewidth=0.8)
+            whiskers = accuracy.estimate.whiskers
+            axes.hlines(y + shift, *whiskers, color=LOOKS[name]["color"], linewidth=0.8)
             axes.plot(accuracy.percent, y + shift, **LOOKS[name])
         if answer := row["most_frequent_wrong_answer"]:
             axes.text(103, y, shortened(answer, LETTERS), va="center", fontsize=7, color=GREY)

@@ -12,25 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.figures.style import WIDTH, footnote, handles_of, literal, marker_style, styled
+from utils.storage.intervals import Estimate
 
 STEP = 0.15  # inches between two runs of a measure
 GAP = 0.16  # inches between two measures
 TITLE_WIDTH = 30  # characters
-
-
-@dataclass(frozen=True)
-class Dot:
-    """A value in percent, with its 95 % interval or its standard deviation over seeds."""
-
-    percent: float
-    interval: tuple[float, float] | None = None
-    spread: float | None = None
-
-    @property
-    def whiskers(self) -> tuple[float, float]:
-        if self.spread is not None:
-            return self.percent - self.spread, self.percent + self.spread
-        return self.interval or (self.percent, self.percent)
 
 
 @dataclass(frozen=True)
@@ -46,7 +32,7 @@ class Panel:
 
     title: str
     axis: str
-    measures: Sequence[tuple[str, Mapping[str, Dot]]]
+    measures: Sequence[tuple[str, Mapping[str, Estimate]]]
     is_share: bool = True
 
 
@@ -66,7 +52,7 @@ def comparison(panels: Sequence[Panel]) -> Figure:
     return fig
 
 
-def room(dots: Mapping[str, Dot]) -> float:
+def room(dots: Mapping[str, Estimate]) -> float:
     """Inches that a measure takes."""
     return STEP * max(len(dots), 1.6) + GAP
 

@@ -102,8 +102,8 @@ def draw_curve(axes: Axes, curve: Curve, label: str, index: int) -> list[float]:
     style, norm = line_style(index), curve[0].measurement.norm
     radii = [0.0, *(float(radius_number(r.measurement.eps, norm)) for r in curve)]
     accuracies: list[Accuracy] = [curve[0].clean.top1, *(r.worst_case.top1 for r in curve)]
-    for radius, accuracy in zip(radii, accuracies, strict=True):
-        low, high = (100 * bound for bound in accuracy.interval)
-        axes.vlines(radius, low, high, color=style["color"], linewidth=0.9)
+    lows, highs = zip(*(a.estimate.whiskers for a in accuracies), strict=True)
+    for ends in zip(radii, lows, highs, strict=True):
+        axes.vlines(*ends, color=style["color"], linewidth=0.9)
     axes.plot(radii, [a.percent for a in accuracies], label=label, **style)
-    return [100 * accuracy.interval[1] for accuracy in accuracies]
+    return list(highs)

@@ -29,6 +29,21 @@ def wilson_interval(correct: float, n: int, z: float = Z_95) -> tuple[float, flo
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A value in percent, with its 95 % interval or its standard deviation over seeds."""
+
+    percent: float
+    interval: tuple[float, float] | None = None
+    spread: float | None = None
+
+    @property
+    def whiskers(self) -> tuple[float, float]:
+        if self.spread is not None:
+            return self.percent - self.spread, self.percent + self.spread
+        return self.interval or (self.percent, self.percent)
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """How many of n images are right."""
 
@@ -47,6 +62,12 @@ class Accuracy:
     def interval(self) -> tuple[float, float]:
         """Its 95 % interval (Wilson), in [0, 1]."""
         return wilson_interval(self.correct, self.n)
+
+    @property
+    def estimate(self) -> Estimate:
+        """The same in percent."""
+        low, high = self.interval
+        return Estimate(self.percent, (100 * low, 100 * high))
 
     def as_json(self) -> dict[str, Any]:
         """What result files hold: the counts, the fraction, its 95 % interval."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +71,6 @@ class Measurement:
         """Eight hexadecimal digits that tell this measurement from any other."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def measurement_from(values: Mapping[str, Any]) -> Measurement:
-    """Of `Measurement.fingerprint`. TypeError where something is missing."""
-    known: dict[str, Any] = {
-        f.name: tuple(value) if isinstance(value := values[f.name], list) else value
-        for f in fields(Measurement)
-        if f.name in values
-    }
-    return Measurement(**known)
 
 
 def attack_text(name: str, step_size: float) -> str:

@@ -13,7 +13,7 @@ from utils.errors import UserError
 from utils.storage.earlier_results import measurement_of_earlier
 from utils.storage.files import write_json
 from utils.storage.intervals import Accuracy, read_accuracy
-from utils.storage.measurement import KINDS, Measurement, filename_suffix, measurement_from
+from utils.storage.measurement import KINDS, Measurement, filename_suffix
 from utils.storage.records import AttackResult, ImageNetCResult, Result, ShiftResult
 
 LONGEST_NAME = 180  # bytes; file systems take 255, endings and numbers of processes come on top
@@ -29,8 +29,6 @@ def plain(value: Any) -> Any:
     """A record as JSON's values. A field that may be left out is, where it is None."""
     if isinstance(value, Accuracy):
         return value.as_json()
-    if isinstance(value, Measurement):
-        return value.fingerprint()
     if is_dataclass(value):
         pairs = ((f, getattr(value, f.name)) for f in fields(value))
         return {f.name: plain(v) for f, v in pairs if v is not None or f.default is MISSING}
@@ -76,7 +74,7 @@ def parse_result(path: Path, data: Mapping[str, Any]) -> Result:
     try:
         values = {**data, "warnings": data.get("warnings") or ()}
         if "measurement" not in values:
-            values["measurement"] = measurement_of_earlier(data).fingerprint()
+            values["measurement"] = plain(measurement_of_earlier(data))
         result: Result = read_as(RECORDS[data["kind"]], values)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(
@@ -93,13 +91,12 @@ def read_as(kind: Any, value: Any) -> Any:
     """
     if kind is Accuracy:
         return read_accuracy(value)
-    if kind is Measurement:
-        return measurement_from(value)
     if is_dataclass(kind) and isinstance(kind, type):
         hints = get_type_hints(kind)
-        # What may be None need not be there.
+        # What may be None, or has a default, need not be there.
         there = {name: None for name, hint in hints.items() if type(None) in get_args(hint)} | value
-        return kind(**{name: read_as(hint, there[name]) for name, hint in hints.items()})
+        usual = {f.name for f in fields(kind) if f.default is not MISSING} - there.keys()
+        return kind(**{k: read_as(hint, there[k]) for k, hint in hints.items() if k not in usual})
     arguments = get_args(kind)
     if get_origin(kind) is tuple:
         return tuple(read_as(arguments[0], entry) for entry in value)
