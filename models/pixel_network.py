@@ -12,7 +12,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class PixelNetwork(nn.Module):
-    """A network that eats pixels (B, 3, H, W) in [0, 1] and returns logits (B, num_classes).
+    """A network that takes pixels (B, 3, H, W) in [0, 1] and returns logits (B, num_classes).
 
     Attributes:
         arch: name of the architecture.

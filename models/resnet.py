@@ -23,7 +23,7 @@ from utils.errors import UserError
 
 
 class ResNet(PixelNetwork):
-    """A torchvision ResNet that eats pixels in [0, 1]."""
+    """A torchvision ResNet that takes pixels in [0, 1]."""
 
     conv1: nn.Conv2d
     fc: nn.Linear

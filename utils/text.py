@@ -1,4 +1,4 @@
-"""Text that others have written (names of files, classes, runs), made safe to show."""
+"""Text that others have written (names of files, classes, runs), made safe to show; plurals."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """The same of each line."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def counted(number: int, noun: str, ending: str = "s") -> str:
+    """`1 pass`, `4 passes`."""
+    return f"{number} {noun}" + ending * (number != 1)

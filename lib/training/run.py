@@ -16,6 +16,7 @@ from utils.distributed.context import DistributedContext
 from utils.distributed.signals import SignalRequests
 from utils.logging import Logger
 from utils.storage.files import atomic_write
+from utils.text import counted
 
 
 def train(config: Config, context: DistributedContext) -> None:
@@ -67,17 +68,18 @@ def announce(run: Run) -> None:
 def describe_method(config: Config) -> str:
     """`eps 4/255, step 4/255, 4 replays, 23 passes (90 epochs / 4)`."""
     method, repeats = config.TRAIN.method, config.ADV.n_repeats
+    epochs, replays = counted(config.TRAIN.epochs, "epoch"), counted(repeats, "replay")
     if method == "natural":
-        return f"natural training, {config.passes} epochs"
+        return f"natural training, {epochs}"
     text = f"eps {255 * config.eps:g}/255, step {255 * config.step:g}/255"
     if method == "free":
-        epochs = f"({config.TRAIN.epochs} epochs / {repeats})"
-        return f"{text}, {repeats} replays, {config.passes} passes {epochs}"
+        passes = counted(config.passes, "pass", "es")
+        return f"{text}, {replays}, {passes} ({epochs} / {repeats})"
     if method == "pgd":
-        text += f", {config.ADV.train_steps} steps of PGD"
+        text += f", {counted(config.ADV.train_steps, 'step')} of PGD"
     elif repeats > 1:
-        text += f", {repeats} replays"
-    return f"{method} adversarial training, {text}, {config.passes} epochs"
+        text += f", {replays}"
+    return f"{method} adversarial training, {text}, {epochs}"
 
 
 def train_all_epochs(run: Run) -> None:

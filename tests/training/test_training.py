@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from in_process import call, only_error
 from processes import rows_of, the_run
 
 from lib.algorithm.schedules import step_lr
+from lib.training.run import describe_method
+from utils.config.merge import merge
 from utils.config.yaml_files import read_yaml
 
 SHORT = {"TRAIN__epochs": 2, "DATA__batch_size": 32, "ADV__pgd_attack": "[[1, 8/255]]"}
@@ -221,3 +224,17 @@ def test_pretrained_weights_are_the_start(
     saved = torch.load(the_run() / "checkpoint.pth.tar", weights_only=True)["state_dict"]
     assert torch.allclose(saved["layer3.0.conv1.weight"], state["layer3.0.conv1.weight"])
     assert saved["fc.weight"].shape == (4, 512)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, "step 4/255, 4 replays, 23 passes (90 epochs / 4)"),
+        ({"TRAIN": {"epochs": 1}, "ADV": {"n_repeats": 1}}, "1 replay, 1 pass (1 epoch / 1)"),
+        ({"TRAIN": {"method": "pgd"}, "ADV": {"train_steps": 1}}, "1 step of PGD, 90 epochs"),
+        ({"TRAIN": {"method": "natural", "epochs": 1}}, "natural training, 1 epoch"),
+    ],
+    ids=str,
+)
+def test_what_is_done_is_said_in_numbers(change: dict[str, Any], words: str) -> None:
+    assert describe_method(merge(change)).endswith(words)
