@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 # One thread: tiny networks only wait for a second one, and tests may share the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -71,6 +72,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def copy_run(folder: Path, to: Path) -> Path:
+    """A copy of a folder; checkpoints are links, for they are replaced and never written into."""
+
+    def copy(source: str, target: str) -> None:
+        (os.link if source.endswith(".pth.tar") else shutil.copy)(source, target)
+
+    return Path(shutil.copytree(folder, to, copy_function=copy))
 
 
 @pytest.fixture(scope="session")
