@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.storage.intervals import Accuracy, Estimate, wilson_interval
+from utils.storage.intervals import Accuracy, Estimate, mean_estimate
 from utils.storage.measurement import Measurement, radius_text
 from utils.storage.records import AttackResult, ImageNetCResult, Result, ShiftResult
 
@@ -134,11 +134,8 @@ def imagenet_c_values(path: Path, result: ImageNetCResult) -> Iterator[Value]:
     n = next(iter(result.corruptions.values())).top1[0].n
     value = partial(Value, kind="imagenet_c", conditions=conditions, n=n, source=path)
     if mean is not None:
-        # The same n images stand behind all 75 counts. Taking n, not 75 n, keeps the interval
-        # wide enough however strongly the outcomes of one image are correlated.
-        low, high = wilson_interval(mean * n, n)
         measure = MEAN_OF_OTHERS if mce is None else MEAN
-        yield value(100 * mean, (100 * low, 100 * high), measure=measure)
+        yield value(**vars(mean_estimate(mean, n)), measure=measure)
     if mce is not None:
         yield value(mce, measure=MCE)
 

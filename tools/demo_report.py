@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from utils.figures.gradients import read_gradient_norms
 from utils.storage.files import atomic_write
 from utils.storage.records import AttackResult, ImageNetCResult
-from utils.storage.results import read_result
+from utils.storage.results import only_result
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 
@@ -24,8 +24,8 @@ def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
     Returns:
         The report's path.
     """
-    attacks = {name: read_attacks(run / "attack_standard.json") for name, run in runs.items()}
-    means = {name: corrupted_mean(run / "imagenet_c_standard.json") for name, run in runs.items()}
+    attacks = {name: only_result(run, AttackResult) for name, run in runs.items()}
+    corrupted = {n: only_result(run, ImageNetCResult).summary for n, run in runs.items()}
     origin = next(iter(attacks.values())).provenance
     config, versions = origin["config"], origin["versions"]
     values = {
@@ -42,7 +42,9 @@ def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
         "comparison": (folder / "comparison.md").read_text().strip(),
         "verdict": verdict(attacks),
         "attack_figures": figures(folder, runs, "attack_standard_images.png"),
-        "corruptions": "; ".join(f"{name} {mean}" for name, mean in means.items()),
+        "corruptions": "; ".join(
+            f"{name} {100 * (found.mean_accuracy or 0):.2f} %" for name, found in corrupted.items()
+        ),
         "ratios": "; ".join(f"{name} {group_ratios(run)}" for name, run in runs.items()),
         "training_figures": figures(folder, runs, "training_curves.png"),
     }
@@ -71,29 +73,11 @@ def verdict(attacks: Mapping[str, AttackResult]) -> str:
 
 def group_ratios(run: Path) -> str:
     """The last epoch's ratios of the three groups."""
-    with open(run / "gradient_norms.csv", newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["parameter"] == "all"]
-    last = rows[-1]["epoch"]
-    return ", ".join(
-        f"{row['group']} {float(row['ratio']):.2f}" for row in rows if row["epoch"] == last
-    )
+    rows = [row for row in read_gradient_norms(run) if row["parameter"] == "all"]
+    return ", ".join(f"{row['group']} {float(row['ratio']):.2f}" for row in rows)
 
 
 def figures(folder: Path, runs: Mapping[str, Path], name: str) -> str:
     """One figure of each run as Markdown."""
     paths = {label: Path(os.path.relpath(run / name, folder)) for label, run in runs.items()}
     return "\n\n".join(f"![{label}]({path.as_posix()})" for label, path in paths.items())
-
-
-def read_attacks(path: Path) -> AttackResult:
-    result = read_result(path)
-    assert isinstance(result, AttackResult)
-    return result
-
-
-def corrupted_mean(path: Path) -> str:
-    """The mean accuracy over the demo's 15 corruptions, in percent."""
-    result = read_result(path)
-    assert isinstance(result, ImageNetCResult)
-    assert result.summary.mean_accuracy is not None
-    return f"{100 * result.summary.mean_accuracy:.2f} %"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tools.comparison_table import column_of
 from tools.comparison_values import Value
 from utils.errors import UserError
+from utils.storage.csv_rows import read_rows
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
@@ -76,10 +76,5 @@ def outcomes(value: Value) -> dict[str, bool]:
         raise UserError(f"--paired takes single runs, and {value.source} is one of several seeds")
     path = Path(value.source)
     path = path.with_name(f"{path.stem}_images.csv")
-    try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return {row["image"]: row[value.outcomes] == "1" for row in csv.DictReader(file)}
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; evaluate again") from error
-    except KeyError as error:
-        raise UserError(f"{path} has no column {error}; evaluate again") from error
+    rows = read_rows(path, ("image", value.outcomes), "evaluate again")
+    return {row["image"]: row[value.outcomes] == "1" for row in rows}

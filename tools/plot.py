@@ -14,14 +14,21 @@ at several eps, classes one result of attacks. Exit status 2 after an error.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.config.parser import OneLineParser, tool_parser
+from matplotlib.figure import Figure
+
+from utils.config.parser import OneLineParser, tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
+from utils.figures.classes import classes, read_classes
+from utils.figures.gradients import gradient_ratio, read_gradient_norms
+from utils.figures.imagenet_c import imagenet_c
+from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
+from utils.figures.style import run_labels, save_figure
+from utils.figures.training import draw_training
 from utils.storage.records import AttackResult, ImageNetCResult
 from utils.storage.results import find_results, read_result
 
@@ -37,7 +44,7 @@ def plot(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: an input is not what the figure is drawn from.
     """
-    paths = arguments.draw(arguments)
+    paths = save_figure(arguments.draw(arguments), arguments.output)
     print(f"written: {', '.join(str(path) for path in paths)}")
 
 
@@ -46,85 +53,59 @@ def build_parser() -> OneLineParser:
     parser = tool_parser("plot", __doc__)
     figures = parser.add_subparsers(metavar="FIGURE", required=True)
     for name, draw, inputs, count, text in (
-        ("imagenet_c", draw_imagenet_c, "JSON", "+", "accuracy per corruption and severity"),
-        ("gradient_ratio", draw_gradient_ratio, "RUN", "+", "adversarial over clean gradients"),
-        ("training", draw_training, "RUN", 1, "loss, accuracy and learning rate over epochs"),
-        ("robustness", draw_robustness, "RUN_OR_JSON", "+", "worst-case accuracy against eps"),
-        ("classes", draw_classes, "JSON", 1, "the most and the least robust classes"),
+        ("imagenet_c", of_imagenet_c, "JSON", "+", "accuracy per corruption and severity"),
+        ("gradient_ratio", of_gradients, "RUN", "+", "adversarial over clean gradients"),
+        ("training", of_training, "RUN", 1, "loss, accuracy and learning rate over epochs"),
+        ("robustness", of_robustness, "RUN_OR_JSON", "+", "worst-case accuracy against eps"),
+        ("classes", of_classes, "JSON", 1, "the most and the least robust classes"),
     ):
         figure = figures.add_parser(name, help=text, description=text)
-        figure.add_argument("inputs", metavar=inputs, nargs=count, type=os.path.expanduser)
-        figure.add_argument(
-            "-o",
-            "--output",
-            required=True,
-            metavar="PATH",
-            type=os.path.expanduser,
-            help="fig or fig.png",
-        )
-        figure.add_argument("--title", default="", help="text above the figure")
-        figure.set_defaults(draw=draw, labels=None, epoch=None)
+        add = figure.add_argument
+        add("inputs", metavar=inputs, nargs=count, type=user_path)
+        add("-o", "--output", required=True, metavar="PATH", type=user_path, help="fig or fig.png")
+        add("--title", default="", help="text above the figure")
+        figure.set_defaults(draw=draw)
         if count == "+" and name != "robustness":
-            figure.add_argument("--labels", nargs="+", metavar="NAME", help="a name per input")
+            add("--labels", nargs="+", metavar="NAME", help="a name per input")
         if name == "gradient_ratio":
-            figure.add_argument("--epoch", type=int, metavar="N", help="from 1; default the last")
+            add("--epoch", type=int, metavar="N", help="from 1; default the last")
     return parser
 
 
-# matplotlib takes a second to load, so it is loaded once the arguments are known to be right.
-
-
-def draw_imagenet_c(arguments: argparse.Namespace) -> list[Path]:
+def of_imagenet_c(arguments: argparse.Namespace) -> Figure:
     """Curves and bars of one or more results."""
     results = [read_imagenet_c(path) for path in arguments.inputs]
-
-    from utils.figures.imagenet_c import imagenet_c
-    from utils.figures.style import run_labels, save_figure
-
     labels = run_labels(arguments.inputs, arguments.labels)
-    fig = imagenet_c(dict(zip(labels, results, strict=True)), arguments.title)
-    return save_figure(fig, arguments.output)
+    return imagenet_c(dict(zip(labels, results, strict=True)), arguments.title)
 
 
-def read_imagenet_c(path: str) -> ImageNetCResult:
+def read_imagenet_c(path: Path) -> ImageNetCResult:
     """An ImageNet-C result file.
 
     Raises:
         UserError: it is none.
     """
-    result = read_result(Path(path))
+    result = read_result(path)
     if not isinstance(result, ImageNetCResult) or not result.corruptions:
         raise UserError(f"{path} is no ImageNet-C result; make one with --eva_on_imagenet_c")
     return result
 
 
-def draw_gradient_ratio(arguments: argparse.Namespace) -> list[Path]:
+def of_gradients(arguments: argparse.Namespace) -> Figure:
     """Gradient norm ratios of one or more runs."""
-    from utils.figures.gradients import gradient_ratio, read_gradient_norms
-    from utils.figures.style import run_labels, save_figure
-
     labels = run_labels(arguments.inputs, arguments.labels)
     runs = [read_gradient_norms(run, arguments.epoch) for run in arguments.inputs]
-    fig = gradient_ratio(dict(zip(labels, runs, strict=True)), arguments.title)
-    return save_figure(fig, arguments.output)
+    return gradient_ratio(dict(zip(labels, runs, strict=True)), arguments.title)
 
 
-def draw_training(arguments: argparse.Namespace) -> list[Path]:
+def of_training(arguments: argparse.Namespace) -> Figure:
     """Training curves of one run."""
-    from utils.figures.run import draw_training as training
-    from utils.figures.style import save_figure
-
-    (run,) = arguments.inputs
-    return save_figure(training(Path(run), arguments.title), arguments.output)
+    return draw_training(arguments.inputs[0], arguments.title)
 
 
-def draw_robustness(arguments: argparse.Namespace) -> list[Path]:
+def of_robustness(arguments: argparse.Namespace) -> Figure:
     """Robustness curves: of each run, one for every set of evaluations at several radii."""
-    results = find_results([Path(path) for path in arguments.inputs])
-
-    from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
-    from utils.figures.style import run_labels, save_figure
-
+    results = find_results(arguments.inputs)
     attacks = {path: r for path, r in results.items() if isinstance(r, AttackResult)}
     curves = curves_of(attacks.values())
     if not curves:
@@ -134,18 +115,13 @@ def draw_robustness(arguments: argparse.Namespace) -> list[Path]:
     for label, curve in labelled.items():
         for warning in weak_attack_warnings(curve):
             print(f"warning: {label}: {warning}", file=sys.stderr)
-    return save_figure(robustness(labelled, arguments.title), arguments.output)
+    return robustness(labelled, arguments.title)
 
 
-def draw_classes(arguments: argparse.Namespace) -> list[Path]:
+def of_classes(arguments: argparse.Namespace) -> Figure:
     """The classes of one result of attacks, from the CSV beside it."""
-    from utils.figures.classes import classes, read_classes
-    from utils.figures.style import save_figure
-
-    (file,) = arguments.inputs
-    path = Path(file)
-    rows = read_classes(path.with_name(f"{path.stem}_classes.csv"))
-    return save_figure(classes(rows, arguments.title), arguments.output)
+    (path,) = arguments.inputs
+    return classes(read_classes(path.with_name(f"{path.stem}_classes.csv")), arguments.title)
 
 
 if __name__ == "__main__":

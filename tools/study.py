@@ -24,13 +24,15 @@ from typing import Any
 
 from tools.compare import main as compare
 from tools.demo import CONFIG, HE, ROOT
-from tools.study_report import attack_result, write_report
+from tools.study_report import write_report
 from utils.config.command_line import parse_command_line
 from utils.config.parser import names, positive, tool_parser, user_path
 from utils.config.schema import Config
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.storage.files import make_folder
+from utils.storage.records import AttackResult
+from utils.storage.results import only_result
 
 # What each training gets: its epochs and its own numbers; steps are of 255.
 METHODS: dict[str, dict[str, Any]] = {
@@ -186,7 +188,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, total: int) -> None:
 
 def outcome(job: Job) -> str:
     """What came of a training, for its line."""
-    result = attack_result(job.run)
+    result = only_result(job.run, AttackResult)
     clean, worst = result.clean.top1.percent, result.worst_case.top1.percent
     return f"{job.label}: {clean:.1f} % clean, {worst:.1f} % in the worst case"
 

@@ -12,7 +12,7 @@ from utils.figures.study import Point, robustness_against_cost
 from utils.figures.style import save_figure
 from utils.storage.files import atomic_write
 from utils.storage.records import AttackResult
-from utils.storage.results import find_results
+from utils.storage.results import only_result
 
 TEXT = """# Free, fast, PGD and natural training, with and without hypersphere embedding
 
@@ -45,7 +45,7 @@ def write_report(folder: Path, runs: Mapping[Path, tuple[str, Config]]) -> Path:
     Returns:
         The report's path.
     """
-    results = {run: attack_result(run) for run in runs}
+    results = {run: only_result(run, AttackResult) for run in runs}
     configs = dict(runs.values())
     worst = {
         name: [
@@ -85,11 +85,6 @@ def write_report(folder: Path, runs: Mapping[Path, tuple[str, Config]]) -> Path:
 def spread(values: Sequence[float]) -> float:
     """Standard deviation over seeds; 0 of a single one."""
     return stdev(values) if len(values) > 1 else 0.0
-
-
-def attack_result(run: Path) -> AttackResult:
-    (result,) = (r for r in find_results([run]).values() if isinstance(r, AttackResult))
-    return result
 
 
 def training_cost(config: Config) -> int:

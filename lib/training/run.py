@@ -107,7 +107,7 @@ def train_all_epochs(run: Run) -> None:
 def draw(run: Run) -> None:
     """The figures, at the end and now and then before."""
     if run.context.is_main:
-        from utils.figures.run import draw_run
+        from utils.figures.training import draw_run
 
         draw_run(run.config.run_dir)
         run.drawn_at = time.monotonic()

@@ -28,9 +28,8 @@ from utils.figures.classes import classes, read_classes
 from utils.figures.gradients import gradient_ratio, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
-from utils.figures.run import draw_training
 from utils.figures.style import COLOURS, run_label, run_labels, save_figure
-from utils.figures.training import read_metrics, training_curves
+from utils.figures.training import draw_training, read_metrics, training_curves
 from utils.storage.files import write_csv
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.figures.csv_rows import Rows, read_rows, series
 from utils.figures.style import COLOURS, GREY, WIDTH, handles_of, literal, shortened, styled
+from utils.storage.csv_rows import Rows, read_rows, series
 from utils.storage.intervals import Accuracy
 
 AT_EACH_END = 10

@@ -9,11 +9,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from utils.errors import UserError
-from utils.figures.csv_rows import Rows, read_rows, series
 from utils.figures.style import GREY, WIDTH, handles_of, literal, marker_style, styled
+from utils.storage.csv_rows import Rows, read_rows, series
 
 # By group: the panel's title and what its axis counts.
 GROUPS = {
@@ -149,7 +149,6 @@ def ratio_axis(axes: Axes, values: Sequence[float]) -> None:
         steps = (1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
     ticks = [step * 10.0**power for power in range(-8, 9) for step in steps]
     axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("gradient norm,\nadversarial / clean (log scale)")

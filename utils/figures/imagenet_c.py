@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -21,7 +20,7 @@ from utils.figures.style import (
     percent_axis,
     styled,
 )
-from utils.storage.intervals import wilson_interval
+from utils.storage.intervals import Estimate, mean_estimate
 from utils.storage.records import ImageNetCResult
 
 MEAN = "mean of the 15"
@@ -106,20 +105,13 @@ def draw_severities(axes: Axes, curves: Sequence[tuple[str, list[float]]]) -> No
     axes.set_xlim(0.7, 5.3)
 
 
-def bars_of(result: ImageNetCResult) -> dict[str, tuple[float, float, float]]:
-    """Mean over the severities of each corruption, then over the 15, and 95 % intervals, in %.
-
-    The same n images stand behind every severity: taking n keeps the interval wide enough.
-    """
+def bars_of(result: ImageNetCResult) -> dict[str, Estimate]:
+    """Mean over the severities of each corruption, then over the 15."""
     entries = result.corruptions.items()
     means = {n: (fmean(a.fraction for a in c.top1), c.top1[0].n) for n, c in entries}
     if result.summary.mean_accuracy is not None:
         means[MEAN] = (result.summary.mean_accuracy, max(n for _, n in means.values()))
-    bars = {}
-    for name, (mean, n) in means.items():
-        low, high = wilson_interval(mean * n, n)
-        bars[name] = (100 * mean, 100 * low, 100 * high)
-    return bars
+    return {name: mean_estimate(mean, n) for name, (mean, n) in means.items()}
 
 
 def draw_bars(
@@ -134,19 +126,19 @@ def draw_bars(
         middles = [spots[name] + offset for name in bars]
         axes.bar(
             middles,
-            [percent for percent, _, _ in bars.values()],
+            [bar.percent for bar in bars.values()],
             width * 0.94,
             color=COLOURS[index % len(COLOURS)] if len(results) > 1 else curve_colours(result),
             hatch=HATCHES[index % len(HATCHES)],
             edgecolor="white",
             linewidth=0,
         )
-        for x, (percent, low, high) in zip(middles, bars.values(), strict=True):
-            axes.vlines(x, low, high, color="#222222", linewidth=0.8)
-            tops.append(high)
+        for x, bar in zip(middles, bars.values(), strict=True):
+            axes.vlines(x, *bar.whiskers, color="#222222", linewidth=0.8)
+            tops.append(bar.whiskers[1])
             if len(results) == 1:  # more would not fit
                 axes.annotate(
-                    f"{percent:.0f}", (x, high), (0, 1), textcoords="offset points",
+                    f"{bar.percent:.0f}", (x, tops[-1]), (0, 1), textcoords="offset points",
                     ha="center", fontsize=7,
                 )  # fmt: skip
     percent_axis(axes, "top-1, mean of severities (%)", tops)
@@ -177,11 +169,9 @@ def bar_spots(
 
 def curve_colours(result: ImageNetCResult) -> list[str]:
     """For a single result: each bar in the colour of the corruption's curve, grey for the mean."""
-    seen: Counter[str] = Counter()
-    colours = []
-    for entry in result.corruptions.values():
-        colours.append(COLOURS[seen[entry.group] % len(COLOURS)])
-        seen[entry.group] += 1
+    groups = [entry.group for entry in result.corruptions.values()]
+    indices = [groups[:place].count(group) for place, group in enumerate(groups)]
+    colours = [COLOURS[index % len(COLOURS)] for index in indices]
     has_mean = result.summary.mean_accuracy is not None
     return [*colours, "#666666"] if has_mean else colours
 

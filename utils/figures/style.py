@@ -75,14 +75,12 @@ def save_figure(fig: Figure, stem: str | Path) -> list[Path]:
         stem = stem.with_suffix("")
     make_folder(stem.parent)
     # Not with_suffix: a stem such as `s10.0_margin0.2` has no suffix to replace.
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
+    paths = []
     # No date inside the file: the same numbers give the same bytes.
-    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
-    with matplotlib.rc_context(STYLE):
-        for path in paths:
-            kind = path.suffix[1:]
-            with replacing(path) as file:
-                fig.savefig(file, format=kind, metadata=metadata[kind])
+    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        paths.append(stem.with_name(f"{stem.name}.{kind}"))
+        with matplotlib.rc_context(STYLE), replacing(paths[-1]) as file:
+            fig.savefig(file, format=kind, metadata=metadata)
     return paths
 
 

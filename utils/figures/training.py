@@ -1,4 +1,4 @@
-"""The figure of a training: loss, accuracy and learning rate over the epochs."""
+"""The figures of a training: loss, accuracy and learning rate over the epochs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,47 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from utils.figures.csv_rows import Rows, read_rows, series
-from utils.figures.style import COLOURS, WIDTH, line_style, literal, percent_axis, styled
+from utils.figures.gradients import gradient_ratio, read_gradient_norms
+from utils.figures.style import (
+    COLOURS,
+    WIDTH,
+    line_style,
+    literal,
+    percent_axis,
+    run_label,
+    save_figure,
+    styled,
+)
+from utils.storage.csv_rows import Rows, read_rows, series
+from utils.storage.run_folder import run_settings
 
 
 def read_metrics(run: str | Path) -> list[dict[str, str]]:
     """The rows of a run folder's metrics.csv, one per epoch."""
     columns = ("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1")
     return read_rows(Path(run) / "metrics.csv", columns, "give a run folder with a finished epoch")
+
+
+def draw_run(folder: Path) -> None:
+    """Training curves, and gradient ratios where they have been measured, as PNG and PDF.
+
+    Args:
+        folder: holds metrics.csv, and gradient_norms.csv where there are any.
+    """
+    save_figure(draw_training(folder), folder / "training_curves")
+    if (folder / "gradient_norms.csv").exists():
+        rows = read_gradient_norms(folder)
+        save_figure(gradient_ratio({run_label(folder.name): rows}), folder / "gradient_ratio")
+
+
+def draw_training(folder: Path, title: str = "") -> Figure:
+    """The training curves of a run, which its settings say how to name."""
+    settings = run_settings(folder)
+    head = settings.get("HE", {})
+    margin = bool((head.get("FN") or head.get("WN")) and head.get("angular_margin_HE"))
+    natural = settings.get("TRAIN", {}).get("method") == "natural"
+    images = "clean" if natural else "adversarial"
+    return training_curves(read_metrics(folder), title, margin, images)
 
 
 @styled

@@ -43,6 +43,16 @@ class Estimate:
         return self.interval or (self.percent, self.percent)
 
 
+def mean_estimate(mean: float, n: int) -> Estimate:
+    """A mean in [0, 1] of accuracies that are all on the same n images.
+
+    Taking n, not the number of outcomes, keeps the interval wide enough however strongly those of
+    one image are correlated.
+    """
+    low, high = wilson_interval(mean * n, n)
+    return Estimate(100 * mean, (100 * low, 100 * high))
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """How many of n images are right."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from utils.errors import UserError
 from utils.storage.earlier_results import measurement_of_earlier
@@ -16,6 +16,7 @@ from utils.storage.intervals import Accuracy, read_accuracy
 from utils.storage.measurement import KINDS, Measurement, filename_suffix
 from utils.storage.records import AttackResult, ImageNetCResult, Result, ShiftResult
 
+Kind = TypeVar("Kind", bound=Result)
 LONGEST_NAME = 180  # bytes; file systems take 255, endings and numbers of processes come on top
 RECORDS = dict(zip(KINDS, (AttackResult, ImageNetCResult, ShiftResult), strict=True))
 
@@ -124,6 +125,12 @@ def find_results(paths: Sequence[Path]) -> dict[Path, Result]:
             raise UserError(f"{path} holds no evaluation; make one with evaluate.py -e")
         found.update(results)
     return found
+
+
+def only_result(run: Path, kind: type[Kind]) -> Kind:
+    """The one evaluation of its kind in a run folder."""
+    (result,) = (r for r in find_results([run]).values() if isinstance(r, kind))
+    return result
 
 
 def result_stem(folder: Path, measured: Measurement, usual: Measurement) -> Path:
