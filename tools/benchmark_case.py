@@ -62,10 +62,6 @@ class Case:
         compiled = "compile" if self.compiled is True else self.compiled
         return f"suite {self.precision}" + (f" {compiled}" if compiled else "")
 
-    def as_json(self) -> str:
-        """For the command line."""
-        return json.dumps(asdict(self))
-
 
 def write_corruption_tree(folder: Path, size: int, images: int) -> None:
     """A corruption of five severities, each with so many JPEGs, links to a few different ones."""
@@ -121,7 +117,7 @@ def run(case: Case) -> dict[str, Any]:
     Raises:
         UserError: it failed; its last words are on stderr.
     """
-    words = [sys.executable, "-m", "tools.benchmark_subject", case.as_json()]
+    words = [sys.executable, "-m", "tools.benchmark_subject", json.dumps(asdict(case))]
     done = subprocess.run(
         words, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -10,7 +10,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import partial
 from typing import Any
 
@@ -43,18 +43,16 @@ from utils.distributed.context import DistributedContext
 PGD_STEPS = 50
 
 
-def measure(case: Case) -> dict[str, Any]:
-    """Images and seconds of every action, and the most memory, bytes.
+def measure(case: Case, wanted: Container[str] | None = None) -> dict[str, Any]:
+    """Images and seconds of every action, or of those that are wanted, and the most memory, bytes.
 
     On CUDA that of the device's allocator, else what the process ever had resident.
     """
     torch.manual_seed(0)
     # As both programs do; the suite's evaluation does not, whose batches have every size.
     torch.backends.cudnn.benchmark = case.subject == "plain" or case.part != "standard"
-    if case.subject == "suite":
-        keep_freed_memory()  # as main_free.py and evaluate.py do
-    actions = SUBJECTS[case.part, case.subject](case)
-    takes = {action: take(work, case) for action, work in actions.items()}
+    works = SUBJECTS[case.part, case.subject](case)
+    takes = {a: take(work, case) for a, work in works.items() if wanted is None or a in wanted}
     if torch.device(case.device).type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
@@ -185,4 +183,7 @@ SUBJECTS = {
 }
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Case(**json.loads(sys.argv[1])))))
+    given = Case(**json.loads(sys.argv[1]))
+    if given.subject == "suite":
+        keep_freed_memory()  # as main_free.py and evaluate.py do
+    print(json.dumps(measure(given)))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from tools.comparison_values import Row, Value
+from utils.storage.intervals import Estimate, over_seeds
 from utils.storage.run_folder import run_settings
 
 # What changes no number of a run.
@@ -65,9 +65,6 @@ def merged(parts: Sequence[Sequence[Value]]) -> tuple[Value, ...]:
 
 def mean_value(values: Sequence[Value]) -> Value:
     """Mean and standard deviation over seeds; of a single one its value, without a spread."""
-    percents = [value.percent for value in values]
-    spread = stdev(percents) if len(values) > 1 else None
-    interval = None if len(values) > 1 else values[0].interval
-    return replace(
-        values[0], percent=fmean(percents), interval=interval, spread=spread, seeds=len(values)
-    )
+    mean = over_seeds([value.percent for value in values]) if len(values) > 1 else values[0]
+    estimate = {field.name: getattr(mean, field.name) for field in fields(Estimate)}
+    return replace(values[0], **estimate, seeds=len(values))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from lib.data.listing import Listing, as_path, list_classes, subfolders
+from lib.data.listing import Listing, as_path, list_classes, subfolders, unlike_most
 from lib.imagenet_c.corruptions import CORRUPTIONS, SEVERITIES, STANDARD
 from lib.imagenet_c.scan import corruption_folders
 from utils.logging import counted
@@ -153,7 +152,9 @@ def scan_corruptions(tree: DataTree, folders: list[tuple[str, str]]) -> None:
     absent = [name for name in STANDARD if name not in names]
     if known and absent:
         tree.notes.append(f"{len(absent)} of the 15 corruptions are absent: {', '.join(absent)}")
-    compare_images(tree)
+    for name, where, parts in unlike_most(tree.files):
+        for part in parts:
+            tree.problems.append(("different", f"{name}: {part}; against {where}"))
 
 
 def scan_severities(tree: DataTree, name: str, folder: str) -> None:
@@ -166,19 +167,3 @@ def scan_severities(tree: DataTree, name: str, folder: str) -> None:
             tree.problems.append(("different", f"{name}: severity {severity} is missing"))
     for other in found:
         tree.problems.append(("misplaced", f"{name}/{other}: not a severity from 1 to 5"))
-
-
-def compare_images(tree: DataTree) -> None:
-    """Say which severities hold other images than most of their siblings."""
-    votes = Counter(tree.files.values())
-    usual = max(votes, key=lambda files: (votes[files], len(files)), default=())
-    where = next((name for name, files in tree.files.items() if files == usual), "")
-    expected = set(usual) if len(votes) > 1 else set()
-    for name, files in tree.files.items():
-        if files == usual:
-            continue
-        present = set(files)
-        for names, what in ((expected - present, "lacks"), (present - expected, "alone has")):
-            if names:
-                text = f"{name}: {what} {counted(len(names), 'image')}, such as {min(names)}"
-                tree.problems.append(("different", f"{text}; against {where}"))

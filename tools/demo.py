@@ -13,15 +13,18 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tools.demo_report import write_report
 from utils.config.parser import tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
-from utils.storage.files import make_folder
+from utils.figures.gradients import read_gradient_norms
+from utils.storage.files import atomic_write, make_folder
+from utils.storage.records import AttackResult, ImageNetCResult
+from utils.storage.results import only_result
 
+TEMPLATE = Path(__file__).with_name("demo_report.md")
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ["-c", str(ROOT / "tools" / "demo_configs.yml")]
 HE = ["--FN", "True", "--WN", "True", "--s_HE", "10.0", "--angular_margin_HE", "0.2"]
@@ -77,10 +80,7 @@ def step(folder: Path, *arguments: str) -> None:
     shown = [os.path.relpath(word, folder) if os.path.isabs(word) else word for word in words]
     name = [os.path.relpath(path, folder) for path in script]
     print(f"\n$ python {shlex.join([*name, *shown])}", flush=True)
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(
-        [sys.executable, *script, *words], cwd=folder, env={**os.environ, "PYTHONPATH": path}
-    )
+    done = subprocess.run([sys.executable, *script, *words], cwd=folder, env=environment())
     if done.returncode:
         raise UserError(
             f"the command above ended with status {done.returncode}; fix what it says, then give"
@@ -88,9 +88,84 @@ def step(folder: Path, *arguments: str) -> None:
         )
 
 
+def environment(**more: str) -> dict[str, str]:
+    """In which another folder's commands find the suite."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path, **more}
+
+
 def run_folders(folder: Path) -> dict[str, Path]:
     folders = sorted((folder / "trained_models").iterdir(), key=lambda path: "_FN_" in path.name)
     return dict(zip(METHODS, folders, strict=True))
+
+
+def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
+    """Write DIR/REPORT.md from the files that the commands have left.
+
+    Args:
+        folder: the demo's folder.
+        runs: name to run folder of both methods.
+
+    Returns:
+        The report's path.
+    """
+    attacks = {name: only_result(run, AttackResult) for name, run in runs.items()}
+    corrupted = {n: only_result(run, ImageNetCResult).summary for n, run in runs.items()}
+    origin = next(iter(attacks.values())).provenance
+    config, versions = origin["config"], origin["versions"]
+    values = {
+        "date": origin["date"][:10],
+        "torch": versions["torch"],
+        "device": origin["device"],
+        "train_images": len(list((folder / "digits" / "train").glob("*/*"))),
+        "val_images": origin["subset"]["n"],
+        "arch": config["TRAIN"]["arch"],
+        "passes": -(-config["TRAIN"]["epochs"] // config["ADV"]["n_repeats"]),
+        "repeats": config["ADV"]["n_repeats"],
+        "eps": f"{config['ADV']['clip_eps']:g}",
+        "config": "tools/demo_configs.yml",
+        "comparison": (folder / "comparison.md").read_text().strip(),
+        "verdict": verdict(attacks),
+        "attack_figures": figures(folder, runs, "attack_standard_images.png"),
+        "corruptions": "; ".join(
+            f"{name} {100 * (found.mean_accuracy or 0):.2f} %" for name, found in corrupted.items()
+        ),
+        "ratios": "; ".join(f"{name} {group_ratios(run)}" for name, run in runs.items()),
+        "training_figures": figures(folder, runs, "training_curves.png"),
+    }
+    path = folder / "REPORT.md"
+    atomic_write(path, TEMPLATE.read_text(encoding="utf-8").format(**values))
+    return path
+
+
+def verdict(attacks: Mapping[str, AttackResult]) -> str:
+    """What the intervals allow to be said, no more."""
+    lines = [
+        f"- {name}: {result.clean.top1.percent:.2f} % clean,"
+        f" {result.worst_case.top1.percent:.2f} % in the worst case."
+        for name, result in attacks.items()
+    ]
+    (one, first), (other, second) = ((n, r.worst_case.top1) for n, r in attacks.items())
+    low, high = sorted((first, second), key=lambda accuracy: accuracy.fraction)
+    better = one if high is first else other
+    apart = low.interval[1] < high.interval[0]
+    conclusion = f"{better} is the more robust here" if high != low else "Both are equally robust"
+    certain = "their intervals do not overlap" if apart else (
+        "but the intervals overlap: with this few images and one seed that is no finding"
+    )  # fmt: skip
+    return "\n".join([*lines, "", f"{conclusion}; {certain}."])
+
+
+def group_ratios(run: Path) -> str:
+    """The last epoch's ratios of the three groups."""
+    rows = [row for row in read_gradient_norms(run) if row["parameter"] == "all"]
+    return ", ".join(f"{row['group']} {float(row['ratio']):.2f}" for row in rows)
+
+
+def figures(folder: Path, runs: Mapping[str, Path], name: str) -> str:
+    """One figure of each run as Markdown."""
+    paths = {label: Path(os.path.relpath(run / name, folder)) for label, run in runs.items()}
+    return "\n\n".join(f"![{label}]({path.as_posix()})" for label, path in paths.items())
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.compare import main as compare
-from tools.demo import CONFIG, HE, ROOT
+from tools.demo import CONFIG, HE, ROOT, environment
 from tools.study_report import write_report
 from utils.config.command_line import parse_command_line
 from utils.config.parser import names, positive, tool_parser, user_path
@@ -195,11 +195,10 @@ def outcome(job: Job) -> str:
 
 def start(folder: Path, label: str, words: Sequence[str]) -> subprocess.Popen[bytes]:
     """Start a command in the study's folder, on one thread, into a log."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    own = environment(OMP_NUM_THREADS="1")
     with open(log_of(folder, label), "a", encoding="utf-8") as file:
         return subprocess.Popen(
-            [sys.executable, *words], cwd=folder, env=environment, stdout=file, stderr=file
+            [sys.executable, *words], cwd=folder, env=own, stdout=file, stderr=file
         )
 
 

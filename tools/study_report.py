@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean, stdev
 
 from lib.algorithm.training_methods import METHODS
 from utils.config.schema import Config
 from utils.figures.study import Point, robustness_against_cost
 from utils.figures.style import save_figure
 from utils.storage.files import atomic_write
+from utils.storage.intervals import over_seeds
 from utils.storage.records import AttackResult
 from utils.storage.results import only_result
 
@@ -54,7 +54,7 @@ def write_report(folder: Path, runs: Mapping[Path, tuple[str, Config]]) -> Path:
         for name in configs
     }
     points = [
-        Point(name, training_cost(config), fmean(worst[name]), spread(worst[name]), "HE" in name)
+        Point(name, training_cost(config), over_seeds(worst[name]), "HE" in name)
         for name, config in configs.items()
     ]
     save_figure(robustness_against_cost(points), folder / "cost")
@@ -80,11 +80,6 @@ def write_report(folder: Path, runs: Mapping[Path, tuple[str, Config]]) -> Path:
     path = folder / "STUDY.md"
     atomic_write(path, text)
     return path
-
-
-def spread(values: Sequence[float]) -> float:
-    """Standard deviation over seeds; 0 of a single one."""
-    return stdev(values) if len(values) > 1 else 0.0
 
 
 def training_cost(config: Config) -> int:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from utils.errors import UserError
+from utils.logging import counted
 from utils.text import printable
 
 # torchvision's, which a test compares.
@@ -24,6 +26,30 @@ VENDOR_FOLDERS = frozenset(
 )
 FILE, FOLDER, SPECIAL = range(3)
 NAMES_ARE_UTF8 = sys.getfilesystemencoding() == "utf-8"
+
+
+def unlike_most(lists: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str, list[str]]]:
+    """Which folders hold other images than most of their siblings.
+
+    Args:
+        lists: by folder, its images.
+
+    Yields:
+        the folder, one of most, and how it differs, such as `lacks 1 image, such as cat/0.png`.
+    """
+    votes = Counter(lists.values())
+    usual = max(votes, key=lambda files: (votes[files], len(files)), default=())
+    where = next((name for name, files in lists.items() if files == usual), "")
+    expected = set(usual)
+    for name, files in lists.items():
+        own = expected if files == usual else set(files)
+        texts = [
+            f"{what} {counted(len(images), 'image')}, such as {min(images)}"
+            for what, images in (("lacks", expected - own), ("alone has", own - expected))
+            if images
+        ]
+        if texts:
+            yield name, where, texts
 
 
 def as_text(name: str) -> str:

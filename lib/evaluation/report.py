@@ -95,25 +95,21 @@ def image_table(
     tree: ImageTree,
     rows: Mapping[str, Rows],
     specs: Sequence[AttackSpec],
-    protocol: Protocol,
+    robust: Mapping[int, bool],
     cascade: bool,
-) -> tuple[list[str], Iterable[list[Any]]]:
+) -> tuple[list[str], list[list[Any]]]:
     """Header and lines of the per-image CSV; with a cascade, empty where not attacked."""
     header = ["image", "label", "clean_prediction", "clean_correct"]
     header += [f"{name}_robust" for spec in specs for name, _ in spec.parts] + ["worst_case_robust"]
-    robust = worst_case(rows, protocol)
-
-    def cells_of(spec: AttackSpec, i: int) -> list[Any]:
-        row, stages = rows[spec.name].get(i), range(1, len(spec.parts) + 1)
-        unseen = "" if cascade else 0
-        return [unseen if row is None else int(row.stages_survived >= n) for n in stages]
-
-    def lines() -> Iterable[list[Any]]:
-        for i, clean in rows[CLEAN].items():
-            start = [tree.files[i], tree.labels[i], clean.prediction, int(clean.right)]
-            yield [*start, *(x for spec in specs for x in cells_of(spec, i)), int(robust[i])]
-
-    return header, lines()
+    lines = []
+    for i, clean in rows[CLEAN].items():
+        line = [tree.files[i], tree.labels[i], clean.prediction, int(clean.right)]
+        for spec in specs:
+            row, unseen = rows[spec.name].get(i), "" if cascade else 0
+            stages = range(1, len(spec.parts) + 1)
+            line += [unseen if row is None else int(row.stages_survived >= n) for n in stages]
+        lines.append([*line, int(robust[i])])
+    return header, lines
 
 
 def write_files(
@@ -125,10 +121,10 @@ def write_files(
     class_names: Sequence[str] | None,
 ) -> None:
     """`<stem>_images.csv`, `_classes.csv`, then `.json`: if it is there, all is there."""
-    protocol, cascade = PROTOCOLS[result.measurement.protocol], result.measurement.cascade
-    header, lines = image_table(tree, rows, specs, protocol, cascade)
-    write_csv(stem.with_name(f"{stem.name}_images.csv"), header, lines)
-    by_class = class_table(tree, rows, specs, worst_case(rows, protocol), class_names)
+    robust = worst_case(rows, PROTOCOLS[result.measurement.protocol])
+    by_image = image_table(tree, rows, specs, robust, result.measurement.cascade)
+    write_csv(stem.with_name(f"{stem.name}_images.csv"), *by_image)
+    by_class = class_table(tree, rows, specs, robust, class_names)
     write_csv(stem.with_name(f"{stem.name}_classes.csv"), HEADER, by_class)
     write_result(stem.with_name(f"{stem.name}.json"), result)
 

@@ -8,17 +8,15 @@ so that a process and its workers carry megabytes instead of a gigabyte.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from lib.data.folders import ImageTree, tree_of
-from lib.data.listing import list_classes, subfolders
+from lib.data.listing import list_classes, subfolders, unlike_most
 from lib.imagenet_c.corruptions import SEVERITIES, choose_corruptions
 from lib.imagenet_c.tree import CorruptionTree
 from utils.errors import UserError
-from utils.logging import counted
 
 SCAN_THREADS = 16  # listing waits for the disk or the network, not for the processor
 PROBLEMS_SHOWN = 3
@@ -101,7 +99,9 @@ def read_corruptions(
     problems = [problem for problem in scanned if isinstance(problem, str)]
     trees = {n: t for n, t in zip(places, scanned, strict=True) if isinstance(t, ImageTree)}
     for name in folders:
-        problems += differences([t for n, t in trees.items() if n.rpartition("/")[0] == name])
+        lists = {t.root: t.files for n, t in trees.items() if n.rpartition("/")[0] == name}
+        for folder, _, parts in unlike_most(lists):
+            problems.append(f"{folder}, against its siblings, {' and '.join(parts)}")
     raise_problems(root, problems)
     tree = CorruptionTree(root, trees, max(len(tree.files) for tree in trees.values()))
     return tree.apply(pick) if pick else tree
@@ -138,21 +138,3 @@ def list_severity(folder: str, shared: SharedTrees) -> ImageTree | str:
         return str(error)
     same = shared.setdefault(found.files, found)
     return replace(found, classes=same.classes, files=same.files, labels=same.labels)
-
-
-def differences(trees: Sequence[ImageTree]) -> list[str]:
-    """What sets a corruption's severities apart from most of their siblings."""
-    if len({id(tree.files) for tree in trees}) < 2:
-        return []
-    votes = Counter(tree.files for tree in trees)
-    usual = max(votes, key=lambda files: (votes[files], len(files)))
-    problems = []
-    for tree in trees:
-        parts = []
-        if lacking := set(usual) - set(tree.files):
-            parts.append(f"lacks {counted(len(lacking), 'image')}, such as {min(lacking)}")
-        if alone := set(tree.files) - set(usual):
-            parts.append(f"alone has {counted(len(alone), 'image')}, such as {min(alone)}")
-        if parts:
-            problems.append(f"{tree.root}, against its siblings, {' and '.join(parts)}")
-    return problems

@@ -25,7 +25,7 @@ from tests.gpu_acceptance.checks import Check, at_least, at_most, note, skip
 from tests.gpu_acceptance.setting import EPS, Setting, minibatch, network, trainer_of
 from tools.benchmark import QUICK
 from tools.benchmark_case import REPLAYS, Case, cases_of
-from tools.benchmark_subject import SUBJECTS, take
+from tools.benchmark_subject import measure
 from utils.config.readers import REDUCE_OVERHEAD
 
 FREE_GOAL, NATURAL_GOAL, STANDARD_GOAL = 4.0, 1.03, 3.0  # over plain; over natural; over plain
@@ -95,18 +95,15 @@ def fresh(case: Case) -> tuple[dict[str, float], float]:
     gc.collect()
     torch._dynamo.reset()
     tuning = torch.backends.cudnn.benchmark
-    cuda = torch.device(case.device).type == "cuda"
-    if cuda:
+    if torch.device(case.device).type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
-        torch.backends.cudnn.benchmark = case.part != "standard" or case.subject == "plain"
-        works = SUBJECTS[case.part, case.subject](case)
-        takes = {name: take(works[name], case) for name in ACTIONS[case.part] if name in works}
+        found = measure(case, ACTIONS[case.part])
     finally:
         torch.backends.cudnn.benchmark = tuning
-    peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
-    return {name: images / seconds for name, (images, seconds) in takes.items()}, peak
+    rates = {name: images / seconds for name, (images, seconds) in found["takes"].items()}
+    return rates, found["peak_memory_bytes"] / 2**30
 
 
 def goals(setting: Setting, rates: Rates) -> Iterator[Check]:

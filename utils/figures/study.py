@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from utils.figures.style import WIDTH, literal, marker_style, styled
+from utils.storage.intervals import Estimate
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,13 @@ class Point:
     Attributes:
         name: in the legend; a training and the same with HE follow each other.
         cost: forward-backward passes over the training set.
-        mean, spread: robust accuracy in percent, mean and standard deviation over seeds.
+        robust: accuracy over seeds.
         filled: whether its marker is.
     """
 
     name: str
     cost: float
-    mean: float
-    spread: float
+    robust: Estimate
     filled: bool
 
 
@@ -40,8 +40,8 @@ def robustness_against_cost(points: Sequence[Point]) -> Figure:
         shift = 1.02 if point.filled else 0.98  # two points of one cost stay apart
         axes.errorbar(
             point.cost * shift,
-            point.mean,
-            yerr=point.spread or None,
+            point.robust.percent,
+            yerr=point.robust.spread or None,
             **style,
             markersize=6,
             markerfacecolor=style["color"] if point.filled else "white",

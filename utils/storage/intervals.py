@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Any
 
 Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
@@ -41,6 +42,11 @@ class Estimate:
         if self.spread is not None:
             return self.percent - self.spread, self.percent + self.spread
         return self.interval or (self.percent, self.percent)
+
+
+def over_seeds(percents: Sequence[float]) -> Estimate:
+    """Mean and standard deviation of the same of several seeds; one alone has no deviation."""
+    return Estimate(fmean(percents), spread=stdev(percents) if len(percents) > 1 else None)
 
 
 def mean_estimate(mean: float, n: int) -> Estimate:
