@@ -20,6 +20,7 @@ import torch
 import torchvision
 from conftest import settings
 from in_process import call, only_error, unchanged, user_error
+
 from lib.evaluation.model_settings import model_of, new_model, settings_from, settings_of
 from models.resnet import ResNet, build_model
 from utils.config.command_line import parse_command_line

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import environment, settings
-from in_process import call, only_error
+from conftest import copy_run, environment, settings
+from in_process import Done, call, only_error, user_error
 
 from utils.errors import UserError
 from utils.storage import files, run_folder
@@ -35,15 +35,8 @@ BIG = ("checkpoint.pth.tar", "checkpoint.previous.pth.tar", "model_best.pth.tar"
 
 @pytest.fixture
 def again(trained: Path, here: Path) -> Path:
-    """The trained run in a folder of its own, to go on with; weights are linked, not copied."""
-    folder = here / "trained_models" / trained.name
-    folder.mkdir(parents=True)
-    for path in trained.iterdir():
-        if path.name in BIG:
-            os.link(path, folder / path.name)
-        elif path.is_file():
-            shutil.copy(path, folder / path.name)
-    return folder
+    """The trained run in a folder of its own, to go on with."""
+    return copy_run(trained, here / "trained_models" / trained.name)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -60,50 +53,41 @@ def same_weights(one: Path, other: Path) -> bool:
 # --resume PATH
 
 
+def make_files(*names: str) -> None:
+    """Empty files, and their folders."""
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+
+
 def test_path_as_given_goes_over_trained_models(here: Path) -> None:
-    inside = here / "trained_models" / "run" / "model_best.pth.tar"
-    inside.parent.mkdir(parents=True)
-    inside.touch()
-    assert find_checkpoint("run/model_best.pth.tar") == "trained_models/run/model_best.pth.tar"
-    assert find_checkpoint("trained_models/run/model_best.pth.tar") == (
-        "trained_models/run/model_best.pth.tar"
-    )
-    assert find_checkpoint(str(inside)) == str(inside)
-    as_given = here / "run" / "model_best.pth.tar"
-    as_given.parent.mkdir()
-    as_given.touch()
+    inside = "trained_models/run/model_best.pth.tar"
+    make_files(inside)
+    assert find_checkpoint("run/model_best.pth.tar") == find_checkpoint(inside) == inside
+    assert find_checkpoint(str(here / inside)) == str(here / inside)
+    make_files("run/model_best.pth.tar")
     assert find_checkpoint("run/model_best.pth.tar") == "run/model_best.pth.tar"
 
 
 def test_missing_checkpoint_lists_what_is_there(here: Path) -> None:
-    with pytest.raises(UserError, match="no such checkpoint, here or under trained_models/; there"):
-        find_checkpoint("run/model_best.pth.tar")
-    for number in range(8):
-        folder = here / "trained_models" / f"run{number}"
-        folder.mkdir(parents=True)
-        (folder / "model_best.pth.tar").touch()
-    (here / "mine").mkdir()
-    (here / "mine" / "resnet.pt").touch()
-    with pytest.raises(UserError) as caught:
-        find_checkpoint("run/model_best.pth.tar")
-    message = str(caught.value)
+    missing = "run/model_best.pth.tar"
+    message = user_error(find_checkpoint, missing)
+    assert "no such checkpoint, here or under trained_models/; there" in message
+    make_files(*(f"trained_models/run{number}/model_best.pth.tar" for number in range(8)))
+    make_files("mine/resnet.pt")
+    message = user_error(find_checkpoint, missing)
     assert "trained_models/run0/model_best.pth.tar, trained_models/run1/" in message
     assert "and 2 more" in message
-    assert "\n" not in message
     shutil.rmtree(here / "trained_models")
-    with pytest.raises(UserError, match=r"there is mine/resnet\.pt"):
-        find_checkpoint("mine/model.pt")
+    assert "there is mine/resnet.pt" in user_error(find_checkpoint, "mine/model.pt")
 
 
 def test_folder_in_place_of_a_checkpoint(here: Path) -> None:
-    folder = here / "trained_models" / "run"
-    folder.mkdir(parents=True)
-    with pytest.raises(UserError, match=r"is a folder, not a checkpoint$"):
-        find_checkpoint("run")
-    (folder / "checkpoint.pth.tar").touch()
-    (folder / "model_best.pth.tar").touch()
-    with pytest.raises(UserError, match=r"give trained_models/run/model_best\.pth\.tar$"):
-        find_checkpoint("run")
+    (here / "trained_models" / "run").mkdir(parents=True)
+    assert user_error(find_checkpoint, "run").endswith("is a folder, not a checkpoint")
+    make_files(*(f"trained_models/run/{name}" for name in ("checkpoint.pth.tar", BIG[-1])))
+    message = user_error(find_checkpoint, "run")
+    assert message.endswith("give trained_models/run/model_best.pth.tar")
 
 
 # A run is never replaced silently
@@ -117,9 +101,7 @@ def test_folder_in_place_of_a_checkpoint(here: Path) -> None:
 )  # fmt: skip
 def test_whatever_took_work_makes_a_run(file: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text("kept")
-    with pytest.raises(UserError) as caught:
-        claim(tmp_path, resumed=False, overwrite=False)
-    message = str(caught.value)
+    message = user_error(claim, tmp_path, resumed=False, overwrite=False)
     for offer in ("already holds a run", "--resume auto", "--overwrite", "--output_prefix"):
         assert offer in message
     assert (tmp_path / file).read_text() == "kept"
@@ -127,16 +109,14 @@ def test_whatever_took_work_makes_a_run(file: str, tmp_path: Path) -> None:
     assert (tmp_path / file).read_text() == "kept"
 
 
-def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
+def test_overwrite_removes_the_run_and_nothing_else(here: Path) -> None:
     written = [*BIG, "config.yml", "log.txt", "metrics.csv", "training_curves.png", "a.pdf",
                "attack_standard.json", "attack_standard_images.csv", "imagenet_c_standard.csv",
                "shift_standard.json", "attack_standard_images/000_original.png",
                ".checkpoint.pth.tar.x1y2"]  # fmt: skip
-    for name in (*written, "notes.txt", "mine/thoughts.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    claim(tmp_path, resumed=False, overwrite=True)
-    left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    make_files(*written, "notes.txt", "mine/thoughts.md")
+    claim(here, resumed=False, overwrite=True)
+    left = sorted(str(path.relative_to(here)) for path in here.rglob("*") if path.is_file())
     assert left == ["mine/thoughts.md", "notes.txt"]
 
 
@@ -180,8 +160,8 @@ def test_one_training_in_a_folder_at_a_time(
             assert message.startswith(f"another training is at work in trained_models/{again.name}")
         holder.kill()
     assert (again / "checkpoint.pth.tar").read_bytes() == before
-    done = call(*words, "--resume", "auto")  # the lock has ended with its process
-    assert done.status == 0, done.err
+    with FolderLock(again):  # the lock has ended with its process
+        pass
     assert not (again / ".lock").exists()
 
 
@@ -224,17 +204,22 @@ def test_a_run_leaves_what_the_manual_says(trained: Path) -> None:
 # --resume auto
 
 
+def resumed(digits: Path, *changes: str) -> Done:
+    """The same training with --resume auto."""
+    words = (digits, "--FN", "--WN", "--resume", "auto", *settings(TRAIN__epochs=4), *changes)
+    return call("main_free.py", *words)
+
+
 def test_resume_auto_takes_the_newest_whole_checkpoint(digits: Path, again: Path) -> None:
     newest = again / "checkpoint.pth.tar"
     content = newest.read_bytes()
-    arguments = ("main_free.py", digits, "--FN", "--WN", "--resume", "auto")
-    done = call(*arguments, *settings(TRAIN__epochs=4))
+    done = resumed(digits)
     assert done.status == 0, done.err
     assert f"resumed trained_models/{again.name}/checkpoint.pth.tar" in done.out
     assert newest.read_bytes() == content
     newest.unlink()  # a link, so it is not written into
     newest.write_bytes(content[:-1000])
-    done = call(*arguments, *settings(TRAIN__epochs=4))
+    done = resumed(digits)
     assert done.status == 0, done.err
     assert "checkpoint.pth.tar is damaged; skipping it" in done.out
     assert "checkpoint.previous.pth.tar" in done.out
@@ -245,16 +230,13 @@ def test_resume_auto_without_a_whole_checkpoint(digits: Path, again: Path) -> No
     for name in BIG[:2]:
         (again / name).unlink()
         (again / name).write_bytes(b"PK\3\4 cut short")
-    arguments = (digits, "--FN", "--WN", "--resume", "auto", *settings(TRAIN__epochs=4))
-    message = only_error(call("main_free.py", *arguments))
+    message = only_error(resumed(digits))
     assert f"no checkpoint in trained_models/{again.name} is intact" in message
     assert "--overwrite" in message
 
 
 def test_resume_auto_with_other_settings_names_both(digits: Path, again: Path) -> None:
-    arguments = (digits, "--FN", "--WN", "--resume", "auto")
-    changed = settings(TRAIN__epochs=4, DATA__crop_size=24)
-    message = only_error(call("main_free.py", *arguments, *changed))
+    message = only_error(resumed(digits, "--set", "DATA.crop_size=24"))
     assert "DATA.crop_size 32, now 24" in message
     assert "config.yml" in message
 
@@ -351,7 +333,8 @@ def test_csv_quotes(tmp_path: Path) -> None:
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write to .*Not a directory; copy it"):
-        make_folder(tmp_path / "file" / "inside", "copy it")
+    message = user_error(make_folder, tmp_path / "file" / "inside", "copy it")
+    assert message.startswith("cannot write to ")
+    assert message.endswith("Not a directory; copy it")
     assert make_folder(tmp_path / "a" / "b").is_dir()
     assert os.listdir(tmp_path / "a" / "b") == []

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from conftest import environment
+from in_process import Done, call, only_error
 from PIL import Image
 from records import EPS, PGD10, attack, attack_result, imagenet_c_result, write
 from scipy import stats
 
-from tools.compare import main
 from tools.paired import mcnemar_exact
 from utils.storage.records import Result
 
@@ -31,15 +33,29 @@ OF_100 = {
 
 
 @pytest.fixture
-def compare(capsys, tmp_path, monkeypatch):
-    """The command within this process: fast, for matplotlib is loaded once."""
-    monkeypatch.chdir(tmp_path)
+def drawn() -> None:
+    """For a test that wants the figure drawn."""
 
-    def run(*arguments: object) -> subprocess.CompletedProcess:
-        status = main([str(argument) for argument in arguments])
-        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
 
-    return run
+@pytest.fixture
+def compare(request, here, monkeypatch) -> Callable[..., Done]:
+    """The command within this process; its figure, which takes the longest, where it is asked."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("tools.compare.comparison", lambda *_: None)
+        monkeypatch.setattr("tools.compare.save_figure", lambda *_: [])
+    return partial(call, "tools.compare")
+
+
+def refused(done: Done) -> str:
+    """The one line of a call that did not succeed."""
+    assert done.out == ""
+    return only_error(done)
+
+
+def write_all(results: dict[str, Result]) -> None:
+    """`RUN/FILE` to its record; `RUN` alone is RUN/attack_standard.json."""
+    for name, result in results.items():
+        write(Path(f"{name}.json" if "/" in name else f"{name}/attack_standard.json"), result)
 
 
 def tables(markdown: str) -> list[dict[str, dict[str, str]]]:
@@ -52,31 +68,11 @@ def tables(markdown: str) -> list[dict[str, dict[str, str]]]:
     return found
 
 
-def table(done: subprocess.CompletedProcess) -> dict[str, dict[str, str]]:
+def table(done: Done) -> dict[str, dict[str, str]]:
     """The only table of a call that succeeded."""
-    assert done.returncode == 0, done.stderr
-    (only,) = tables(done.stdout)
+    assert done.status == 0, done.err
+    (only,) = tables(done.out)
     return only
-
-
-def refused(done: subprocess.CompletedProcess) -> str:
-    """The one line of a call that did not."""
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    return done.stderr
-
-
-def write_all(results: dict[str, Result]) -> None:
-    """`RUN/FILE` to its record; `RUN` alone is RUN/attack_standard.json."""
-    for name, result in results.items():
-        write(
-            Path(
-                name if "/" in name else f"{name}/attack_standard.json",
-            ).with_suffix(".json"),
-            result,
-        )
 
 
 @pytest.fixture
@@ -94,12 +90,20 @@ def runs(tmp_path) -> tuple[Path, Path]:
     return free, he
 
 
+WITHOUT_TORCH = """
+import sys
+from tools.compare import main
+status = main(sys.argv[1:])
+assert "torch" not in sys.modules
+sys.exit(status)
+"""
+
+
 def test_one_table_in_three_formats_and_a_figure(runs, tmp_path):
-    command = [sys.executable, "-m", "tools.compare", *map(str, runs), "-o", "out/both"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
-    )
+    command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, runs), "-o", "out/both"]
+    variables = environment()
+    ended = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    done = Done(ended.returncode, ended.stdout, ended.stderr)
     he = "FreeAT + HE (s = 10, m = 0.2)"
     rows = table(done)
     error = 100 * sum(0.6 / e for e in ALEXNET) / 15
@@ -115,7 +119,7 @@ def test_one_table_in_three_formats_and_a_figure(runs, tmp_path):
         *list(rows["FreeAT"].values())[3:],
     ]
     stem = tmp_path / "out" / "both"
-    assert stem.with_suffix(".md").read_text() == done.stdout
+    assert stem.with_suffix(".md").read_text() == done.out
     with stem.with_suffix(".csv").open() as file:
         lines = {(row["run"], row["measure"]): row for row in csv.DictReader(file)}
     assert len(lines) == 10
@@ -145,7 +149,7 @@ ALEXNET = (
 
 def test_notes_tell_conditions_scales_and_warnings(compare, runs):
     write_all({FREE: attack_result(warnings=["gradients are zero on 30 images"])})
-    text = compare(*runs).stdout
+    text = compare(*runs).out
     for note in (
         "Clean: all 100 images; resize 256, crop 224.",
         "PGD-10 (ce): protocol standard; eps 4/255; search in fp32; seed 0; step 1/255;",
@@ -180,11 +184,11 @@ def test_what_does_not_compare_is_refused_or_told(compare, changes, said):
     assert all(text in message for text in (*said, "--allow_mixed"))
     assert not Path("out").exists()
     done = compare("one", "two", "-o", "out/", "--allow_mixed")
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.err
     if "images" in changes:  # a table for each list of images
-        first, second = tables(done.stdout)
+        first, second = tables(done.out)
         assert (list(first), list(second)) == (["one"], ["two"])
-        assert f"**{said[1]}**" in done.stdout
+        assert f"**{said[1]}**" in done.out
         return
     rows = table(done)
     for text, (row, other) in zip(said, (("one", "two"), ("two", "one")), strict=True):
@@ -192,7 +196,6 @@ def test_what_does_not_compare_is_refused_or_told(compare, changes, said):
         assert columns
         for column in columns:
             assert (rows[row][column] != "-", rows[other][column]) == (True, "-")
-    assert Path("out/comparison.png").exists()
 
 
 def test_protocol_and_images_of_imagenet_c_matter(compare):
@@ -244,15 +247,15 @@ def test_a_check_on_a_few_images_has_a_table_of_its_own(compare):
     write_all({"one/a": attack_result(), "one/few": few, "two/a": attack_result("b")})
     write_all({"two/c": imagenet_c_result(n=50, sha256="b"), "one/c": imagenet_c_result(n=50)})
     done = compare("one", "two")
-    assert done.returncode == 0, done.stderr
-    first, second = tables(done.stdout)
+    assert done.status == 0, done.err
+    first, second = tables(done.out)
     assert list(first) == ["one", "two"]
     assert list(first["one"]) == ["Clean", "PGD-10 (ce)", "Worst case", "Mean over 15 corruptions"]
     assert second == {
         "one": {"Clean": "100.0 [34.2, 100.0]", "PGD-10 (ce)": "50.0 [9.5, 90.5]",
                 "Worst case": "50.0 [9.5, 90.5]"}
     }  # fmt: skip
-    assert "**2 evenly spread of 100 images**" in done.stdout
+    assert "**2 evenly spread of 100 images**" in done.out
     assert Path("comparison.tex").read_text().count(r"\begin{tabular}") == 2
 
 
@@ -369,7 +372,7 @@ def test_paired_outcomes(compare):
     write_all({"one": attack_result(), "two": attack_result("b")})
     write_outcomes("one", "1111111111", "1111111000")
     write_outcomes("two", "1111111111", "0000001100")
-    text = compare("one", "two", "--paired", "one", "two/attack_standard.json").stdout
+    text = compare("one", "two", "--paired", "one", "two/attack_standard.json").out
     # 6 images against 1: 2 (1 + 7) / 2^7 = 0.125
     assert "PGD-10 (ce), eps 4/255: right on 6 images that the other gets wrong, against 1" in text
     assert "of 10, p = 0.125" in text
@@ -400,8 +403,8 @@ def test_published_results_stand_in_columns_of_their_conditions_alone(compare):
     assert rows["ResNet-50 baseline (Hendrycks)"]["mCE"] == "76.7"
     he = rows["FreeAT + HE ResNet-50 (HE paper, unverified)"]
     assert (he["PGD-10 (ce)"], he["Worst case"]) == ("40.2", "-")
-    assert "modestyachts/imagenet-testbed" in done.stdout
-    elsewhere = next(line for line in done.stdout.splitlines() if "of no column" in line)
+    assert "modestyachts/imagenet-testbed" in done.out
+    elsewhere = next(line for line in done.out.splitlines() if "of no column" in line)
     assert "AutoAttack at eps 4/255" in elsewhere
     assert "PGD-50 (ce) at eps 4/255" in elsewhere
     write_all(
@@ -443,7 +446,7 @@ def test_files_of_earlier_versions(compare):
     path.write_text(json.dumps(data))
     done = compare("run")
     assert table(done)["run"]["Worst case"] == OF_100[40]
-    assert "eps 4/255; search in bf16; seed 3; step 1/255; over pgd10;" in done.stdout
+    assert "eps 4/255; search in bf16; seed 3; step 1/255; over pgd10;" in done.out
 
 
 @pytest.mark.parametrize(
@@ -466,33 +469,21 @@ def test_bad_files_are_one_line(compare, content, cause):
     assert cause in refused(compare("x.json"))
 
 
-def test_a_folder_without_evaluations_and_wrong_arguments(compare, tmp_path):
-    assert "holds no evaluation" in refused(compare(tmp_path))
-    refused(compare())
-    refused(compare("x", "--name", "A", "--ouput", "x"))
+def test_a_folder_without_evaluations_and_wrong_arguments(compare):
+    assert "holds no evaluation" in refused(compare("."))
+    assert "--ouput" in refused(compare("x", "--ouput", "x"))
 
 
-def test_names_that_mean_something_elsewhere(compare):
+def test_names_that_mean_something_elsewhere(compare, drawn):
     """To matplotlib, Markdown, LaTeX, spreadsheets, terminals."""
     name = "=a|b $x_1^$ \x1b[31m\udcff"
     write_all({"run": attack_result(warnings=["\x1b[2Jgone"])})
     done = compare("run", "--names", name)
     assert list(table(done)) == [r"=a\|b $x_1^$ \x1b[31m\udcff"]
-    assert "\x1b" not in done.stdout
+    assert "\x1b" not in done.out
     assert r"$x_1^$" not in Path("comparison.tex").read_text()
     with open("comparison.csv", newline="") as file:
         assert next(csv.DictReader(file))["run"].startswith("'=a|b")
-
-
-def test_tables_need_no_torch(compare):
-    write_all({"run": attack_result()})
-    code = (
-        "import sys; from tools.compare import main; status = main(sys.argv[1:]);"
-        "assert 'torch' not in sys.modules; sys.exit(status)"
-    )
-    command = [sys.executable, "-c", code, "run", "-o", "x"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
 
 
 def test_a_figure_of_many_columns_is_readable(compare):
