@@ -27,7 +27,7 @@ from utils.figures.classes import classes, read_classes
 from utils.figures.gradients import gradient_ratio, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
-from utils.figures.style import COLOURS, run_label, run_labels, save_figure
+from utils.figures.style import COLOURS, marker_style, run_label, run_labels, save_figure
 from utils.figures.training import draw_training, read_metrics, training_curves
 from utils.storage.files import write_csv
 
@@ -136,6 +136,10 @@ def test_names_are_distinct(tmp_path):
     assert run_labels(same) == [f"{FREE}/standard", f"{FREE}/paper"]
     assert run_labels(same, ["one", "two"]) == ["one", "two"]
     assert "1 names for 2 runs" in user_error(run_labels, same, ["one"])
+
+
+def test_many_runs_have_a_mark_each():
+    assert len({tuple(marker_style(index).values()) for index in range(49)}) == 49
 
 
 def test_colours_stay_apart_for_the_colour_blind():
@@ -267,6 +271,16 @@ def test_imagenet_c_of_one_result():
     assert labels[-1] == "mean of the 15"
     assert noise.get_xlabel() == "severity"
     assert noise.get_ylabel() == "top-1 accuracy (%)"
+
+
+@pytest.mark.parametrize("names", [STANDARD, STANDARD + EXTRA], ids=len)
+def test_imagenet_c_has_room_for_every_group(names, tmp_path):
+    fig = imagenet_c({"FreeAT": imagenet_c_result(0.0, names)}, "Common corruptions")
+    png, _ = save_figure(fig, tmp_path / "one")
+    pixels = np.asarray(Image.open(png).convert("L"))
+    assert min(edge.min() for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])) == 255
+    fig.draw_without_rendering()  # without room, panels shrink at each drawing
+    assert fig.subfigs[0].axes[0].get_position().width > 0.13
 
 
 def test_imagenet_c_of_several_results():

@@ -53,7 +53,9 @@ def imagenet_c(results: Mapping[str, ImageNetCResult], title: str = "") -> Figur
         if single:
             # Below the panel: inside, four names would lie on the curves.
             position = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.3), "borderaxespad": 0}
-            axes.legend(fontsize=7, handlelength=2, handletextpad=0.4, labelspacing=0.2, **position)
+            axes.legend(
+                fontsize=7, handlelength=1.2, handletextpad=0.4, labelspacing=0.2, **position
+            )
     peak = [a.percent for r in fullest for c in r.corruptions.values() for a in c.top1]
     percent_axis(panels[0], "top-1 accuracy (%)", peak)
     names = sorted(group_of, key=lambda name: groups.index(group_of[name]))

@@ -76,18 +76,23 @@ def save_figure(fig: Figure, stem: str | Path) -> list[Path]:
     make_folder(stem.parent)
     # Not with_suffix: a stem such as `s10.0_margin0.2` has no suffix to replace.
     paths = []
-    # No date inside the file: the same numbers give the same bytes.
-    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-        paths.append(stem.with_name(f"{stem.name}.{kind}"))
-        with matplotlib.rc_context(STYLE), replacing(paths[-1]) as file:
-            fig.savefig(file, format=kind, metadata=metadata)
+    with matplotlib.rc_context(STYLE):
+        fig.draw_without_rendering()  # a first layout does not know how wide all labels become
+        # No date inside the file: the same numbers give the same bytes.
+        for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+            paths.append(stem.with_name(f"{stem.name}.{kind}"))
+            with replacing(paths[-1]) as file:
+                fig.savefig(file, format=kind, metadata=metadata)
     return paths
 
 
 def marker_style(index: int) -> dict[str, Any]:
-    """Colour and marker of the run with this index, told apart in print without colour too."""
-    index %= len(COLOURS)
-    return {"color": COLOURS[index], "marker": MARKERS[index]}
+    """Colour and marker of the run with this index, told apart in print without colour too.
+
+    49 runs have one of their own: each time that the colours are through, the markers move on.
+    """
+    times, colour = divmod(index, len(COLOURS))
+    return {"color": COLOURS[colour], "marker": MARKERS[(colour + times) % len(MARKERS)]}
 
 
 def line_style(index: int) -> dict[str, Any]:
