@@ -115,7 +115,11 @@ def reading_notes(tables: Sequence[Table], warnings: Mapping[str, Iterable[str]]
         )
     if MCE in measures:
         lines.append("mCE in %, less is better, AlexNet is 100; it has no simple interval.")
-    cautions = [f"Warning, {name}: {text}" for name, each in warnings.items() for text in each]
+    doubtful: dict[str, list[str]] = {}
+    for name, each in warnings.items():
+        for text in each:
+            doubtful.setdefault(text, []).append(name)
+    cautions = [f"Warning, {', '.join(names)}: {text}" for text, names in doubtful.items()]
     return [*lines, *scale_notes(tables), *cautions]
 
 

@@ -148,7 +148,10 @@ ALEXNET = (
 
 
 def test_notes_tell_conditions_scales_and_warnings(compare, runs):
-    write_all({FREE: attack_result(warnings=["gradients are zero on 30 images"])})
+    warnings = ["gradients are zero on 30 images", "few steps"]
+    stronger = [attack("pgd10", "PGD-10 (ce)", 90, scale=10.0)]
+    he = attack_result("b", attacks=stronger, worst=50, warnings=warnings[1:])
+    write_all({FREE: attack_result(warnings=warnings), HE: he})
     text = compare(*runs).out
     for note in (
         "Clean: all 100 images; resize 256, crop 224.",
@@ -157,6 +160,7 @@ def test_notes_tell_conditions_scales_and_warnings(compare, runs):
         "ImageNet-C mean, mCE: protocol standard; all 100 images; crop 224.",
         "FreeAT 1; FreeAT + HE (s = 10, m = 0.2) 10",
         "Warning, FreeAT: gradients are zero on 30 images",
+        "Warning, FreeAT, FreeAT + HE (s = 10, m = 0.2): few steps",
     ):
         assert note in text
 
