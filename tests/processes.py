@@ -116,7 +116,7 @@ def script(name: str, *arguments: object, cwd: Path, **env: str) -> Iterator[Run
 
 @contextmanager
 def forked(name: str, *arguments: object, cwd: Path, **env: str) -> Iterator[Running]:
-    """Start a script's main() in a fork of a process that has imported it: in no time."""
+    """Start a script's or module's main() in a fork of what has imported it: in no time."""
     out, err = outputs(cwd)
     words = [str(argument) for argument in arguments]
     process = nursery().Process(target=main_of, args=(name, words, cwd, env, out, err))
@@ -125,6 +125,7 @@ def forked(name: str, *arguments: object, cwd: Path, **env: str) -> Iterator[Run
         yield Running(process, out, err)
     finally:
         if process.exitcode is None:  # its number may be another process's otherwise
+            kill_group(process.pid)
             process.kill()
             process.join()
 
@@ -182,8 +183,11 @@ def main_of(
     sys.exit(import_module(name.removesuffix(".py")).main(arguments))
 
 
-def launched(world_size: int, name: str, *arguments: object, cwd: Path | list[Path]) -> list[Done]:
-    """Run a script's main() in forks that find themselves in the environment that torchrun sets.
+@contextmanager
+def launching(
+    world_size: int, name: str, *arguments: object, cwd: Path | list[Path]
+) -> Iterator[list[Running]]:
+    """Start a script's main() in forks that find themselves in the environment that torchrun sets.
 
     Args:
         cwd: one folder, or one for each process as for machines that share no disk.
@@ -196,6 +200,12 @@ def launched(world_size: int, name: str, *arguments: object, cwd: Path | list[Pa
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
             command = forked(name, *arguments, cwd=folder, **place, **address)
             runnings.append(stack.enter_context(command))
+        yield runnings
+
+
+def launched(world_size: int, name: str, *arguments: object, cwd: Path | list[Path]) -> list[Done]:
+    """What `launching` comes to."""
+    with launching(world_size, name, *arguments, cwd=cwd) as runnings:
         return [running.end() for running in runnings]
 
 
@@ -258,9 +268,9 @@ def children_of(pid: int) -> list[int]:
 
 
 def image_of_rank_1(data: Path, minibatch: int) -> Path:
-    """The image that the second of two processes reads first in a minibatch of eight images."""
+    """The image that the second of two processes reads first in a minibatch of 16 images."""
     tree = read_split(str(data), "train")
-    share = list(GlobalBatches(len(tree.files), 8, 1, 2, seed=0))[minibatch]
+    share = list(GlobalBatches(len(tree.files), 16, 1, 2, seed=0))[minibatch]
     return Path(tree.root) / tree.files[share[0][1]]
 
 

@@ -7,9 +7,6 @@ import os
 import re
 import shutil
 import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ from conftest import ROOT, settings
 from PIL import Image
 from processes import (
     Done,
-    Running,
     children_of,
     differences,
     forked,
@@ -30,8 +26,6 @@ from processes import (
     launched,
     outcome,
     rows_of,
-    script,
-    started,
     the_run,
     until,
 )
@@ -185,7 +179,7 @@ def train_steadily(
             weight = order.weight(number)
             if method.draws_noise:
                 draw_noise_(noise, settings.eps, (1, epoch, number), order.positions())
-            for _ in range(3):
+            for _ in range(2):
                 loss, logits = method.step(trainer, x, labels, weight)
                 if weight:
                     sums.update(loss, logits, labels, len(x))
@@ -201,7 +195,7 @@ def train_steadily(
 # divide by three.
 @pytest.mark.parametrize(
     ("count", "images", "method"),
-    [(2, 61, "free"), (3, 61, "free"), (3, 64, "free"), (2, 61, "fast"), (3, 61, "pgd")],
+    [(3, 61, "free"), (3, 64, "free"), (2, 61, "fast"), (3, 61, "pgd")],
 )
 def test_many_processes_train_like_one(
     count: int, images: int, method: str, digits: Path, tmp_path: Path
@@ -214,8 +208,8 @@ def test_many_processes_train_like_one(
         assert (noise == expected).all()
     assert 15 / 255 <= abs(alone["noise"][-1]).max() <= 16 / 255
     for other in found:
-        assert other["sums"][1:] == alone["sums"][1:]  # top-1, top-5, images: three times each
-        assert other["sums"][3] == 3 * 2 * images
+        assert other["sums"][1:] == alone["sums"][1:]  # top-1, top-5, images: twice each
+        assert other["sums"][3] == 2 * 2 * images
         assert other["sums"][0] == pytest.approx(alone["sums"][0], rel=1e-12)
         for key, value in alone["weights"].items():
             assert other["weights"][key] == pytest.approx(value, rel=1e-10, abs=1e-13), key
@@ -302,31 +296,25 @@ def evaluation(count: int, checkpoint: Path, digits: Path, corrupted: Path, cwd:
 def test_evaluation_counts_the_same(
     knowing: Path, digits: Path, corrupted: Path, tmp_path: Path
 ) -> None:
-    """36 and 11 images over 1, 2 and 3 processes, in batches of 8, 4 and 2 images."""
-    folders = [tmp_path / str(count) for count in (1, 2, 3)]
-    for folder in folders:
+    """36 and 11 images over 1 and 3 processes, in batches of 8 and 2 images."""
+    found = []
+    for count in (1, 3):
+        folder = tmp_path / str(count)
         folder.mkdir()
-    found = [
-        evaluation(count, knowing, digits, corrupted, folder)
-        for count, folder in enumerate(folders, 1)
-    ]
-    sums, rows, corruptions = found[0]
+        found.append(evaluation(count, knowing, digits, corrupted, folder))
+    (sums, rows, corruptions), (others, other_rows, other_corruptions) = found
     assert sums["clean"]["top1"]["n"] == len(rows) == 36
     assert sums["clean"]["top1"]["correct"] > sums["worst_case"]["top1"]["correct"] > 0
     counts = [entry["correct"] for entry in corruptions["fog"]["top1"]]
     assert len(set(counts)) > 1  # some images are lost with the severity
     assert [entry["n"] for entry in corruptions["fog"]["top1"]] == [11] * 5
-    for others, other_rows, other_corruptions in found[1:]:
-        loss, other = sums["clean"].pop("loss", None), others["clean"].pop("loss")
-        if loss is not None:
-            mean_loss = loss
-        assert other == pytest.approx(mean_loss, rel=1e-6)
-        assert others == sums
-        assert other_rows == rows
-        assert other_corruptions == corruptions
+    assert others["clean"].pop("loss") == pytest.approx(sums["clean"].pop("loss"), rel=1e-6)
+    assert others == sums
+    assert other_rows == rows
+    assert other_corruptions == corruptions
 
 
-TRAINING = settings(TRAIN__epochs=4, DATA__batch_size=8)
+TRAINING = settings(TRAIN__epochs=2, ADV__n_repeats=1)  # two passes of four minibatches
 OFTEN = ("--set", "TRAIN.checkpoint_minutes=0.01")
 
 
@@ -342,11 +330,11 @@ def by_two(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def test_only_rank_0_writes_and_prints(by_two: tuple[Path, list[Done]]) -> None:
     folder, (first, second) = by_two
     assert second.out == first.err == second.err == ""
-    for line in (r"epoch 1/2 \[3/8\]", "epoch 2/2: train loss", "attacks on all 36 images"):
+    for line in (r"epoch 1/2 \[3/4\]", "epoch 2/2: train loss", "attacks on all 36 images"):
         assert len(re.findall(line, first.out)) == 1
     assert "2 x cpu" in first.out
     logged = [line[20:] for line in (folder / "log.txt").read_text().splitlines()]
-    assert [line for line in logged if line.startswith("epoch 2/2 [8/8]")] != []
+    assert [line for line in logged if line.startswith("epoch 2/2 [4/4]")] != []
     assert len(logged) == len(set(logged)) + logged.count("")
 
 
@@ -355,8 +343,8 @@ def test_ctrl_c_on_two_processes_and_going_on(
 ) -> None:
     """--nproc 2; Ctrl-C in a terminal reaches every process, the reading ones, too."""
     words = [digits, "--resume", "auto", "--set", "DATA.workers=2", *TRAINING]
-    with script("main_free.py", *words, "--nproc", 2, cwd=tmp_path) as running:
-        done = running.saw(r"epoch 1/2 \[2/8\]").send(signal.SIGINT, everyone=True).end()
+    with forked("main_free.py", *words, "--nproc", 2, cwd=tmp_path) as running:
+        done = running.saw(r"epoch 1/2 \[1/4\]").send(signal.SIGINT, everyone=True).end()
     assert (done.status, done.err) == (130, "")
     assert done.out.count("stopped by SIGINT; saved. Resume with --resume auto") == 1
     assert "2 x cpu" in done.out
@@ -391,7 +379,7 @@ def test_resuming_with_another_number_of_processes(digits: Path, tmp_path: Path)
     """One process begins, two go on, one ends; the noise goes from hand to hand."""
     words = [digits, "--resume", "auto", *TRAINING]
     with forked("main_free.py", *words, cwd=tmp_path) as running:
-        assert running.saw(r"\[2/8\]").send(signal.SIGTERM).end().status == 143
+        assert running.saw(r"\[1/4\]").send(signal.SIGTERM).end().status == 143
     folder = the_run(tmp_path)
     first = torch.load(folder / "checkpoint.pth.tar", weights_only=True)["training"]
     shares = gang(2, restored_noise, str(folder / "checkpoint.pth.tar"), folder=tmp_path)
@@ -401,8 +389,8 @@ def test_resuming_with_another_number_of_processes(digits: Path, tmp_path: Path)
     done = launched(2, "main_free.py", *words, "--set", "DATA.workers=2", cwd=tmp_path)
     assert [one.status for one in done] == [0, 0], done
     assert f"epoch 1, minibatch {first['position']}\n" in done[0].out
-    assert f"epoch 1/2 [{first['position']}/8]" not in done[0].out
-    assert f"epoch 1/2 [{first['position'] + 1}/8]" in done[0].out
+    assert f"epoch 1/2 [{first['position']}/4]" not in done[0].out
+    assert f"epoch 1/2 [{first['position'] + 1}/4]" in done[0].out
     totals = torch.load(folder / "checkpoint.pth.tar", weights_only=True)["training"]
     assert (totals["epoch"], totals["position"]) == (2, 0)
     assert len(totals["history"]) == 2
@@ -416,7 +404,7 @@ def restored_noise(context: DistributedContext, path: str) -> torch.Tensor:
 
     model = build_model("resnet18", 4)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    noise = make_noise(8 // context.world_size, 32, "cpu")
+    noise = make_noise(16 // context.world_size, 32, "cpu")
     trainer = Trainer(model, optimizer, noise, TrainingSettings(0.1, 0.1))
     restore_state(read_checkpoint(path), trainer, context, 0, Logger(False))
     return trainer.noise.contiguous()
@@ -428,7 +416,7 @@ def restored_noise(context: DistributedContext, path: str) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("count", "more", "words"),
     [
-        (3, [], "DATA.batch_size 8 is the batch over all processes and does not divide by 3"),
+        (3, [], "DATA.batch_size 16 is the batch over all processes and does not divide by 3"),
         (2, ["--nproc", 3], "--nproc 3: torchrun has started 2 processes"),
     ],
 )
@@ -471,50 +459,36 @@ def test_an_image_that_only_one_process_reads(digits: Path, tmp_path: Path) -> N
     assert done[1].err.count("\n") == 1
     assert done[0].status == 1
     assert done[0].err == "error: another process has ended, or its machine cannot be reached\n"
-    assert "[2/8]" in done[0].out
-    assert "[3/8]" not in done[0].out
+    assert "[2/4]" in done[0].out
+    assert "[3/4]" not in done[0].out
 
 
 # torchrun
 
 
-@contextmanager
-def torchrun(*words: object, data: Path, cwd: Path) -> Iterator[Running]:
-    """torchrun with two processes of a training of two."""
-    start = [sys.executable, "-m", "torch.distributed.run", *words]
-    training = [ROOT / "main_free.py", data, "--resume", "auto", *TRAINING, *OFTEN]
-    with started([*start, *training], cwd) as running:
-        yield running
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-def test_torchrun_survives_a_killed_worker(
+def test_torchrun_on_two_machines_survives_a_killed_worker(
     digits: Path, by_two: tuple[Path, list[Done]], tmp_path: Path
 ) -> None:
-    """--max-restarts and --resume auto: the outcome of a training that nothing happened to."""
-    words = ("--standalone", "--nproc-per-node", 2, "--max-restarts", 2)
-    with torchrun(*words, data=digits, cwd=tmp_path) as running:
-        saved = "trained_models/*/checkpoint.pth.tar"
-        until(lambda: any(tmp_path.glob(saved)), running, "a checkpoint")
-        os.kill(children_of(running.pid)[-1], signal.SIGKILL)
-        done = running.end()
-    assert done.status == 0, done
-    assert "nothing to resume" in done.out
-    assert len(re.findall("resumed .*checkpoint.pth.tar: epoch", done.out)) == 1
-    assert "Traceback" not in done.err
-    assert differences(outcome(the_run(tmp_path)), outcome(by_two[0])) == []
+    """Two agents that meet over a port, each with a process; --max-restarts and --resume auto.
 
-
-def test_two_machines(digits: Path, by_two: tuple[Path, list[Done]], tmp_path: Path) -> None:
-    """Two torchrun agents that meet over a port, each with one process."""
-    place = f"127.0.0.1:{free_port()}"
-    words = ("--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d")
-    words += ("--rdzv-id", "job", "--rdzv-endpoint", place)
+    The outcome is that of a training that nothing happened to.
+    """
+    words = ["--nnodes", 2, "--nproc-per-node", 1, "--max-restarts", 2, "--rdzv-id", "job"]
+    words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    words += [ROOT / "main_free.py", digits, "--resume", "auto", *TRAINING, *OFTEN]
     with (
-        torchrun(*words, data=digits, cwd=tmp_path) as one,
-        torchrun(*words, data=digits, cwd=tmp_path) as other,
+        forked("torch.distributed.run", *words, cwd=tmp_path) as one,
+        forked("torch.distributed.run", *words, cwd=tmp_path) as other,
     ):
+        saved = "trained_models/*/checkpoint.pth.tar"
+        until(lambda: any(tmp_path.glob(saved)), one, "a checkpoint")
+        os.kill(children_of(one.pid)[-1], signal.SIGKILL)
         done = [one.end(), other.end()]
     assert [d.status for d in done] == [0, 0], done
-    assert sorted(len(d.out) > 0 for d in done) == [False, True]  # either may get rank 0
+    out = "".join(d.out for d in done)  # either may get rank 0
+    assert "nothing to resume" in out
+    assert len(re.findall("resumed .*checkpoint.pth.tar: epoch", out)) == 1
+    assert len(re.findall("epoch 2/2: train loss", out)) == 1
+    assert "Traceback" not in done[0].err + done[1].err
     assert differences(outcome(the_run(tmp_path)), outcome(by_two[0])) == []
