@@ -46,9 +46,12 @@ def same(found: dict[str, object], expected: dict[str, object]) -> bool:
 
 
 METHODS = {
-    "fast": ("fast_adv_step16_eps16_repeat2_bs16", {"TRAIN__schedule": "cosine"}),
-    "pgd": ("pgd_adv_step4_eps16_steps2_bs16", {"TRAIN__ema": 0.9, "TRAIN__label_smoothing": 0.1}),
-    "natural": ("natural_bs16", {"TRAIN__lr_epochs": "[0, 2]", "TRAIN__lr_values": "[0.02, 0]"}),
+    "pgd": (
+        "pgd_adv_step4_eps16_steps2_bs32",
+        {"ADV__train_steps": 2, "ADV__fgsm_step": 4, "TRAIN__schedule": "cosine"}
+        | {"TRAIN__ema": 0.9, "TRAIN__label_smoothing": 0.1},
+    ),
+    "natural": ("natural_bs32", {"TRAIN__lr_epochs": "[0, 2]", "TRAIN__lr_values": "[0.02, 0]"}),
 }
 
 
@@ -57,13 +60,10 @@ METHODS = {
 def test_interrupted_and_resumed_bit_by_bit(
     method: str, digits: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under HE; each with some of the other options. 4 minibatches an epoch, two epochs."""
+    """Under HE; each with some of the other options. 2 minibatches an epoch, two epochs."""
     name, options = METHODS[method]
     changes = {**SHORT, "TRAIN__method": method, "ADV__n_repeats": 1, **options}
-    changes |= {
-        "fast": {"ADV__n_repeats": 2},
-        "pgd": {"ADV__train_steps": 2, "ADV__fgsm_step": 4},
-    }.get(method, {})
+    changes["DATA__batch_size"] = 32
     words = (digits, *HE, *settings(**changes), "--resume", "auto", "--attack", "pgd1")
     done = call("main_free.py", *words)
     assert done.status == 0, done.err
@@ -89,8 +89,9 @@ TRAIN:
   arch: resnet18
   phases:
   - {TRAIN.epochs: 1, TRAIN.lr_epochs: [0, 1], TRAIN.lr_values: [0.02, 0.01], DATA.batch_size: 32}
-  - {TRAIN.epochs: 3, TRAIN.lr_epochs: [1, 3], TRAIN.lr_values: [0.01, 0.0], DATA.crop_size: 24}
-ADV: {clip_eps: 16, fgsm_step: 20, pgd_attack: [[1, 8/255]]}
+  - {TRAIN.epochs: 2, TRAIN.lr_epochs: [1, 2], TRAIN.lr_values: [0.01, 0.004], DATA.crop_size: 24}
+ADV: {n_repeats: 2, clip_eps: 16, fgsm_step: 20, pgd_attack: [[1, 8/255]]}
+HE: {FN: true, WN: true}
 DATA: {batch_size: 16, img_size: 0, crop_size: 32, workers: 0}
 """
 
@@ -99,67 +100,69 @@ DATA: {batch_size: 16, img_size: 0, crop_size: 32, workers: 0}
 def test_phases_in_turn_and_resumed(
     digits: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two of 32 images and then of 16: 2 minibatches in one epoch, then 4 in each of two."""
+    """Minibatches of 32 images and then of 16: 2 in one epoch, then 4 in the next."""
     Path("phases.yml").write_text(PHASES)
     words = (digits, "-c", here / "phases.yml", "--resume", "auto", "--attack", "pgd1")
     done = call("main_free.py", *words)
     assert done.status == 0, done.err
-    name = "fast_adv_step20_eps16_repeat1_bs{}_phase{}"
+    name = "fast_adv_step20_eps16_repeat2_bs{}_FN_WN_s10.0_margin0.2_phase{}"
     folders = [run_folder(name.format(32, 1)), run_folder(name.format(16, 2))]
     rows = [rows_of(folder / METRICS) for folder in folders]
-    assert [[row["epoch"] for row in part] for part in rows] == [["1"], ["2", "3"]]
-    assert [float(r["lr"]) for r in rows[1]] == pytest.approx([0.005, 0.0])
+    assert [[row["epoch"] for row in part] for part in rows] == [["1"], ["2"]]
+    assert [float(part[0]["lr"]) for part in rows] == pytest.approx([0.01, 0.004])
     assert "from here on" not in done.out  # what a phase sets is no change of mind
     assert not (folders[0] / "attack_standard_pgd1.json").exists()
     assert (folders[1] / "attack_standard_pgd1.json").exists()
     whole = outcome(folders[1])
     (here / "again").mkdir()
     monkeypatch.chdir(here / "again")
-    interrupted(5, monkeypatch, *words, method="fast")  # two in the first phase, the third here
-    assert rows_of(folders[0] / METRICS) is not None
+    interrupted(7, monkeypatch, *words, method="fast")  # two minibatches before, the second here
+    assert len(rows_of(folders[0] / METRICS)) == 1
     assert call("main_free.py", *words).status == 0
     assert same(outcome(folders[1]), whole)
     # By hand, as published: a file for each phase, and the checkpoint of the one before.
-    text = PHASES.replace("method: fast", "method: fast\n  epochs: 3")
+    text = PHASES.replace("method: fast", "method: fast\n  epochs: 2")
     Path("second.yml").write_text(text[: text.index("  phases")] + text[text.index("ADV") :])
-    by_hand = ("--set", "TRAIN.lr_epochs=[1, 3]", "--set", "TRAIN.lr_values=[0.01, 0]")
+    by_hand = ("--set", "TRAIN.lr_epochs=[1, 2]", "--set", "TRAIN.lr_values=[0.01, 0.004]")
     by_hand += ("--set", "DATA.crop_size=24", "--resume", folders[0] / "checkpoint.pth.tar")
     done = call("main_free.py", digits, "-c", "second.yml", *by_hand, "--attack", "pgd1")
     assert done.status == 0, done.err
-    other = run_folder("fast_adv_step20_eps16_repeat1_bs16")
+    other = run_folder("fast_adv_step20_eps16_repeat2_bs16_FN_WN_s10.0_margin0.2")
     assert same(outcome(other), whole)
 
 
 @pytest.mark.slow
 def test_selection_on_images_held_out_of_training(digits: Path) -> None:
-    changes = {**SHORT, "TRAIN__epochs": 6, "TRAIN__val_every": 2, "TRAIN__select_examples": 16}
+    changes = {**SHORT, "TRAIN__val_every": 2, "TRAIN__select_examples": 16}
     changes |= {"TRAIN__select": "pgd", "TRAIN__select_from": "train", "TRAIN__method": "pgd"}
     changes |= {"ADV__n_repeats": 1, "ADV__train_steps": 1, "TRAIN__epochs": 3}
     done = call("main_free.py", digits, *settings(**changes), "--attack", "pgd1")
     assert done.status == 0, done.err
     assert "on 48 images" in done.out
-    rows = rows_of(run_folder("pgd_adv_step16_eps16_steps1_bs16") / METRICS)
+    folder = run_folder("pgd_adv_step16_eps16_steps1_bs16")
+    rows = rows_of(folder / METRICS)
     assert [bool(row["val_top1"]) for row in rows] == [False, True, True]
     robust = [float(row["val_pgd_top1"]) for row in rows[1:]]
     assert all(value * 16 / 100 == int(value * 16 / 100) for value in robust)
-    best = torch.load(
-        run_folder("pgd_adv_step16_eps16_steps1_bs16") / "model_best.pth.tar", weights_only=True
-    )
+    best = torch.load(folder / "model_best.pth.tar", weights_only=True)
     assert best["best_prec1"] == max(robust)
-    result = json.loads(
-        (run_folder("pgd_adv_step16_eps16_steps1_bs16") / "attack_standard_pgd1.json").read_text()
-    )
+    result = json.loads((folder / "attack_standard_pgd1.json").read_text())
     assert not any("chosen" in warning for warning in result["warnings"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fast", "pgd"])
 def test_gradient_norms_and_low_precision(method: str, digits: Path) -> None:
-    changes = {**SHORT, "TRAIN__epochs": 1, "TRAIN__method": method, "TRAIN__precision": "bf16"}
-    changes |= {"ADV__n_repeats": 1, "TRAIN__gradient_every": 3}
+    changes = {**SHORT, "TRAIN__epochs": 1, "TRAIN__method": method, "ADV__n_repeats": 1}
+    changes |= {"TRAIN__precision": "bf16", "EVAL__precision": "bf16", "TRAIN__gradient_every": 3}
     done = call("main_free.py", digits, *settings(**changes), "--print_gradients", *HE)
     assert done.status == 0, done.err
+    assert "searched in bf16, judged in fp32" in done.out
     (folder,) = Path("trained_models").iterdir()
+    result = json.loads((folder / "attack_standard_bf16.json").read_text())
+    assert result["provenance"]["precision"] == "bf16"
+    state = torch.load(folder / "checkpoint.pth.tar", weights_only=True)["state_dict"]
+    assert all(value.isfinite().all() for value in state.values())
     rows = rows_of(folder / "gradient_norms.csv")
     assert {row["samples"] for row in rows} == {"2"}  # minibatches 0 and 3 of 4
     whole = {row["group"]: float(row["ratio"]) for row in rows if row["parameter"] == "all"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 from conftest import settings
 from in_process import Done, call
+from processes import the_run
 
 import lib.training.epoch_end
 import lib.training.loop
@@ -114,12 +116,21 @@ def test_settings_that_a_checkpoint_did_not_know_are_not_mentioned(
 
 @pytest.mark.slow
 def test_a_training_in_fp32_is_resumed_in_fp16_and_back(digits: Path) -> None:
-    for epochs, precision in ((2, "fp32"), (4, "fp16"), (6, "fp32")):
-        changes = {**SHORT, "TRAIN__epochs": epochs, "TRAIN__precision": precision}
-        changes |= {"DATA__img_size": 16, "DATA__crop_size": 16}  # fp16 is slow on a CPU
-        done = call("main_free.py", digits, *settings(**changes), "--resume", "auto")
+    changes = {**SHORT, "DATA__batch_size": 32, "ADV__n_repeats": 1}
+    changes |= {"DATA__img_size": 16, "DATA__crop_size": 16}  # fp16 is slow on a CPU
+    for epochs, precision in ((1, "fp32"), (2, "fp16"), (3, "fp32")):
+        changes |= {"TRAIN__epochs": epochs, "TRAIN__precision": precision}
+        changes["EVAL__precision"] = precision
+        done = call("main_free.py", digits, *settings(**changes), "--resume", "auto", "--WN")
         assert done.status == 0, done.err
+        if precision == "fp16":
+            assert "TRAIN.precision was fp32 and is fp16 from here on" in done.out
+            assert "searched in fp16, judged in fp32" in done.out
+            result = json.loads((the_run() / "attack_standard_fp16.json").read_text())
+            assert result["provenance"]["precision"] == "fp16"
     assert "TRAIN.precision was fp16 and is fp32 from here on" in done.out
+    state = torch.load(the_run() / "checkpoint.pth.tar", weights_only=True)["state_dict"]
+    assert all(value.isfinite().all() for value in state.values())
 
 
 @pytest.mark.slow

@@ -144,21 +144,6 @@ def test_start_epoch_sets_the_schedule(digits: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_low_precision_trains(digits: Path, precision: str) -> None:
-    changes = {**SHORT, "TRAIN__precision": precision, "EVAL__precision": precision}
-    if precision == "fp16":  # which is slow on a CPU
-        changes |= {"DATA__img_size": 16, "DATA__crop_size": 16}
-    done = call("main_free.py", digits, "--FN", "--WN", *settings(**changes))
-    assert done.status == 0, done.err
-    assert f"searched in {precision}, judged in fp32" in done.out
-    result = json.loads((the_run() / f"attack_standard_{precision}.json").read_text())
-    assert result["provenance"]["precision"] == precision
-    state = torch.load(the_run() / "checkpoint.pth.tar", weights_only=True)["state_dict"]
-    assert all(value.isfinite().all() for value in state.values())
-
-
-@pytest.mark.slow
 def test_tensorboard_holds_the_same_numbers(digits: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     flags = ["--tensorboard", "--print_gradients", "True"]
