@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tools.comparison_formats import condition_notes, csv_table, latex, markdown, reading_notes
 from tools.comparison_seeds import Line, merge_seeds
-from tools.comparison_table import Table, build_tables, column_of
+from tools.comparison_table import Table, build_tables
 from tools.comparison_values import MCE, Value, collect, row_of
 from tools.paired import paired_lines
 from tools.published import published_rows
@@ -60,7 +60,7 @@ def compare(arguments: argparse.Namespace) -> None:
     published: dict[str, list[Value]] = {}
     about: list[str] = []
     if arguments.published:
-        columns = {column_of(value): None for values in rows.values() for value in values}
+        columns = {value.column: None for values in rows.values() for value in values}
         published, about = published_rows(columns)
     tables = build_tables(rows, published, arguments.allow_mixed)
     notes = [*reading_notes(tables, line_warnings(lines, names, results)), *about]

@@ -78,12 +78,11 @@ def csv_table(tables: Sequence[Table]) -> tuple[list[str], list[list[Any]]]:
         for name in table.names:
             for column in table.columns:
                 if value := table.cells.get((name, column)):
-                    conditions_of = dict(column.conditions)
                     spread = "" if value.spread is None else value.spread
                     numbers = [value.percent, *(value.interval or ("", "")), spread]
-                    conditions = [conditions_of.get(aspect, "") for aspect in aspects]
+                    conditions = [column.condition(aspect) for aspect in aspects]
                     about = [value.seeds or 1, value.n, *conditions, str(value.source)]
-                    rows.append([name, value.measure, *numbers, *about])
+                    rows.append([name, column.measure, *numbers, *about])
     return titles, rows
 
 
@@ -102,7 +101,7 @@ def condition_notes(table: Table) -> list[str]:
 def reading_notes(tables: Sequence[Table], warnings: Mapping[str, Iterable[str]]) -> list[str]:
     """What the numbers are, and what casts doubt on them."""
     values = [value for table in tables for value in table.cells.values()]
-    measures = {value.measure for value in values}
+    measures = {value.column.measure for value in values}
     lines = ["Top-1 accuracy in %, in brackets its 95 % Wilson interval."]
     if any(value.spread is not None for value in values):
         lines.append(

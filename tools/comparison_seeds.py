@@ -57,7 +57,7 @@ def merged(parts: Sequence[Sequence[Value]]) -> tuple[Value, ...]:
     together: dict[Any, list[Value]] = {}
     for values in parts:
         for value in values:
-            together.setdefault((value.measure, value.conditions), []).append(value)
+            together.setdefault(value.column, []).append(value)
     return tuple(
         mean_value(values) if len(parts) > 1 else values[0] for values in together.values()
     )

@@ -10,20 +10,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tools.comparison_values import MCE, MEAN, MEAN_OF_OTHERS, Conditions, Value
+from tools.comparison_values import MCE, MEAN, MEAN_OF_OTHERS, Column, Conditions, Value
 from utils.errors import UserError
 
 # Attacks: 1; shifted test sets: last.
 POSITIONS = {"Clean": 0, "Worst case": 2, MEAN: 3, MEAN_OF_OTHERS: 3, MCE: 4}
-
-
-@dataclass(frozen=True)
-class Column:
-    """One measure under one set of conditions."""
-
-    measure: str
-    kind: str
-    conditions: Conditions
 
 
 @dataclass(frozen=True)
@@ -58,49 +49,40 @@ def build_tables(
         UserError: without `mixed`, two rows have a measure under no common conditions.
     """
     values = [value for each in rows.values() for value in each]
-    measures = list(dict.fromkeys(v.measure for v in sorted(values, key=position_of)))
+    columns = [value.column for value in values]
+    measures = list(dict.fromkeys(c.measure for c in sorted(columns, key=position_of)))
     if not mixed:
         for measure in measures:
             refuse_mixture(measure, rows)
     tables = []
     for title, images in image_lists(values):
-        inside = [v for v in values if (v.kind, image_list(v)) in images]
-        columns = dict.fromkeys(column_of(value) for value in inside)
-        ordered = sorted(columns, key=lambda c: (measures.index(c.measure), radius_of(c)))
+        inside = dict.fromkeys(column for column in columns if column.images in images)
+        ordered = sorted(inside, key=lambda c: (measures.index(c.measure), radius_of(c)))
         cells = {
-            (name, column_of(value)): value
+            (name, value.column): value
             for name, each in (*rows.items(), *published.items())
             for value in each
-            if column_of(value) in columns
+            if value.column in inside
         }
         names = dict.fromkeys(name for name, _ in cells)
         tables.append(Table(title, tuple(names), tuple(ordered), cells))
     return tables
 
 
-def position_of(value: Value) -> int:
-    """Where a value's measure stands among a table's columns."""
-    return POSITIONS.get(value.measure, 1 if value.kind == "attack" else 5)
-
-
-def column_of(value: Value) -> Column:
-    """The column that a value belongs into."""
-    return Column(value.measure, value.kind, value.conditions)
+def position_of(column: Column) -> int:
+    """Where its measure stands among a table's columns."""
+    return POSITIONS.get(column.measure, 1 if column.kind == "attack" else 5)
 
 
 def radius_of(column: Column) -> float:
     """The number of its eps, `4/255` or `0.5 (L2)`; 0 where it has none."""
-    return float(re.split("[/ ]", dict(column.conditions).get("eps", "0"))[0])
-
-
-def image_list(value: Value) -> str:
-    return dict(value.conditions).get("image list", "")
+    return float(re.split("[/ ]", column.condition("eps") or "0")[0])
 
 
 def image_lists(values: Sequence[Value]) -> list[tuple[str, set[tuple[str, str]]]]:
     """(title, {(kind, image list)}) of each table: the largest list of every kind comes first."""
     largest = sorted(values, key=lambda value: -value.n)
-    lists = {(v.kind, image_list(v)): dict(v.conditions)["images"] for v in largest}
+    lists = {value.column.images: value.column.condition("images") for value in largest}
     main = set({kind: images for kind, images in reversed(lists)}.items())
     rest = {each: title for each, title in lists.items() if each not in main}
     named = ((f"{KINDS.get(each[0], each[0])} {rest[each]}".strip(), {each}) for each in rest)
@@ -114,8 +96,8 @@ def refuse_mixture(measure: str, rows: Mapping[str, Sequence[Value]]) -> None:
     """Every two rows must have a measure under some common conditions."""
     having = {}
     for name, values in rows.items():
-        if conditions := [value.conditions for value in values if value.measure == measure]:
-            having[name] = conditions
+        if own := [v.column.conditions for v in values if v.column.measure == measure]:
+            having[name] = own
     for name, mine in having.items():
         for other, theirs in having.items():
             if not set(mine) & set(theirs):

@@ -28,14 +28,35 @@ class Row:
     checkpoint: str = field(compare=False)
 
 
+@dataclass(frozen=True)
+class Column:
+    """One measure under one set of conditions.
+
+    Attributes:
+        measure: its name, conditions apart, such as `PGD-10 (ce)`.
+        kind: of the evaluation, `attack`, `imagenet_c`, or `shift` and the test set.
+        conditions: what must agree for two values to compare.
+    """
+
+    measure: str
+    kind: str
+    conditions: Conditions
+
+    def condition(self, aspect: str) -> str:
+        """The text of one aspect; empty where it has none."""
+        return dict(self.conditions).get(aspect, "")
+
+    @property
+    def images(self) -> tuple[str, str]:
+        """What a table holds one of: a kind of evaluation on one list of images."""
+        return self.kind, self.condition("image list")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Value(Estimate):
     """One number, in percent; its spread is over seeds, where it is a mean over several.
 
     Attributes:
-        measure: the column's name, conditions apart, such as `PGD-10 (ce)`.
-        kind: of the evaluation, `attack`, `imagenet_c`, or `shift` and the test set.
-        conditions: what must agree for two values to compare.
         n: images behind it.
         source: the file, or who published it.
         scale: factor on the outputs under the attack's loss; it belongs to the network.
@@ -43,9 +64,7 @@ class Value(Estimate):
         seeds: how many, in a row of several.
     """
 
-    measure: str
-    kind: str
-    conditions: Conditions
+    column: Column
     n: int
     source: Path | str
     scale: float | None = None
@@ -80,10 +99,10 @@ def collect(results: Mapping[Path, Result]) -> dict[Row, list[Value]]:
 def add_value(values: list[Value], new: Value) -> None:
     """Keep each value once. Two files may hold the same, but must not contradict each other."""
     for old in values:
-        if (old.measure, old.conditions) == (new.measure, new.conditions):
+        if old.column == new.column:
             if (old.percent, old.n) != (new.percent, new.n):
                 raise UserError(
-                    f"{old.source} and {new.source} give two values of {new.measure} for one"
+                    f"{old.source} and {new.source} give two values of {new.column.measure} for one"
                     f" checkpoint, {old.percent:.2f} and {new.percent:.2f} %; name the file meant"
                 )
             return
@@ -100,31 +119,27 @@ def values_of(path: Path, result: Result) -> Iterator[Value]:
         yield from shift_values(path, result)
 
 
-def accuracy_value(top1: Accuracy, **more: Any) -> Value:
+def accuracy_value(top1: Accuracy, column: Column, source: Path, **more: Any) -> Value:
     """An accuracy with what else a value holds."""
-    return Value(**vars(top1.estimate), n=top1.n, **more)
+    return Value(**vars(top1.estimate), column=column, n=top1.n, source=source, **more)
 
 
 def attack_values(path: Path, result: AttackResult) -> Iterator[Value]:
     """Clean accuracy, robust accuracy under each attack, and the worst case; all top-1."""
     measured = result.measurement
     images, search = image_conditions(result), search_conditions(measured)
-    value = partial(accuracy_value, kind="attack", source=path)
+    value = partial(accuracy_value, source=path)
     clean, worst_case = result.clean.top1, result.worst_case.top1
-    yield value(clean, measure="Clean", conditions=images, outcomes="clean_correct")
+    yield value(clean, Column("Clean", "attack", images), outcomes="clean_correct")
     for attack in result.attacks:
         if attack.is_part:
             continue  # what some of its attacks have left is no attack of its own
         step = (("step", radius_text(attack.step_size, measured.norm)),) if attack.steps else ()
-        yield value(
-            attack.top1,
-            measure=re.sub(r", step [^)]*", "", attack.label) if step else attack.label,
-            conditions=(*search, *step, *images),
-            outcomes=f"{attack.name}_robust",
-            scale=attack.scale,
-        )
+        measure = re.sub(r", step [^)]*", "", attack.label) if step else attack.label
+        column = Column(measure, "attack", (*search, *step, *images))
+        yield value(attack.top1, column, outcomes=f"{attack.name}_robust", scale=attack.scale)
     over = (*search, *attack_list_conditions(measured), *images)
-    yield value(worst_case, measure="Worst case", conditions=over, outcomes="worst_case_robust")
+    yield value(worst_case, Column("Worst case", "attack", over), outcomes="worst_case_robust")
 
 
 def imagenet_c_values(path: Path, result: ImageNetCResult) -> Iterator[Value]:
@@ -132,12 +147,12 @@ def imagenet_c_values(path: Path, result: ImageNetCResult) -> Iterator[Value]:
     conditions = (("protocol", result.measurement.protocol), *image_conditions(result))
     mean, mce = result.summary.mean_accuracy, result.summary.mCE
     n = next(iter(result.corruptions.values())).top1[0].n
-    value = partial(Value, kind="imagenet_c", conditions=conditions, n=n, source=path)
+    column = partial(Column, kind="imagenet_c", conditions=conditions)
     if mean is not None:
         measure = MEAN_OF_OTHERS if mce is None else MEAN
-        yield value(**vars(mean_estimate(mean, n)), measure=measure)
+        yield Value(**vars(mean_estimate(mean, n)), column=column(measure), n=n, source=path)
     if mce is not None:
-        yield value(mce, measure=MCE)
+        yield Value(mce, column=column(MCE), n=n, source=path)
 
 
 def shift_values(path: Path, result: ShiftResult) -> Iterator[Value]:
@@ -145,10 +160,10 @@ def shift_values(path: Path, result: ShiftResult) -> Iterator[Value]:
     network_input = image_conditions(result)[-1]
     for name, found in result.sets.items():
         images = (("images", f"{found.top1.n} images"), ("image list", found.images[:12]))
-        about = {"kind": f"shift {name}", "conditions": (*images, network_input), "source": path}
-        yield accuracy_value(found.top1, measure=name, **about)
-        measure = f"{name}, of its {found.classes} classes"
-        yield accuracy_value(found.present_top1, measure=measure, **about)
+        column = partial(Column, kind=f"shift {name}", conditions=(*images, network_input))
+        yield accuracy_value(found.top1, column(name), path)
+        of_classes = column(f"{name}, of its {found.classes} classes")
+        yield accuracy_value(found.present_top1, of_classes, path)
 
 
 def image_conditions(result: Result) -> Conditions:

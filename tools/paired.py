@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tools.comparison_table import column_of
 from tools.comparison_values import Value
 from utils.errors import UserError
 from utils.storage.csv_rows import read_rows
@@ -31,7 +30,7 @@ def paired_lines(names: Sequence[str], rows: Mapping[str, Sequence[Value]]) -> l
     Raises:
         UserError: a row is unknown, is a mean over seeds, or its per-image outcomes are missing.
     """
-    first, second = ({column_of(v): v for v in rows[chosen(name, rows)]} for name in names)
+    first, second = ({v.column: v for v in rows[chosen(name, rows)]} for name in names)
     shared = [column for column in first if column in second and first[column].outcomes]
     if not shared:
         raise UserError(
@@ -45,7 +44,7 @@ def paired_lines(names: Sequence[str], rows: Mapping[str, Sequence[Value]]) -> l
         a = sum(one[image] and not other[image] for image in one)
         b = sum(other[image] and not one[image] for image in one)
         p = mcnemar_exact(a, b)
-        eps = dict(column.conditions).get("eps")
+        eps = column.condition("eps")
         title = column.measure + (f", eps {eps}" if eps else "")
         lines.append(
             f"{title}: right on {a} images that the other gets wrong, against {b}; of"

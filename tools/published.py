@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tools.comparison_table import Column
-from tools.comparison_values import Value
+from tools.comparison_values import Column, Value
 
 FILE = Path(__file__).with_name("published_results.json")
 
@@ -26,7 +25,7 @@ def published_rows(columns: Iterable[Column]) -> tuple[dict[str, list[Value]], l
         if found:
             rows[row["name"]] = found
             sources.append(f"{row['name']}: published, {row['source']}.")
-        matched = {value.measure for value in found}
+        matched = {value.column.measure for value in found}
         absent = dict.fromkeys(described(e) for e in row["values"] if e["measure"] not in matched)
         elsewhere += [f"{row['name']}: {', '.join(absent)}"] if absent else []
     notes = [*sources, "Published, but of no column's conditions: " + "; ".join(elsewhere) + "."]
@@ -38,7 +37,7 @@ def in_columns(
 ) -> list[Value]:
     """One published value, once for every column that it belongs into."""
     return [
-        Value(entry["percent"], n=entry["n"], source=row["source"], **vars(column))
+        Value(entry["percent"], n=entry["n"], source=row["source"], column=column)
         for column in columns
         if column.measure == entry["measure"] and agree(entry["conditions"], column)
     ]
@@ -46,10 +45,10 @@ def in_columns(
 
 def agree(wanted: Mapping[str, Any], column: Column) -> bool:
     """Whether every condition holds in a column: a text that it is or, of images, that it names."""
-    own = dict(column.conditions)
 
     def holds(aspect: str, text: str) -> bool:
-        return text == own.get(aspect) or (aspect == "images" and text in own.get(aspect, ""))
+        own = column.condition(aspect)
+        return text == own or (aspect == "images" and text in own)
 
     return all(
         any(holds(aspect, text) for text in (given if isinstance(given, list) else [given]))

@@ -31,29 +31,15 @@ FolderCounts = dict[str, list[int]]  # by folder: the measured columns' sums, th
 
 
 @dataclass(frozen=True)
-class FolderReading:
-    """How the images of all folders are read.
-
-    Attributes:
-        img_size: shorter side before the crop, pixels; None crops alone.
-        crop_size: side of the network's input, pixels.
-        batch_size: images in a batch of one process.
-        workers: reading processes of one process.
-    """
-
-    img_size: int | None
-    crop_size: int
-    batch_size: int
-    workers: int
-
-
-@dataclass(frozen=True)
 class FolderEvaluation:
     """What evaluations on ImageNet-C and on shifted test sets have in common.
 
     Attributes:
         model: pixels (B, 3, H, W) in [0, 1] to logits (B, num_classes), on `context.device`.
         class_names: class of each output; None if unknown.
+        img_size: shorter side before the crop, pixels; None crops alone.
+        crop_size: side of the network's input, pixels.
+        batch_size, workers: images in a batch, and reading processes, of one process.
         folder: where the results go.
         provenance: as it goes into the JSON; protocol, precision and subset are filled in.
         class_order: `DATA.class_order`, for a checkpoint without class names.
@@ -65,7 +51,10 @@ class FolderEvaluation:
     model: nn.Module
     num_classes: int
     class_names: Sequence[str] | None
-    reading: FolderReading
+    img_size: int | None
+    crop_size: int
+    batch_size: int
+    workers: int
     context: DistributedContext
     logger: Logger
     folder: Path
@@ -90,15 +79,15 @@ class FolderEvaluation:
             subset: of `describe_subset`, out of `total` images.
             corruptions: what names of files say of the folders.
         """
-        reading, digest = self.reading, self.provenance["checkpoint"]["sha256"]
+        digest = self.provenance["checkpoint"]["sha256"]
         measured = Measurement(
-            kind, protocol, digest, subset["sha256"], reading.img_size, reading.crop_size,
+            kind, protocol, digest, subset["sha256"], self.img_size, self.crop_size,
             class_order=self.class_order, network=self.network,
             checkpoint_name=self.checkpoint_name,
             subset=subset_label(subset, total, bool(self.image_ids)), corruptions=corruptions,
         )  # fmt: skip
-        img_size, crop = self.usual_sizes or (reading.img_size, reading.crop_size)
-        resize = None if reading.img_size is None else img_size
+        img_size, crop = self.usual_sizes or (self.img_size, self.crop_size)
+        resize = None if self.img_size is None else img_size
         usual = Measurement(kind, protocol, digest, subset["sha256"], resize, crop)
         return measured, result_stem(self.folder, measured, usual)
 
@@ -142,7 +131,7 @@ class FolderEvaluation:
                 done = f"{len(folders) - len(left)} of {len(folders)}"
                 self.logger.info(f"resuming: {done} folders were evaluated before")
             sizes = {number: len(folders[name].files) for name, number in left.items()}
-            shards = FolderShards(sizes, self.reading.batch_size, context.rank, context.world_size)
+            shards = FolderShards(sizes, self.batch_size, context.rank, context.world_size)
             share = share_name(context.rank, context.world_size)
             batches = self.read(list(folders.values()), shards, what)
             with attacking(self.model):  # evaluation mode, no gradients
@@ -158,10 +147,10 @@ class FolderEvaluation:
         self, trees: Sequence[ImageTree], shards: FolderShards, what: str
     ) -> Iterator[DeviceBatch]:
         """This process's batches of all folders, through one loader, under a bar."""
-        reading, device = self.reading, self.context.device
-        transform = eval_transform(reading.img_size, reading.crop_size)
-        dataset = FolderBatches(trees, transform, reading.crop_size)
-        workers = min(reading.workers, len(shards))
+        device = self.context.device
+        transform = eval_transform(self.img_size, self.crop_size)
+        dataset = FolderBatches(trees, transform, self.crop_size)
+        workers = min(self.workers, len(shards))
         loader = make_loader(
             dataset,
             shards,

@@ -16,7 +16,7 @@ from lib.evaluation.checkpoint_model import (
     make_provenance,
     with_trained_settings,
 )
-from lib.evaluation.folder_counts import FolderEvaluation, FolderReading
+from lib.evaluation.folder_counts import FolderEvaluation
 from lib.evaluation.measured import class_order, network_flags
 from lib.evaluation.shift import evaluate_shift
 from lib.imagenet_c.evaluation import evaluate_imagenet_c
@@ -111,12 +111,14 @@ def folder_evaluation(
     """The network and how images are read, for ImageNet-C and shifted test sets."""
     options, data = config.OPTIONS, config.DATA
     own = (evaluated.trained or Config().as_dict())["DATA"]
-    workers = share_of_workers(data.workers, context)
     return FolderEvaluation(
         model=evaluated.model,
         num_classes=evaluated.model.num_classes,
         class_names=evaluated.settings.classes,
-        reading=FolderReading(data.img_size, data.crop_size, config.EVAL.batch_size, workers),
+        img_size=data.img_size,
+        crop_size=data.crop_size,
+        batch_size=config.EVAL.batch_size,
+        workers=share_of_workers(data.workers, context),
         context=context,
         logger=logger,
         folder=evaluated.folder,

@@ -39,7 +39,7 @@ def evaluate_imagenet_c(
         UserError: a bad tree or image, or results of another evaluation in the way.
     """
     if not protocol.resize_imagenet_c:
-        evaluation = replace(evaluation, reading=replace(evaluation.reading, img_size=None))
+        evaluation = replace(evaluation, img_size=None)
     tree = evaluation.context.from_main(lambda: read_tree(evaluation, root, corruptions))
     subset = tree.describe_subset(bool(evaluation.image_ids))
     label = corruptions_label(tree.corruptions)
@@ -62,8 +62,8 @@ def read_tree(
     part = evaluation.n_examples or evaluation.image_ids
     folders = find_folders(root, corruptions)
     found = read_corruptions(root, folders, evaluation.pick if part else None)
-    if evaluation.reading.img_size is None:
-        require_size(found, evaluation.reading.crop_size)
+    if evaluation.img_size is None:
+        require_size(found, evaluation.crop_size)
     names, order = evaluation.class_names, evaluation.class_order
     found = found.with_labels_of(names, evaluation.num_classes, order)
     for warning in found.warnings():

@@ -30,7 +30,7 @@ from lib.data.loader import make_loader
 from lib.data.samplers import FolderShards
 from lib.data.subsets import choose
 from lib.evaluation import folder_counts
-from lib.evaluation.folder_counts import FolderEvaluation, FolderReading
+from lib.evaluation.folder_counts import FolderEvaluation
 from lib.imagenet_c import scan
 from lib.imagenet_c.corruptions import (
     C_BAR,
@@ -423,14 +423,15 @@ def run(model: nn.Module, root: Path, folder: Path, **changes) -> ImageNetCResul
     """What changes: the protocol's name, arguments, and fields of the evaluation."""
     rest = {name: changes.pop(name, None) for name in ("corruptions", "clean_accuracy")}
     protocol = PROTOCOLS[changes.pop("protocol", "standard")]
-    reading = {"img_size": 40, "crop_size": 32, "batch_size": 5, "workers": 0}
-    reading |= {name: changes.pop(name) for name in reading if name in changes}
     evaluation = FolderEvaluation(
         **{
             "model": model,
             "num_classes": 10,
             "class_names": [str(digit) for digit in range(10)],
-            "reading": FolderReading(**reading),
+            "img_size": 40,
+            "crop_size": 32,
+            "batch_size": 5,
+            "workers": 0,
             "context": ONE,
             "logger": Logger(active=False),
             "folder": folder,

@@ -16,10 +16,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        found[package] = metadata.version(package)
-    return found
+    return {"python": platform.python_version(), **{p: metadata.version(p) for p in PACKAGES}}
 
 
 def now() -> str:
