@@ -6,20 +6,17 @@ Checkpoints are in test_checkpoint.py, flags and configurations in test_command_
 from __future__ import annotations
 
 import os
-import resource
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import settings
-from in_process import call, only_error
+from in_process import call, only_error, room_for
 from PIL import Image
 
 from utils.storage.checkpoint import is_whole
-from utils.storage.files import file_sha256
 
 SHORT = settings(TRAIN__epochs=2)  # one pass
 
@@ -190,33 +187,6 @@ def test_checkpoint_in_a_folder_that_cannot_be_written(
     message = only_error(call("evaluate.py", digits, "-e", "--resume", best, *SHORT))
     assert message.startswith(f"cannot write to {trained}: Read-only file system")
     assert "results go beside the checkpoint: copy it to where you can write" in message
-
-
-@contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """No file can grow beyond this many bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@pytest.mark.slow
-def test_full_disk_while_saving_keeps_the_checkpoints(digits: Path, trained: Path) -> None:
-    folder = Path("trained_models", trained.name)
-    folder.mkdir(parents=True)
-    kept = ("checkpoint.pth.tar", "checkpoint.previous.pth.tar", "model_best.pth.tar")
-    for name in kept:
-        os.link(trained / name, folder / name)  # a link will do: they are replaced, not changed
-    before = {name: file_sha256(folder / name) for name in kept}
-    longer = (digits, "--FN", "--WN", "--resume", "auto", *settings(TRAIN__epochs=6))
-    with room_for(1_000_000):
-        message = only_error(call("main_free.py", *longer))
-    assert message.startswith(f"cannot write {folder}/checkpoint.pth.tar: File too large; free")
-    assert {name: file_sha256(folder / name) for name in kept} == before
-    assert not list(folder.glob(".*"))
 
 
 def test_full_disk_while_evaluating(digits: Path, trained: Path) -> None:

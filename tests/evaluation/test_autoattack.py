@@ -86,6 +86,12 @@ def model(digits) -> TinyHypersphere:
     return train(digits, classes=10)
 
 
+def copy_of(model: TinyHypersphere) -> TinyHypersphere:
+    copy = TinyHypersphere(len(model.weight))
+    copy.load_state_dict(model.state_dict())
+    return copy
+
+
 def train_free(digits: tuple[torch.Tensor, torch.Tensor]) -> TinyPlain:
     """FreeAT at 16/255, 4 replays, without hypersphere embedding."""
     with torch.random.fork_rng():
@@ -124,18 +130,18 @@ def chunk(digits) -> tuple[torch.Tensor, torch.Tensor]:
     return digits[0][1500:1530], digits[1][1500:1530]
 
 
-def attack(model: nn.Module, images, labels, first: int = FIRST, **threat) -> Outcome:
-    """AutoAttack on one chunk."""
-    (outcome,) = attack_all(model, images, labels, first, **threat)[0]
-    return outcome
-
-
 def attack_all(model, images, labels, first=FIRST, spec=STANDARD, **threat):
-    """Its outcomes and warnings."""
+    """AutoAttack's outcomes on one chunk, and its warnings."""
     batch = DeviceBatch(images, labels, torch.arange(first, first + len(labels)))
     runner = AutoAttack(model, spec, ThreatModel(**{"eps": FATAL, "seed": SEED} | threat))
     with attacking(model):
         return list(runner.run([batch])), runner.warnings
+
+
+def attack(model, images, labels, **more) -> Outcome:
+    """AutoAttack's outcome on one chunk."""
+    (outcome,), _ = attack_all(model, images, labels, **more)
+    return outcome
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +150,7 @@ def outcome(model, chunk, short_autoattack):
     return attack(model, images, chunk[1], eps=EPS)
 
 
-@pytest.fixture(scope="module")
-def direct(model, chunk, short_autoattack):
+def run_package(model, images, labels, eps, norm="Linf"):
     """The package called on its own: adversarial images, predictions, accuracies it logs."""
     lines: list[str] = []
     handler = logging.Handler()
@@ -156,8 +161,12 @@ def direct(model, chunk, short_autoattack):
     try:
         with torch.random.fork_rng():
             seed = derived_seed(SEED, FIRST)
-            package = pyautoattack.AutoAttack(model.eval(), eps=EPS, seed=seed, device="cpu")
-            found, predicted = package.run_standard_evaluation(*chunk, batch_size=len(chunk[1]))
+            package = pyautoattack.AutoAttack(
+                model.eval(), eps=eps, norm=norm, seed=seed, device="cpu"
+            )
+            found, predicted = package.run_standard_evaluation(
+                images, labels, batch_size=len(labels)
+            )
     finally:
         logger.setLevel(logging.NOTSET)
         logger.removeHandler(handler)
@@ -166,34 +175,20 @@ def direct(model, chunk, short_autoattack):
     return found, predicted, {m[1].lower(): float(m[2]) for m in matches if m}
 
 
-def test_every_image_ends_as_in_the_package(outcome, direct, chunk):
-    found, predicted, _ = direct
-    assert torch.equal(outcome.robust, predicted == chunk[1])
-    assert 4 <= int(outcome.robust.sum()) <= len(chunk[1]) - 4  # both kinds, or nothing is shown
+def check_against_package(outcome: Outcome, model, images, labels, eps, norm="Linf") -> None:
+    """Image by image, pixel by pixel, and the accuracy after each attack."""
+    found, predicted, accuracies = run_package(model, images, labels, eps, norm)
+    assert torch.equal(outcome.robust, predicted == labels)
+    assert 4 <= int(outcome.robust.sum()) <= len(labels) - 4  # both kinds, or nothing is shown
     torch.testing.assert_close(outcome.adversarial, found, rtol=0, atol=0)
-
-
-def test_accuracy_after_each_attack_is_the_packages(outcome, direct, chunk):
-    assert list(direct[2]) == list(AutoAttackSpec().stages)
-    for number, accuracy in enumerate(direct[2].values(), 1):
+    assert list(accuracies) == list(STANDARD.stages)
+    for number, accuracy in enumerate(accuracies.values(), 1):
         robust = (outcome.stages_survived >= number).float().mean().item()
         assert 100 * robust == pytest.approx(accuracy, abs=0.005)
 
 
-def test_it_is_at_or_below_pgd(outcome, model, chunk):
-    images, labels = chunk
-    generator = torch.Generator().manual_seed(0)
-    x = images + (2 * torch.rand(images.shape, generator=generator) - 1) * EPS
-    model.eval()
-    robust = model(images).argmax(1) == labels
-    for _ in range(50):
-        x = x.clamp(0, 1).detach().requires_grad_()
-        logits = model(x)
-        robust &= logits.argmax(1) == labels
-        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels), x)
-        x = torch.clamp(x + EPS / 4 * gradient.sign(), images - EPS, images + EPS)
-    robust &= model(x.clamp(0, 1)).argmax(1) == labels
-    assert int(outcome.robust.sum()) <= int(robust.sum())
+def test_every_image_ends_as_in_the_package(outcome, model, chunk):
+    check_against_package(outcome, model, *chunk, EPS)
 
 
 def test_what_it_returns_holds_on_the_network(outcome, model, chunk):
@@ -218,6 +213,8 @@ def test_outcome_depends_on_the_seed_and_the_chunk_alone(model, chunk):
     torch.rand(7)
     second = attack(model, images, labels)
     assert torch.equal(first.adversarial, second.adversarial)
+    wide = attack(copy_of(model).double(), images.double(), labels)  # in double precision
+    assert torch.equal(wide.robust, first.robust)
     for other in (attack(model, images, labels, first=7), attack(model, images, labels, seed=1)):
         assert not torch.equal(first.adversarial, other.adversarial)
 
@@ -233,16 +230,13 @@ def test_few_classes_take_the_untargeted_attacks(digits, classes):
     (spec,) = for_classes([AutoAttackSpec()], classes)
     expected = ("apgd-ce", "apgd-dlr", "fab", "square")
     assert spec.stages == tuple(x for x in expected if classes == 3 or x != "apgd-dlr")
-    (outcome,), _ = attack_all(small, images, labels, spec=spec)
-    assert not outcome.robust.any()
-    for name in FEW.values():
-        (spec,) = for_classes([parse_attack(name, 0.1)], classes)
-        (outcome,), _ = attack_all(small, images, labels, spec=spec)
-        assert not outcome.robust.any()
+    for given in (spec, *(parse_attack(name, 0.1) for name in FEW.values())):
+        (each,) = for_classes([given], classes)
+        assert not attack(small, images, labels, spec=each).robust.any()
 
 
 def test_a_radius_of_zero(model, chunk):
-    (outcome,), _ = attack_all(model, *chunk, eps=0.0)
+    outcome = attack(model, *chunk, eps=0.0)
     with torch.no_grad(), attacking(model):
         assert torch.equal(outcome.robust, model(chunk[0]).argmax(1) == chunk[1])
     assert torch.equal(outcome.adversarial, chunk[0])
@@ -259,22 +253,15 @@ def test_one_class_leaves_nothing_to_attack():
 def test_every_norm_ends_as_in_the_package_and_below_every_pgd(digits, norm, eps, free):
     model = (train_free(digits) if free else train(digits, 10)).eval()
     images, labels = digits[0][1500:1524], digits[1][1500:1524]
-    (outcome,), _ = attack_all(model, images, labels, eps=eps, norm=norm)
-    with torch.random.fork_rng():
-        seed = derived_seed(SEED, FIRST)
-        package = pyautoattack.AutoAttack(model, eps=eps, norm=norm, seed=seed, device="cpu")
-        found, predicted = package.run_standard_evaluation(images, labels, batch_size=24)
-    assert torch.equal(outcome.robust, predicted == labels)
-    assert 5 <= int(outcome.robust.sum()) <= 19  # both kinds, or nothing is shown
-    torch.testing.assert_close(outcome.adversarial, found, rtol=0, atol=0)
-    batch = DeviceBatch(images, labels, torch.arange(FIRST, FIRST + 24))
+    outcome = attack(model, images, labels, eps=eps, norm=norm)
+    check_against_package(outcome, model, images, labels, eps, norm)
     right = model(images).argmax(1) == labels
-    batch = DeviceBatch(*(field[right] for field in batch))
+    batch = DeviceBatch(images[right], labels[right], torch.arange(FIRST, FIRST + 24)[right])
     for loss in ("ce", "margin", "dlr"):
         spec = PGDSpec(50, 2.5 * eps / 50, loss)
         with attacking(model):
-            attack = PGDAttack(model, spec, ThreatModel(eps, seed=SEED, norm=norm))
-            robust = sum(int(each.robust.sum()) for each in attack.run([batch]))
+            pgd = PGDAttack(model, spec, ThreatModel(eps, seed=SEED, norm=norm))
+            robust = sum(int(each.robust.sum()) for each in pgd.run([batch]))
         assert int(outcome.robust.sum()) <= robust
 
 
@@ -291,13 +278,6 @@ def test_it_leaves_no_trace(model, chunk):
     assert not model.weight.requires_grad
     assert all(p.grad is None for p in model.parameters())
     model.weight.requires_grad_(True)
-
-
-def test_a_network_in_double_precision(model, chunk):
-    images, labels = chunk[0][:4], chunk[1][:4]
-    plain = attack(model, images, labels)
-    wide = attack(copy_of(model).double(), images.double(), labels)
-    assert torch.equal(wide.robust, plain.robust)
 
 
 def test_search_in_low_precision_is_judged_in_full(model, chunk, outcome):
@@ -323,12 +303,6 @@ def test_what_only_low_precision_takes_for_misclassified_is_attacked_again(model
 
     found = attack(Broken(), *chunk, eps=EPS, precision="bf16")
     assert torch.equal(found.robust, outcome.robust)
-
-
-def copy_of(model: TinyHypersphere) -> TinyHypersphere:
-    copy = TinyHypersphere(len(model.weight))
-    copy.load_state_dict(model.state_dict())
-    return copy
 
 
 def test_fewer_classes_than_ten_take_fewer_targets(digits):

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib
@@ -144,16 +145,15 @@ def test_many_runs_have_a_mark_each():
 
 def test_colours_stay_apart_for_the_colour_blind():
     """Simulated by Viénot et al. 1999 (deuteranopia, protanopia), in linear RGB."""
-    simulations = {
-        "deuteranopia": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
-        "protanopia": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
-    }
+    simulations = [
+        [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+        [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+    ]
     srgb = np.array([matplotlib.colors.to_rgb(colour) for colour in COLOURS])
-    for matrix in simulations.values():
+    for matrix in simulations:
         seen = np.clip((srgb**2.2) @ np.array(matrix).T, 0, 1) ** (1 / 2.2)
-        for one in range(len(seen)):
-            for other in range(one):
-                assert np.abs(seen[one] - seen[other]).max() > 0.1, (COLOURS[one], COLOURS[other])
+        for one, other in combinations(seen, 2):
+            assert np.abs(one - other).max() > 0.1
 
 
 # Figures
