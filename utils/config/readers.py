@@ -53,7 +53,7 @@ def number(value: object) -> float:
             result = float(above) / float(below)
         else:
             result = float(value)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"{show(value)} is not a number") from None
     if not math.isfinite(result):
         raise ValueError(f"{show(value)} is not finite")
