@@ -334,6 +334,12 @@ def test_the_ring_is_no_larger_than_what_is_read(tree: ImageTree) -> None:
     assert loader.loader.dataset.ring.shape == (1, 20, 32, 32, 3)
 
 
+@pytest.fixture(autouse=True)
+def looking_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the readers, while a batch is waited for."""
+    monkeypatch.setattr(loaders, "SECONDS_BETWEEN_CHECKS", 0.1)
+
+
 class Blocking(ImageBatches):
     """A disk that does not answer for one image, or a reader that the system kills for it."""
 
@@ -357,7 +363,7 @@ def test_a_read_that_blocks_is_not_waited_for_without_end(tree: ImageTree, answe
         asked.append(1)
         if answer == "raises":
             raise KeyboardInterrupt
-        return len(asked) == 2  # of a request that comes during the second second
+        return len(asked) == 2  # of a request that comes before the second look
 
     order = Shard(range(20), 5)
     loader = make_loader(Blocking(tree, 12), order, 2, CPU, leave_to_parent)
@@ -389,7 +395,6 @@ def test_a_reader_that_stops_between_two_passes(
     tree: ImageTree, wakes_up: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is waited for, and an error where it was killed."""
-    monkeypatch.setattr("lib.data.loader.SECONDS_BETWEEN_CHECKS", 0.1)
     loader = make_loader(clean(tree), Shard(range(8), 4), 2, CPU)
     assert len(list(loader)) == 2
     pid = loader.readers[1].pid

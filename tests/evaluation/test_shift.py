@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import copy_run
 from in_process import call, only_error
+from records import attack_result, write
 from torchvision import datasets, transforms
 
 from lib.evaluation import shift
@@ -22,17 +25,27 @@ NAMES = [f"digit_{i}" for i in range(4)]
 WORDS = ("--eva_on_shift", "--resume", "run/model_best.pth.tar", "--set", "DATA.workers=0")
 
 
-@pytest.fixture(autouse=True)
-def here(trained: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run folder, and two test sets: one of two classes, one as archives have it."""
-    monkeypatch.chdir(tmp_path)
-    Path("run").mkdir()
-    shutil.copy(trained / "model_best.pth.tar", "run")
-    shutil.copytree(digits / "val", "sets/sketch/inner")
+@pytest.fixture(scope="module")
+def evaluated(trained: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's best model, two test sets, one of two classes, one as archives have it; evaluated."""
+    folder = tmp_path_factory.mktemp("shift")
+    (folder / "run").mkdir()
+    os.link(trained / "model_best.pth.tar", folder / "run/model_best.pth.tar")
+    shutil.copytree(digits / "val", folder / "sets/sketch/inner")
     for name in ("digit_3", "digit_1"):
-        shutil.copytree(digits / "train" / name, f"sets/rendered/{name}")
-    Path("sets/@eaDir").mkdir()
-    return tmp_path
+        shutil.copytree(digits / "train" / name, folder / f"sets/rendered/{name}")
+    (folder / "sets/@eaDir").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        (folder / "said.txt").write_text(evaluate())
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it to work in."""
+    monkeypatch.chdir(copy_run(evaluated, tmp_path / "here"))
+    return tmp_path / "here"
 
 
 def evaluate(*more: object) -> str:
@@ -59,7 +72,7 @@ def plain_accuracies(folder: Path) -> tuple[float, float]:
 
 
 def test_accuracies_are_those_of_a_plain_loop() -> None:
-    said = evaluate()
+    said = Path("said.txt").read_text()
     result = read_result(Path("run/shift_standard_rendered+sketch.json"))
     assert list(result.sets) == ["rendered", "sketch"]
     for name, folder in find_test_sets("sets").items():
@@ -80,7 +93,6 @@ def test_accuracies_are_those_of_a_plain_loop() -> None:
 
 
 def test_an_interrupted_evaluation_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate()
     (file,) = Path("run").glob("shift*.json")
     whole = json.loads(file.read_text())
     for path in Path("run").glob("shift*"):
@@ -108,21 +120,22 @@ def test_one_set_a_part_of_it_and_what_is_wrong() -> None:
     assert done.status == 0, done
     (file,) = Path("run").glob("shift*n5.json")
     assert read_result(file).sets["rendered"].top1.n == 5
-    assert "DIR of its own" in only_error(call("evaluate.py", *WORDS))
-    assert "DIR of its own" in only_error(call("evaluate.py", "sets", "-e", *WORDS))
     Path("empty").mkdir()
-    assert "holds no test set" in only_error(call("evaluate.py", "empty", *WORDS))
     Path("sets/rendered/digit_3").rename("sets/rendered/n00000001")
-    assert "class n00000001 is none of" in only_error(call("evaluate.py", "sets", *WORDS))
+    for words, says in (
+        ((), "DIR of its own"),
+        (("sets", "-e"), "DIR of its own"),
+        (("empty",), "holds no test set"),
+        (("sets",), "class n00000001 is none of"),
+    ):
+        assert says in only_error(call("evaluate.py", *words, *WORDS))
 
 
-def test_a_comparison_has_a_column_for_each_set(here: Path, digits: Path, run) -> None:
-    evaluate()
-    words = (*WORDS[1:], "--attack", "pgd1", "--n_examples", 4)
-    assert call("evaluate.py", digits, "-e", *words).status == 0
-    shutil.copytree("run", "other")
-    done = run("tools.compare", "run", "other", cwd=here)
-    assert done.returncode == 0, done.stderr
-    titles = [title.strip() for title in done.stdout.splitlines()[0].strip("| ").split("|")]
+def test_a_comparison_has_a_column_for_each_set() -> None:
+    write(Path("run/attack_standard.json"), attack_result())
+    copy_run(Path("run"), Path("other"))
+    done = call("tools.compare", "run", "other")
+    assert done.status == 0, done.err
+    titles = [title.strip() for title in done.out.splitlines()[0].strip("| ").split("|")]
     for title in ("rendered", "rendered, of its 2 classes", "sketch"):
         assert titles.index(title) > titles.index("Worst case")
