@@ -20,7 +20,7 @@ from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.protocols import PROTOCOLS, AutoAttackSpec, PGDSpec, ThreatModel
 from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.evaluation.autoattack import AutoAttack
-from lib.evaluation.folder_counts import TOP1_AND_TOP5, count_folder
+from lib.evaluation.folder_counts import count_folder, top1_and_top5
 from lib.evaluation.validation import clean_rows
 from models.hypersphere import HypersphereHead
 from models.resnet import build_model
@@ -264,8 +264,8 @@ def test_counts_of_folders(device: PretendedDevice) -> None:
     batches = [DeviceBatch(*minibatch(n, seed=n), torch.arange(n)) for n in (4, 3)]
     on_device = [DeviceBatch(*(field.to(DEVICE) for field in batch)) for batch in batches]
     model = SmallNet().double().to(DEVICE)
-    counts, waits = device.counted(lambda: count_folder(model, on_device, "fog", TOP1_AND_TOP5))
-    assert counts == count_folder(SmallNet().double(), batches, "fog", TOP1_AND_TOP5)
+    counts, waits = device.counted(lambda: count_folder(model, on_device, "fog", top1_and_top5))
+    assert counts == count_folder(SmallNet().double(), batches, "fog", top1_and_top5)
     assert counts[-1] == 7
     assert counts[0] > 0
     assert len(waits) == 1

@@ -73,11 +73,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments.
-
-    Raises:
-        UserError: a flag is wrong or a path is missing.
-    """
+    """The arguments."""
     parser = tool_parser("compare", __doc__)
     parser.add_argument("runs", metavar="RUN_OR_JSON", nargs="+", type=user_path)
     parser.add_argument(

@@ -64,11 +64,7 @@ def write_data(arguments: argparse.Namespace) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments.
-
-    Raises:
-        UserError: a flag is wrong.
-    """
+    """The arguments."""
     parser = tool_parser("demo_data", __doc__)
     add = parser.add_argument
     add("dir", metavar="DIR", type=user_path, help="folder to make")

@@ -81,11 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments.
-
-    Raises:
-        UserError: a flag is wrong.
-    """
+    """The arguments."""
     parser = tool_parser("study", __doc__)
     parser.add_argument(
         "folder", nargs="?", default="study", metavar="DIR", type=user_path, help="default: study"
@@ -178,19 +174,15 @@ def run_jobs(jobs: Sequence[Job], at_once: int, total: int) -> None:
                 require_success(job.folder, job.label, process.returncode)
                 done += 1
                 minutes = (time.monotonic() - began) / 60
-                print(f"[{done}/{total}] {outcome(job)} ({minutes:.1f} min)", flush=True)
+                result = only_result(job.run, AttackResult)
+                clean, worst = result.clean.top1.percent, result.worst_case.top1.percent
+                found = f"{clean:.1f} % clean, {worst:.1f} % in the worst case"
+                print(f"[{done}/{total}] {job.label}: {found} ({minutes:.1f} min)", flush=True)
     finally:
         for process in running:
             process.terminate()
         for process in running:
             process.wait()
-
-
-def outcome(job: Job) -> str:
-    """What came of a training, for its line."""
-    result = only_result(job.run, AttackResult)
-    clean, worst = result.clean.top1.percent, result.worst_case.top1.percent
-    return f"{job.label}: {clean:.1f} % clean, {worst:.1f} % in the worst case"
 
 
 def start(folder: Path, label: str, words: Sequence[str]) -> subprocess.Popen[bytes]:

@@ -19,7 +19,7 @@ from lib.data.loader import make_loader
 from lib.data.samplers import FolderShards
 from lib.data.subsets import choose
 from lib.data.to_device import on_device
-from lib.evaluation.folder_measure import TOP1_AND_TOP5, Measure, count_folder
+from lib.evaluation.folder_measure import Measure, count_folder, top1_and_top5
 from utils.distributed.context import DistributedContext
 from utils.logging import Logger
 from utils.storage.journal import ResumableRows, remove_journals
@@ -110,20 +110,22 @@ class FolderEvaluation:
         measured: Measurement,
         stem: Path,
         what: str,
-        measure: Measure = TOP1_AND_TOP5,
+        measure: Measure = top1_and_top5,
+        columns: int = 2,
     ) -> FolderCounts:
         """Every folder's counts over all processes; what journals hold is not evaluated again.
 
         Args:
             folders: images by name, with the network's labels.
             what: words for the progress.
+            measure, columns: what is counted of each image, and how many numbers that is.
 
         Raises:
             UserError: an image that cannot be read, outputs that are not finite, or journals of
                 another evaluation.
         """
         context, numbers = self.context, {name: number for number, name in enumerate(folders)}
-        read_row = partial(read_counts, measure.columns + 1)
+        read_row = partial(read_counts, columns + 1)
         with ResumableRows(stem, measured.fingerprint(), context, read_row) as journal:
             complete, own = finished_folders(journal.found, context)
             left = {n: i for n, i in numbers.items() if n not in complete and n not in own}

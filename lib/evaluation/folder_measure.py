@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,25 +12,13 @@ from lib.algorithm.metrics import correct_in_top
 from lib.algorithm.precision import full_precision
 from utils.errors import UserError
 
+# (logits (B, classes), labels (B,), folder's name) to a (B,) bool for each column
+Measure = Callable[[torch.Tensor, torch.Tensor, str], Sequence[torch.Tensor]]
+
 
 def top1_and_top5(logits: torch.Tensor, labels: torch.Tensor, _: str) -> list[torch.Tensor]:
     """Whether the label is the largest output, and whether it is among the five largest."""
     return [correct_in_top(logits, labels, 1), correct_in_top(logits, labels, 5)]
-
-
-class Measure(NamedTuple):
-    """What is counted.
-
-    Attributes:
-        columns: how many numbers for each image.
-        of: (logits (B, classes), labels (B,), folder's name) to a (B,) bool for each column.
-    """
-
-    columns: int
-    of: Callable[[torch.Tensor, torch.Tensor, str], Sequence[torch.Tensor]]
-
-
-TOP1_AND_TOP5 = Measure(2, top1_and_top5)
 
 
 @torch.no_grad()
@@ -48,7 +35,7 @@ def count_folder(
         with full_precision():
             logits = model(images)
         broken = ~logits.isfinite().all(dim=1)
-        columns = [*measure.of(logits, labels, name), torch.ones_like(broken), broken]
+        columns = [*measure(logits, labels, name), torch.ones_like(broken), broken]
         sums = sums + torch.stack([column.sum() for column in columns])
     if isinstance(sums, int):  # of so few images, none is this process's
         return []

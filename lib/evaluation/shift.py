@@ -50,7 +50,7 @@ def evaluate_shift(evaluation: FolderEvaluation, root: str) -> ShiftResult:
     measured, stem = evaluation.measurement("shift", "standard", subset, total, "+".join(sets))
     device = evaluation.context.device
     measure = measure_of(whole, evaluation.num_classes, device)
-    counts = evaluation.count(parts_of(sets), measured, stem, "test sets", measure)
+    counts = evaluation.count(parts_of(sets), measured, stem, "test sets", measure, columns=4)
     accuracies = {name: accuracies_of(counts, name, sets, whole) for name in sets}
     warnings = tuple(note for tree in whole.values() for note in tree.notes)
     provenance = evaluation.provenance_of("standard", subset)
@@ -132,7 +132,7 @@ def measure_of(sets: Sets, num_classes: int, device: torch.device) -> Measure:
         present = logits.masked_fill(absent[part.rpartition("/")[0]], -torch.inf)
         return [correct_in_top(each, labels, k) for each in (logits, present) for k in (1, 5)]
 
-    return Measure(4, outcomes)
+    return outcomes
 
 
 def accuracies_of(counts: FolderCounts, name: str, sets: Sets, whole: Sets) -> ShiftAccuracies:
@@ -145,13 +145,6 @@ def accuracies_of(counts: FolderCounts, name: str, sets: Sets, whole: Sets) -> S
     classes = len(set(whole[name].labels))
     images = sets[name].fingerprint
     return ShiftAccuracies(classes, images, top1, top5, present_top1, present_top5)
-
-
-def csv_row(name: str, found: ShiftAccuracies) -> list[Any]:
-    each: list[Accuracy] = [getattr(found, measure) for measure in MEASURES]
-    counts = [value for a in each for value in (a.correct, a.fraction)]
-    intervals = (*found.top1.interval, *found.present_top1.interval)
-    return [name, found.classes, found.top1.n, *counts, *intervals]
 
 
 def result_text(result: ShiftResult, stem: Path) -> str:
@@ -170,7 +163,12 @@ def result_text(result: ShiftResult, stem: Path) -> str:
 def write_files(result: ShiftResult, stem: Path) -> None:
     """Write `stem.json`, `.csv`, `.png` and `.pdf`."""
     write_result(stem.with_name(f"{stem.name}.json"), result)
-    rows = [csv_row(name, found) for name, found in result.sets.items()]
+    rows: list[list[Any]] = []
+    for name, found in result.sets.items():
+        each: list[Accuracy] = [getattr(found, measure) for measure in MEASURES]
+        counts = [value for a in each for value in (a.correct, a.fraction)]
+        intervals = (*found.top1.interval, *found.present_top1.interval)
+        rows.append([name, found.classes, found.top1.n, *counts, *intervals])
     write_csv(stem.with_name(f"{stem.name}.csv"), COLUMNS, rows)
 
     measures = [

@@ -75,7 +75,8 @@ def draw_panel(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
             axes.annotate(text, (high, y), (3, 0), textcoords="offset points", va="center", size=7)
             reach.append(high)
         top += room(dots)
-    axes.set_yticks(ticks, [titled(title) for title, _ in panel.measures])
+    titles = [textwrap.fill(literal(title), TITLE_WIDTH) for title, _ in panel.measures]
+    axes.set_yticks(ticks, titles)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_ylim(top, 0)
@@ -83,10 +84,6 @@ def draw_panel(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
     axes.set_xlim(0, min(1.14 * max(reach), 112) if panel.is_share else 1.14 * max(reach))
     axes.set_xlabel(panel.axis)
     axes.set_title(literal(panel.title), fontsize=9, loc="left")
-
-
-def titled(title: str) -> str:
-    return textwrap.fill(literal(title), TITLE_WIDTH)
 
 
 def whisker_note(panels: Sequence[Panel]) -> str:

@@ -21,6 +21,13 @@ GROUPS = {
     "bn": ("batch-norm", "batch-norm layer"),
     "fc": ("last layer", ""),
 }
+# Ticks within a power of ten, for axes whose ends have less than a ratio.
+TICKS: tuple[tuple[float, tuple[float, ...]], ...] = (
+    (3, (1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)),
+    (30, (1, 1.5, 2, 3, 5, 7)),
+    (1000, (1, 2, 5)),
+    (float("inf"), (1,)),
+)
 EQUAL: dict[str, Any] = {"color": GREY, "linewidth": 1.1}  # the line at ratio 1
 
 
@@ -142,11 +149,7 @@ def ratio_axis(axes: Axes, values: Sequence[float]) -> None:
     low, high = min(finite) / 1.15, max(finite) * 1.25
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    steps: tuple[float, ...] = (
-        (1, 1.5, 2, 3, 5, 7) if high / low < 30 else (1, 2, 5) if high / low < 1000 else (1,)
-    )
-    if high / low < 3:
-        steps = (1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    steps = next(steps for reach, steps in TICKS if high / low < reach)
     ticks = [step * 10.0**power for power in range(-8, 9) for step in steps]
     axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axes.yaxis.set_major_formatter("{x:g}")

@@ -62,11 +62,6 @@ def run_settings(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: keys for name, keys in sections.items() if isinstance(keys, dict)}
 
 
-def holds_run(folder: Path) -> bool:
-    """Whether a training or an evaluation has left anything here."""
-    return any(True for pattern in RESULTS for _ in folder.glob(pattern))
-
-
 class FolderLock:
     """Keeps other trainings out of a run folder, until the end of a `with` block.
 
@@ -131,7 +126,7 @@ def claim(folder: Path, resumed: bool, overwrite: bool) -> None:
     if resumed or not folder.exists():
         return
     if not overwrite:
-        if holds_run(folder):
+        if any(True for pattern in RESULTS for _ in folder.glob(pattern)):
             raise UserError(
                 f"{folder} already holds a run; resume it by --resume auto, replace it by"
                 " --overwrite, or give this one another --output_prefix"
