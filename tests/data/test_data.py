@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -335,9 +336,12 @@ def test_the_ring_is_no_larger_than_what_is_read(tree: ImageTree) -> None:
 
 
 @pytest.fixture(autouse=True)
-def looking_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the readers, while a batch is waited for."""
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Readers are looked at often, and those that are left are not waited for."""
     monkeypatch.setattr(loaders, "SECONDS_BETWEEN_CHECKS", 0.1)
+    yield
+    for reader in multiprocessing.active_children():
+        reader.kill()
 
 
 class Blocking(ImageBatches):
