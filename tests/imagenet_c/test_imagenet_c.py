@@ -52,7 +52,6 @@ from utils.logging import Logger
 from utils.storage.records import ImageNetCResult
 from utils.storage.results import read_result
 
-JSON = "imagenet_c_standard.json"
 GOLDEN = Path(__file__).parents[1] / "golden" / "imagenet_c_standard_r50.json"
 SEVERITIES = (1, 2, 3, 4, 5)
 CLASSES = ["0", "1", "2", "3"]
@@ -442,12 +441,21 @@ def run(model: nn.Module, root: Path, folder: Path, **changes) -> ImageNetCResul
     return evaluate_imagenet_c(evaluation, str(root), protocol, **rest)
 
 
+SOME = ["gaussian_noise", "snow", "fog", "contrast"]  # 20 folders, each in two batches
+
+
+def written(folder: Path) -> str:
+    """The only JSON, and no journal beside it."""
+    (path,) = folder.glob("imagenet_c_*.json*")
+    return path.read_text()
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(model, corrupted, tmp_path_factory) -> str:
     """The JSON of a run in one go."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    run(model, corrupted, folder)
-    return (folder / JSON).read_text()
+    run(model, corrupted, folder, corruptions=SOME)
+    return written(folder)
 
 
 @pytest.mark.parametrize("protocol", ["standard", "freeat", "paper"])
@@ -542,9 +550,9 @@ def stop() -> None:
     raise KeyboardInterrupt
 
 
-def interrupted(model, root, folder, after=40, happen=stop, **changes) -> None:
+def interrupted(model, root, folder, after, happen=stop) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(Interrupting(model, after, happen), root, folder, **changes)
+        run(Interrupting(model, after, happen), root, folder, corruptions=SOME)
 
 
 def test_an_interrupted_evaluation_goes_on(model, corrupted, tmp_path, uninterrupted):
@@ -555,18 +563,17 @@ def test_an_interrupted_evaluation_goes_on(model, corrupted, tmp_path, uninterru
         finished.extend(journal.read_text().splitlines()[1:])
         stop()
 
-    interrupted(model, corrupted, tmp_path, after=40, happen=look_and_stop)
-    assert len(finished) == 40 // 2  # every folder that was through, each in two batches
+    interrupted(model, corrupted, tmp_path, after=10, happen=look_and_stop)
+    assert len(finished) == 10 // 2  # every folder that was through
     (journal,) = tmp_path.iterdir()
     assert journal.read_text().splitlines()[1:] == finished
     cut_short = b'{"phase": "rank 0 of 1", "rows": {"fog/1"'
     journal.write_bytes(journal.read_bytes() + cut_short)
-    interrupted(model, corrupted, tmp_path, after=20)
+    interrupted(model, corrupted, tmp_path, after=6)
     model.batches = 0
-    run(model, corrupted, tmp_path)
-    assert (tmp_path / JSON).read_text() == uninterrupted
-    assert model.batches == 150 - 60
-    assert not list(tmp_path.glob("*.jsonl"))
+    run(model, corrupted, tmp_path, corruptions=SOME)
+    assert written(tmp_path) == uninterrupted
+    assert model.batches == 40 - 16
 
 
 def test_results_of_something_else_are_not_mixed_in(model, corrupted, tmp_path):
@@ -574,8 +581,8 @@ def test_results_of_something_else_are_not_mixed_in(model, corrupted, tmp_path):
     (journal,) = tmp_path.iterdir()
     before = journal.read_bytes()
     other = {"checkpoint": {"path": "m.pth", "sha256": "b" * 64}}
-    with pytest.raises(UserError, match=r"checkpoint aaaaaaaaaaaa\.\.\., now b"):
-        run(model, corrupted, tmp_path, provenance=other)
+    message = user_error(run, model, corrupted, tmp_path, corruptions=SOME, provenance=other)
+    assert "checkpoint aaaaaaaaaaaa..., now b" in message
     assert journal.read_bytes() == before
 
 
@@ -618,7 +625,7 @@ class ThreadRanks(DistributedContext):
         return self.gather(done)[0]
 
 
-def run_together(models: list[nn.Module], root: Path, folder: Path, **changes) -> list:
+def run_together(models: list[nn.Module], root: Path, folder: Path, corruptions=SOME) -> list:
     """What every rank returns or raises."""
     size = len(models)
     meeting, table, ended = threading.Barrier(size), [None] * size, [None] * size
@@ -626,7 +633,7 @@ def run_together(models: list[nn.Module], root: Path, folder: Path, **changes) -
     def work(rank: int) -> None:
         context = ThreadRanks(rank, size, meeting, table)
         try:
-            ended[rank] = run(models[rank], root, folder, context=context, **changes)
+            ended[rank] = run(models[rank], root, folder, context=context, corruptions=corruptions)
         except (UserError, KeyboardInterrupt, threading.BrokenBarrierError) as error:
             ended[rank] = error
             if not isinstance(error, SharedUserError):  # then every rank is on its way out
@@ -644,28 +651,26 @@ def run_together(models: list[nn.Module], root: Path, folder: Path, **changes) -
 def test_counts_do_not_depend_on_the_number_of_processes(
     model, corrupted, tmp_path, uninterrupted, world_size
 ):
-    models = [copy.deepcopy(model) for _ in range(world_size)]
-    results = run_together(models, corrupted, tmp_path)
-    assert all(result == read_result(tmp_path / JSON) for result in results)
-    assert (tmp_path / JSON).read_text() == uninterrupted
-    assert not list(tmp_path.glob("*.jsonl"))
+    results = run_together([copy.deepcopy(model) for _ in range(world_size)], corrupted, tmp_path)
+    assert written(tmp_path) == uninterrupted
+    (path,) = tmp_path.glob("*.json")
+    assert all(result == read_result(path) for result in results)
 
 
 @pytest.mark.parametrize("then", [1, 2, 3])
 def test_resuming_with_another_number_of_processes(model, corrupted, tmp_path, uninterrupted, then):
-    models = [copy.deepcopy(model), Interrupting(model, 30, stop)]
+    models = [copy.deepcopy(model), Interrupting(model, 8, stop)]
     first, second = run_together(models, corrupted, tmp_path)
     assert isinstance(first, threading.BrokenBarrierError)
     assert isinstance(second, KeyboardInterrupt)
     lines = [len(path.read_text().splitlines()) - 1 for path in sorted(tmp_path.iterdir())]
-    assert lines == [75, 30]
+    assert lines == [20, 8]
     models = [copy.deepcopy(model) for _ in range(then)]
     for each in models:
         each.batches = 0
     run_together(models, corrupted, tmp_path)
-    assert (tmp_path / JSON).read_text() == uninterrupted
-    assert models[0].batches == {1: 90, 2: 0, 3: 45}[then]
-    assert not list(tmp_path.glob("*.jsonl"))
+    assert written(tmp_path) == uninterrupted
+    assert models[0].batches == {1: 24, 2: 0, 3: 12}[then]
 
 
 def test_an_error_of_one_process_is_an_error_of_all(model, tree, tmp_path):
