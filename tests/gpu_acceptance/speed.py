@@ -35,6 +35,7 @@ ACTIONS = {
     "pgd": ("pgd",),
     "standard": ("evaluation",),
 }
+PARTS = ("free", "methods", "pgd")
 Rates = dict[tuple[int, str, str], float]  # images/s by batch size, name of the case, action
 
 
@@ -75,7 +76,7 @@ def cases(setting: Setting) -> list[Case]:
     found = [
         replace(case, batch_size=size)
         for size in setting.choose((256, 64, 32), (64,), (2,))
-        for part in ("free", "methods", "pgd")
+        for part in setting.choose(PARTS, PARTS, PARTS[:1])
         for case in cases_of(part, base, setting.folder)
     ]
     return sorted(found, key=telling)

@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment
-from in_process import unchanged
+from in_process import call, unchanged
 
 import tools.study
 from tools.study import METHODS, all_jobs, main
@@ -18,10 +19,28 @@ from tools.study_report import training_cost
 
 
 def study(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The command in this process; its trainings have processes of their own."""
+    """The command in this process."""
     with unchanged():
         assert main(words) == 0
     return capsys.readouterr().out
+
+
+class Ended:
+    """A command that ran in this process, as far as the study asks a process of its own."""
+
+    def __init__(self, folder: Path, label: str, words: Sequence[str]) -> None:
+        script, *arguments = words[1:] if words[0] == "-m" else (Path(words[0]).name, *words[1:])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            done = call(script, *arguments)
+        assert done.status == 0, (label, done)
+        self.returncode = done.status
+
+    def poll(self) -> int:
+        return self.returncode
+
+    def wait(self) -> int:
+        return self.returncode
 
 
 @pytest.mark.slow
@@ -30,6 +49,7 @@ def test_quick_study(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tools.study, "ATTACKS", ("pgd2",))
+    monkeypatch.setattr(tools.study, "start", Ended)
     words = ("study", "--quick", "--methods", "pgd")
     study(capsys, *words)
     text = (tmp_path / "study" / "STUDY.md").read_text()
@@ -62,6 +82,7 @@ def test_costs_of_the_trainings(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_ends_the_study_ends_its_trainings(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tools.study", str(tmp_path / "study"), "--quick"]
+    command += ["--methods", "natural", "--jobs", "1"]
     with subprocess.Popen(command, cwd=ROOT, env=environment(), text=True) as running:
         log = tmp_path / "study" / "logs" / "natural_seed_0.txt"
         deadline = time.monotonic() + 120
