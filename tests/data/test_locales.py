@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run, settings
+from conftest import environment, settings
 from in_process import call
+from processes import the_run
 
 pytestmark = pytest.mark.slow
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-FEW = settings(TRAIN__epochs=2, ADV__pgd_attack="[[1, 8/255]]", DATA__workers=1)
+FEW = settings(
+    TRAIN__epochs=1, ADV__n_repeats=1, ADV__pgd_attack="[[1, 8/255]]", DATA__batch_size=32,
+    DATA__workers=1,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -33,43 +38,80 @@ def named(digits: Path, tmp_path: Path) -> Path:
     return data
 
 
-@pytest.mark.parametrize("locale", [{}, ASCII], ids=["UTF-8", "ASCII"])
-def test_every_command_finds_the_same_images(
-    named: Path, locale: dict[str, str], tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was trained in one is evaluated in the other; UTF-8 is the locale of this process."""
-    monkeypatch.chdir(tmp_path)
+# Several commands of one process, each of which must succeed; "then" stands after each.
+SEVERAL = """
+import sys
+from importlib import import_module
+words = sys.argv[1:]
+while words:
+    end = words.index("then")
+    name, *arguments = words[:end]
+    assert import_module(name).main(arguments) == 0, name
+    words = words[end + 1:]
+"""
+
+
+def in_ascii(*commands: tuple[object, ...], cwd: Path) -> str:
+    """What commands print in a process whose locale is ASCII's."""
+    words = [str(word) for command in commands for word in (*command, "then")]
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL, *words],
+        cwd=cwd,
+        env=environment(**ASCII),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def in_utf_8(*command: object) -> str:
+    """What a command prints in this process."""
     assert sys.getfilesystemencoding() == "utf-8"
+    done = call(*command)
+    assert done.status == 0, done
+    return done.out
 
-    def succeed(locale: dict[str, str], *words: object) -> str:
-        if not locale:
-            done = call(*words)
-            assert done.status == 0, done
-            return done.out
-        ended = run(*words, **locale)
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        return ended.stdout
 
-    succeed(locale, "main_free.py", named, *FEW)
-    (folder,) = (tmp_path / "trained_models").iterdir()
-    best = folder / "model_best.pth.tar"
-    names = torch.load(best, weights_only=True)["model"]["classes"]
-    assert names == ["digit_0", "digit_1", "digit_3", "zahl_ü"]
-    own = json.loads((folder / "attack_standard.json").read_text())
+def results_of(folder: Path) -> tuple[dict, dict]:
+    """The images and the clean accuracy of a run's evaluation."""
+    found = json.loads((folder / "attack_standard.json").read_text())
+    return found["provenance"]["subset"], found["clean"]
+
+
+def test_every_command_finds_the_same_images(
+    named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training, evaluation, check in both; what one locale has trained the other evaluates."""
+    trained, other = (tmp_path / name for name in ("utf-8", "ascii"))
+    trained.mkdir()
+    other.mkdir()
+    corrupted = tmp_path / "C"
+    more = ("--eva_on_imagenet_c", "--corruptions", "snow", "--set", f"DATA.imagenet_c={corrupted}")
+    evaluate = ("evaluate", named, "-e", *FEW, *more, "--resume")
+    checks = [("tools.check_data", data, "--workers", "1") for data in (named, corrupted)]
+    monkeypatch.chdir(trained)
+    in_utf_8("main_free", named, *FEW)
+    folder, own = the_run(trained), results_of(the_run(trained))
     for path in folder.glob("attack*"):
         path.unlink()
-    words = ("evaluate.py", named, "-e", *FEW, "--resume", best)
-    words += ("--eva_on_imagenet_c", "--corruptions", "snow")
-    words += ("--set", f"DATA.imagenet_c={tmp_path / 'C'}")
-    succeed({} if locale else ASCII, *words)
-    found = json.loads((folder / "attack_standard.json").read_text())
-    assert found["provenance"]["subset"] == own["provenance"]["subset"]
-    assert found["clean"] == own["clean"]
-    rows = (folder / "attack_standard_images.csv").read_bytes()
-    assert "zahl_ü/".encode() + b"\xe9\xff.png" in rows
-    (corrupted,) = folder.glob("imagenet_c_*.json")
-    counts = json.loads(corrupted.read_text())["corruptions"]["snow"]["top1"]
-    assert [entry["n"] for entry in counts] == [36] * 5
-    for data, count in ((named, 100), (tmp_path / "C", 180)):
-        said = succeed(locale, "tools.check_data", data, "--workers", "1")
-        assert f"{count} images, 4 classes, all is well" in said
+    best = folder / "model_best.pth.tar"
+    said = in_ascii(("main_free", named, *FEW), (*evaluate, best), *checks, cwd=other)
+    assert results_of(folder) == own
+    folder, own = the_run(other), results_of(the_run(other))
+    for path in folder.glob("attack*"):
+        path.unlink()
+    in_utf_8(*evaluate, folder / "model_best.pth.tar")
+    assert results_of(folder) == own
+    for text in (said, "".join(in_utf_8(*check) for check in checks)):
+        for count in (100, 180):
+            assert f"{count} images, 4 classes, all is well" in text
+    for folder in (the_run(trained), the_run(other)):
+        best = torch.load(folder / "model_best.pth.tar", weights_only=True)
+        assert best["model"]["classes"] == ["digit_0", "digit_1", "digit_3", "zahl_ü"]
+        rows = (folder / "attack_standard_images.csv").read_bytes()
+        assert "zahl_ü/".encode() + b"\xe9\xff.png" in rows
+        (found,) = folder.glob("imagenet_c_*.json")
+        counts = json.loads(found.read_text())["corruptions"]["snow"]["top1"]
+        assert [entry["n"] for entry in counts] == [36] * 5

@@ -58,7 +58,8 @@ def training(setting: Setting) -> Iterator[Check]:
         return torch.stack(losses).cpu()
 
     eager = train(False)
-    for mode, name in ((True, "training"), (REDUCE_OVERHEAD, f"training with {REDUCE_OVERHEAD}")):
+    modes = ((True, "training"), (REDUCE_OVERHEAD, f"training with {REDUCE_OVERHEAD}"))
+    for mode, name in setting.choose(modes, modes, modes[:1]):
         found, count = compilations(partial(train, mode))
         yield at_most(f"compilations of {name}", count, MOST)
         yield at_most(f"losses of {name}, relative to eager", difference(found, eager), 1e-2)
