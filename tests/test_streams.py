@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -99,12 +97,6 @@ def test_lines_of_progress(capsys: pytest.CaptureFixture) -> None:
     for _ in Logger(active=False).progress(range(3), 3, "nothing", 1):
         pass
     assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize("tool", "benchmark check_data compare demo demo_data plot study".split())
-def test_wrong_arguments_of_tools_are_one_line(tool: str, capsys: pytest.CaptureFixture) -> None:
-    assert import_module(f"tools.{tool}").main(["--wrong"]) == 2
-    assert re.fullmatch(f"error: .*; see python -m tools.{tool} --help\n", capsys.readouterr().err)
 
 
 def test_the_page_of_flags_on_a_full_disk() -> None:

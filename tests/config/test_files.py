@@ -15,7 +15,6 @@ from utils.config.merge import merge
 from utils.config.phases import phases_of
 from utils.config.schema import Config, Given, Source
 from utils.config.yaml_files import dump_yaml, read_yaml
-from utils.errors import UserError
 
 # Keys and values of the published configs.yml of FreeAT (and of FreeAT + HE), tuples included.
 PUBLISHED = """
@@ -144,35 +143,6 @@ def test_aliases_and_text_of_every_script_are_fine(tmp_path: Path) -> None:
 
 def test_empty_file_means_the_defaults(tmp_path: Path) -> None:
     assert resolve("", tmp_path).as_dict() == Config().as_dict()
-
-
-def test_everything_wrong_is_said_at_once_with_the_nearest_key(tmp_path: Path) -> None:
-    text = """
-TRAIN: {epoch: 90, momentum: 1.5, precison: bf16, lr: fast}
-ADV: {clip_eps: -1, n_repeats: 0, clip_esp: 4}
-DATA: {img_size: 32, crop_size: 64, batch_size: 2.5}
-EVAL: {precison: bf16}
-"""
-    with pytest.raises(UserError) as caught:
-        resolve(text, tmp_path, TRAIN__start_epoch="soon")
-    lines = str(caught.value).splitlines()
-    expected = [
-        ("TRAIN.epoch:", "did you mean TRAIN.epochs?"),
-        ("TRAIN.momentum:", "1.5 must be at least 0 and at most 1"),
-        ("TRAIN.precison:", "did you mean TRAIN.precision?"),
-        ("TRAIN.lr:", "'fast' is not a number"),
-        ("ADV.clip_eps:", "-1 must be at least 0"),
-        ("ADV.n_repeats:", "0 must be at least 1"),
-        ("ADV.clip_esp:", "did you mean ADV.clip_eps?"),
-        ("DATA.batch_size:", "2.5 is not a whole number"),
-        ("EVAL.precison:", "did you mean EVAL.precision?"),
-        ("--set:", "'soon' is not a number"),
-        ("DATA.crop_size 64", "larger than DATA.img_size 32"),
-    ]
-    assert len(lines) == len(expected)
-    for where, what in expected:
-        assert any(where in line and what in line for line in lines), (where, what, lines)
-    assert all(line.startswith(("some.yml: ", "--set", "DATA.crop_size")) for line in lines)
 
 
 def test_dumped_configuration_reads_back_the_same(tmp_path: Path) -> None:

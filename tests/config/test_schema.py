@@ -119,6 +119,8 @@ def test_values_in_other_spellings(key: str, given: object, value: object) -> No
         ("TRAIN.mean", [0.5, 0.5], "not a list of 3 numbers"),
         ("TRAIN.mean", [123.7, 116.3, 103.5], "at most 1"),
         ("TRAIN.std", [0.2, 0.2, 0], "above 0"),
+        ("TRAIN.momentum", 1.5, "must be at least 0 and at most 1"),
+        ("ADV.clip_eps", -1, "at least 0"),
         ("TRAIN.compile", "max-autotune", "not one of false, true, reduce-overhead"),
         ("TRAIN.start_epoch", 23, "leaves nothing to train"),
         ("TRAIN.select", "pdg", "not one of clean, pgd"),

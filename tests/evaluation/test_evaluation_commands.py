@@ -430,18 +430,6 @@ def test_different_measurements_never_share_a_file(said: str, digits: Path) -> N
     assert len(rows()) == 36
 
 
-def test_names_that_are_not_utf8(digits: Path, here: Path) -> None:
-    shutil.copytree(digits / "val", here / "odd" / "val")
-    image = min((here / "odd" / "val" / "digit_1").iterdir())
-    image.rename(image.with_name(os.fsdecode(b"caf\xe9.png")))
-    evaluate("--attack", "pgd1", data="odd")
-    with open(FOLDER / "attack_standard_pgd1_images.csv", "rb") as file:
-        assert b"\ndigit_1/caf\xe9.png,1," in file.read()
-    listed = b"\n".join(map(os.fsencode, images_of(here / "odd")))
-    found = result("attack_standard_pgd1")["provenance"]["subset"]["sha256"]
-    assert found == hashlib.sha256(listed).hexdigest()
-
-
 # Which attacks
 
 
