@@ -35,6 +35,7 @@ from utils.config.sections import ARCHITECTURES, PRECISIONS
 from utils.distributed.device import choose_device
 from utils.distributed.launch import run_command
 from utils.errors import UserError
+from utils.logging import markdown_table
 from utils.storage.files import make_folder, write_json
 from utils.storage.provenance import now, processor, versions
 
@@ -85,7 +86,7 @@ def benchmark(arguments: Sequence[str]) -> None:
         rows = [row for part in options.parts for row in measure(part, options, Path(folder))]
     write_json(options.output, {"kind": "benchmark", "provenance": origin, "rows": rows})
     for part in options.parts:
-        print(f"### {PARTS[part]}\n\n{table([row for row in rows if row['part'] == part])}")
+        print(f"### {PARTS[part]}\n\n{table([row for row in rows if row['part'] == part])}\n")
     print(f"written: {options.output}", file=sys.stderr)
 
 
@@ -209,12 +210,12 @@ def table(rows: Sequence[Row]) -> str:
     """Rows of one part as Markdown."""
     several = len({row["action"] for row in rows}) > 1
     columns = {title: key for title, key in COLUMNS.items() if any(key in row for row in rows)}
-    lines = [["", *columns, "peak memory"], ["---", *["---:"] * (len(columns) + 1)]]
+    lines = []
     for row in rows:
         name = row["name"] + (f", {row['action']}" if several else "")
         cells = [cell(row.get(key)) for key in columns.values()]
         lines.append([name, *cells, f"{row['peak_memory_bytes'] / 2**30:.2f} GiB"])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(["", *columns, "peak memory"], lines, numbers=True)
 
 
 def cell(value: Mapping[str, float] | int | None) -> str:

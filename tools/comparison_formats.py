@@ -7,6 +7,7 @@ from typing import Any
 
 from tools.comparison_table import Table, describe
 from tools.comparison_values import MCE, MEAN, MEAN_OF_OTHERS, Conditions, Value
+from utils.logging import markdown_table
 
 
 def cell_text(value: Value | None) -> str:
@@ -37,10 +38,8 @@ def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
     lines: list[str] = []
     for table in tables:
         lines += [f"**{table.title}**", ""] if table.title else []
-        escaped = ([cell.replace("|", r"\|") for cell in row] for row in text_rows(table))
-        text = [f"| {' | '.join(row)} |" for row in escaped]
-        lines += [text[0].replace("|  |", "| |", 1), "|---|" + "---:|" * len(table.columns)]
-        lines += [*text[1:], ""]
+        header, *rows = text_rows(table)
+        lines += [markdown_table(header, rows, numbers=True), ""]
     return "\n".join([*lines, *(f"- {note}" for note in notes)]) + "\n"
 
 

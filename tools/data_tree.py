@@ -127,13 +127,11 @@ def find_corruptions(root: str) -> list[tuple[str, str]]:
     those of a known corruption, or all five, each with class folders.
     """
     folders = corruption_folders(root)
-    return folders if any(is_corruption(name, folder) for name, folder in folders) else []
-
-
-def is_corruption(name: str, folder: str) -> bool:
-    """Whether a folder is sure to be a corruption's."""
-    severities = [os.path.join(folder, str(severity)) for severity in SEVERITIES]
-    return name in CORRUPTIONS or all(os.path.isdir(s) and subfolders(s) for s in severities)
+    for name, folder in folders:
+        severities = [os.path.join(folder, str(severity)) for severity in SEVERITIES]
+        if name in CORRUPTIONS or all(os.path.isdir(s) and subfolders(s) for s in severities):
+            return folders
+    return []
 
 
 def scan_corruptions(tree: DataTree, folders: list[tuple[str, str]]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 
 from utils.config.parser import flags_of_settings
 from utils.config.schema import SCHEMA, plain
 from utils.config.setting import SWITCH, Setting
 from utils.distributed.launch import run_command
+from utils.logging import markdown_table
 
 HEAD = """# Flags and settings
 
@@ -28,7 +28,7 @@ and warned of where it says `noted`.
 
 ## Flags
 """
-DIR = "| `DIR` | the data set | `DATA.imagenet`, `DATA.imagenet_c` | |"
+DIR = ["`DIR`", "the data set", "`DATA.imagenet`, `DATA.imagenet_c`", ""]
 
 
 def main() -> None:
@@ -38,37 +38,30 @@ def main() -> None:
 def page() -> str:
     """The whole of docs/flags.md."""
     flags = [
-        row(names(key, setting), setting) + f" {scripts(setting)} |"
+        row(names(key, setting), setting, f"`{setting.script}.py`" if setting.script else "")
         for key, (_, setting) in flags_of_settings().items()
     ]
     settings = [
-        row(f"`{section}.{key}`", setting) + f" {setting.resume.replace('free', '')} |"
+        row(f"`{section}.{key}`", setting, setting.resume.replace("free", ""))
         for section, keys in SCHEMA.items()
         for key, setting in keys.items()
     ]
-    parts = [HEAD, *table("flag", "of", [DIR, *flags]), "\n## Settings\n"]
-    return "\n".join([*parts, *table("setting", "on resume", settings)])
+    of_flags = markdown_table(["flag", "meaning", "default", "of"], [DIR, *flags], numbers=False)
+    header = ["setting", "meaning", "default", "on resume"]
+    of_settings = markdown_table(header, settings, numbers=False)
+    return "\n".join([HEAD, of_flags, "\n## Settings\n", of_settings])
 
 
-def table(first: str, last: str, rows: Iterable[str]) -> list[str]:
-    return [f"| {first} | meaning | default | {last} |", "|---|---|---|---|", *rows]
-
-
-def row(name: str, setting: Setting) -> str:
-    """The first three cells."""
+def row(name: str, setting: Setting, last: str) -> list[str]:
+    """The cells of a setting."""
     default = "" if setting.default in (None, "", ()) else f"`{plain(setting.default)}`"
-    return f"| {name} | {setting.help} | {default} |"
+    return [name, setting.help, default, last]
 
 
 def names(key: str, setting: Setting) -> str:
     """`-e`, `--evaluate`."""
     value = "" if setting.metavar in (SWITCH, "BOOL") else f" {setting.metavar}"
     return ", ".join([f"`{setting.short}`"] * bool(setting.short) + [f"`--{key}{value}`"])
-
-
-def scripts(setting: Setting) -> str:
-    """The script that a flag belongs to, where it is one."""
-    return f"`{setting.script}.py`" if setting.script else ""
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from lib.algorithm.training_methods import METHODS
 from utils.config.schema import Config
 from utils.figures.study import Point, robustness_against_cost
 from utils.figures.style import save_figure
+from utils.logging import markdown_table
 from utils.storage.files import atomic_write
 from utils.storage.intervals import over_seeds
 from utils.storage.records import AttackResult
@@ -21,8 +22,6 @@ handwritten digits, {train_images} training and {val_images} validation images o
 eps {eps:g}/255, batch {batch}, a cosine of the learning rate from {lr:g}, {seeds} seed{s}. The last
 model of each training is attacked, so that no image has chosen what it judges.
 
-| training | epochs | steps | forward-backward passes of the training set |
-|---|---|---|---|
 {costs}
 
 {comparison}
@@ -54,7 +53,7 @@ def write_report(folder: Path, runs: Mapping[Path, tuple[str, Config]]) -> Path:
         for name in configs
     }
     points = [
-        Point(name, training_cost(config), over_seeds(worst[name]), "HE" in name)
+        Point(name, training_cost(config), over_seeds(worst[name]))
         for name, config in configs.items()
     ]
     save_figure(robustness_against_cost(points), folder / "cost")
@@ -74,7 +73,11 @@ def write_report(folder: Path, runs: Mapping[Path, tuple[str, Config]]) -> Path:
         seeds=seeds,
         s="s" * (seeds > 1),
         s2="s" * (seeds == 1),
-        costs="\n".join(cost_row(name, c) for name, c in configs.items() if "HE" not in name),
+        costs=markdown_table(
+            ["training", "epochs", "steps", "forward-backward passes of the training set"],
+            [cost_row(name, c) for name, c in configs.items() if "HE" not in name],
+            numbers=False,
+        ),
         comparison=(folder / "comparison.md").read_text(encoding="utf-8").strip(),
     )
     path = folder / "STUDY.md"
@@ -88,7 +91,7 @@ def training_cost(config: Config) -> int:
     return config.passes * method.cost(config.ADV.n_repeats, config.ADV.train_steps)
 
 
-def cost_row(name: str, config: Config) -> str:
+def cost_row(name: str, config: Config) -> list[str]:
     """A row of the table of costs."""
     steps = {
         "free": f"{config.ADV.n_repeats} replays, step {config.ADV.fgsm_step:g}/255",
@@ -96,7 +99,7 @@ def cost_row(name: str, config: Config) -> str:
         "pgd": f"{config.ADV.train_steps} of {config.ADV.fgsm_step:g}/255",
         "natural": "none",
     }[config.TRAIN.method]
-    return f"| {name} | {config.TRAIN.epochs} | {steps} | {training_cost(config)} |"
+    return [name, str(config.TRAIN.epochs), steps, str(training_cost(config))]
 
 
 def count_images(config: Config, split: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -187,6 +187,17 @@ def table(header: list[str], rows: list[list[str]]) -> str:
         return "  ".join(cells).rstrip()
 
     return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool) -> str:
+    """The same as Markdown; to the left are all columns where they hold no numbers."""
+
+    def line(cells: Sequence[str]) -> str:
+        escaped = (cell.replace("|", r"\|") for cell in cells)
+        return "|" + "".join(f" {cell} |" if cell else " |" for cell in escaped)
+
+    rule = "|---|" + ("---:|" if numbers else "---|") * (len(header) - 1)
+    return "\n".join([line(header), rule, *map(line, rows)])
 
 
 def counted(n: int, what: str) -> str:

@@ -52,8 +52,7 @@ def save_attack_images(
     found: dict[int, Pair] = {}
     for spec in specs:
         group = [i for i in chosen if breaking(rows, specs, i) is spec]
-        for index, clean, adversarial in attacked(evaluation, alone, spec, group):
-            found[index] = clean, adversarial
+        found |= attacked(evaluation, alone, spec, group)
     pairs = {i: found[i] for i in chosen}
     threat = evaluation.threat
     largest = max(float((adversarial - clean).abs().max()) for clean, adversarial in pairs.values())
@@ -119,10 +118,10 @@ def breaking(
 
 def attacked(
     evaluation: AttackEvaluation, data: EvaluationData, spec: AttackSpec, positions: list[int]
-) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
-    """(position, clean image, adversarial image) on the CPU."""
+) -> dict[int, Pair]:
+    """Clean and adversarial image of each position."""
     if not positions:
-        return []
+        return {}
     clean: dict[int, torch.Tensor] = {}
     for images, _, indices in data.batches(positions):
         clean |= dict(zip(indices.tolist(), images, strict=True))
@@ -131,4 +130,4 @@ def attacked(
         attack = make_attack(evaluation.model, spec, evaluation.threat, source=evaluation.source)
         for outcome in attack.run(data.batches(positions)):
             found |= dict(zip(outcome.indices.tolist(), outcome.adversarial, strict=True))
-    return [(i, clean[i].cpu(), found[i].detach().cpu()) for i in positions]
+    return {i: (clean[i].cpu(), found[i].detach().cpu()) for i in positions}

@@ -20,13 +20,11 @@ class Point:
         name: in the legend; a training and the same with HE follow each other.
         cost: forward-backward passes over the training set.
         robust: accuracy over seeds.
-        filled: whether its marker is.
     """
 
     name: str
     cost: float
     robust: Estimate
-    filled: bool
 
 
 @styled
@@ -36,15 +34,15 @@ def robustness_against_cost(points: Sequence[Point]) -> Figure:
     axes = fig.subplots()
     costs = sorted({point.cost for point in points})
     for number, point in enumerate(points):
-        style = marker_style(number // 2)
-        shift = 1.02 if point.filled else 0.98  # two points of one cost stay apart
+        style, filled = marker_style(number // 2), number % 2
+        shift = 1.02 if filled else 0.98  # two points of one cost stay apart
         axes.errorbar(
             point.cost * shift,
             point.robust.percent,
             yerr=point.robust.spread or None,
             **style,
             markersize=6,
-            markerfacecolor=style["color"] if point.filled else "white",
+            markerfacecolor=style["color"] if filled else "white",
             linestyle="none",
             capsize=2.5,
             label=literal(point.name),

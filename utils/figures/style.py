@@ -111,7 +111,7 @@ def footnote(fig: Figure, text: str) -> None:
     fig.supxlabel(text, fontsize=7, color=GREY)
 
 
-def percent_axis(axes: Axes, label: str, values: Sequence[float] = ()) -> None:
+def percent_axis(axes: Axes, label: str, values: Sequence[float]) -> None:
     """A vertical axis of percents from 0, with room above the largest value."""
     top = max([*values, 1.0])
     axes.set_ylim(0, min(102.0, top * 1.12) if top > 15 else top * 1.25)

@@ -11,7 +11,7 @@ from typing import Any
 Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 
 
-def wilson_interval(correct: float, n: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(correct: float, n: int) -> tuple[float, float]:
     """Wilson's score interval for a binomial proportion, as fractions in [0, 1].
 
     Wilson, E. B. (1927), JASA 22. Unlike the normal approximation it stays inside [0, 1] and
@@ -19,7 +19,7 @@ def wilson_interval(correct: float, n: int, z: float = Z_95) -> tuple[float, flo
     """
     if n == 0:
         return 0.0, 1.0
-    p = correct / n
+    p, z = correct / n, Z_95
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
