@@ -95,8 +95,11 @@ def minibatch(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.arange(n) % CLASSES
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("hypersphere", [False, True], ids=["plain", "FN_WN"])
+@pytest.mark.parametrize(
+    ("hypersphere", "dtype"),
+    [(False, torch.float64), (True, torch.float64), (True, torch.float32)],
+    ids=str,
+)
 def test_free_steps(device: PretendedDevice, hypersphere: bool, dtype: torch.dtype) -> None:
     """Whole and partial minibatches and the gradient hook: no wait, and the CPU's weights.
 
@@ -222,6 +225,7 @@ def test_a_step_of_the_pool_waits_three_times(device: PretendedDevice, precision
     assert len(waits) - len(batches) <= 3 * len(steps)  # a batch's indices are read once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("eps", "spec", "robust"),
     [(8, AutoAttackSpec(), {False}), (1, AutoAttackSpec(stages=("apgd-ce",)), {False, True})],

@@ -246,6 +246,7 @@ def share_of_a_batch(context: distributed.DistributedContext) -> list[list]:
     return norms.rows(1)
 
 
+@pytest.mark.slow
 def test_two_processes_average_the_gradients_before_the_norm(tmp_path: Path) -> None:
     rows = gang(2, share_of_a_batch, folder=tmp_path)
     assert rows[0] == rows[1]

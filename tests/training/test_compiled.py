@@ -93,6 +93,7 @@ def train(mode: bool | str, method: str, precision: str) -> dict[str, torch.Tens
     return {**kept, **model.state_dict(prefix="own.")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "precision"),
     [("free", "fp32"), ("free", "bf16"), ("fast", "fp32"), ("pgd", "fp32"), ("natural", "fp32")],

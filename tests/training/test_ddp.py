@@ -62,6 +62,7 @@ def no_copies_of_buffers(context: DistributedContext) -> bool:
     return own and bool((model.bn1.running_mean.round() == 0).all())
 
 
+@pytest.mark.slow
 def test_statistics_are_copied_where_they_are_read_alone(tmp_path: Path) -> None:
     assert gang(2, no_copies_of_buffers, folder=tmp_path) == [True, True]
     names = inspect.signature(DistributedDataParallel).parameters

@@ -150,6 +150,7 @@ def test_images_removed_between_interruption_and_resume(
     assert "epoch 1/1 [2/3]" not in done.out
 
 
+@pytest.mark.slow
 def test_cudnn_tunes_itself_in_training_alone(
     digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
