@@ -101,9 +101,7 @@ class Train:
         "fp32", choice(PRECISIONS), "arithmetic of training: fp32, bf16, fp16", resume="noted"
     )
     compile: bool | str = setting(
-        NOT_COMPILED,
-        compile_mode,
-        "compile the network with torch.compile; reduce-overhead: CUDA graphs, for small batches",
+        NOT_COMPILED, compile_mode, "compile the network; reduce-overhead: in CUDA graphs"
     )
     sync_bn: bool = setting(False, strict_bool, "batch statistics over all processes")
     checkpoint_minutes: float = setting(
