@@ -10,8 +10,7 @@ from lib.data.images import load_rgb
 from lib.evaluation.folder_counts import FolderEvaluation
 from lib.imagenet_c.corruptions import corruptions_label
 from lib.imagenet_c.report import make_result, result_text, write_files
-from lib.imagenet_c.scan import find_folders, read_corruptions
-from lib.imagenet_c.tree import CorruptionTree
+from lib.imagenet_c.scan import CorruptionTree, find_folders, read_corruptions
 from utils.errors import UserError
 from utils.storage.records import ImageNetCResult
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lib.imagenet_c.corruptions import GROUPS, SEVERITIES, STANDARD, group_of
 from lib.imagenet_c.mce import summarise
-from lib.imagenet_c.tree import CorruptionTree
+from lib.imagenet_c.scan import CorruptionTree
 from utils.errors import UserError
 from utils.logging import table
 from utils.storage.files import write_csv

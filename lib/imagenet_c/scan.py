@@ -8,20 +8,83 @@ so that a process and its workers carry megabytes instead of a gigabyte.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from lib.data.folders import ImageTree, tree_of
-from lib.data.listing import list_classes, subfolders, unlike_most
+from lib.data.listing import list_classes, shortlist, subfolders, unlike_most
+from lib.data.subsets import describe_subset
 from lib.imagenet_c.corruptions import SEVERITIES, choose_corruptions
-from lib.imagenet_c.tree import CorruptionTree
 from utils.errors import UserError
+from utils.storage.files import names_sha256
 
 SCAN_THREADS = 16  # listing waits for the disk or the network, not for the processor
 PROBLEMS_SHOWN = 3
 Pick = Callable[[ImageTree], ImageTree]
 SharedTrees = dict[tuple[str, ...], ImageTree]  # one for each different list of files
+
+
+@dataclass(frozen=True)
+class CorruptionTree:
+    """A checked tree.
+
+    Attributes:
+        folders: by corruption and severity, `gaussian_noise/1`, in the order of evaluation.
+        total: images of a folder before some were picked.
+    """
+
+    folders: Mapping[str, ImageTree]
+    total: int
+
+    @property
+    def corruptions(self) -> list[str]:
+        return list(dict.fromkeys(name.rpartition("/")[0] for name in self.folders))
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes that have an image, sorted."""
+        lists = {tree.files for tree in self.folders.values()}
+        return sorted({name.partition("/")[0] for files in lists for name in files})
+
+    def warnings(self) -> list[str]:
+        """What is odd about it, though each corruption can be evaluated."""
+        found = list(dict.fromkeys(note for tree in self.folders.values() for note in tree.notes))
+        usual, _ = Counter(tree.files for tree in self.folders.values()).most_common(1)[0]
+        odd = [name for name, tree in self.folders.items() if tree.files != usual]
+        if odd:
+            names = shortlist(list(dict.fromkeys(name.rpartition("/")[0] for name in odd)))
+            sizes = f"{len(self.folders[odd[0]].files)} in {odd[0]}, {len(usual)} in most"
+            text = f"{names} hold other images than the other corruptions ({sizes}):"
+            found.append(f"{text} the means over corruptions mix different images")
+        return found
+
+    def with_labels_of(
+        self, names: Sequence[str] | None, num_classes: int, order: str = "auto"
+    ) -> CorruptionTree:
+        """The same tree with labels that index a network's outputs; see `ImageTree`."""
+        return self.apply(lambda tree: tree.with_labels_of(names, num_classes, order))
+
+    def describe_subset(self, listed: bool) -> dict[str, Any]:
+        """What result files say of the images; n is those of each folder."""
+        lists = dict.fromkeys(tree.files for tree in self.folders.values())
+        digest = names_sha256(file for files in lists for file in files)
+        n = max(len(tree.files) for tree in self.folders.values())
+        return describe_subset(n, self.total, listed, digest)
+
+    def apply(self, change: Callable[[ImageTree], ImageTree]) -> CorruptionTree:
+        """Change every folder's images; those that are the same stay one object."""
+        changed: dict[tuple[str, ...], ImageTree] = {}
+        for tree in self.folders.values():
+            if tree.files not in changed:
+                changed[tree.files] = change(tree)
+        folders = {
+            name: replace(changed[tree.files], root=tree.root)
+            for name, tree in self.folders.items()
+        }
+        return CorruptionTree(folders, self.total)
 
 
 def corruption_folders(root: str) -> list[tuple[str, str]]:
@@ -92,7 +155,7 @@ def read_corruptions(
         for severity in SEVERITIES
     }
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        if pick is not None and (tree := read_picked(root, places, pick, pool.map)):
+        if pick is not None and (tree := read_picked(places, pick, pool.map)):
             return tree
         shared: SharedTrees = {}
         scanned = list(pool.map(lambda folder: list_severity(folder, shared), places.values()))
@@ -103,12 +166,12 @@ def read_corruptions(
         for folder, _, parts in unlike_most(lists):
             problems.append(f"{folder}, against its siblings, {' and '.join(parts)}")
     raise_problems(root, problems)
-    tree = CorruptionTree(root, trees, max(len(tree.files) for tree in trees.values()))
+    tree = CorruptionTree(trees, max(len(tree.files) for tree in trees.values()))
     return tree.apply(pick) if pick else tree
 
 
 def read_picked(
-    root: str, places: Mapping[str, str], pick: Pick, parallel: Callable[..., Iterable]
+    places: Mapping[str, str], pick: Pick, parallel: Callable[..., Iterable]
 ) -> CorruptionTree | None:
     """The images that `pick` takes, if every folder has those that it takes of the first one.
 
@@ -124,7 +187,7 @@ def read_picked(
         return all(os.path.isfile(tree.path(i)) for i in range(len(tree.files)))
 
     whole = all(parallel(is_whole, trees.values()))
-    return CorruptionTree(root, trees, len(first.files)) if whole else None
+    return CorruptionTree(trees, len(first.files)) if whole else None
 
 
 def list_severity(folder: str, shared: SharedTrees) -> ImageTree | str:

@@ -43,8 +43,7 @@ from lib.imagenet_c.corruptions import (
 )
 from lib.imagenet_c.evaluation import evaluate_imagenet_c
 from lib.imagenet_c.mce import summarise
-from lib.imagenet_c.scan import find_folders, read_corruptions
-from lib.imagenet_c.tree import CorruptionTree
+from lib.imagenet_c.scan import CorruptionTree, find_folders, read_corruptions
 from utils.distributed.context import DistributedContext, SharedUserError
 from utils.errors import UserError
 from utils.figures import imagenet_c as figures_imagenet_c

@@ -37,7 +37,6 @@ def classes(rows: Rows, title: str = "") -> Figure:
 
     Args:
         rows: of attack_*_classes.csv.
-        title: above the figure.
     """
     shares = dict(zip(range(len(rows)), series(rows, "robust_accuracy"), strict=True))
     order = [rows[index] for index in sorted(shares, key=lambda index: shares[index])]

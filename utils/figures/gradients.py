@@ -56,7 +56,6 @@ def gradient_ratio(runs: Mapping[str, Rows], title: str = "") -> Figure:
 
     Args:
         runs: {label: rows of gradient_norms.csv, of one epoch}.
-        title: above the figure.
     """
     fig = Figure(figsize=(WIDTH, 3.1), layout="constrained")
     panels = fig.subplots(1, 3, sharey=True, width_ratios=(1, 1, 0.42))

@@ -36,7 +36,6 @@ def imagenet_c(results: Mapping[str, ImageNetCResult], title: str = "") -> Figur
 
     Args:
         results: by label. A corruption that only some results hold has a bar where it is.
-        title: above the figure.
     """
     fullest = sorted(results.values(), key=lambda result: -len(result.corruptions))
     group_of = {n: c.group for result in fullest for n, c in result.corruptions.items()}

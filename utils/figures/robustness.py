@@ -76,7 +76,6 @@ def robustness(curves: Mapping[str, Curve], title: str = "") -> Figure:
 
     Args:
         curves: by label.
-        title: above the figure.
     """
     norms = list(dict.fromkeys(curve[0].measurement.norm for curve in curves.values()))
     width = WIDTH if len(norms) > 1 or len(curves) > 2 else 0.7 * WIDTH

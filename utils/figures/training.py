@@ -64,7 +64,6 @@ def training_curves(
         rows: of metrics.csv: epoch (from 1), lr, train_loss, train_top1, val_loss, val_top1 and,
             where the best model is chosen by it, val_pgd_top1, and with an average of the weights
             val_ema_loss and val_ema_top1; accuracies in percent.
-        title: above the figure, for example the run's name.
         margin: the training's loss has HE's margin, so it is no cross-entropy of the outputs.
         trained_on: `adversarial` or `clean` images.
     """
