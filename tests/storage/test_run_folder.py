@@ -210,6 +210,7 @@ def resumed(digits: Path, *changes: str) -> Done:
     return call("main_free.py", *words)
 
 
+@pytest.mark.slow
 def test_resume_auto_takes_the_newest_whole_checkpoint(digits: Path, again: Path) -> None:
     newest = again / "checkpoint.pth.tar"
     content = newest.read_bytes()

@@ -22,7 +22,6 @@ from scipy import stats
 from tools.paired import mcnemar_exact
 from utils.storage.records import Result
 
-ROOT = Path(__file__).resolve().parents[2]
 FREE = "resnet18_free_adv_step4_eps4_repeat4_bs256"
 HE = f"{FREE}_FN_WN_s10.0_margin0.2"
 WNIDS = [f"n{number:08d}" for number in range(1000)]
