@@ -98,30 +98,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = tool_parser("benchmark", __doc__)
     add = parser.add_argument
-    add("--arch", choices=ARCHITECTURES, default="resnet50", help="(default: %(default)s)")
-    add("--device", default="auto", help="cpu, cuda or mps (default: %(default)s)")
+    default = "(default: %(default)s)"
+    add("--arch", choices=ARCHITECTURES, default="resnet50", help=default)
+    add("--device", default="auto", help=f"cpu, cuda or mps {default}")
     size = "images in a batch (default: 16, on CUDA 256)"
     add("--batch_size", type=positive, metavar="N", help=size)
-    add(
-        "--crop_size", type=positive, default=224, metavar="N", help="pixels (default: %(default)s)"
-    )
-    add(
-        "--repeats",
-        type=positive,
-        default=7,
-        metavar="N",
-        help="repetitions (default: %(default)s)",
-    )
-    few = "repetitions of `standard`, minutes each (default: %(default)s)"
+    add("--crop_size", type=positive, default=224, metavar="N", help=f"pixels {default}")
+    add("--repeats", type=positive, default=7, metavar="N", help=f"repetitions {default}")
+    few = f"repetitions of `standard`, minutes each {default}"
     add("--standard_repeats", type=positive, default=3, metavar="N", help=few)
-    take = "shortest take, but a step at least (default: %(default)s)"
+    take = f"shortest take, but a step at least {default}"
     add("--take_seconds", type=float, default=4.0, metavar="S", help=take)
-    listed = "commas between (default: %(default)s)"
+    listed = f"commas between {default}"
     add("--parts", type=names, default=",".join(PARTS), metavar="P,P", help=listed)
     add("--precisions", type=names, default="fp32,bf16", metavar="P,P", help=listed)
     add("--no_compile", action="store_true", help="leave torch.compile out")
     add("--workers", type=int, default=2, metavar="N", help="reading processes (%(default)s)")
-    each = "JPEGs in each of 5 folders (default: %(default)s)"
+    each = f"JPEGs in each of 5 folders {default}"
     add("--reading_images", type=positive, default=1000, metavar="N", help=each)
     attacked = "images of `standard`, an even number (default: 4 batches)"
     add("--standard_images", type=int, metavar="N", help=attacked)

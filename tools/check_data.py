@@ -63,16 +63,10 @@ def parse(argv: Sequence[str] | None) -> tuple[Path, int]:
         UserError: no such folder, or fewer than one process.
     """
     parser = tool_parser("check_data", __doc__)
-    parser.add_argument(
-        "dir", metavar="DIR", type=user_path, help="an ImageFolder or ImageNet-C tree"
-    )
-    parser.add_argument(
-        "--workers",
-        type=positive,
-        metavar="N",
-        default=os.cpu_count() or 1,
-        help="processes that read (default: one per core, here %(default)s)",
-    )
+    add, cores = parser.add_argument, os.cpu_count() or 1
+    add("dir", metavar="DIR", type=user_path, help="an ImageFolder or ImageNet-C tree")
+    readers = "processes that read (default: one per core, here %(default)s)"
+    add("--workers", type=positive, metavar="N", default=cores, help=readers)
     arguments = parser.parse_args(argv)
     if not arguments.dir.is_dir():
         what = "is a file" if arguments.dir.exists() else "does not exist"

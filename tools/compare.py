@@ -75,33 +75,19 @@ def compare(arguments: argparse.Namespace) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments."""
     parser = tool_parser("compare", __doc__)
-    parser.add_argument("runs", metavar="RUN_OR_JSON", nargs="+", type=user_path)
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="DIR_OR_STEM",
-        default="comparison",
-        type=os.path.expanduser,
-        help="folder (there, or ending in /) for comparison.*, or path without suffix"
-        " (default: %(default)s, in the current folder)",
-    )
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="a name per row, in order")
-    parser.add_argument(
-        "--allow_mixed",
-        action="store_true",
-        help="give numbers that do not compare a column each, with what differs in its title",
-    )
-    parser.add_argument(
-        "--published",
-        action="store_true",
-        help="add published results, in columns of the same conditions alone",
-    )
-    parser.add_argument(
-        "--paired",
-        nargs=2,
-        metavar="ROW",
-        help="McNemar's exact test between two rows, each a name, a run folder or a JSON",
-    )
+    add = parser.add_argument
+    add("runs", metavar="RUN_OR_JSON", nargs="+", type=user_path)
+    place = "folder (there, or ending in /) for comparison.*, or path without suffix (default:"
+    place += " %(default)s, in the current folder)"
+    kind, stem = os.path.expanduser, "comparison"
+    add("-o", "--output", metavar="DIR_OR_STEM", default=stem, type=kind, help=place)
+    add("--names", nargs="+", metavar="NAME", help="a name per row, in order")
+    mixed = "give numbers that do not compare a column each, with what differs in its title"
+    add("--allow_mixed", action="store_true", help=mixed)
+    others = "add published results, in columns of the same conditions alone"
+    add("--published", action="store_true", help=others)
+    pair = "McNemar's exact test between two rows, each a name, a run folder or a JSON"
+    add("--paired", nargs=2, metavar="ROW", help=pair)
     return parser.parse_args(argv)
 
 

@@ -83,22 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments."""
     parser = tool_parser("study", __doc__)
-    parser.add_argument(
-        "folder", nargs="?", default="study", metavar="DIR", type=user_path, help="default: study"
-    )
-    parser.add_argument(
-        "--seeds", type=positive, default=3, metavar="N", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--jobs",
-        type=positive,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="trainings at a time",
-    )
+    add, cores, default = parser.add_argument, os.cpu_count() or 1, "default: %(default)s"
+    add("folder", nargs="?", default="study", metavar="DIR", type=user_path, help=default)
+    add("--seeds", type=positive, default=3, metavar="N", help=default)
+    add("--jobs", type=positive, default=cores, metavar="N", help="trainings at a time")
     listed = "commas between (default: all)"
-    parser.add_argument("--methods", type=names, default=[*METHODS], metavar="M,M", help=listed)
-    parser.add_argument("--quick", action="store_true", help="a few images, one seed, one epoch")
+    add("--methods", type=names, default=[*METHODS], metavar="M,M", help=listed)
+    add("--quick", action="store_true", help="a few images, one seed, one epoch")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.methods) - METHODS.keys():
         raise UserError(f"--methods: no {min(unknown)}; there are {', '.join(METHODS)}")
