@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from utils.config.command_line import parse_command_line
+from utils.distributed import device
 from utils.distributed import device as devices
 from utils.distributed.context import FORK_SAFE
 from utils.distributed.device import choose_device, number_of_processes, require_own_gpus
@@ -69,9 +70,18 @@ def test_how_many_processes(
 
 
 @pytest.mark.parametrize(
-    ("nproc", "name", "words"), [(5, "auto", "only 4 cuda"), (2, "cuda:1", "only 1 cuda")]
+    ("nproc", "name", "words"),
+    [
+        (5, "auto", "only 4 cuda"),
+        (2, "cuda:1", "only 1 cuda"),
+        (13, "cpu", "lets 3 cores be used; take at most 12"),
+    ],
 )
-def test_more_processes_than_gpus(nproc: int, name: str, words: str, gpus: SimpleNamespace) -> None:
+def test_more_processes_than_there_is_room_for(
+    nproc: int, name: str, words: str, gpus: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "allowed_cores", lambda: frozenset({1, 4, 5}))
+    assert number_of_processes(12, "cpu") == 12
     with pytest.raises(UserError, match=words):
         number_of_processes(nproc, name)
 

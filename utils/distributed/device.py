@@ -9,8 +9,10 @@ from collections.abc import Sequence
 
 import torch
 
+from utils.distributed.machine import allowed_cores
 from utils.errors import SharedUserError, UserError
 
+PROCESSES_A_CORE = 4  # of a CPU, at most: hundreds of them would take the machine down
 GPU_FILES = "/dev/nvidia[0-9]*"  # there where the system has a driver for a GPU
 
 
@@ -89,13 +91,19 @@ def number_of_processes(nproc: int, name: str) -> int:
     """`--nproc`, or one per visible GPU where CUDA is used, or one.
 
     Raises:
-        UserError: more processes than GPUs.
+        UserError: more processes than GPUs, or than the CPU's cores can bear.
     """
     kind = choose_device(name).type
     several = kind == "cuda" and name in ("auto", "cuda")
     available = torch.cuda.device_count() if several else 1
     if kind != "cpu" and nproc > available:
         raise UserError(f"--nproc {nproc}: only {available} {kind} device here; take fewer")
+    cores = len(allowed_cores())
+    if kind == "cpu" and nproc > PROCESSES_A_CORE * cores:
+        raise UserError(
+            f"--nproc {nproc}: this machine lets {cores} cores be used; take at most"
+            f" {PROCESSES_A_CORE * cores} processes, best no more than cores"
+        )
     return nproc or available
 
 
