@@ -10,9 +10,9 @@ column is a measure: clean, each attack, worst case, mean over ImageNet-C's 15 c
 Written are STEM.md, .csv, .tex, .png and .pdf; the Markdown is printed too.
 
 Numbers share a column only where protocol, eps, arithmetic of the search, settings of the attack
-and images agree, and columns name what distinguishes them. Evaluations of fewer images have a table
-of their own. Runs that measured something under different conditions are refused (exit status 2),
-or given a column each by --allow_mixed.
+and images agree, and columns name what distinguishes them. Columns over fewer images stand in a
+table of their own. Runs that measured something under different conditions are refused (exit
+status 2), or given a column each by --allow_mixed.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ from dataclasses import replace
 from itertools import combinations
 
 from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, PGDSpec, Protocol
-from utils.config.readers import ATTACK_LOSSES, PgdRow, number
+from utils.config.readers import ATTACK_LOSSES, PgdRow, number, whole
 from utils.errors import UserError
+from utils.storage.measurement import step_outside_linf
 
 STEP, LOSS = r"(@[^-@]+)?", "|".join(ATTACK_LOSSES)
 NAME = re.compile(rf"pgd([1-9]\d*){STEP}(?:-({LOSS}))?(?:-r([1-9]\d*))?{STEP}")
@@ -27,7 +28,6 @@ AUTOATTACK = (
     AutoAttackSpec("fab-t", "FAB (targeted)", ("fab-t",)),
     AutoAttackSpec("square", "Square", ("square",)),
 )
-REACH = 2.5  # radii that the steps of PGD add up to outside Linf, as in MadryLab's robustness
 
 
 def parse_attack(name: str, row_step: float, norm: str = "Linf", eps: float = 0.0) -> AttackSpec:
@@ -51,9 +51,12 @@ def parse_attack(name: str, row_step: float, norm: str = "Linf", eps: float = 0.
             f" one of {', '.join(spec.name for spec in AUTOATTACK)}"
         )
     given = (match[2] or match[5] or "@")[1:]
-    steps = int(match[1])
+    try:
+        steps, restarts = (whole(1)(text) for text in (match[1], match[4] or "1"))
+    except ValueError as error:
+        raise UserError(f"--attack {name}: {error}") from None
     size = read_step(name, given, norm) if given else default_step(steps, row_step, norm, eps)
-    return PGDSpec(steps, size, match[3] or "ce", int(match[4] or 1), step_text=given)
+    return PGDSpec(steps, size, match[3] or "ce", restarts, step_text=given)
 
 
 def read_step(name: str, given: str, norm: str) -> float:
@@ -76,7 +79,7 @@ def read_step(name: str, given: str, norm: str) -> float:
 
 def default_step(steps: int, row_step: float, norm: str, eps: float) -> float:
     """A step of the configuration's in Linf, elsewhere what reaches any point of the ball."""
-    return row_step if norm == "Linf" else REACH * eps / steps
+    return row_step if norm == "Linf" else step_outside_linf(steps, eps)
 
 
 def attack_list(

@@ -233,7 +233,8 @@ def curve_path(stem: Path, radii: Sequence[str]) -> Path:
     Args:
         stem: of the smallest radius.
     """
-    path = stem.with_name(f"{stem.name}_curve_eps{'+'.join(radii)}")
+    name = stem.name.replace(f"_eps{radii[0]}", "", 1)
+    path = stem.with_name(f"{name}_curve_eps{'+'.join(radii)}")
     if len(os.fsencode(path.name)) > LONGEST_NAME:
-        path = stem.with_name(f"{stem.name}_curve_{names_sha256(radii)[:8]}")
+        path = stem.with_name(f"{name}_curve_{names_sha256(radii)[:8]}")
     return path

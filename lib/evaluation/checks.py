@@ -17,7 +17,7 @@ from lib.algorithm.pgd import attacking
 from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, PGDSpec, ThreatModel
 from lib.evaluation.runner import CLEAN
 from lib.evaluation.validation import EvaluationData
-from utils.storage.measurement import radius_text
+from utils.storage.measurement import radius_text, step_outside_linf
 from utils.storage.run_folder import BEST, BEST_EMA
 
 ZERO_GRADIENT_SHARE = 0.1  # of the attacked images
@@ -43,11 +43,13 @@ def check_reach(specs: Sequence[AttackSpec], threat: ThreatModel) -> list[str]:
 
 def reaching(spec: PGDSpec, threat: ThreatModel) -> str:
     """Steps that add up to 2.5 times the radius, as `--attack` takes them: in Linf below 1/2."""
-    step = 2.5 * threat.eps / spec.steps
+    more = f"-{spec.loss}" * (spec.loss != "ce") + f"-r{spec.restarts}" * (spec.restarts > 1)
+    step = step_outside_linf(spec.steps, threat.eps)
     if threat.norm != "Linf":
-        return f"pgd{spec.steps}@{float(f'{step:.3g}'):g}"
-    whole = min(math.ceil(255 * step), 127)  # it takes no decimals before /255
-    return f"pgd{max(spec.steps, math.ceil(255 * 2.5 * threat.eps / whole))}@{whole}/255"
+        return f"pgd{spec.steps}{more}@{float(f'{step:.3g}'):g}"
+    levels = min(math.ceil(255 * step), 127)
+    steps = max(spec.steps, math.ceil(255 * step * spec.steps / levels))
+    return f"pgd{steps}{more}@{levels}/255"
 
 
 def check_network(model: nn.Module, data: EvaluationData) -> list[str]:

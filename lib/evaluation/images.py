@@ -102,6 +102,7 @@ def images_figure(
     ]
     eps = radius_text(threat.eps, threat.norm)
     title = f"{settings.describe()}; protocol {threat.protocol.name}, eps {eps}"
+    title += ", images made on another network" * (evaluation.source is not None)
     return attack_images(images, reach, title)
 
 

@@ -187,6 +187,8 @@ def result_table(result: AttackResult) -> str:
     scales = sorted({a.scale for a in result.attacks if a.loss == "ce" and a.scale is not None})
     if scales and (origin["checkpoint"]["FN"] or origin["checkpoint"]["WN"]):
         title += f"; cross-entropy at scale {', '.join(f'{s:g}' for s in scales)}"
+    if measured.transfer:
+        title += f"; images made on {origin['attacked']['path']}"
     if measured.precision != "fp32":
         title += f"; searched in {measured.precision}, judged in fp32"
     head = ["", "top-1 %", "95 % interval", "top-5 %"]

@@ -163,8 +163,9 @@ class SoFar:
         Other processes are taken to lose as many of their shares as this one.
         """
         lost = self.lost + (self.seen - self.right) * self.left / max(1, self.share)
-        robust = 100 * (self.targets - lost) / self.images
-        return f"{robust:.2f} % robust so far, {self.share - self.seen} images still under attack"
+        robust = f"{100 * (self.targets - lost) / self.images:.2f} % robust so far"
+        about = "about " * (self.left != self.share)
+        return f"{about}{robust}, {self.share - self.seen} images still under attack"
 
 
 def rows_of(attack: Attack) -> Work:

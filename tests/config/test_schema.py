@@ -110,6 +110,8 @@ def test_values_in_other_spellings(key: str, given: object, value: object) -> No
         ("TRAIN.arch", "resnet51", "is not one of resnet18, resnet34"),
         ("TRAIN.epochs", 0, "at least 1"),
         ("TRAIN.epochs", 2.5, "not a whole number"),
+        ("TRAIN.epochs", 1e30, "at most 2147483647"),
+        ("DATA.batch_size", 10**20, "at most 2147483647"),
         ("TRAIN.epochs", True, "not a number"),
         ("TRAIN.lr", 0, "above 0"),
         ("TRAIN.lr", float("nan"), "not finite"),

@@ -141,6 +141,8 @@ def test_the_longer_steps_that_a_warning_names_are_taken(
     (warning,) = check_reach([PGDSpec(2, STEP)], threat)
     assert warning.endswith(f"such as {longer}")
     assert check_reach([parse_attack(longer, 1.0, norm)], threat) == []
+    (warning,) = check_reach([PGDSpec(2, STEP, "margin", 5)], threat)
+    assert f"such as {longer.replace('@', '-margin-r5@')}" in warning
 
 
 class Broken(Linear):

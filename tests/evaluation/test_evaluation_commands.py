@@ -467,13 +467,13 @@ def test_a_radius_each_and_the_curve() -> None:
     assert robust == sorted(robust, reverse=True)
     assert robust[0] > robust[2]
     assert "the command line" in out
-    assert (FOLDER / f"{name}_eps0_curve_eps0+4+16+64.png").is_file()
+    assert (FOLDER / f"{name}_curve_eps0+4+16+64.png").is_file()
     # Interrupted, and another curve beside it in any order: the others are not done again.
     (FOLDER / f"{name}_eps64.json").unlink()
     out = evaluate(*flags("64,0,4"))
     assert out.count("holds this evaluation already") == 2
     assert result(f"{name}_eps64")["worst_case"]["top1"]["correct"] == robust[3]
-    assert "_eps0_curve_eps0+4+64.png" in out
+    assert f"{name}_curve_eps0+4+64.png" in out
     assert len(list(FOLDER.glob("*_curve_*.png"))) == 2
     many = [curve_path(FOLDER / name, [str(i) for i in range(n)]) for n in (98, 99)]
     assert many[0] != many[1]
@@ -503,7 +503,8 @@ def test_a_transferred_attack(said: str, weights: dict[str, torch.Tensor]) -> No
     torch.save(weights, "masked.pth")
     flags = ("--FN", "--WN", "--s_HE", "1e6", "--attack", "pgd3")
     evaluate(*flags, resume="masked.pth")
-    evaluate(*flags, "--transfer_from", BEST, resume="masked.pth")
+    out = evaluate(*flags, "--transfer_from", BEST, resume="masked.pth")
+    assert re.search(rf"all 36 images; images made on \S*{BEST}\n", out)
     (path,) = Path().glob("attack_standard_masked_*_from_model_best.json")
     found = result(path.stem, Path())
     own = result(path.stem.removesuffix("_from_model_best"), Path())

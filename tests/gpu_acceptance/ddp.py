@@ -21,6 +21,7 @@ from tests.gpu_acceptance.checks import Check, at_most, contains, equal, skip
 from tests.gpu_acceptance.setting import Setting
 from tests.processes import children_of, nursery
 from utils.config.merge import merge
+from utils.config.readers import REDUCE_OVERHEAD
 from utils.config.schema import Config
 from utils.distributed.context import DistributedContext, lost_peer
 
@@ -39,10 +40,11 @@ def checks(setting: Setting) -> Iterator[Check]:
     yield from compare(f"{backend}, one process", members(setting, 1, backend, config), alone)
     yield from compare("gloo, two on one device", members(setting, 2, "gloo", config), alone)
     if setting.cuda:
-        compiled = merge({"TRAIN": {"lr": 1e-3, "arch": arch, "compile": True}})
-        found = members(setting, 2, "gloo", compiled)
-        yield from compare("gloo, two, compiled", found, alone)
-        yield at_most("compilations of DDP", found[0]["compilations"], 3)
+        for mode in setting.choose((True, REDUCE_OVERHEAD), (True,), ()):
+            compiled = merge({"TRAIN": {"lr": 1e-3, "arch": arch, "compile": mode}})
+            found = members(setting, 2, "gloo", compiled)
+            yield from compare(f"gloo, two, compile {mode}", found, alone)
+            yield at_most(f"compilations of DDP, {mode}", found[0]["compilations"], 3)
     if torch.cuda.device_count() > 1:
         yield from compare("NCCL, two GPUs", members(setting, 2, "nccl", config, apart=True), alone)
         yield from several_gpus(setting)

@@ -65,6 +65,16 @@ OTHERS = {
 }
 
 
+def test_names_outside_linf_show_steps_in_the_radius_unit() -> None:
+    usual = replace(USUAL, norm="L2", eps=0.5, attacks=("pgd10@31.875", "pgd50@6.375"))
+    for attacks, name in (
+        (("pgd10@31.875",), "_pgd10"),  # 2.5 radii / 10 steps
+        (("pgd10-margin-r5@31.875",), "_pgd10-margin-r5"),
+        (("pgd10@51", "apgd"), "_pgd10@0.2+apgd"),
+    ):
+        assert filename_suffix(replace(usual, attacks=attacks), usual) == name
+
+
 @pytest.mark.parametrize("field", OTHERS)
 def test_what_distinguishes_two_measurements_is_in_the_name(tmp_path, field):
     assert {f.name for f in fields(Measurement)} == set(OTHERS)

@@ -170,6 +170,8 @@ def test_overwrite_starts_anew(digits: Path, again: Path, trained: Path) -> None
     (again / "attack_paper.json").write_text("{}")
     (again / "notes.txt").write_text("mine")
     changed = settings(TRAIN__epochs=2, TRAIN__lr=0.01)
+    done = call("main_free.py", digits, *changed, "--output_prefix", 300 * "x")
+    assert "File name too long; give a shorter name" in only_error(done)
     done = call("main_free.py", digits, "--FN", "--WN", "--overwrite", *changed)
     assert done.status == 0, done.err
     assert not (again / "attack_paper.json").exists()

@@ -17,6 +17,7 @@ from lib.training.assembly import make_networks
 from models.resnet import build_model
 from tests.ddp_steps import train_two_steps
 from utils.config.merge import merge
+from utils.config.readers import REDUCE_OVERHEAD
 from utils.config.schema import Config
 from utils.distributed.context import DistributedContext
 
@@ -31,7 +32,9 @@ def train_without_inductor(context: DistributedContext, config: Config) -> dict[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [{}, {"precision": "bf16"}, {"compile": True}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{}, {"precision": "bf16"}, {"compile": True}, {"compile": REDUCE_OVERHEAD}], ids=str
+)
 def test_two_processes_train_like_one(change: dict[str, Any], tmp_path: Path) -> None:
     arch = "resnet18" if "compile" in change else "resnet50"
     config = merge({"TRAIN": {"lr": 1e-3, "arch": arch, **change}})

@@ -183,6 +183,14 @@ def test_gradient_norms_and_low_precision(method: str, digits: Path) -> None:
         (("TRAIN.method=fast", "TRAIN.phases=[{DATA.crop: 3}]"), "DATA.crop_size"),
         (("TRAIN.method=fast", "TRAIN.phases=[{crop_size: 3}]"), "SECTION.key"),
         (("TRAIN.phases=[{DATA.crop_size: 32}]",), "TRAIN.phases are of"),
+        (
+            ("TRAIN.method=fast", "TRAIN.phases=[{TRAIN.epochs: 2}, {TRAIN.epochs: 2}]"),
+            "TRAIN.phases, 2: TRAIN.epochs 2 must be more than the 2 of the phase before",
+        ),
+        (
+            ("TRAIN.method=fast", "TRAIN.epochs=2", "TRAIN.phases=[{TRAIN.epochs: 1}, {}]"),
+            "TRAIN.epochs 2, on the command line for all phases, must be more",
+        ),
         (("TRAIN.ema=1",), "never moves"),
         (("TRAIN.method=fats",), "is not one of free, fast, pgd, natural"),
     ],

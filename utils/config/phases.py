@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from utils.config.merge import merge
 from utils.config.schema import Config, Given, Source
+from utils.errors import UserError
 from utils.storage.run_folder import LATEST
 
 
@@ -15,7 +16,8 @@ def phases_of(config: Config) -> list[Config]:
     What stands on the command line goes over a phase's value.
 
     Raises:
-        UserError: one line for every unknown key and unusable value.
+        UserError: one line for every unknown key and unusable value, or for a phase that ends where
+            the one before does.
     """
     phases: list[Config] = []
     for number, values in enumerate(config.TRAIN.phases, 1):
@@ -33,6 +35,12 @@ def phases_of(config: Config) -> list[Config]:
             start = str(phases[-1].run_dir / LATEST)
             options = replace(options, resume=resume, start_from=start)
         phase = merge(content, given, options=options)
+        if phases and phase.passes <= phases[-1].passes:
+            fixed = ", on the command line for all phases," * config.given("TRAIN.epochs")
+            raise UserError(
+                f"TRAIN.phases, {number}: TRAIN.epochs {phase.passes}{fixed} must be more than the"
+                f" {phases[-1].passes} of the phase before: epochs count on from phase to phase"
+            )
         sources = {**config.sources, **{f"{g.section}.{g.key}": g.source for g in given}}
         phases.append(replace(phase, sources=sources))
     return phases or [config]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 ATTACK_LOSSES = ("ce", "margin", "dlr")
 NORMS = ("Linf", "L2", "L1")
+MOST = 2**31 - 1  # of anything that is counted: images in a batch, epochs, steps
 REDUCE_OVERHEAD = "reduce-overhead"  # torch.compile's mode of CUDA graphs
 
 
@@ -73,7 +74,7 @@ def real(low: float, high: float = math.inf, *, above: bool = False) -> Callable
     return read
 
 
-def whole(low: int, high: float = math.inf) -> Callable[[object], int]:
+def whole(low: int, high: int = MOST) -> Callable[[object], int]:
     """A reader of whole numbers in [low, high]."""
 
     def read(value: object) -> int:
@@ -209,7 +210,11 @@ def pgd_row(row: object) -> PgdRow:
 
 
 def words(value: object) -> tuple[str, ...]:
-    return tuple(word.strip() for word in str(value).split(",") if word.strip())
+    """Names separated by commas, one at least."""
+    found = tuple(word.strip() for word in str(value).split(","))
+    if not all(found):
+        raise ValueError(f"{show(value)} has an empty name; separate names by single commas")
+    return found
 
 
 def phase_list(value: object) -> tuple[dict[str, Any], ...]:

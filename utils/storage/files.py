@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import glob
 import hashlib
 import io
@@ -158,5 +159,6 @@ def make_folder(path: str | os.PathLike, fix: str = "run from a folder that is w
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
+        fix = "give a shorter name" if error.errno == errno.ENAMETOOLONG else fix
         raise UserError(f"cannot write to {path}: {error.strerror or error}; {fix}") from error
     return path

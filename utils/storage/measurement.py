@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+REACH = 2.5  # radii that the steps of PGD add up to outside Linf, as in MadryLab's robustness
 KINDS = ("attack", "imagenet_c", "shift")  # what the names of result files begin with
 
 
@@ -108,10 +110,29 @@ def subset_label(subset: Mapping[str, Any], total: int, listed: bool) -> str:
     return f"ids{subset['sha256'][:8]}" if listed else f"n{subset['n']}"
 
 
+def step_outside_linf(steps: int, eps: float) -> float:
+    """The usual step of PGD in L2 and L1: so many of them reach any point of the ball."""
+    return REACH * eps / steps
+
+
 def attacks_part(measured: Measurement, usual: Measurement) -> str:
     """`_pgd10+pgd50@2`: steps are named where they are not the usual ones."""
+    if measured.norm != "Linf":
+        names = [name_outside_linf(text, measured.eps) for text in measured.attacks]
+        usual_names = [text.partition("@")[0] for text in usual.attacks]
+        return "" if names == usual_names else "_" + "+".join(names)
     step = usual.attacks[0].partition("@")[2] if usual.attacks else ""
     return "_" + "+".join(text.removesuffix(f"@{step}") for text in measured.attacks)
+
+
+def name_outside_linf(text: str, eps: float) -> str:
+    """`pgd10`, or `pgd10@0.5` with a step that is not the usual one, in the radius's unit."""
+    name, _, step = text.partition("@")
+    if not step:
+        return name
+    usual = step_outside_linf(int(name.removeprefix("pgd").partition("-")[0]), eps)
+    own = float(step) / 255
+    return name if math.isclose(own, usual, rel_tol=1e-4) else f"{name}@{own:.4g}"
 
 
 # What a measurement adds to its files' names where it is not the usual one, in this order.
