@@ -97,7 +97,11 @@ def minibatch(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("hypersphere", "dtype"),
-    [(False, torch.float64), (True, torch.float64), (True, torch.float32)],
+    [
+        pytest.param(False, torch.float64, marks=pytest.mark.slow),
+        pytest.param(True, torch.float64, marks=pytest.mark.slow),
+        (True, torch.float32),
+    ],
     ids=str,
 )
 def test_free_steps(device: PretendedDevice, hypersphere: bool, dtype: torch.dtype) -> None:

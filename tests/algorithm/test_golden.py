@@ -10,8 +10,13 @@ import torch
 
 from tests.golden_replay import TOLERANCE, TRACES, comparisons, relative_error
 
+TRACES_BY_NAME = [  # the one without FN and WN takes 6 seconds, and is left to the whole suite
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem == "freeat_resnet18"))
+    for path in TRACES
+]
 
-@pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
+
+@pytest.mark.parametrize("path", TRACES_BY_NAME)
 def test_every_recorded_number(path: Path) -> None:
     errors = {
         what: relative_error(found, recorded)

@@ -364,6 +364,7 @@ def test_what_was_trained_is_evaluated_as_at_its_end(digits: Path, trained: Path
         assert second[part] == first[part]
 
 
+@pytest.mark.slow
 def test_a_published_file_of_the_same_network(said: str, weights: dict[str, torch.Tensor]) -> None:
     wrapped = {f"module.{key}": value for key, value in weights.items()}
     torch.save({"epoch": 1, "arch": "resnet18", "state_dict": wrapped}, "theirs.pth.tar")
@@ -373,6 +374,7 @@ def test_a_published_file_of_the_same_network(said: str, weights: dict[str, torc
     assert Path(theirs).read_text() == text()
 
 
+@pytest.mark.slow
 def test_numbered_folders_without_class_names(
     said: str, digits: Path, weights: dict[str, torch.Tensor]
 ) -> None:
@@ -414,6 +416,7 @@ def test_image_ids(digits: Path) -> None:
     assert [row["image"] for row in rows(path.stem)] == sorted(chosen)
 
 
+@pytest.mark.slow
 def test_different_measurements_never_share_a_file(said: str, digits: Path) -> None:
     """And the same one again replaces its own file alone."""
     before = {path: path.stat().st_mtime_ns for path in FOLDER.glob("*.json")}
@@ -433,6 +436,7 @@ def test_different_measurements_never_share_a_file(said: str, digits: Path) -> N
 # Which attacks
 
 
+@pytest.mark.slow
 def test_cascade_finds_the_same_worst_case(said: str) -> None:
     out = evaluate("--set", "EVAL.cascade=True")
     whole, found = result(), result("attack_standard_cascade")
@@ -451,6 +455,7 @@ def test_cascade_finds_the_same_worst_case(said: str) -> None:
 # Which ball
 
 
+@pytest.mark.slow
 def test_a_radius_each_and_the_curve() -> None:
     def flags(radii: str) -> tuple[str, ...]:
         return ("--attack", "pgd3", "--eps", radii, "--n_examples", "12")
@@ -480,6 +485,7 @@ def test_a_radius_each_and_the_curve() -> None:
     assert max(len(path.name) for path in many) < 100
 
 
+@pytest.mark.slow
 def test_the_radius_of_the_training(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the checkpoint says goes over configs.yml, and under -c and the command line."""
     Path("configs.yml").write_text("ADV: {clip_eps: 8}")
@@ -498,6 +504,7 @@ def test_the_radius_of_the_training(digits: Path, monkeypatch: pytest.MonkeyPatc
         assert found["provenance"]["eps"] == pytest.approx(eps / 255)
 
 
+@pytest.mark.slow
 def test_a_transferred_attack(said: str, weights: dict[str, torch.Tensor]) -> None:
     """A network whose own gradients are masked: another one's images find what its own miss."""
     torch.save(weights, "masked.pth")
@@ -549,6 +556,7 @@ def test_attacks_and_imagenet_c_together_and_apart(digits: Path, here: Path) -> 
 # Pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("protocol", "reach"), [("standard", EPS), ("paper", 2 * EPS)])
 def test_saved_images_are_within_eps(protocol: str, reach: int, digits: Path) -> None:
     flags = ("--protocol", protocol, "--save_images", "3", "--n_examples", "12")
@@ -645,6 +653,7 @@ def test_an_evaluation_that_ends_in_the_midst_of_an_attack_resumes(
     assert not list(FOLDER.glob("*.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_file_of_others_read_in_several_ways(weights: dict[str, torch.Tensor]) -> None:
     """Its head and its mean tell measurements apart, as nothing in the file does."""
     torch.save(weights, "x.pth.tar")

@@ -96,6 +96,7 @@ def assert_readable(paths: list[Path]) -> None:
 # Saving and names
 
 
+@pytest.mark.slow
 def test_saved_as_png_and_pdf(tmp_path):
     fig = Figure(figsize=(6, 3))
     fig.subplots().plot([0, 1], [0, 1])
@@ -273,9 +274,9 @@ def test_imagenet_c_of_one_result():
     assert noise.get_ylabel() == "top-1 accuracy (%)"
 
 
-@pytest.mark.parametrize("names", [STANDARD, STANDARD + EXTRA], ids=len)
-def test_imagenet_c_has_room_for_every_group(names, tmp_path):
-    fig = imagenet_c({"FreeAT": imagenet_c_result(0.0, names)}, "Common corruptions")
+def test_imagenet_c_has_room_for_every_group(tmp_path):
+    result = imagenet_c_result(0.0, STANDARD + EXTRA)
+    fig = imagenet_c({"FreeAT": result}, "Common corruptions")
     png, _ = save_figure(fig, tmp_path / "one")
     pixels = np.asarray(Image.open(png).convert("L"))
     assert min(edge.min() for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])) == 255

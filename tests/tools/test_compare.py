@@ -98,6 +98,7 @@ sys.exit(status)
 """
 
 
+@pytest.mark.slow
 def test_one_table_in_three_formats_and_a_figure(runs, tmp_path):
     command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, runs), "-o", "out/both"]
     variables = environment()
