@@ -23,7 +23,17 @@ from utils.errors import UserError
 
 
 class ResNet(PixelNetwork):
-    """A torchvision ResNet that takes pixels in [0, 1]."""
+    """A torchvision ResNet that takes pixels in [0, 1]; random weights, a head's rows projected.
+
+    Args:
+        arch: a name of torchvision's ResNet family.
+        num_classes: number of outputs.
+        feature_norm: FN of the hypersphere head.
+        weight_norm: WN of the hypersphere head.
+        scale: s; ignored without FN and WN.
+        mean: per colour, pixels in [0, 1].
+        std: per colour, pixels in [0, 1].
+    """
 
     conv1: nn.Conv2d
     fc: nn.Linear
@@ -71,29 +81,6 @@ class ResNet(PixelNetwork):
         With FN and WN these are cosines.
         """
         return self.fc(self.features(x))
-
-
-def build_model(
-    arch: str,
-    num_classes: int,
-    feature_norm: bool = False,
-    weight_norm: bool = False,
-    scale: float = 1.0,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-) -> ResNet:
-    """Build a network with random weights, its head projected if WN is on.
-
-    Args:
-        arch: a name of torchvision's ResNet family.
-        num_classes: number of outputs.
-        feature_norm: FN of the hypersphere head.
-        weight_norm: WN of the hypersphere head.
-        scale: s; ignored without FN and WN.
-        mean: per colour, pixels in [0, 1].
-        std: per colour, pixels in [0, 1].
-    """
-    return ResNet(arch, num_classes, feature_norm, weight_norm, scale, mean, std)
 
 
 def load_weights(model: PixelNetwork, state_dict: dict[str, torch.Tensor]) -> None:

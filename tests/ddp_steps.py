@@ -16,7 +16,7 @@ from lib.algorithm.free_training import free_step, make_noise
 from lib.algorithm.precision import full_precision
 from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.training.assembly import make_networks, make_optimizer
-from models.resnet import build_model
+from models.resnet import ResNet
 from utils.config.schema import Config
 from utils.distributed.context import DistributedContext
 
@@ -37,7 +37,7 @@ def train_two_steps(context: DistributedContext, config: Config) -> dict[str, An
     """
     torch.manual_seed(0)
     device = context.device
-    model = build_model(config.TRAIN.arch, BATCH).to(memory_format=torch.channels_last).train()
+    model = ResNet(config.TRAIN.arch, BATCH).to(memory_format=torch.channels_last).train()
     model = model.to(device)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

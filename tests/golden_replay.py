@@ -18,7 +18,7 @@ from lib.algorithm.schedules import Schedule
 from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.algorithm.training_methods import fast_step
 from lib.training.assembly import make_optimizer
-from models.resnet import build_model, load_weights
+from models.resnet import ResNet, load_weights
 from tests.golden_inputs import drawn_noise, minibatch, start, weights
 from utils.config.merge import merge
 
@@ -48,7 +48,7 @@ def golden_trainer(spec: dict[str, Any], device: torch.device, **train: object) 
     """A trainer with the trace's network and settings."""
     hypersphere = spec.get("FN", False) or spec.get("WN", False)
     he = (spec["FN"], spec["WN"], spec["s_HE"]) if hypersphere else ()
-    model = build_model(spec["arch"], 1000, *he).double()
+    model = ResNet(spec["arch"], 1000, *he).double()
     load_weights(model, weights(model))
     model.train().to(device).to(memory_format=torch.channels_last)
     settings = TrainingSettings(

@@ -23,7 +23,7 @@ from lib.evaluation.autoattack import AutoAttack
 from lib.evaluation.folder_counts import count_folder, top1_and_top5
 from lib.evaluation.validation import clean_rows
 from models.hypersphere import HypersphereHead
-from models.resnet import build_model
+from models.resnet import ResNet
 from tests.gpu_acceptance.checkpoints import restored
 from tests.gpu_acceptance.checks import PASS
 
@@ -81,7 +81,7 @@ def test_afterwards_torch_is_as_before() -> None:
 def make_trainer(device: torch.device, hypersphere: bool, dtype: torch.dtype) -> Trainer:
     torch.manual_seed(0)
     flags = {"feature_norm": True, "weight_norm": True, "scale": 10.0} if hypersphere else {}
-    model = build_model("resnet18", CLASSES, **flags).to(dtype)
+    model = ResNet("resnet18", CLASSES, **flags).to(dtype)
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
     noise = make_noise(BATCH, SIZE, device, dtype)

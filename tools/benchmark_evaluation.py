@@ -21,7 +21,7 @@ from lib.evaluation.attack_list import parse_attack
 from lib.evaluation.runner import AttackEvaluation
 from lib.evaluation.validation import EvaluationData
 from lib.imagenet_c.scan import find_folders, read_corruptions
-from models.resnet import build_model
+from models.resnet import ResNet
 from tools import benchmark_baseline as plain
 from tools.benchmark_case import EPS, STEP_SIZE, Case
 from utils.distributed.context import DistributedContext
@@ -113,7 +113,7 @@ def standard_plain(case: Case) -> dict[str, Work]:
 
 def standard_suite(case: Case) -> dict[str, Work]:
     """The suite's evaluation, which drops what is misclassified and refills the batch."""
-    model = HalfRobust(build_model(case.arch, 1000), [0.0] * 3, [1.0] * 3)
+    model = HalfRobust(ResNet(case.arch, 1000), [0.0] * 3, [1.0] * 3)
     model = model.to(case.device).to(memory_format=torch.channels_last)
     spec = parse_attack(f"pgd{case.pgd_steps}", STEP_SIZE)
     context = DistributedContext(0, 1, torch.device(case.device))

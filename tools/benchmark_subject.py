@@ -25,7 +25,7 @@ from lib.algorithm.protocols import PGDSpec, ThreatModel
 from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.algorithm.training_methods import METHODS, draw_noise_
 from lib.training.assembly import make_networks, make_optimizer
-from models.resnet import ResNet, build_model
+from models.resnet import ResNet
 from tools import benchmark_baseline as plain
 from tools.benchmark_case import ATTACK_STEPS, EPS, REPLAYS, STEP_SIZE, Case
 from tools.benchmark_evaluation import (
@@ -98,7 +98,7 @@ def published_model(case: Case) -> nn.Module:
 
 
 def own_model(case: Case) -> ResNet:
-    return build_model(case.arch, 1000).to(case.device).to(memory_format=torch.channels_last)
+    return ResNet(case.arch, 1000).to(case.device).to(memory_format=torch.channels_last)
 
 
 def free_plain(case: Case) -> dict[str, Work]:

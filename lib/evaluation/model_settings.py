@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from models.resnet import ResNet, build_model, family_member, load_pretrained, load_weights
+from models.resnet import ResNet, family_member, load_pretrained, load_weights
 from utils.config.schema import Config
 from utils.config.sections import ARCHITECTURES
 from utils.errors import UserError
@@ -142,7 +142,7 @@ def model_of(checkpoint: Checkpoint, settings: ModelSettings) -> ResNet:
 
 def build(settings: ModelSettings, num_classes: int) -> ResNet:
     """A network with these settings."""
-    return build_model(
+    return ResNet(
         settings.arch,
         num_classes,
         settings.FN,

@@ -20,7 +20,7 @@ from lib.algorithm.gradient_norms import HEADER, GradientNorms, layers_of, mean_
 from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.training.epoch_end import write_gradient_norms
 from models.hypersphere import HypersphereHead
-from models.resnet import build_model
+from models.resnet import ResNet
 from utils.distributed import context as distributed
 
 NOBODY = distributed.DistributedContext(0, 1, torch.device("cpu"))
@@ -152,7 +152,7 @@ def test_measuring_leaves_no_trace() -> None:
 
 
 def test_every_parameter_of_a_resnet_is_there() -> None:
-    model = build_model("resnet50", 4)
+    model = ResNet("resnet50", 4)
     found = layers_of(model)
     assert [name for name, _, _ in found] == [name for name, _ in model.named_parameters()]
     groups = {name: group for name, group, _ in found}
@@ -165,7 +165,7 @@ def test_every_parameter_of_a_resnet_is_there() -> None:
     assert depths["conv1.weight"] == 0
     assert depths["bn1.weight"] == depths["bn1.bias"] == 1
     assert max(depths.values()) == depths["fc.weight"] == 53 + 53  # 53 convolutions, 53 norms
-    with_head = dict.fromkeys(name for name, _, _ in layers_of(build_model("resnet18", 4, True)))
+    with_head = dict.fromkeys(name for name, _, _ in layers_of(ResNet("resnet18", 4, True)))
     assert "fc.weight" in with_head
     assert "fc.bias" not in with_head
 

@@ -44,7 +44,7 @@ from lib.data.loader import make_loader
 from lib.data.samplers import GlobalBatches
 from lib.data.to_device import on_device, to_device
 from lib.evaluation.model_settings import ModelSettings
-from models.resnet import build_model
+from models.resnet import ResNet
 from utils.distributed import context as distributed
 from utils.distributed.context import DistributedContext
 from utils.distributed.machine import allowed_cores
@@ -226,7 +226,7 @@ def knowing(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     keys = [(0, position) for position in range(len(tree.files))]
     pixels, labels, _ = to_device(images.__getitems__(keys), torch.device("cpu"))
     torch.manual_seed(0)
-    model = build_model("resnet18", 4, True, True)
+    model = ResNet("resnet18", 4, True, True)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
     for _ in range(12):
         chosen = torch.randperm(len(labels))[:32]
@@ -361,7 +361,7 @@ def test_validation_is_of_the_network_that_is_saved(
     """Batch-norm's statistics differ among processes; all validate with the first one's."""
     folder, _ = by_two
     content = torch.load(folder / "checkpoint.pth.tar", weights_only=True)
-    model = build_model("resnet18", 4)
+    model = ResNet("resnet18", 4)
     model.load_state_dict(content["state_dict"])
     tree = read_split(str(digits), "val")
     images = ImageBatches(tree, eval_transform(32, 32), 32)
@@ -402,7 +402,7 @@ def restored_noise(context: DistributedContext, path: str) -> torch.Tensor:
     from utils.logging import Logger
     from utils.storage.checkpoint import read_checkpoint
 
-    model = build_model("resnet18", 4)
+    model = ResNet("resnet18", 4)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     noise = make_noise(16 // context.world_size, 32, "cpu")
     trainer = Trainer(model, optimizer, noise, TrainingSettings(0.1, 0.1))

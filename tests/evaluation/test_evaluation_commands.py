@@ -30,7 +30,7 @@ from lib.data.to_device import to_device
 from lib.evaluation.attack_run import curve_path
 from lib.evaluation.model_settings import ModelSettings
 from lib.evaluation.runner import AttackEvaluation
-from models.resnet import build_model
+from models.resnet import ResNet
 from utils.config import command_line
 from utils.config.readers import PgdRow
 from utils.config.schema import Config, Source
@@ -58,7 +58,7 @@ def weights(digits: Path) -> dict[str, torch.Tensor]:
     pixels, labels, _ = to_device(images.__getitems__(keys), torch.device("cpu"))
     with unchanged():  # and on one thread
         torch.manual_seed(0)
-        model = build_model("resnet18", 4, feature_norm=True, weight_norm=True, scale=10.0)
+        model = ResNet("resnet18", 4, feature_norm=True, weight_norm=True, scale=10.0)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.3
@@ -242,7 +242,7 @@ def test_clean_outcomes_are_torchvisions(
 ) -> None:
     small = transforms.Compose([transforms.Resize(16), transforms.ToTensor()])
     reference = datasets.ImageFolder(str(digits / "val"), small)
-    model = build_model("resnet18", 4, feature_norm=True, weight_norm=True, scale=10.0).eval()
+    model = ResNet("resnet18", 4, feature_norm=True, weight_norm=True, scale=10.0).eval()
     model.load_state_dict(weights)
     with torch.no_grad():
         logits = model(torch.stack([image for image, _ in reference]))

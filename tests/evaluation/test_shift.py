@@ -19,7 +19,7 @@ from lib.data.folders import read_tree
 from lib.evaluation import shift
 from lib.evaluation.folder_measure import count_folder
 from lib.evaluation.shift import find_test_sets, measure_of
-from models.resnet import build_model
+from models.resnet import ResNet
 from utils.storage.results import read_result
 
 NAMES = [f"digit_{i}" for i in range(4)]
@@ -59,7 +59,7 @@ def evaluate(*more: object) -> str:
 def plain_accuracies(folder: Path) -> tuple[float, float]:
     """Top-1 over all outputs, and over the folder's classes, by torchvision."""
     checkpoint = torch.load("run/model_best.pth.tar", weights_only=True)
-    model = build_model("resnet18", 4, feature_norm=True, weight_norm=True, scale=10.0)
+    model = ResNet("resnet18", 4, feature_norm=True, weight_norm=True, scale=10.0)
     model.load_state_dict(checkpoint["state_dict"])
     steps = [transforms.Resize(32), transforms.CenterCrop(32), transforms.ToTensor()]
     found = datasets.ImageFolder(str(folder), transforms.Compose(steps))

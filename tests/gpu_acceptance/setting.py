@@ -19,7 +19,7 @@ from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.free_training import make_noise
 from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.training.assembly import make_networks, make_optimizer
-from models.resnet import ResNet, build_model
+from models.resnet import ResNet
 from tests.commands import settings
 from tests.processes import Done
 from utils.config.merge import merge
@@ -110,7 +110,7 @@ def network(arch: str, size: int, hypersphere: bool = False) -> ResNet:
     """Random weights and the statistics of random images; on the CPU, in evaluation mode."""
     torch.manual_seed(0)
     he: tuple[Any, ...] = (True, True, 10.0) if hypersphere else ()
-    model = build_model(arch, CLASSES, *he).train()
+    model = ResNet(arch, CLASSES, *he).train()
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # the mean of all batches: one is enough

@@ -13,7 +13,7 @@ from models.hypersphere import HypersphereHead
 from models.resnet import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    build_model,
+    ResNet,
     family_member,
     load_weights,
 )
@@ -24,7 +24,7 @@ from utils.errors import UserError
 @pytest.mark.parametrize("arch", ["resnet18", "resnext50_32x4d"])
 def test_same_as_torchvision_with_inputs_normalised_inside(arch: str) -> None:
     theirs = torchvision.models.get_model(arch, num_classes=7).double().eval()
-    ours = build_model(arch, 7).double().eval()
+    ours = ResNet(arch, 7).double().eval()
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     load_weights(ours, theirs.state_dict())
     x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
@@ -48,7 +48,7 @@ def test_the_stem_by_blocks_is_the_same_convolution(size: int) -> None:
 
 def test_pointwise_convolutions_are_the_same_in_bfloat16() -> None:
     """Values and gradients of every 1 x 1 convolution, against float64's."""
-    model = build_model("resnet50", 7).to(memory_format=torch.channels_last)
+    model = ResNet("resnet50", 7).to(memory_format=torch.channels_last)
     found = [module for module in model.modules() if isinstance(module, PointwiseConv2d)]
     # 16 blocks of two, the first of them each with one on its shortcut; three of those stride.
     assert len(found) == 16 * 2 + 1
@@ -70,7 +70,7 @@ def test_pointwise_convolutions_are_the_same_in_bfloat16() -> None:
 
 @pytest.mark.parametrize(("fn", "wn"), [(True, True), (True, False), (False, True)])
 def test_hypersphere_head_by_hand(fn: bool, wn: bool) -> None:
-    model = build_model("resnet18", 6, fn, wn, scale=7.0).double().eval()
+    model = ResNet("resnet18", 6, fn, wn, scale=7.0).double().eval()
     x = torch.rand(3, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         z, weight = model.features(x), model.fc.weight
@@ -112,13 +112,13 @@ def test_a_zero_feature_gives_no_nan() -> None:
 
 
 def test_the_scale_means_nothing_without_hypersphere_embedding() -> None:
-    model = build_model("resnet18", 3, scale=10.0).eval()
+    model = ResNet("resnet18", 3, scale=10.0).eval()
     x = torch.rand(1, 3, 32, 32)
     assert torch.equal(model(x), model.outputs(x))
 
 
 def test_normalisation_is_exact_in_float64_and_outside_the_state_dict() -> None:
-    model = build_model("resnet18", 3).double()
+    model = ResNet("resnet18", 3).double()
     assert model.mean.flatten().tolist() == list(IMAGENET_MEAN)
     assert model.std.flatten().tolist() == list(IMAGENET_STD)
     assert not {"mean", "std"} & model.state_dict().keys()
@@ -132,16 +132,16 @@ def test_architecture_is_told_by_its_shapes(arch: str) -> None:
 
 
 def test_weights_that_do_not_fit_are_refused_by_name() -> None:
-    state = build_model("resnet18", 4).state_dict()
+    state = ResNet("resnet18", 4).state_dict()
     with pytest.raises(UserError, match=r"fc\.weight of shape \(4, 512\).*\(5, 512\)"):
-        load_weights(build_model("resnet18", 5), state)
+        load_weights(ResNet("resnet18", 5), state)
     with pytest.raises(UserError, match=r"fc\.bias, which this network has not"):
-        load_weights(build_model("resnet18", 4, True, True), state)
+        load_weights(ResNet("resnet18", 4, True, True), state)
 
 
 def test_bf16_autocast_leaves_the_head_in_float32() -> None:
     torch.manual_seed(0)
-    model = build_model("resnet18", 50, True, True, 10.0).eval()
+    model = ResNet("resnet18", 50, True, True, 10.0).eval()
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         logits, z = model(x), model.features(x)
@@ -154,7 +154,7 @@ def test_bf16_autocast_leaves_the_head_in_float32() -> None:
 def test_loading_what_was_saved_changes_no_bit(dtype: torch.dtype) -> None:
     """Dividing a unit row by its norm would: the norm is 1 but for rounding."""
     torch.manual_seed(0)
-    model = build_model("resnet18", 1000, feature_norm=True, weight_norm=True).to(dtype)
+    model = ResNet("resnet18", 1000, feature_norm=True, weight_norm=True).to(dtype)
     model.fc.weight.data.normal_()
     model.fc.project_()
     saved = {key: value.clone() for key, value in model.state_dict().items()}
@@ -165,7 +165,7 @@ def test_loading_what_was_saved_changes_no_bit(dtype: torch.dtype) -> None:
 
 
 def test_loading_projects_what_is_not_projected() -> None:
-    model = build_model("resnet18", 5, feature_norm=True, weight_norm=True)
+    model = ResNet("resnet18", 5, feature_norm=True, weight_norm=True)
     stretched = {**model.state_dict(), "fc.weight": 1.001 * model.fc.weight.detach()}
     load_weights(model, stretched)
     assert torch.allclose(model.fc.weight.norm(dim=1), torch.ones(5), rtol=0, atol=1e-6)

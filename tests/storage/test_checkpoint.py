@@ -21,7 +21,7 @@ from conftest import settings
 from in_process import call, only_error, room_for, unchanged, user_error
 
 from lib.evaluation.model_settings import model_of, new_model, settings_from, settings_of
-from models.resnet import ResNet, build_model
+from models.resnet import ResNet
 from utils.config.command_line import parse_command_line
 from utils.config.schema import Config
 from utils.errors import UserError
@@ -43,14 +43,14 @@ HE = ("--FN", "True", "--WN", "True")
 def plain() -> ResNet:
     """A resnet18 with an ordinary last layer of 4 classes."""
     torch.manual_seed(0)
-    return build_model("resnet18", 4).eval()
+    return ResNet("resnet18", 4).eval()
 
 
 @pytest.fixture(scope="module")
 def hypersphere() -> ResNet:
     """A resnet18 with a hypersphere head of 4 classes."""
     torch.manual_seed(0)
-    return build_model("resnet18", 4, feature_norm=True, weight_norm=True, scale=10.0).eval()
+    return ResNet("resnet18", 4, feature_norm=True, weight_norm=True, scale=10.0).eval()
 
 
 @pytest.fixture(autouse=True)
@@ -467,7 +467,7 @@ def test_commands_refuse_in_one_line(digits: Path, plain: ResNet, here: Path) ->
     assert "cut short" in only_error(call(*evaluation, "some.pth.tar"))
     assert "cut short" in only_error(call("main_free.py", digits, "--resume", "some.pth.tar"))
     torch.manual_seed(0)
-    saved(published(build_model("resnet18", 7)))
+    saved(published(ResNet("resnet18", 7)))
     message = only_error(call(*evaluation, "some.pth.tar"))
     assert "has 4 classes and the network 7" in message
     message = only_error(call("main_free.py", digits, "--resume", "some.pth.tar"))

@@ -22,7 +22,7 @@ from lib.algorithm.metrics import MetricSums
 from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.algorithm.training_methods import METHODS
 from lib.training.assembly import make_networks, make_optimizer
-from models.resnet import build_model
+from models.resnet import ResNet
 from utils.config.merge import merge
 from utils.config.readers import REDUCE_OVERHEAD
 from utils.distributed.context import DistributedContext
@@ -68,7 +68,7 @@ class Graphs:
 def train(mode: bool | str, method: str, precision: str) -> dict[str, torch.Tensor]:
     """Two whole minibatches, a partial one, a whole one: all that a training keeps of them."""
     torch.manual_seed(0)
-    model = build_model("resnet18", 4, True, True, 10.0).train()
+    model = ResNet("resnet18", 4, True, True, 10.0).train()
     config = merge({"TRAIN": {"lr": 0.01, "precision": precision}})
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     trainer = Trainer(

@@ -14,7 +14,7 @@ from processes import gang
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.training.assembly import make_networks
-from models.resnet import build_model
+from models.resnet import ResNet
 from tests.ddp_steps import train_two_steps
 from utils.config.merge import merge
 from utils.config.readers import REDUCE_OVERHEAD
@@ -54,7 +54,7 @@ def test_two_processes_train_like_one(change: dict[str, Any], tmp_path: Path) ->
 
 def no_copies_of_buffers(context: DistributedContext) -> bool:
     """Whether a forward pass leaves running statistics as they are, on every process."""
-    model = build_model("resnet18", 4).train()
+    model = ResNet("resnet18", 4).train()
     network, _ = make_networks(model, False, context)
     assert isinstance(network, DistributedDataParallel)
     model.bn1.running_mean.fill_(context.rank)

@@ -21,7 +21,7 @@ from lib.algorithm.training_methods import METHODS
 from lib.training.assembly import make_optimizer
 from lib.training.restore import restore_momentum
 from lib.training.resumption import compare_settings
-from models.resnet import build_model
+from models.resnet import ResNet
 from utils.config.merge import merge
 from utils.config.schema import Config
 from utils.logging import Logger
@@ -67,7 +67,7 @@ def published_momentum(model: torch.nn.Module) -> dict:
 
 def test_momentum_in_another_memory_layout() -> None:
     """One step from a published checkpoint's momentum against SGD written out."""
-    model = build_model("resnet18", 4).to(memory_format=torch.channels_last)
+    model = ResNet("resnet18", 4).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, Config(), "cpu")
     assert optimizer.defaults["fused"]
     saved = published_momentum(model)
@@ -86,7 +86,7 @@ def test_momentum_in_another_memory_layout() -> None:
 def test_momentum_that_does_not_fit_begins_at_zero(
     fault: str, capsys: pytest.CaptureFixture
 ) -> None:
-    model = build_model("resnet18", 4)
+    model = ResNet("resnet18", 4)
     optimizer = make_optimizer(model, Config(), "cpu")
     saved = published_momentum(model)
     if fault == "shape":

@@ -49,10 +49,10 @@ def test_metrics_are_those_of_the_model(trained: Path, digits: Path) -> None:
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    from models.resnet import build_model, load_weights
+    from models.resnet import ResNet, load_weights
 
     saved = torch.load(trained / "checkpoint.pth.tar", weights_only=True)
-    model = build_model("resnet18", 4, True, True, 10.0)
+    model = ResNet("resnet18", 4, True, True, 10.0)
     load_weights(model, saved["state_dict"])
     images = ImageFolder(str(digits / "val"), transforms.ToTensor())
     x, y = torch.stack([image for image, _ in images]), torch.tensor(images.targets)
