@@ -81,10 +81,10 @@ def benchmark(arguments: Sequence[str]) -> None:
     options = parse(arguments)
     make_folder(options.output.parent, "choose another --output")
     command = shlex.join(["python", "-m", "tools.benchmark", *arguments])
-    origin = {"command": command, **machine(options)}
+    provenance = {"command": command, **machine(options)}
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
         rows = [row for part in options.parts for row in measure(part, options, Path(folder))]
-    write_json(options.output, {"kind": "benchmark", "provenance": origin, "rows": rows})
+    write_json(options.output, {"kind": "benchmark", "provenance": provenance, "rows": rows})
     for part in options.parts:
         print(f"### {PARTS[part]}\n\n{table([row for row in rows if row['part'] == part])}\n")
     print(f"written: {options.output}", file=sys.stderr)

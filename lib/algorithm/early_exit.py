@@ -20,7 +20,7 @@ Begin = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | int], torch.Tensor]
 # (images, labels, clean images) to one step of PGD
 Ascend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Step]
 # (images, labels, the search's logits, whether this is the last iterate) to logits to judge by
-Judge = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Recheck = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def attack_until_misclassified(
     restarts: int,
     begin: Begin,
     ascend: Ascend,
-    judge: Judge,
+    recheck: Recheck,
 ) -> Iterator[Outcome]:
     """Attack images that stay in a pool until misclassified, or through with all restarts.
 
@@ -100,7 +100,7 @@ def attack_until_misclassified(
         batches: images that are classified right; as many as the first has are attacked at once.
         steps: of each restart.
         restarts: random starts of each image.
-        begin, ascend, judge: see their types.
+        begin, ascend, recheck: see their types.
     """
     queue = Queue(batches)
     batch = queue.take_batch()
@@ -109,7 +109,7 @@ def attack_until_misclassified(
     while pool is not None and len(pool.labels):
         step = ascend(pool.adversarial, pool.labels, pool.images)
         last = pool.iterate % (steps + 1) == steps
-        logits = judge(pool.adversarial, pool.labels, step.logits, last)
+        logits = recheck(pool.adversarial, pool.labels, step.logits, last)
         robust = correct_in_top(logits, pool.labels, 1)
         first = pool.iterate == 0
         pool = replace(

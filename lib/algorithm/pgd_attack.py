@@ -73,7 +73,7 @@ class PGDAttack:
             restarts=self.spec.restarts,
             begin=self.begin,
             ascend=self.ascend,
-            judge=self.recheck,
+            recheck=self.recheck,
         )
 
     def search_logits(self, images: torch.Tensor) -> torch.Tensor:

@@ -87,7 +87,7 @@ class AutoAttack:
         # The package draws, clamps and reshapes float32 images that are contiguous.
         x = batch.images.to(torch.float32, memory_format=torch.contiguous_format)
         y = batch.labels
-        logits = self.judge(x)
+        logits = self.predict_full_precision(x)
         predictions, robust = logits.argmax(dim=1), correct_in_top(logits, y, 1)
         adversarial, survived = x.clone(), torch.zeros_like(y)
         broken = Breakdowns(x, self.threat)
@@ -130,12 +130,12 @@ class AutoAttack:
             )
             fooled = claimed != y[rows]
             fooled |= broken.replace(rows, found, ~fooled)
-            logits = self.judge(found)
+            logits = self.predict_full_precision(found)
             yield rows, found, logits
             rows = rows[correct_in_top(logits, y[rows], 1) & fooled]
 
     @torch.no_grad()
-    def judge(self, images: torch.Tensor) -> torch.Tensor:
+    def predict_full_precision(self, images: torch.Tensor) -> torch.Tensor:
         """The network's logits in its own precision, (B, classes)."""
         with full_precision():
             logits: torch.Tensor = self.model(images.to(self.dtype))

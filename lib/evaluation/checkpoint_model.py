@@ -209,8 +209,8 @@ def make_provenance(
     context: DistributedContext,
 ) -> dict[str, Any]:
     """Provenance of the results of this process's evaluation."""
-    origin = provenance(config, evaluated.identity, subset, device_name(context.device))
-    return origin | {"arithmetic": arithmetic(context.device)}
+    found = provenance(config, evaluated.identity, subset, device_name(context.device))
+    return found | {"arithmetic": arithmetic(context.device)}
 
 
 def arithmetic(device: torch.device) -> dict[str, Any]:

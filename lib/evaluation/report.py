@@ -178,17 +178,17 @@ def write_files(
 
 def result_table(result: AttackResult) -> str:
     """The table on the terminal: top-1 with its 95 % interval, top-5."""
-    measured, origin = result.measurement, result.provenance
+    measured, provenance = result.measurement, result.provenance
     lines = [["clean", *cells(result.clean)]]
     lines += [[attack.label, *cells(attack)] for attack in result.attacks]
     lines.append(["worst case", *cells(result.worst_case)])
     eps = radius_text(measured.eps, measured.norm)
-    title = f"protocol {measured.protocol}, eps {eps}, {origin['subset']['description']}"
+    title = f"protocol {measured.protocol}, eps {eps}, {provenance['subset']['description']}"
     scales = sorted({a.scale for a in result.attacks if a.loss == "ce" and a.scale is not None})
-    if scales and (origin["checkpoint"]["FN"] or origin["checkpoint"]["WN"]):
+    if scales and (provenance["checkpoint"]["FN"] or provenance["checkpoint"]["WN"]):
         title += f"; cross-entropy at scale {', '.join(f'{s:g}' for s in scales)}"
     if measured.transfer:
-        title += f"; images made on {origin['attacked']['path']}"
+        title += f"; images made on {provenance['attacked']['path']}"
     if measured.precision != "fp32":
         title += f"; searched in {measured.precision}, judged in fp32"
     head = ["", "top-1 %", "95 % interval", "top-5 %"]

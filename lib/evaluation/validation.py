@@ -25,7 +25,7 @@ from lib.data.subsets import evenly_spread
 from lib.data.to_device import on_device
 from utils.distributed.context import DistributedContext
 
-Track = Callable[[Iterable[DeviceBatch], int], Iterable[DeviceBatch]]  # (batches, how many)
+WithProgress = Callable[[Iterable[DeviceBatch], int], Iterable[DeviceBatch]]  # (batches, how many)
 
 
 class CleanRow(NamedTuple):
@@ -83,11 +83,11 @@ class EvaluationData:
         self.while_waiting: WhileWaiting = lambda: False
 
     def batches(
-        self, positions: Iterable[int] | None = None, track: Track | None = None
+        self, positions: Iterable[int] | None = None, progress: WithProgress | None = None
     ) -> Iterator[DeviceBatch]:
         """This process's share of some positions (all by default), each image once."""
         wanted = range(len(self.tree.files)) if positions is None else positions
-        yield from self.read(self.shares(wanted), track)
+        yield from self.read(self.shares(wanted), progress)
 
     def shares(
         self, positions: Iterable[int], done: Container[int] = (), chunk: int | None = None
@@ -105,7 +105,9 @@ class EvaluationData:
             return [c for c in chunks if any(i not in done for i in c)][rank::world_size]
         return cut([i for i in positions if i not in done][rank::world_size], self.batch_size)
 
-    def read(self, batches: list[list[int]], track: Track | None = None) -> Iterator[DeviceBatch]:
+    def read(
+        self, batches: list[list[int]], progress: WithProgress | None = None
+    ) -> Iterator[DeviceBatch]:
         """Batches of positions, on the device."""
         if batches:
             workers = min(self.workers, len(batches))
@@ -114,7 +116,7 @@ class EvaluationData:
                 self.images, Chunks(batches), workers, device, warn=self.warn, local_processes=local
             )
             moved = on_device(loader, device, while_waiting=self.while_waiting)
-            yield from track(moved, len(batches)) if track else moved
+            yield from progress(moved, len(batches)) if progress else moved
 
 
 def cut(positions: list[int], size: int) -> list[list[int]]:
@@ -158,12 +160,12 @@ def attack_rows(outcome: Outcome) -> dict[int, AttackRow]:
 
 @torch.no_grad()
 def validate(
-    model: nn.Module, data: EvaluationData, track: Track | None = None
+    model: nn.Module, data: EvaluationData, progress: WithProgress | None = None
 ) -> dict[str, float]:
     """Clean loss and top-1, top-5 in percent, over all processes."""
     sums = MetricSums(data.context.device)
     with attacking(model):
-        for images, labels, _ in data.batches(track=track):
+        for images, labels, _ in data.batches(progress=progress):
             logits = model(images)
             sums.update(ce_loss(logits, labels).mean(), logits, labels, len(images))
     return averages(data.context.sum(sums.totals()))

@@ -123,20 +123,20 @@ def validate_network(run: Run, model: nn.Module) -> Validation:
         if run.requests.stop:
             stop_run(run, run.requests.stop)  # saved before validation began
 
-    def track(batches: Iterable[DeviceBatch], total: int) -> Iterator[DeviceBatch]:
+    def with_progress(batches: Iterable[DeviceBatch], total: int) -> Iterator[DeviceBatch]:
         for batch in run.logger.progress(batches, total, what, train.print_freq):
             answer_stop()
             yield batch
 
     run.validation.while_waiting = run.selection.while_waiting = answer_stop
 
-    clean = validate(model, run.validation, track)
+    clean = validate(model, run.validation, with_progress)
     if train.select == "pgd":
         robust = validate_pgd(model, run.selection, *quick_attack(run), train.select_examples)
         return Validation(clean, robust, robust)
     if train.select_from == "val":
         return Validation(clean, None, clean["top1"])
-    return Validation(clean, None, validate(model, run.selection, track)["top1"])
+    return Validation(clean, None, validate(model, run.selection, with_progress)["top1"])
 
 
 def quick_attack(run: Run) -> tuple[PGDSpec, ThreatModel]:

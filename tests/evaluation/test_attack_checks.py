@@ -195,7 +195,8 @@ def test_a_gradient_that_is_no_number_leaves_no_image_of_nan(
     with attacking(attack.model):
         (outcome,) = attack.run([batch])
         assert torch.equal(
-            outcome.robust, attack.judge(outcome.adversarial).argmax(1) == batch.labels
+            outcome.robust,
+            attack.predict_full_precision(outcome.adversarial).argmax(1) == batch.labels,
         )
     assert outcome.adversarial.isfinite().all()
 

@@ -203,9 +203,9 @@ def test_the_standard_call(said: str, digits: Path) -> None:
     assert found["kind"] == "attack"
     (warning,) = found["warnings"]
     assert "PGD-1 (ce): 1 x 8/255 reach 8/255 of a radius of 16/255" in warning
-    origin = found["provenance"]
+    provenance = found["provenance"]
     best = FOLDER / "model_best.pth.tar"
-    assert origin["checkpoint"] == {
+    assert provenance["checkpoint"] == {
         "path": str(best),
         "sha256": hashlib.sha256(best.read_bytes()).hexdigest(),
         "arch": "resnet18",
@@ -214,12 +214,16 @@ def test_the_standard_call(said: str, digits: Path) -> None:
         "s_HE": 10.0,
         "angular_margin_HE": 0.2,
     }
-    assert origin["command"] == f"python evaluate.py -e --resume {BEST} -c small.yml"
-    assert (origin["protocol"], origin["precision"], origin["seed"]) == ("standard", "fp32", 0)
-    assert origin["eps"] == pytest.approx(EPS / 255)
-    assert origin["config"]["DATA"]["imagenet"] == str(digits)
-    assert origin["subset"]["description"] == "all 36 images"
-    assert {"python", "torch", "torchvision"} <= set(origin["versions"])
+    assert provenance["command"] == f"python evaluate.py -e --resume {BEST} -c small.yml"
+    assert (provenance["protocol"], provenance["precision"], provenance["seed"]) == (
+        "standard",
+        "fp32",
+        0,
+    )
+    assert provenance["eps"] == pytest.approx(EPS / 255)
+    assert provenance["config"]["DATA"]["imagenet"] == str(digits)
+    assert provenance["subset"]["description"] == "all 36 images"
+    assert {"python", "torch", "torchvision"} <= set(provenance["versions"])
     one = found["attacks"][2]
     assert (one["label"], one["steps"], one["loss"]) == ("PGD-3 (margin)", 3, "margin")
     assert one["step_size"] == pytest.approx(8 / 255)
