@@ -30,8 +30,7 @@ from tools.parallel import image_bar, in_parallel
 from utils.config.parser import positive, tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
-from utils.logging import counted
-from utils.text import printable
+from utils.text import counted, printable
 
 BATCH = 32  # images per message to a process: about 0.3 s of work at ImageNet's sizes
 KINDS = ("unreadable", "empty", "misplaced", "different")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from lib.data.listing import Listing, as_path, list_classes, subfolders, unlike_most
 from lib.imagenet_c.corruptions import CORRUPTIONS, SEVERITIES, STANDARD
 from lib.imagenet_c.scan import corruption_folders
-from utils.logging import counted
+from utils.text import counted
 
 
 @dataclass

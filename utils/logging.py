@@ -198,7 +198,3 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers
 
     rule = "|---|" + ("---:|" if numbers else "---|") * (len(header) - 1)
     return "\n".join([line(header), rule, *map(line, rows)])
-
-
-def counted(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"

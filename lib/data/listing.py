@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from utils.errors import UserError
-from utils.logging import counted
-from utils.text import printable
+from utils.text import counted, printable
 
 # torchvision's, which a test compares.
 IMAGE_EXTENSIONS = (

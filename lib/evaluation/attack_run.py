@@ -222,19 +222,26 @@ def draw_curve(run: AttackRun, stems: Sequence[Path]) -> None:
     for warning in weak_attack_warnings(curve):
         run.logger.warning(warning)
     radii = [radius_number(r.measurement.eps, r.measurement.norm) for r in curve]
-    path = curve_path(stems[results.index(curve[0])], radii)
+    path = curve_path(curve_stem([stems[results.index(result)] for result in curve], radii), radii)
     save_figure(robustness({run.evaluated.settings.describe(): curve}), path)
     run.logger.info(f"curve: {path}.png, .pdf")
 
 
-def curve_path(stem: Path, radii: Sequence[str]) -> Path:
-    """The curve's files without extension, named by all its radii; many by a digest.
+def curve_stem(stems: Sequence[Path], radii: Sequence[str]) -> Path:
+    """What the evaluations at several radii have in common; the first one's, if it is not clear.
 
-    Args:
-        stem: of the smallest radius.
+    A name that holds `_eps4` may owe it to its checkpoint's file.
     """
-    name = stem.name.replace(f"_eps{radii[0]}", "", 1)
-    path = stem.with_name(f"{name}_curve_eps{'+'.join(radii)}")
+    common = set()
+    for stem, radius in zip(stems, radii, strict=True):
+        before, part, after = stem.name.rpartition(f"_eps{radius}")
+        common.add(before + after if part and after[:1] in ("", "_") else stem.name)
+    return stems[0].with_name(common.pop()) if len(common) == 1 else stems[0]
+
+
+def curve_path(stem: Path, radii: Sequence[str]) -> Path:
+    """The curve's files without extension, `stem` and all its radii; many of them as a digest."""
+    path = stem.with_name(f"{stem.name}_curve_eps{'+'.join(radii)}")
     if len(os.fsencode(path.name)) > LONGEST_NAME:
-        path = stem.with_name(f"{name}_curve_{names_sha256(radii)[:8]}")
+        path = stem.with_name(f"{stem.name}_curve_{names_sha256(radii)[:8]}")
     return path

@@ -48,7 +48,7 @@ def reaching(spec: PGDSpec, threat: ThreatModel) -> str:
     if threat.norm != "Linf":
         return f"pgd{spec.steps}{more}@{float(f'{step:.3g}'):g}"
     levels = min(math.ceil(255 * step), 127)
-    steps = max(spec.steps, math.ceil(255 * step * spec.steps / levels))
+    steps = max(spec.steps, math.ceil(255 * step_outside_linf(1, threat.eps) / levels))
     return f"pgd{steps}{more}@{levels}/255"
 
 

@@ -27,7 +27,7 @@ from lib.algorithm.pgd_attack import PGDAttack
 from lib.data.datasets import ImageBatches, eval_transform
 from lib.data.folders import read_split
 from lib.data.to_device import to_device
-from lib.evaluation.attack_run import curve_path
+from lib.evaluation.attack_run import curve_path, curve_stem
 from lib.evaluation.model_settings import ModelSettings
 from lib.evaluation.runner import AttackEvaluation
 from models.resnet import ResNet
@@ -484,6 +484,9 @@ def test_a_radius_each_and_the_curve() -> None:
     assert result(f"{name}_eps64")["worst_case"]["top1"]["correct"] == robust[3]
     assert f"{name}_curve_eps0+4+64.png" in out
     assert len(list(FOLDER.glob("*_curve_*.png"))) == 2
+    # `_eps4` of a checkpoint's name stays, where 4 is the usual radius.
+    stems = [FOLDER / name for name in ("attack_x_eps4_y", "attack_x_eps4_y_eps8")]
+    assert curve_stem(stems, ["4", "8"]) == stems[0]
     many = [curve_path(FOLDER / name, [str(i) for i in range(n)]) for n in (98, 99)]
     assert many[0] != many[1]
     assert max(len(path.name) for path in many) < 100
