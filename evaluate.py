@@ -25,7 +25,7 @@ from lib.algorithm.protocols import PROTOCOLS
 from lib.evaluation.attack_list import attack_list
 from lib.imagenet_c.corruptions import choose_corruptions
 from utils.config.command_line import parse_command_line
-from utils.config.schema import Config
+from utils.config.settings import Config
 from utils.cpu_memory import keep_freed_memory
 from utils.distributed.launch import launch, run_command
 

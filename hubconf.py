@@ -31,8 +31,8 @@ def robust_model(checkpoint: str | os.PathLike[str], **hypersphere: object) -> n
     """
     with own_packages():
         from lib.evaluation.model_settings import model_of, settings_of
-        from utils.config.merge import merge
-        from utils.config.schema import Given, Source
+        from utils.config.load import merge
+        from utils.config.settings import Given, Source
         from utils.storage.checkpoint import read_checkpoint
 
         flags = [

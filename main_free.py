@@ -27,7 +27,7 @@ from lib.algorithm.protocols import PROTOCOLS
 from lib.evaluation.attack_list import attack_list
 from utils.config.command_line import parse_command_line
 from utils.config.phases import phases_of
-from utils.config.schema import Config
+from utils.config.settings import Config
 from utils.cpu_memory import keep_freed_memory
 from utils.distributed.launch import launch, run_command
 

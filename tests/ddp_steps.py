@@ -17,7 +17,7 @@ from lib.algorithm.precision import full_precision
 from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.training.assembly import make_networks, make_optimizer
 from models.resnet import ResNet
-from utils.config.schema import Config
+from utils.config.settings import Config
 from utils.distributed.context import DistributedContext
 
 BATCH, SIZE = 4, 32

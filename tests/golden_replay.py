@@ -20,7 +20,7 @@ from lib.algorithm.training_methods import fast_step
 from lib.training.assembly import make_optimizer
 from models.resnet import ResNet, load_weights
 from tests.golden_inputs import drawn_noise, minibatch, start, weights
-from utils.config.merge import merge
+from utils.config.load import merge
 
 GOLDEN = Path(__file__).parent / "golden"
 TRACES = [path for name in ("freeat*", "fast*") for path in sorted(GOLDEN.glob(f"{name}.json"))]

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, environment
 
 from lib.evaluation.model_settings import model_of, settings_of
-from utils.config.schema import Config
+from utils.config.settings import Config
 from utils.storage.checkpoint import read_checkpoint
 
 SCRIPT = """

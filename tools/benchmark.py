@@ -30,8 +30,8 @@ from typing import Any
 
 from lib.algorithm.training_methods import METHODS
 from tools.benchmark_case import ATTACK_STEPS, REPLAYS, Case, cases_of, run
-from utils.config.parser import names, positive, tool_parser, user_path
-from utils.config.sections import ARCHITECTURES, PRECISIONS
+from utils.config.command_line import names, positive, tool_parser, user_path
+from utils.config.settings import ARCHITECTURES, PRECISIONS
 from utils.distributed.device import choose_device
 from utils.distributed.launch import run_command
 from utils.errors import UserError

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from utils.config.readers import REDUCE_OVERHEAD
+from utils.config.validators import REDUCE_OVERHEAD
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

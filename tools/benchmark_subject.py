@@ -35,8 +35,7 @@ from tools.benchmark_evaluation import (
     standard_plain,
     standard_suite,
 )
-from utils.config.schema import Config
-from utils.config.sections import Train
+from utils.config.settings import Config, Train
 from utils.cpu_memory import keep_freed_memory
 from utils.distributed.context import DistributedContext
 

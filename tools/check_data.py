@@ -27,7 +27,7 @@ from pathlib import Path
 from lib.data.images import UnreadableImage, load_rgb
 from tools.data_tree import DataTree, scan
 from tools.parallel import image_bar, in_parallel
-from utils.config.parser import positive, tool_parser, user_path
+from utils.config.command_line import positive, tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.text import counted, printable

@@ -31,7 +31,7 @@ from tools.comparison_table import Table, build_tables
 from tools.comparison_values import MCE, Value, collect, row_of
 from tools.paired import paired_lines
 from tools.published import published_rows
-from utils.config.parser import tool_parser, user_path
+from utils.config.command_line import tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.figures.comparison import Panel, comparison

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from utils.config.parser import tool_parser, user_path
+from utils.config.command_line import tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.figures.gradients import read_gradient_norms

@@ -30,7 +30,7 @@ from PIL import Image
 
 from lib.imagenet_c.corruptions import SEVERITIES, STANDARD
 from tools.parallel import image_bar, in_parallel
-from utils.config.parser import positive, tool_parser, user_path
+from utils.config.command_line import positive, tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.storage.files import make_folder, write_json

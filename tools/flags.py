@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from utils.config.parser import flags_of_settings
-from utils.config.schema import SCHEMA, plain
-from utils.config.setting import SWITCH, Setting
+from utils.config.command_line import flags_of_settings
+from utils.config.settings import SCHEMA, SWITCH, Setting, plain
 from utils.distributed.launch import run_command
 from utils.logging import markdown_table
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from utils.config.parser import OneLineParser, tool_parser, user_path
+from utils.config.command_line import OneLineParser, tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.figures.classes import classes, read_classes

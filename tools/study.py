@@ -25,9 +25,8 @@ from typing import Any
 from tools.compare import main as compare
 from tools.demo import CONFIG, HE, ROOT, environment
 from tools.study_report import write_report
-from utils.config.command_line import parse_command_line
-from utils.config.parser import names, positive, tool_parser, user_path
-from utils.config.schema import Config
+from utils.config.command_line import names, parse_command_line, positive, tool_parser, user_path
+from utils.config.settings import Config
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.storage.files import make_folder

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lib.algorithm.training_methods import METHODS
-from utils.config.schema import Config
+from utils.config.settings import Config
 from utils.figures.study import Point, robustness_against_cost
 from utils.figures.style import save_figure
 from utils.logging import markdown_table

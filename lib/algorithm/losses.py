@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from lib.algorithm.protocols import LOSS_NAMES
 from utils.errors import UserError
 
 # (logits (B, classes), labels (B,)) to one loss an image, (B,)
@@ -71,4 +72,6 @@ def dlr_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return margin_loss(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
-ATTACK_LOSS: dict[str, PerImageLoss] = {"ce": ce_loss, "margin": margin_loss, "dlr": dlr_loss}
+ATTACK_LOSS: dict[str, PerImageLoss] = dict(
+    zip(LOSS_NAMES, (ce_loss, margin_loss, dlr_loss), strict=True)
+)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lib.algorithm.protocols import NORM_NAMES
+
 SPARSITY = 0.01  # of the values that an l1 step changes; Tramer & Boneh 2019, arXiv:1904.13000
 TINY = 1e-30  # of a gradient that vanishes
 
@@ -121,4 +123,4 @@ def largest_inside(
 LINF = Norm("Linf", float("inf"), draw_linf, torch.sign, project_linf)
 L2 = Norm("L2", 2.0, draw_l2, ascend_l2, project_l2)
 L1 = Norm("L1", 1.0, draw_l1, ascend_l1, project_l1)
-NORMS = {norm.name: norm for norm in (LINF, L2, L1)}
+NORMS = dict(zip(NORM_NAMES, (LINF, L2, L1), strict=True))

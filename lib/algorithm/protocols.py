@@ -1,11 +1,16 @@
 """Whose evaluation: what the protocols attack with and how they judge, in one table.
 
-Nothing here needs torch, so that the command line is checked before it is imported.
+Nothing here needs torch, so that the command line is checked before it is imported; that is why the
+names of methods, losses and norms stand here, and their functions in the files of that name.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+METHOD_NAMES = ("free", "fast", "pgd", "natural")  # of training
+LOSS_NAMES = ("ce", "margin", "dlr")  # what attacks ascend
+NORM_NAMES = ("Linf", "L2", "L1")  # of the ball
 
 
 @dataclass(frozen=True)
@@ -15,7 +20,7 @@ class PGDSpec:
     Attributes:
         steps: sign steps per restart.
         step_size: length of a step; in Linf in units of [0, 1].
-        loss: what PGD ascends, one of `ATTACK_LOSS`.
+        loss: what PGD ascends, one of `LOSS_NAMES`.
         restarts: random starts; an image must survive all of them.
         scale: the factor on the network's raw outputs under the loss; None is the network's own.
         step_text: the step size as the name gives it, or nothing.

@@ -13,6 +13,7 @@ import torch
 
 from lib.algorithm.free_training import free_step, update_noise_
 from lib.algorithm.pgd import attacking, pgd
+from lib.algorithm.protocols import METHOD_NAMES
 from lib.algorithm.seeds import derived_seed
 from lib.algorithm.trainer import GradientHook, Trainer
 
@@ -124,9 +125,8 @@ class Method:
     cost: Callable[[int, int], int]
 
 
-METHODS = {
-    "free": Method(free_step, False, False, lambda replays, _: replays),
-    "fast": Method(fast_step, True, False, lambda replays, _: 2 * replays),
-    "pgd": Method(pgd_step, True, True, lambda replays, steps: replays * (steps + 1)),
-    "natural": Method(natural_step, False, False, lambda replays, _: replays),
-}
+FREE = Method(free_step, False, False, lambda replays, _: replays)
+FAST = Method(fast_step, True, False, lambda replays, _: 2 * replays)
+PGD = Method(pgd_step, True, True, lambda replays, steps: replays * (steps + 1))
+NATURAL = Method(natural_step, False, False, lambda replays, _: replays)
+METHODS = dict(zip(METHOD_NAMES, (FREE, FAST, PGD, NATURAL), strict=True))

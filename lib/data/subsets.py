@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.data.folders import ImageTree
-from utils.config.options import ROBUSTBENCH
+from utils.config.settings import ROBUSTBENCH
 from utils.errors import UserError
 
 

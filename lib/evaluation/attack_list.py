@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, PGDSpec, Protocol
-from utils.config.readers import ATTACK_LOSSES, PgdRow, number, whole
+from lib.algorithm.protocols import LOSS_NAMES, AttackSpec, AutoAttackSpec, PGDSpec, Protocol
+from utils.config.validators import PgdRow, number, whole
 from utils.errors import UserError
 from utils.storage.measurement import step_outside_linf
 
-STEP, LOSS = r"(@[^-@]+)?", "|".join(ATTACK_LOSSES)
+STEP, LOSS = r"(@[^-@]+)?", "|".join(LOSS_NAMES)
 NAME = re.compile(rf"pgd([1-9]\d*){STEP}(?:-({LOSS}))?(?:-r([1-9]\d*))?{STEP}")
 AUTOATTACK = (
     AutoAttackSpec(),
@@ -47,7 +47,7 @@ def parse_attack(name: str, row_step: float, norm: str = "Linf", eps: float = 0.
     if match is None or (match[2] and match[5]):
         raise UserError(
             f"--attack: unknown attack {name!r}; use pgdSTEPS[-LOSS][-rRESTARTS][@STEP], LOSS one"
-            f" of {', '.join(ATTACK_LOSSES)}, such as pgd50-margin, pgd50-dlr-r5, pgd100@1/255; or"
+            f" of {', '.join(LOSS_NAMES)}, such as pgd50-margin, pgd50-dlr-r5, pgd100@1/255; or"
             f" one of {', '.join(spec.name for spec in AUTOATTACK)}"
         )
     given = (match[2] or match[5] or "@")[1:]

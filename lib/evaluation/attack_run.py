@@ -28,7 +28,7 @@ from lib.evaluation.measured import measured_attacks, threat_models, usual_attac
 from lib.evaluation.report import result_table, summarise, write_files
 from lib.evaluation.runner import CLEAN, AttackEvaluation, Rows
 from lib.evaluation.validation import EvaluationData
-from utils.config.schema import Config
+from utils.config.settings import Config
 from utils.distributed.context import DistributedContext
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
 from utils.figures.style import save_figure

@@ -16,9 +16,8 @@ from lib.data.subsets import choose, describe_subset
 from lib.evaluation.judged_network import pretrained_network, read_network
 from lib.evaluation.model_settings import ModelSettings
 from models.pixel_network import PixelNetwork
-from utils.config.contradictions import wrong_units_and_sizes
-from utils.config.schema import SCHEMA, Config, Source, plain
-from utils.config.sections import ARCHITECTURES
+from utils.config.rules import wrong_units_and_sizes
+from utils.config.settings import ARCHITECTURES, SCHEMA, Config, Source, plain
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger

@@ -9,8 +9,7 @@ from lib.evaluation.model_settings import ModelSettings, build, model_of, settin
 from models.any_network import AnyNetwork, build_any
 from models.pixel_network import PixelNetwork
 from models.resnet import load_pretrained, load_weights
-from utils.config.schema import Config
-from utils.config.sections import ARCHITECTURES
+from utils.config.settings import ARCHITECTURES, Config
 from utils.errors import UserError
 from utils.storage.checkpoint import Checkpoint, read_checkpoint
 

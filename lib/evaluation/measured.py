@@ -9,8 +9,8 @@ from typing import Any
 from lib.algorithm.protocols import PROTOCOLS, AttackSpec, ThreatModel
 from lib.evaluation.attack_list import attack_list
 from lib.evaluation.checkpoint_model import EvaluatedModel
-from utils.config.readers import PgdRow
-from utils.config.schema import Config
+from utils.config.settings import Config
+from utils.config.validators import PgdRow
 from utils.storage.measurement import Measurement, attack_text
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from models.resnet import ResNet, family_member, load_pretrained, load_weights
-from utils.config.schema import Config
-from utils.config.sections import ARCHITECTURES
+from utils.config.settings import ARCHITECTURES, Config
 from utils.errors import UserError
 from utils.storage.checkpoint import Checkpoint
 

@@ -21,8 +21,8 @@ from lib.evaluation.measured import class_order, network_flags
 from lib.evaluation.shift import evaluate_shift
 from lib.imagenet_c.evaluation import evaluate_imagenet_c
 from lib.imagenet_c.scan import find_folders
-from utils.config.ignored import ignored_settings
-from utils.config.schema import Config, Source
+from utils.config.rules import ignored_settings
+from utils.config.settings import Config, Source
 from utils.distributed.context import DistributedContext
 from utils.logging import Logger
 from utils.storage.run_folder import BEST, BEST_EMA

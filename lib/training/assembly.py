@@ -26,8 +26,7 @@ from lib.training.setup import Setup
 from lib.training.state import Progress, Run
 from lib.training.tensorboard import TensorBoardLog
 from models.resnet import ResNet
-from utils.config.schema import Config
-from utils.config.sections import Data
+from utils.config.settings import Config, Data
 from utils.distributed.context import DistributedContext
 from utils.distributed.signals import SignalRequests, leave_to_parent
 from utils.logging import Logger

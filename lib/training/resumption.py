@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lib.data.listing import shortlist
 from lib.evaluation.model_settings import ModelSettings, settings_of
-from utils.config.schema import SCHEMA, Config, number_of_passes, plain
+from utils.config.settings import SCHEMA, Config, number_of_passes, plain
 from utils.errors import UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint, UnreadableCheckpoint, read_checkpoint

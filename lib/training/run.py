@@ -9,9 +9,9 @@ from lib.training.epoch_end import finish_epoch
 from lib.training.loop import cudnn_benchmark, stop_run, train_one_epoch
 from lib.training.setup import read_images, require_same_start, set_up
 from lib.training.state import Run, begin_epoch
-from utils.config.ignored import ignored_settings
-from utils.config.schema import Config
-from utils.config.yaml_files import dump_yaml
+from utils.config.load import dump_yaml
+from utils.config.rules import ignored_settings
+from utils.config.settings import Config
 from utils.distributed.context import DistributedContext
 from utils.distributed.signals import SignalRequests
 from utils.logging import Logger

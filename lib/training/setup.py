@@ -12,8 +12,8 @@ from lib.evaluation.model_settings import ModelSettings, model_of, new_model, se
 from lib.training.resumption import begins_phase, find_resumption, require_same_run
 from lib.training.tensorboard import require_tensorboard
 from models.resnet import ResNet
-from utils.config.readers import REDUCE_OVERHEAD
-from utils.config.schema import Config
+from utils.config.settings import Config
+from utils.config.validators import REDUCE_OVERHEAD
 from utils.distributed.context import DistributedContext
 from utils.errors import SharedUserError, UserError
 from utils.logging import Logger

@@ -21,7 +21,7 @@ from lib.data.samplers import GlobalBatches
 from lib.evaluation.model_settings import ModelSettings
 from lib.evaluation.validation import EvaluationData
 from lib.training.tensorboard import TensorBoardLog
-from utils.config.schema import Config
+from utils.config.settings import Config
 from utils.distributed.context import DistributedContext
 from utils.distributed.signals import SignalRequests
 from utils.errors import UserError

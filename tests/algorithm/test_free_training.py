@@ -11,8 +11,7 @@ from lib.algorithm.losses import margin_cross_entropy
 from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.training.assembly import make_optimizer
 from models.hypersphere import HypersphereHead
-from utils.config.schema import Config
-from utils.config.sections import Train
+from utils.config.settings import Config, Train
 
 EPS, STEP, LR = 0.1, 0.03, 0.5
 

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.algorithm.training_methods import METHODS, draw_noise_, fast_step, natural_step, pgd_step
 from lib.training.assembly import make_optimizer
-from utils.config.merge import merge
+from utils.config.load import merge
 
 EPS, STEP, LR, STEPS = 0.1, 0.04, 0.5, 3
 

@@ -13,8 +13,8 @@ from conftest import ROOT, environment
 from in_process import user_error
 
 from utils.config.command_line import parse_command_line
-from utils.config.ignored import ignored_settings
-from utils.config.schema import Config
+from utils.config.rules import ignored_settings
+from utils.config.settings import Config
 
 SWITCHES = ("--FN", "--WN", "--pretrained", "--print_gradients", "--overwrite")
 

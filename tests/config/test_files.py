@@ -10,11 +10,9 @@ from conftest import ROOT
 from easydict import EasyDict
 from in_process import user_error
 
-from utils.config.easy import load_configs
-from utils.config.merge import merge
+from utils.config.load import dump_yaml, load_configs, merge, read_yaml
 from utils.config.phases import phases_of
-from utils.config.schema import Config, Given, Source
-from utils.config.yaml_files import dump_yaml, read_yaml
+from utils.config.settings import Config, Given, Source
 
 # Keys and values of the published configs.yml of FreeAT (and of FreeAT + HE), tuples included.
 PUBLISHED = """

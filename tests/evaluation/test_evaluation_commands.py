@@ -32,8 +32,8 @@ from lib.evaluation.model_settings import ModelSettings
 from lib.evaluation.runner import AttackEvaluation
 from models.resnet import ResNet
 from utils.config import command_line
-from utils.config.readers import PgdRow
-from utils.config.schema import Config, Source
+from utils.config.settings import Config, Source
+from utils.config.validators import PgdRow
 from utils.storage import journal
 from utils.storage.checkpoint import save_best
 from utils.storage.journal import ResumableRows

@@ -17,7 +17,7 @@ from models.resnet import (
     family_member,
     load_weights,
 )
-from utils.config.sections import ARCHITECTURES
+from utils.config.settings import ARCHITECTURES
 from utils.errors import UserError
 
 

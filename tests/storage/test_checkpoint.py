@@ -23,7 +23,7 @@ from in_process import call, only_error, room_for, unchanged, user_error
 from lib.evaluation.model_settings import model_of, new_model, settings_from, settings_of
 from models.resnet import ResNet
 from utils.config.command_line import parse_command_line
-from utils.config.schema import Config
+from utils.config.settings import Config
 from utils.errors import UserError
 from utils.storage.checkpoint import (
     BEST,

@@ -23,8 +23,8 @@ from lib.algorithm.trainer import Trainer, TrainingSettings
 from lib.algorithm.training_methods import METHODS
 from lib.training.assembly import make_networks, make_optimizer
 from models.resnet import ResNet
-from utils.config.merge import merge
-from utils.config.readers import REDUCE_OVERHEAD
+from utils.config.load import merge
+from utils.config.validators import REDUCE_OVERHEAD
 from utils.distributed.context import DistributedContext
 
 SIZE, BATCH = 32, 4

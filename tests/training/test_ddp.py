@@ -16,9 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from lib.training.assembly import make_networks
 from models.resnet import ResNet
 from tests.ddp_steps import train_two_steps
-from utils.config.merge import merge
-from utils.config.readers import REDUCE_OVERHEAD
-from utils.config.schema import Config
+from utils.config.load import merge
+from utils.config.settings import Config
+from utils.config.validators import REDUCE_OVERHEAD
 from utils.distributed.context import DistributedContext
 
 ALONE = DistributedContext(0, 1, torch.device("cpu"))

@@ -22,8 +22,8 @@ from lib.training.assembly import make_optimizer
 from lib.training.restore import restore_momentum
 from lib.training.resumption import compare_settings
 from models.resnet import ResNet
-from utils.config.merge import merge
-from utils.config.schema import Config
+from utils.config.load import merge
+from utils.config.settings import Config
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint
 

@@ -14,7 +14,7 @@ from processes import rows_of, the_run
 
 from lib.algorithm.schedules import step_lr
 from lib.training.run import describe_method
-from utils.config.merge import merge
+from utils.config.load import merge
 
 SHORT = {"TRAIN__epochs": 2, "DATA__batch_size": 32, "ADV__pgd_attack": "[[1, 8/255]]"}
 

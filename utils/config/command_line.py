@@ -2,24 +2,123 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 
-from utils.config.merge import merge
-from utils.config.options import ROBUSTBENCH, Options
-from utils.config.parser import build_parser, flags_of_settings
+from utils.config.load import DEFAULT_CONFIG, PlainLoader, merge, read_yaml
 from utils.config.phases import phases_of
-from utils.config.schema import SCHEMA, Config, Given, Source
-from utils.config.yaml_files import PlainLoader, read_yaml
+from utils.config.settings import (
+    OPTIONS,
+    ROBUSTBENCH,
+    SCHEMA,
+    SWITCH,
+    Config,
+    Given,
+    Options,
+    Setting,
+    Source,
+)
+from utils.config.validators import whole
 from utils.errors import UserError
 from utils.storage.run_folder import find_checkpoint
 
-DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs.yml"
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def tool_parser(name: str, manual: str | None) -> OneLineParser:
+    """The parser of `python -m tools.NAME`, whose manual is its module's docstring."""
+    layout = argparse.RawDescriptionHelpFormatter
+    return OneLineParser(prog=f"python -m tools.{name}", description=manual, formatter_class=layout)
+
+
+def positive(text: str) -> int:
+    """argparse type: a whole number from 1."""
+    try:
+        return whole(1)(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def user_path(text: str) -> Path:
+    """argparse type: a path; `~` is the home folder."""
+    return Path(os.path.expanduser(text))
+
+
+def names(text: str) -> list[str]:
+    """argparse type: words separated by commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def flags_of_settings() -> dict[str, tuple[str, Setting]]:
+    """{name of the flag without dashes: (section, its setting)}, for every setting with a flag."""
+    sections = {**SCHEMA, "OPTIONS": OPTIONS}
+    return {
+        key: (section, setting)
+        for section, keys in sections.items()
+        for key, setting in keys.items()
+        if setting.metavar
+    }
+
+
+def build_parser(script: str, manual: str) -> OneLineParser:
+    """The parser of `main_free` or `evaluate`; a flag that is not given is None."""
+    parser = OneLineParser(
+        prog=f"{script}.py",
+        description=manual,
+        epilog=settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("data", metavar="DIR", nargs="?", help=OPTIONS["data"].help)
+    groups = {name: parser.add_argument_group(name) for name in ("model", "run", "evaluation")}
+    groups["run"].add_argument(
+        "-c", "--config", metavar="PATH", help="YAML settings (default: configs.yml of the suite)"
+    )
+    groups["run"].add_argument(
+        "--set",
+        metavar="SECTION.key=value",
+        action="append",
+        default=[],
+        help="any setting below, repeatable: --set TRAIN.arch=resnet18 --set DATA.batch_size=128",
+    )
+    for key, (_, setting) in flags_of_settings().items():
+        if script == "evaluate" or setting.script != "evaluate":
+            add_flag(groups[setting.group], key, setting, hidden=setting.script not in ("", script))
+    return parser
+
+
+def add_flag(group: argparse._ArgumentGroup, key: str, setting: Setting, hidden: bool) -> None:
+    """One setting's flag: a switch, `--flag [BOOL]`, or `--flag VALUE`; the text is read later."""
+    default = "" if setting.default in ((), None, "") else f" (default {setting.default})"
+    text = argparse.SUPPRESS if hidden else setting.help + default
+    flags = [setting.short] * bool(setting.short) + [f"--{key}"]
+    if setting.metavar == SWITCH:
+        group.add_argument(*flags, action="store_const", const=True, help=text)
+    elif setting.metavar == "BOOL":
+        group.add_argument(*flags, nargs="?", const=True, metavar="BOOL", help=text)
+    else:
+        group.add_argument(*flags, metavar=setting.metavar, help=text)
+
+
+def settings_help() -> str:
+    """All settings with default and unit, for --help."""
+    lines = ["settings of configs.yml, for --set (default, meaning):"]
+    for section, keys in SCHEMA.items():
+        for key, setting in keys.items():
+            lines.append(f"  {section + '.' + key:<26} {setting.default!s:<24} {setting.help}")
+    return "\n".join(lines)
 
 
 def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> Config:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from utils.config.merge import merge
-from utils.config.schema import Config, Given, Source
+from utils.config.load import merge
+from utils.config.settings import Config, Given, Source
 from utils.errors import UserError
 from utils.storage.run_folder import LATEST
 

@@ -9,7 +9,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 
-from utils.config.schema import Config
+from utils.config.settings import Config
 from utils.distributed.processes import Worker, end_readers, meet_and_work, run_processes, say_error
 from utils.distributed.signals import StoppedAtOnce, stopping_at_once
 from utils.errors import Interrupted, SharedUserError, UserError

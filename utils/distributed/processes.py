@@ -15,7 +15,7 @@ from contextlib import suppress
 from multiprocessing import connection
 from typing import Any
 
-from utils.config.schema import Config
+from utils.config.settings import Config
 from utils.distributed.signals import (
     SAVE_SIGNAL,
     STOP_SIGNALS,

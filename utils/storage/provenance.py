@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
-from utils.config.schema import Config
+from utils.config.settings import Config
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from utils.config.yaml_files import read_yaml
+from utils.config.load import read_yaml
 from utils.errors import UserError
 from utils.storage.files import remove_leftovers
 from utils.storage.measurement import KINDS

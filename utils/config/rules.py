@@ -1,13 +1,64 @@
-"""Values that are fine alone and impossible together: a table of what is wrong, and what to do."""
+"""What settings mean for each other: defaults of a method, impossible and idle combinations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from utils.config.options import Options
-from utils.config.readers import show
-from utils.config.schema import Config
-from utils.config.sections import ARCHITECTURES
+from utils.config.settings import ARCHITECTURES, OPTIONS, SCHEMA, Config, Given, Options, Source
+from utils.config.validators import show, strict_bool
+
+# Where nobody says otherwise.
+METHOD_DEFAULTS: dict[str, dict[str, object]] = {
+    "free": {},
+    "fast": {
+        "ADV.n_repeats": 1,
+        "TRAIN.bn_weight_decay": False,
+        "RUN.output_prefix": "fast_adv",
+    },
+    "pgd": {"ADV.n_repeats": 1, "RUN.output_prefix": "pgd_adv"},
+    "natural": {"ADV.n_repeats": 1, "RUN.output_prefix": "natural"},
+}
+
+
+def translate_published(values: Iterable[Given]) -> list[Given]:
+    """The keys of fast adversarial training's published files in the words of this suite.
+
+    `TRAIN.half` is `TRAIN.precision: fp16`, `TRAIN.random_init` is `ADV.random_init`, and a file
+    that draws its noise, without naming a method, is of method fast.
+    """
+    found = []
+    for given in values:
+        if (given.section, given.key) == ("TRAIN", "half"):
+            half = truth(given.value)
+            value = given.value if half is None else "fp16" if half else "fp32"
+            given = given._replace(key="precision", value=value)
+        elif (given.section, given.key) == ("TRAIN", "random_init"):
+            given = given._replace(section="ADV")
+        found.append(given)
+    drawn = [one for one in found if (one.section, one.key) == ("ADV", "random_init")]
+    named = any((one.section, one.key) == ("TRAIN", "method") for one in found)
+    if drawn and not named and truth(drawn[-1].value):
+        found.append(drawn[-1]._replace(section="TRAIN", key="method", value="fast"))
+    return found
+
+
+def truth(value: object) -> bool | None:
+    """A truth value; None is neither, which the setting's reader refuses."""
+    try:
+        return strict_bool(value)
+    except ValueError:
+        return None
+
+
+def with_method_defaults(config: Config) -> Config:
+    """The settings, with the method's defaults where nobody says otherwise."""
+    for key, value in METHOD_DEFAULTS[config.TRAIN.method].items():
+        section, _, name = key.partition(".")
+        unsaid = config.source(key) in (Source.BUILT_IN, Source.DEFAULT_FILE)
+        if unsaid and config.value(key) == SCHEMA[section][name].default:
+            config = config.changed({key: value}, config.source(key))
+    return config
+
 
 Rule = tuple[bool, str]
 
@@ -146,3 +197,78 @@ def calls(options: Options) -> Iterator[Rule]:
         options.overwrite and bool(options.resume) and not options.evaluating,
         "--overwrite starts from scratch and --resume continues; give one",
     )
+
+
+KNOWN = {**SCHEMA, "OPTIONS": OPTIONS}
+
+
+def ignored_settings(config: Config, hypersphere: bool) -> list[str]:
+    """One line for every setting that differs from its default and has no effect.
+
+    Args:
+        hypersphere: whether the network has a hypersphere head, which in an evaluation the
+            checkpoint says.
+    """
+    return [
+        f"{name_of(key)} is ignored: {why}"
+        for without_effect, keys, why in idle(config, hypersphere)
+        if without_effect
+        for key in keys.split()
+        if differs(config, key)
+    ]
+
+
+def idle(config: Config, hypersphere: bool) -> list[tuple[bool, str, str]]:
+    """Whether some settings have no effect, which ones, and why."""
+    options, train = config.OPTIONS, config.TRAIN
+    training = not options.evaluating
+    attacking = options.evaluate or training  # a training ends with the attacks
+    resuming = bool(options.resume) and (options.evaluating or options.resume != "auto")
+    clean = (train.select, train.select_from) == ("clean", "val")
+    schedule, method = f"TRAIN.schedule is {config.schedule}", f"TRAIN.method is {train.method}"
+    return [
+        (
+            not hypersphere,
+            "HE.s_HE HE.angular_margin_HE",
+            "the network has no hypersphere head (--FN, --WN)",
+        ),
+        (
+            options.evaluating,
+            "OPTIONS.print_gradients OPTIONS.overwrite OPTIONS.tensorboard",
+            "it belongs to training",
+        ),
+        (resuming, "OPTIONS.pretrained", "the weights are those of --resume"),
+        (
+            not attacking,
+            "OPTIONS.attack OPTIONS.save_images OPTIONS.transfer_from EVAL.norm EVAL.eps"
+            " EVAL.cascade",
+            "it belongs to the attacks; give -e too",
+        ),
+        (
+            not options.eva_on_imagenet_c,
+            "OPTIONS.corruptions OPTIONS.clean_accuracy",
+            "it belongs to --eva_on_imagenet_c",
+        ),
+        (
+            training and not options.print_gradients,
+            "TRAIN.gradient_every",
+            "give --print_gradients",
+        ),
+        (training and clean, "TRAIN.select_examples", "TRAIN.select is clean"),
+        (config.schedule == "linear", "TRAIN.lr", schedule),
+        (config.schedule != "linear", "TRAIN.lr_epochs", schedule),
+        (config.schedule != "cosine", "TRAIN.warmup_epochs", schedule),
+        (train.method != "pgd", "ADV.train_steps", method),
+        (train.method == "natural", "ADV.fgsm_step", method),
+    ]
+
+
+def name_of(key: str) -> str:
+    """How a user gives it: a flag, or SECTION.key."""
+    section, _, name = key.partition(".")
+    return f"--{name}" if KNOWN[section][name].metavar else key
+
+
+def differs(config: Config, key: str) -> bool:
+    section, _, name = key.partition(".")
+    return config.value(key) != KNOWN[section][name].default

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-ATTACK_LOSSES = ("ce", "margin", "dlr")
-NORMS = ("Linf", "L2", "L1")
+from lib.algorithm.protocols import LOSS_NAMES
+
 MOST = 2**31 - 1  # of anything that is counted: images in a batch, epochs, steps
 REDUCE_OVERHEAD = "reduce-overhead"  # torch.compile's mode of CUDA graphs
 
@@ -62,7 +62,7 @@ def number(value: object) -> float:
 
 
 def real(low: float, high: float = math.inf, *, above: bool = False) -> Callable[[object], float]:
-    """A reader of numbers in [low, high], or (low, high] with `above`."""
+    """A validator of numbers in [low, high], or (low, high] with `above`."""
 
     def read(value: object) -> float:
         result = number(value)
@@ -75,7 +75,7 @@ def real(low: float, high: float = math.inf, *, above: bool = False) -> Callable
 
 
 def whole(low: int, high: int = MOST) -> Callable[[object], int]:
-    """A reader of whole numbers in [low, high]."""
+    """A validator of whole numbers in [low, high]."""
 
     def read(value: object) -> int:
         rounded = number(value)
@@ -112,7 +112,7 @@ def limit(high: float) -> str:
 
 
 def choice(options: Sequence[str]) -> Callable[[object], str]:
-    """A reader of one of some words."""
+    """A validator of one of some words."""
 
     def read(value: object) -> str:
         if value not in options:
@@ -165,7 +165,7 @@ def device(value: object) -> str:
 def numbers(
     count: int | None, low: float, high: float = math.inf, *, above: bool = False
 ) -> Callable[[object], tuple[float, ...]]:
-    """A reader of a list of numbers, of a fixed length where `count` is given."""
+    """A validator of a list of numbers, of a fixed length where `count` is given."""
     one = real(low, high, above=above)
 
     def read(value: object) -> tuple[float, ...]:
@@ -205,7 +205,7 @@ def pgd_row(row: object) -> PgdRow:
             f"the step size {size:g} of {show(list(row))} is in units of the range [0, 1], as"
             " published: write 1/255 for one grey level"
         )
-    loss = choice(ATTACK_LOSSES)(attack.loss)
+    loss = choice(LOSS_NAMES)(attack.loss)
     return PgdRow(whole(1)(attack.steps), size, loss, whole(1)(attack.restarts))
 
 

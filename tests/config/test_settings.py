@@ -11,11 +11,9 @@ from conftest import ROOT
 from in_process import user_error
 
 from tools.flags import page
-from utils.config.command_line import parse_command_line
-from utils.config.merge import merge
-from utils.config.parser import build_parser, flags_of_settings
-from utils.config.schema import OPTIONS, SCHEMA, Config, Given, Source, plain
-from utils.config.setting import SWITCH
+from utils.config.command_line import build_parser, flags_of_settings, parse_command_line
+from utils.config.load import merge
+from utils.config.settings import OPTIONS, SCHEMA, SWITCH, Config, Given, Source, plain
 from utils.errors import UserError
 
 SETTINGS = {f"{section}.{key}": s for section, keys in SCHEMA.items() for key, s in keys.items()}
