@@ -9,9 +9,9 @@ from typing import Any
 
 from lib.imagenet_c.corruptions import CORRUPTIONS, STANDARD
 from lib.imagenet_c.mce import summarise
-from utils.storage.intervals import Accuracy
-from utils.storage.measurement import Measurement, attack_text
-from utils.storage.records import (
+from utils.storage.accuracy import Accuracy
+from utils.storage.conditions import Conditions, attack_text
+from utils.storage.results import (
     AttackAccuracies,
     AttackResult,
     CleanAccuracies,
@@ -20,8 +20,8 @@ from utils.storage.records import (
     ImageNetCResult,
     Result,
     TopAccuracies,
+    write_result,
 )
-from utils.storage.results import write_result
 
 EPS = 4 / 255
 
@@ -58,21 +58,23 @@ def attack_result(
     cascade: Sequence[str] | None = None,
     **measured: Any,
 ) -> AttackResult:
-    """An evaluation; `measured` are fields of Measurement."""
+    """An evaluation; `measured` are fields of Conditions."""
     description = images or f"all {n} images"
-    texts = [attack_text(a.name, a.step_size) for a in attacks if "autoattack-" not in a.name]
-    measurement = Measurement(
-        "attack", "standard", sha256 * 64, f"{description!s:*<64}", 256, 224,
-        attacks=tuple(texts), eps=EPS,
+    norm = measured.get("norm", "Linf")
+    whole = (a for a in attacks if "autoattack-" not in a.name)
+    texts = [attack_text(a.name, a.step_size, norm) for a in whole]
+    conditions = Conditions(
+        kind="attack", protocol="standard", checkpoint=sha256 * 64, images=f"{description:*<64}",
+        resize=256, crop=224, attacks=tuple(texts), eps=EPS,
     )  # fmt: skip
     return AttackResult(
-        replace(measurement, **measured),
+        replace(conditions, **measured),
         provenance(checkpoint, description, n),
+        tuple(warnings),
         CleanAccuracies(Accuracy(clean, n), Accuracy(clean, n), loss=0.5),
         () if cascade else tuple(attacks),
         TopAccuracies(Accuracy(worst, n)),
         None if cascade is None else tuple(cascade),
-        warnings=tuple(warnings),
     )
 
 
@@ -93,16 +95,17 @@ def imagenet_c_result(
     for name, values in fractions.items():
         top1 = tuple(Accuracy(round(n * value), n) for value in values)
         corruptions[name] = CorruptionAccuracies(CORRUPTIONS[name].group, top1, top1)
-    measurement = Measurement(
-        "imagenet_c", "standard", sha256 * 64, f"{description!s:*<64}", None, 224
-    )
+    conditions = Conditions(
+        kind="imagenet_c", protocol="standard", checkpoint=sha256 * 64,
+        images=f"{description:*<64}", resize=None, crop=224,
+    )  # fmt: skip
     return ImageNetCResult(
-        replace(measurement, **measured),
+        replace(conditions, **measured),
         provenance("model_best.pth.tar", description, n),
+        (),
         corruptions,
         CleanReference(None, None),
         summarise(fractions, classes),
-        warnings=(),
     )
 
 

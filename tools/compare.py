@@ -37,8 +37,7 @@ from utils.errors import UserError
 from utils.figures.comparison import Panel, comparison
 from utils.figures.style import run_labels, save_figure
 from utils.storage.files import atomic_write, make_folder, write_csv
-from utils.storage.records import Result
-from utils.storage.results import find_results
+from utils.storage.results import Result, find_results
 from utils.text import printable
 
 

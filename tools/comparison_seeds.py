@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from tools.comparison_values import Row, Value
-from utils.storage.intervals import Estimate, over_seeds
+from utils.storage.accuracy import Estimate, over_seeds
 from utils.storage.run_folder import run_settings
 
 # What changes no number of a run.

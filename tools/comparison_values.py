@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.storage.intervals import Accuracy, Estimate, mean_estimate
-from utils.storage.measurement import Measurement, radius_text
-from utils.storage.records import AttackResult, ImageNetCResult, Result, ShiftResult
+from utils.storage.accuracy import Accuracy, Estimate, mean_estimate
+from utils.storage.conditions import Conditions as Measured
+from utils.storage.conditions import length_text
+from utils.storage.results import AttackResult, ImageNetCResult, Result, ShiftResult
 
 Conditions = tuple[tuple[str, str], ...]  # (aspect, text), such as ("eps", "4/255")
 MEAN, MCE = "ImageNet-C mean", "mCE"
@@ -74,7 +75,7 @@ class Value(Estimate):
 
 def row_of(path: Path, result: Result) -> Row:
     name = Path(result.provenance["checkpoint"]["path"]).name
-    return Row(path.resolve().parent, result.measurement.checkpoint, name)
+    return Row(path.resolve().parent, result.conditions.checkpoint, name)
 
 
 def collect(results: Mapping[Path, Result]) -> dict[Row, list[Value]]:
@@ -126,7 +127,7 @@ def accuracy_value(top1: Accuracy, column: Column, source: Path, **more: Any) ->
 
 def attack_values(path: Path, result: AttackResult) -> Iterator[Value]:
     """Clean accuracy, robust accuracy under each attack, and the worst case; all top-1."""
-    measured = result.measurement
+    measured = result.conditions
     images, search = image_conditions(result), search_conditions(measured)
     value = partial(accuracy_value, source=path)
     clean, worst_case = result.clean.top1, result.worst_case.top1
@@ -134,7 +135,7 @@ def attack_values(path: Path, result: AttackResult) -> Iterator[Value]:
     for attack in result.attacks:
         if attack.is_part:
             continue  # what some of its attacks have left is no attack of its own
-        step = (("step", radius_text(attack.step_size, measured.norm)),) if attack.steps else ()
+        step = (("step", length_text(attack.step_size, measured.norm)),) if attack.steps else ()
         measure = re.sub(r", step [^)]*", "", attack.label) if step else attack.label
         column = Column(measure, "attack", (*search, *step, *images))
         yield value(attack.top1, column, outcomes=f"{attack.name}_robust", scale=attack.scale)
@@ -144,7 +145,7 @@ def attack_values(path: Path, result: AttackResult) -> Iterator[Value]:
 
 def imagenet_c_values(path: Path, result: ImageNetCResult) -> Iterator[Value]:
     """Mean accuracy over the 15 corruptions, and mCE where the classes are ImageNet's."""
-    conditions = (("protocol", result.measurement.protocol), *image_conditions(result))
+    conditions = (("protocol", result.conditions.protocol), *image_conditions(result))
     mean, mce = result.summary.mean_accuracy, result.summary.mCE
     n = next(iter(result.corruptions.values())).top1[0].n
     column = partial(Column, kind="imagenet_c", conditions=conditions)
@@ -168,7 +169,7 @@ def shift_values(path: Path, result: ShiftResult) -> Iterator[Value]:
 
 def image_conditions(result: Result) -> Conditions:
     """Which images, and how they became the network's input."""
-    measured = result.measurement
+    measured = result.conditions
     resize = f"resize {measured.resize}, " if measured.resize else ""
     return (
         ("images", result.provenance["subset"]["description"]),
@@ -177,26 +178,25 @@ def image_conditions(result: Result) -> Conditions:
     )
 
 
-def search_conditions(measured: Measurement) -> Conditions:
+def search_conditions(measured: Measured) -> Conditions:
     """Under which rules attacks looked for adversarial images."""
-    transferred = (("attacked network", measured.transfer[:12]),) if measured.transfer else ()
+    transferred = (("attacked network", measured.surrogate[:12]),) if measured.surrogate else ()
     return (
         ("protocol", measured.protocol),
-        ("eps", radius_text(measured.eps, measured.norm)),
+        ("eps", length_text(measured.eps, measured.norm)),
         ("search in", measured.precision),
         ("seed", str(measured.seed)),
         *transferred,
     )
 
 
-def attack_list_conditions(measured: Measurement) -> Conditions:
+def attack_list_conditions(measured: Measured) -> Conditions:
     """The attacks behind a worst case, and their steps."""
     pairs = [text.partition("@")[::2] for text in measured.attacks]
     names = [name for name, _ in pairs]
-    if measured.scales:
-        names.append("at scales " + ", ".join(f"{scale:g}" for scale in measured.scales))
+    unit = 255 if measured.norm == "Linf" else 1
     steps = dict.fromkeys(
-        radius_text(float(step) / 255, measured.norm) for _, step in pairs if step
+        length_text(float(step) / unit, measured.norm) for _, step in pairs if step
     )
     over = ("over", " + ".join(names))
     return (("step", " and ".join(steps)), over) if steps else (over,)

@@ -21,8 +21,7 @@ from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.figures.gradients import read_gradient_norms
 from utils.storage.files import atomic_write, make_folder
-from utils.storage.records import AttackResult, ImageNetCResult
-from utils.storage.results import only_result
+from utils.storage.results import AttackResult, ImageNetCResult, only_result
 
 TEMPLATE = Path(__file__).with_name("demo_report.md")
 ROOT = Path(__file__).resolve().parent.parent

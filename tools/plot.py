@@ -29,8 +29,7 @@ from utils.figures.imagenet_c import imagenet_c
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
 from utils.figures.style import run_labels, save_figure
 from utils.figures.training import draw_training
-from utils.storage.records import AttackResult, ImageNetCResult
-from utils.storage.results import find_results, read_result
+from utils.storage.results import AttackResult, ImageNetCResult, find_results, read_result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

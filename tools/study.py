@@ -30,8 +30,7 @@ from utils.config.settings import Config
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.storage.files import make_folder
-from utils.storage.records import AttackResult
-from utils.storage.results import only_result
+from utils.storage.results import AttackResult, only_result
 
 # What each training gets: its epochs and its own numbers; steps are of 255.
 METHODS: dict[str, dict[str, Any]] = {

@@ -10,10 +10,9 @@ from utils.config.settings import Config
 from utils.figures.study import Point, robustness_against_cost
 from utils.figures.style import save_figure
 from utils.logging import markdown_table
+from utils.storage.accuracy import over_seeds
 from utils.storage.files import atomic_write
-from utils.storage.intervals import over_seeds
-from utils.storage.records import AttackResult
-from utils.storage.results import only_result
+from utils.storage.results import AttackResult, only_result
 
 TEXT = """# Free, fast, PGD and natural training, with and without hypersphere embedding
 

@@ -10,8 +10,8 @@ from itertools import combinations
 from lib.algorithm.protocols import LOSS_NAMES, AttackSpec, AutoAttackSpec, PGDSpec, Protocol
 from utils.config.validators import PgdRow, number, whole
 from utils.errors import UserError
-from utils.storage.measurement import step_outside_linf
 
+REACH = 2.5  # radii that the steps of PGD add up to outside Linf, as in MadryLab's robustness
 STEP, LOSS = r"(@[^-@]+)?", "|".join(LOSS_NAMES)
 NAME = re.compile(rf"pgd([1-9]\d*){STEP}(?:-({LOSS}))?(?:-r([1-9]\d*))?{STEP}")
 AUTOATTACK = (
@@ -57,6 +57,11 @@ def parse_attack(name: str, row_step: float, norm: str = "Linf", eps: float = 0.
         raise UserError(f"--attack {name}: {error}") from None
     size = read_step(name, given, norm) if given else default_step(steps, row_step, norm, eps)
     return PGDSpec(steps, size, match[3] or "ce", restarts, step_text=given)
+
+
+def step_outside_linf(steps: int, eps: float) -> float:
+    """The usual step of PGD in L2 and L1: so many of them reach any point of the ball."""
+    return REACH * eps / steps
 
 
 def read_step(name: str, given: str, norm: str) -> float:

@@ -24,7 +24,7 @@ from lib.evaluation.checkpoint_model import (
 )
 from lib.evaluation.checks import check_attacks, check_network, check_reach, check_selection
 from lib.evaluation.images import save_attack_images
-from lib.evaluation.measured import measured_attacks, threat_models, usual_attacks
+from lib.evaluation.measured import attack_conditions, threat_models, usual_conditions
 from lib.evaluation.report import result_table, summarise, write_files
 from lib.evaluation.runner import CLEAN, AttackEvaluation, Rows
 from lib.evaluation.validation import EvaluationData
@@ -33,11 +33,10 @@ from utils.distributed.context import DistributedContext
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
 from utils.figures.style import save_figure
 from utils.logging import Logger
+from utils.storage.conditions import LONGEST_NAME, Conditions, length_number, length_text
 from utils.storage.files import names_sha256
 from utils.storage.journal import remove_journals
-from utils.storage.measurement import Measurement, radius_number, radius_text
-from utils.storage.records import AttackResult
-from utils.storage.results import LONGEST_NAME, measurement_at, read_result, result_stem
+from utils.storage.results import AttackResult, conditions_at, read_result, result_stem
 
 
 @dataclass(frozen=True)
@@ -147,25 +146,29 @@ def evaluate_ball(
         The files' path without extension, and the clean rows if they are known now.
     """
     specs = specs_of(run.config, run.evaluated, threat)
-    measured = measured_attacks(
+    conditions = attack_conditions(
         run.config, run.evaluated, run.source, threat, specs, run.subset, run.subset_name
     )
-    stem = result_stem(run.evaluated.folder, measured, usual_attacks(measured, run.evaluated))
+    stem = result_stem(
+        run.evaluated.folder, conditions, usual_conditions(conditions, run.evaluated)
+    )
     stem = run.context.gather(stem)[0]
-    radius = radius_text(threat.eps, threat.norm)
+    radius = length_text(threat.eps, threat.norm)
     run.logger.info(f"eps {radius}, from {radius_source(run.config)}")
-    if not again and run.context.gather(measurement_at(stem) == measured)[0]:
+    if not again and run.context.gather(conditions_at(stem) == conditions)[0]:
         run.logger.info(f"{stem}.json holds this evaluation already")
         return stem, clean
     unreachable = check_reach(specs, threat)
     for warning in unreachable:
         run.logger.warning(warning)
-    evaluation = make_evaluation(run, threat, stem, measured, clean)
+    evaluation = make_evaluation(run, threat, stem, conditions, clean)
     rows = evaluation.run(specs)
     warnings = check_network(run.evaluated.model, run.data) + check_attacks(rows, specs)
     warnings += check_selection(Path(run.evaluated.identity["path"]).name, run.evaluated.trained)
     warnings += sorted(set().union(*run.context.gather(evaluation.warnings)))
-    result = summarise(rows, specs, measured, provenance_of(run, threat), warnings)
+    result = summarise(
+        rows, specs, conditions, run.evaluated.model.scale, provenance_of(run, threat), warnings
+    )
     if run.context.is_main:
         kept = replace(result, warnings=(*unreachable, *warnings))
         write_files(stem, kept, run.data.tree, rows, specs, run.evaluated.settings.classes)
@@ -177,7 +180,7 @@ def evaluate_ball(
 
 
 def make_evaluation(
-    run: AttackRun, threat: ThreatModel, stem: Path, measured: Measurement, clean: Rows | None
+    run: AttackRun, threat: ThreatModel, stem: Path, conditions: Conditions, clean: Rows | None
 ) -> AttackEvaluation:
     """What runs the attacks of one ball."""
     attacked = (run.source or run.evaluated).model
@@ -187,7 +190,7 @@ def make_evaluation(
         threat,
         run.logger,
         stem,
-        measured.fingerprint(),
+        conditions.fingerprint(),
         run.config.EVAL.cascade,
         torch.compile(attacked.outputs) if run.config.EVAL.compile else None,
         None if run.source is None else attacked,
@@ -221,7 +224,7 @@ def draw_curve(run: AttackRun, stems: Sequence[Path]) -> None:
     (curve,) = curves_of(result for result in results if isinstance(result, AttackResult))
     for warning in weak_attack_warnings(curve):
         run.logger.warning(warning)
-    radii = [radius_number(r.measurement.eps, r.measurement.norm) for r in curve]
+    radii = [length_number(r.conditions.eps, r.conditions.norm) for r in curve]
     path = curve_path(curve_stem([stems[results.index(result)] for result in curve], radii), radii)
     save_figure(robustness({run.evaluated.settings.describe(): curve}), path)
     run.logger.info(f"curve: {path}.png, .pdf")

@@ -21,8 +21,8 @@ from utils.config.settings import ARCHITECTURES, SCHEMA, Config, Source, plain
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger
+from utils.storage.conditions import subset_label
 from utils.storage.files import file_sha256, make_folder
-from utils.storage.measurement import subset_label
 from utils.storage.provenance import provenance
 from utils.storage.run_folder import BEST, ROOT, find_checkpoint
 

@@ -15,9 +15,10 @@ from torch import nn
 
 from lib.algorithm.pgd import attacking
 from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, PGDSpec, ThreatModel
+from lib.evaluation.attack_list import step_outside_linf
 from lib.evaluation.runner import CLEAN
 from lib.evaluation.validation import EvaluationData
-from utils.storage.measurement import radius_text, step_outside_linf
+from utils.storage.conditions import length_text
 from utils.storage.run_folder import BEST, BEST_EMA
 
 ZERO_GRADIENT_SHARE = 0.1  # of the attacked images
@@ -32,9 +33,9 @@ Rows = Mapping[int, Any]
 def check_reach(specs: Sequence[AttackSpec], threat: ThreatModel) -> list[str]:
     """A warning for every PGD whose steps cannot cross from the centre to the edge of the ball."""
     return [
-        f"{spec.label}: {spec.steps} x {radius_text(spec.step_size, threat.norm)} reach"
-        f" {radius_text(spec.steps * spec.step_size, threat.norm)} of a radius of"
-        f" {radius_text(threat.eps, threat.norm)}, so robust accuracy is overestimated: take more"
+        f"{spec.label}: {spec.steps} x {length_text(spec.step_size, threat.norm)} reach"
+        f" {length_text(spec.steps * spec.step_size, threat.norm)} of a radius of"
+        f" {length_text(threat.eps, threat.norm)}, so robust accuracy is overestimated: take more"
         f" steps, or longer ones, such as {reaching(spec, threat)}"
         for spec in specs
         if isinstance(spec, PGDSpec) and spec.steps * spec.step_size < threat.eps * (1 - 1e-6)

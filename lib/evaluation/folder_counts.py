@@ -22,8 +22,8 @@ from lib.data.to_device import on_device
 from lib.evaluation.folder_measure import Measure, count_folder, top1_and_top5
 from utils.distributed.context import DistributedContext
 from utils.logging import Logger
+from utils.storage.conditions import Conditions, subset_label
 from utils.storage.journal import ResumableRows, remove_journals
-from utils.storage.measurement import Measurement, subset_label
 from utils.storage.results import result_stem
 
 PROGRESS_LINES = 20  # over the whole evaluation, where stdout is no terminal
@@ -45,7 +45,7 @@ class FolderEvaluation:
         class_order: `DATA.class_order`, for a checkpoint without class names.
         n_examples, image_ids: only so many images of a folder, evenly spread; or a file's list.
         usual_sizes: the network's own image and crop size; names of files tell others.
-        network, checkpoint_name: see `Measurement`.
+        network, checkpoint_file: see `Conditions`.
     """
 
     model: nn.Module
@@ -64,32 +64,36 @@ class FolderEvaluation:
     image_ids: str | None = None
     usual_sizes: tuple[int, int] | None = None
     network: str = ""
-    checkpoint_name: str = ""
+    checkpoint_file: str = ""
 
     def pick(self, tree: ImageTree) -> ImageTree:
         """The images of a folder that are evaluated."""
         return choose(tree, self.n_examples, self.image_ids)
 
-    def measurement(
-        self, kind: str, protocol: str, subset: Mapping[str, Any], total: int, corruptions: str
-    ) -> tuple[Measurement, Path]:
-        """What is measured, and the path of its files without extension.
+    def conditions(
+        self, kind: str, protocol: str, subset: Mapping[str, Any], total: int, folders: str
+    ) -> tuple[Conditions, Path]:
+        """The conditions of a result, and the path of its files without extension.
 
         Args:
             subset: of `describe_subset`, out of `total` images.
-            corruptions: what names of files say of the folders.
+            folders: what names of files say of the folders.
         """
-        digest = self.provenance["checkpoint"]["sha256"]
-        measured = Measurement(
-            kind, protocol, digest, subset["sha256"], self.img_size, self.crop_size,
-            class_order=self.class_order, network=self.network,
-            checkpoint_name=self.checkpoint_name,
-            subset=subset_label(subset, total, bool(self.image_ids)), corruptions=corruptions,
-        )  # fmt: skip
+        conditions = Conditions(
+            kind=kind,
+            protocol=protocol,
+            checkpoint=self.provenance["checkpoint"]["sha256"],
+            images=subset["sha256"],
+            resize=self.img_size,
+            crop=self.crop_size,
+            network=self.network,
+            checkpoint_file=self.checkpoint_file,
+            folders=folders,
+            subset=subset_label(subset, total, bool(self.image_ids)),
+        )
         img_size, crop = self.usual_sizes or (self.img_size, self.crop_size)
-        resize = None if self.img_size is None else img_size
-        usual = Measurement(kind, protocol, digest, subset["sha256"], resize, crop)
-        return measured, result_stem(self.folder, measured, usual)
+        usual = {"resize": None if self.img_size is None else img_size, "crop": crop}
+        return conditions, result_stem(self.folder, conditions, usual)
 
     def provenance_of(self, protocol: str, subset: Mapping[str, Any]) -> dict[str, Any]:
         """Provenance of a result; whatever the attacks' search is in, this is full precision."""
@@ -107,7 +111,7 @@ class FolderEvaluation:
     def count(
         self,
         folders: Mapping[str, ImageTree],
-        measured: Measurement,
+        conditions: Conditions,
         stem: Path,
         what: str,
         measure: Measure = top1_and_top5,
@@ -126,7 +130,7 @@ class FolderEvaluation:
         """
         context, numbers = self.context, {name: number for number, name in enumerate(folders)}
         read_row = partial(read_counts, columns + 1)
-        with ResumableRows(stem, measured.fingerprint(), context, read_row) as journal:
+        with ResumableRows(stem, conditions.fingerprint(), context, read_row) as journal:
             complete, own = finished_folders(journal.found, context)
             left = {n: i for n, i in numbers.items() if n not in complete and n not in own}
             if len(left) < len(folders):

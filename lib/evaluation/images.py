@@ -20,8 +20,8 @@ from lib.evaluation.validation import EvaluationData
 from utils.distributed.context import DistributedContext
 from utils.figures.attacks import AttackedImage, attack_images
 from utils.figures.style import save_figure
+from utils.storage.conditions import length_text
 from utils.storage.files import make_folder, replacing
-from utils.storage.measurement import radius_text
 
 MOST_IN_FIGURE = 12
 Pair = tuple[torch.Tensor, torch.Tensor]  # clean and adversarial, (3, H, W) in [0, 1], on the CPU
@@ -100,7 +100,7 @@ def images_figure(
         )
         for i, prediction in zip(pairs, after, strict=True)
     ]
-    eps = radius_text(threat.eps, threat.norm)
+    eps = length_text(threat.eps, threat.norm)
     title = f"{settings.describe()}; protocol {threat.protocol.name}, eps {eps}"
     title += ", images made on another network" * (evaluation.source is not None)
     return attack_images(images, reach, title)

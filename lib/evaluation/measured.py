@@ -1,9 +1,6 @@
-"""What an evaluation measures, and what would be usual for its network."""
-
-from __future__ import annotations
+"""The conditions of an evaluation of attacks, and what would be usual for its network."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lib.algorithm.protocols import PROTOCOLS, AttackSpec, ThreatModel
@@ -11,10 +8,10 @@ from lib.evaluation.attack_list import attack_list
 from lib.evaluation.checkpoint_model import EvaluatedModel
 from utils.config.settings import Config
 from utils.config.validators import PgdRow
-from utils.storage.measurement import Measurement, attack_text
+from utils.storage.conditions import Conditions, attack_text
 
 
-def measured_attacks(
+def attack_conditions(
     config: Config,
     evaluated: EvaluatedModel,
     source: EvaluatedModel | None,
@@ -22,76 +19,54 @@ def measured_attacks(
     specs: Sequence[AttackSpec],
     subset: Mapping[str, Any],
     subset_name: str,
-) -> Measurement:
-    """An evaluation of attacks, with everything that can change its numbers.
+) -> Conditions:
+    """Everything that can change the numbers of attacks.
 
     Args:
         source: the network that is attacked, where it is another one.
         threat: ball, protocol, seed and precision.
         subset: description, n and sha256 of the images; `subset_name` is what files are named by.
     """
-    return Measurement(
-        "attack",
-        threat.protocol.name,
-        evaluated.identity["sha256"],
-        subset["sha256"],
-        config.DATA.img_size,
-        config.DATA.crop_size,
-        scale=evaluated.model.scale,
-        attacks=attack_texts(specs),
+    return Conditions(
+        kind="attack",
+        protocol=threat.protocol.name,
+        checkpoint=evaluated.identity["sha256"],
+        images=subset["sha256"],
+        resize=config.DATA.img_size,
+        crop=config.DATA.crop_size,
+        network=network_text(config, evaluated),
+        checkpoint_file=evaluated.file_name,
+        attacks=attack_texts(specs, threat.norm),
+        subset=subset_name,
         eps=threat.eps,
         norm=threat.norm,
         precision=threat.precision,
-        scales=tuple(config.EVAL.scales) if evaluated.settings.hypersphere else (),
         seed=threat.seed,
+        surrogate="" if source is None else source.identity["sha256"],
         cascade=config.EVAL.cascade,
-        class_order=class_order(config, evaluated),
-        network=network_flags(evaluated),
-        transfer="" if source is None else source.identity["sha256"],
-        transfer_name="" if source is None else Path(source.identity["path"]).name,
-        checkpoint_name=evaluated.file_name,
-        subset=subset_name,
     )
 
 
-def usual_attacks(measured: Measurement, evaluated: EvaluatedModel) -> Measurement:
-    """The same network on all images under the settings of its training, or the built-in ones."""
-    own = evaluated.trained or Config().as_dict()
-    rows = [PgdRow(*row) for row in own["ADV"]["pgd_attack"]]
-    specs = attack_list((), rows, PROTOCOLS[measured.protocol], (), measured.norm, measured.eps)
-    return Measurement(
-        measured.kind,
-        measured.protocol,
-        measured.checkpoint,
-        measured.images,
-        own["DATA"]["img_size"],
-        own["DATA"]["crop_size"],
-        attacks=attack_texts(specs),
-        eps=own["ADV"]["clip_eps"] / own["DATA"].get("max_color_value", 255),
-    )
+def usual_conditions(conditions: Conditions, evaluated: EvaluatedModel) -> dict[str, Any]:
+    """Settings of the network's training, or the built-in ones, that files are not named by."""
+    trained = evaluated.trained or Config().as_dict()
+    rows = [PgdRow(*row) for row in trained["ADV"]["pgd_attack"]]
+    protocol, norm = PROTOCOLS[conditions.protocol], conditions.norm
+    return {
+        "resize": trained["DATA"]["img_size"],
+        "crop": trained["DATA"]["crop_size"],
+        "eps": trained["ADV"]["clip_eps"] / trained["DATA"].get("max_color_value", 255),
+        "attacks": attack_texts(attack_list((), rows, protocol, (), norm, conditions.eps), norm),
+    }
 
 
-def class_order(config: Config, evaluated: EvaluatedModel) -> str:
-    """`DATA.class_order`, which means something for a checkpoint without class names alone."""
-    return "auto" if evaluated.settings.classes else config.DATA.class_order
-
-
-def network_flags(evaluated: EvaluatedModel) -> str:
-    """What flags say of a network whose file does not, where it is not usual: `FN_mean0.5+0.5+0.5`.
-
-    Usual are FN and WN together and ImageNet's mean and standard deviation.
-    """
-    settings, usual = evaluated.settings, Config().TRAIN
+def network_text(config: Config, evaluated: EvaluatedModel) -> str:
+    """What flags say of a network whose file does not; empty where it carries its settings."""
+    settings = evaluated.settings
     if settings.classes:
         return ""
-    parts = [
-        name for name in ("FN", "WN") if settings.FN != settings.WN and getattr(settings, name)
-    ]
-    for name in ("mean", "std"):
-        values = list(getattr(settings, name))
-        if values != list(getattr(usual, name)):
-            parts.append(name + "+".join(map(str, values)))
-    return "_".join(parts)
+    colours = f"mean {settings.mean}, std {settings.std}"
+    return f"{settings.describe()}, {colours}, class order {config.DATA.class_order}"
 
 
 def threat_models(config: Config) -> list[ThreatModel]:
@@ -105,10 +80,6 @@ def threat_models(config: Config) -> list[ThreatModel]:
     ]
 
 
-def attack_texts(specs: Iterable[AttackSpec]) -> tuple[str, ...]:
-    """The attacks with their steps; those at further scales follow from the scales."""
-    return tuple(
-        attack_text(spec.name, getattr(spec, "step_size", 0.0))
-        for spec in specs
-        if getattr(spec, "scale", None) is None
-    )
+def attack_texts(specs: Iterable[AttackSpec], norm: str) -> tuple[str, ...]:
+    """The attacks with their steps."""
+    return tuple(attack_text(s.name, getattr(s, "step_size", 0.0), norm) for s in specs)

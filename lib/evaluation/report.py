@@ -11,16 +11,16 @@ from lib.algorithm.protocols import PROTOCOLS, AttackSpec, PGDSpec, Protocol
 from lib.data.folders import ImageTree
 from lib.evaluation.runner import CLEAN
 from utils.logging import table
+from utils.storage.accuracy import Accuracy
+from utils.storage.conditions import Conditions, length_text
 from utils.storage.files import write_csv
-from utils.storage.intervals import Accuracy
-from utils.storage.measurement import Measurement, radius_text
-from utils.storage.records import (
+from utils.storage.results import (
     AttackAccuracies,
     AttackResult,
     CleanAccuracies,
     TopAccuracies,
+    write_result,
 )
-from utils.storage.results import write_result
 
 HEADER = (
     "class", "n", "clean_correct", "clean_accuracy", "robust", "robust_accuracy",
@@ -32,26 +32,28 @@ Rows = Mapping[int, Any]
 def summarise(
     rows: Mapping[str, Rows],
     specs: Sequence[AttackSpec],
-    measurement: Measurement,
+    conditions: Conditions,
+    scale: float,
     provenance: Mapping[str, Any],
     warnings: Iterable[str],
 ) -> AttackResult:
-    """The counts of an evaluation.
+    """The counts of an evaluation; `scale` is the network's own.
 
     Where every iterate counts, an image that is misclassified clean was not attacked and is not
     robust.
     With a cascade an attack has seen only a part of the images, so only the worst case counts.
     """
-    clean, protocol = rows[CLEAN], PROTOCOLS[measurement.protocol]
-    n, cascade = len(clean), measurement.cascade
+    clean, protocol = rows[CLEAN], PROTOCOLS[conditions.protocol]
+    n, cascade = len(clean), conditions.cascade
     attacks = [
         attack
         for spec in (() if cascade else specs)
-        for attack in attack_accuracies(spec, rows, protocol, measurement.scale)
+        for attack in attack_accuracies(spec, rows, protocol, scale)
     ]
     return AttackResult(
-        measurement,
+        conditions,
         provenance,
+        tuple(warnings),
         CleanAccuracies(
             Accuracy(sum(row.right for row in clean.values()), n),
             Accuracy(sum(row.right5 for row in clean.values()), n),
@@ -60,7 +62,6 @@ def summarise(
         tuple(attacks),
         TopAccuracies(Accuracy(sum(worst_case(rows, protocol).values()), n)),
         tuple(spec.name for spec in specs) if cascade else None,
-        warnings=tuple(warnings),
     )
 
 
@@ -168,8 +169,8 @@ def write_files(
     class_names: Sequence[str] | None,
 ) -> None:
     """`<stem>_images.csv`, `_classes.csv`, then `.json`: if it is there, all is there."""
-    robust = worst_case(rows, PROTOCOLS[result.measurement.protocol])
-    by_image = image_table(tree, rows, specs, robust, result.measurement.cascade)
+    robust = worst_case(rows, PROTOCOLS[result.conditions.protocol])
+    by_image = image_table(tree, rows, specs, robust, result.conditions.cascade)
     write_csv(stem.with_name(f"{stem.name}_images.csv"), *by_image)
     by_class = class_table(tree, rows, specs, robust, class_names)
     write_csv(stem.with_name(f"{stem.name}_classes.csv"), HEADER, by_class)
@@ -178,16 +179,16 @@ def write_files(
 
 def result_table(result: AttackResult) -> str:
     """The table on the terminal: top-1 with its 95 % interval, top-5."""
-    measured, provenance = result.measurement, result.provenance
+    measured, provenance = result.conditions, result.provenance
     lines = [["clean", *cells(result.clean)]]
     lines += [[attack.label, *cells(attack)] for attack in result.attacks]
     lines.append(["worst case", *cells(result.worst_case)])
-    eps = radius_text(measured.eps, measured.norm)
+    eps = length_text(measured.eps, measured.norm)
     title = f"protocol {measured.protocol}, eps {eps}, {provenance['subset']['description']}"
     scales = sorted({a.scale for a in result.attacks if a.loss == "ce" and a.scale is not None})
     if scales and (provenance["checkpoint"]["FN"] or provenance["checkpoint"]["WN"]):
         title += f"; cross-entropy at scale {', '.join(f'{s:g}' for s in scales)}"
-    if measured.transfer:
+    if measured.surrogate:
         title += f"; images made on {provenance['attacked']['path']}"
     if measured.precision != "fp32":
         title += f"; searched in {measured.precision}, judged in fp32"

@@ -17,7 +17,7 @@ from lib.evaluation.checkpoint_model import (
     with_trained_settings,
 )
 from lib.evaluation.folder_counts import FolderEvaluation
-from lib.evaluation.measured import class_order, network_flags
+from lib.evaluation.measured import network_text
 from lib.evaluation.shift import evaluate_shift
 from lib.imagenet_c.evaluation import evaluate_imagenet_c
 from lib.imagenet_c.scan import find_folders
@@ -123,10 +123,10 @@ def folder_evaluation(
         logger=logger,
         folder=evaluated.folder,
         provenance=make_provenance(config, evaluated, {}, context),
-        class_order=class_order(config, evaluated),
+        class_order=config.DATA.class_order,
         n_examples=options.n_examples,
         image_ids=options.image_ids,
         usual_sizes=(own["img_size"], own["crop_size"]),
-        network=network_flags(evaluated),
-        checkpoint_name=evaluated.file_name,
+        network=network_text(config, evaluated),
+        checkpoint_file=evaluated.file_name,
     )

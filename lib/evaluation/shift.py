@@ -19,10 +19,9 @@ from utils.errors import UserError
 from utils.figures.comparison import Panel, comparison
 from utils.figures.style import save_figure
 from utils.logging import table
+from utils.storage.accuracy import Accuracy
 from utils.storage.files import names_sha256, write_csv
-from utils.storage.intervals import Accuracy
-from utils.storage.records import ShiftAccuracies, ShiftResult
-from utils.storage.results import write_result
+from utils.storage.results import ShiftAccuracies, ShiftResult, write_result
 
 PART = 10_000  # images after which an interrupted evaluation resumes
 MEASURES = ("top1", "top5", "present_top1", "present_top5")
@@ -47,14 +46,14 @@ def evaluate_shift(evaluation: FolderEvaluation, root: str) -> ShiftResult:
     n, total = (sum(len(tree.files) for tree in each.values()) for each in (sets, whole))
     names = [f"{name}/{file}" for name, tree in sets.items() for file in tree.files]
     subset = describe_subset(n, total, bool(evaluation.image_ids), names_sha256(names))
-    measured, stem = evaluation.measurement("shift", "standard", subset, total, "+".join(sets))
+    conditions, stem = evaluation.conditions("shift", "standard", subset, total, "+".join(sets))
     device = evaluation.context.device
     measure = measure_of(whole, evaluation.num_classes, device)
-    counts = evaluation.count(parts_of(sets), measured, stem, "test sets", measure, columns=4)
+    counts = evaluation.count(parts_of(sets), conditions, stem, "test sets", measure, columns=4)
     accuracies = {name: accuracies_of(counts, name, sets, whole) for name in sets}
     warnings = tuple(note for tree in whole.values() for note in tree.notes)
     provenance = evaluation.provenance_of("standard", subset)
-    result = ShiftResult(measured, provenance, accuracies, warnings=warnings)
+    result = ShiftResult(conditions, provenance, warnings, accuracies)
     evaluation.finish(stem, lambda: write_files(result, stem), result_text(result, stem))
     return result
 

@@ -12,7 +12,7 @@ from lib.imagenet_c.corruptions import corruptions_label
 from lib.imagenet_c.report import make_result, result_text, write_files
 from lib.imagenet_c.scan import CorruptionTree, find_folders, read_corruptions
 from utils.errors import UserError
-from utils.storage.records import ImageNetCResult
+from utils.storage.results import ImageNetCResult
 
 
 def evaluate_imagenet_c(
@@ -42,10 +42,10 @@ def evaluate_imagenet_c(
     tree = evaluation.context.from_main(lambda: read_tree(evaluation, root, corruptions))
     subset = tree.describe_subset(bool(evaluation.image_ids))
     label = corruptions_label(tree.corruptions)
-    measured, stem = evaluation.measurement("imagenet_c", protocol.name, subset, tree.total, label)
-    counts = evaluation.count(tree.folders, measured, stem, "corruptions")
+    conditions, stem = evaluation.conditions("imagenet_c", protocol.name, subset, tree.total, label)
+    counts = evaluation.count(tree.folders, conditions, stem, "corruptions")
     provenance = evaluation.provenance_of(protocol.name, subset)
-    result = make_result(counts, tree, measured, provenance, clean_accuracy, evaluation.folder)
+    result = make_result(counts, tree, conditions, provenance, clean_accuracy, evaluation.folder)
     evaluation.finish(stem, lambda: write_files(result, stem), result_text(result, stem))
     return result
 

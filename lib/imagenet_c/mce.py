@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from lib.imagenet_c.corruptions import CORRUPTIONS, GROUPS, STANDARD
-from utils.storage.records import Summary
+from utils.storage.results import Summary
 
 ALEXNET_CLEAN_ERROR = 0.4348  # torchvision's weights, top-1 56.52 %
 

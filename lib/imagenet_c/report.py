@@ -12,16 +12,17 @@ from lib.imagenet_c.mce import summarise
 from lib.imagenet_c.scan import CorruptionTree
 from utils.errors import UserError
 from utils.logging import table
+from utils.storage.accuracy import Accuracy
+from utils.storage.conditions import Conditions
 from utils.storage.files import write_csv
-from utils.storage.intervals import Accuracy
-from utils.storage.measurement import Measurement
-from utils.storage.records import (
+from utils.storage.results import (
     AttackResult,
     CleanReference,
     CorruptionAccuracies,
     ImageNetCResult,
+    read_result,
+    write_result,
 )
-from utils.storage.results import read_result, write_result
 
 COLUMNS = ["corruption", "group", "severity", "n"]
 COLUMNS += [f"{top}_{what}" for top in ("top1", "top5") for what in ("correct", "accuracy")]
@@ -31,7 +32,7 @@ COLUMNS += ["top1_low95", "top1_high95"]
 def make_result(
     counts: Mapping[str, Sequence[int]],
     tree: CorruptionTree,
-    measurement: Measurement,
+    conditions: Conditions,
     provenance: Mapping[str, Any],
     clean_accuracy: float | None,
     run_dir: Path,
@@ -51,10 +52,10 @@ def make_result(
         corruptions[name] = CorruptionAccuracies(group_of(name), *map(tuple, tops))
     clean = CleanReference(clean_accuracy, "--clean_accuracy")
     if clean_accuracy is None:
-        clean = find_clean_accuracy(run_dir, measurement, provenance["subset"]["n"])
+        clean = find_clean_accuracy(run_dir, conditions, provenance["subset"]["n"])
     summary = summarise(fractions(corruptions), tree.classes, clean.accuracy)
     warnings = tuple(tree.warnings())
-    return ImageNetCResult(measurement, provenance, corruptions, clean, summary, warnings=warnings)
+    return ImageNetCResult(conditions, provenance, warnings, corruptions, clean, summary)
 
 
 def fractions(corruptions: Mapping[str, CorruptionAccuracies]) -> dict[str, list[float]]:
@@ -62,7 +63,7 @@ def fractions(corruptions: Mapping[str, CorruptionAccuracies]) -> dict[str, list
     return {name: [a.fraction for a in entry.top1] for name, entry in corruptions.items()}
 
 
-def find_clean_accuracy(run_dir: Path, measurement: Measurement, n: int) -> CleanReference:
+def find_clean_accuracy(run_dir: Path, conditions: Conditions, n: int) -> CleanReference:
     """Clean top-1 of an attack evaluation of the same checkpoint, and the file it stands in.
 
     On the same images if there is one, else on `n` at least; None where there is neither.
@@ -73,9 +74,9 @@ def find_clean_accuracy(run_dir: Path, measurement: Measurement, n: int) -> Clea
             result = read_result(path)
         except UserError:
             continue  # another program's file, or a broken one: not this command's business
-        same_network = result.measurement.checkpoint == measurement.checkpoint
+        same_network = result.conditions.checkpoint == conditions.checkpoint
         if isinstance(result, AttackResult) and same_network:
-            same_images = result.measurement.images == measurement.images
+            same_images = result.conditions.images == conditions.images
             top1 = result.clean.top1
             found.append((same_images, top1.n, top1.fraction, path.name))
     same_images, most, accuracy, source = max(found, default=(False, 0, None, None))

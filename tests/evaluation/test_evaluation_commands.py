@@ -282,7 +282,8 @@ CHOICES = [
      "attack_standard_pgd2+pgd2-dlr+pgd1-margin-r2_n12", "pgd2,pgd2-dlr,pgd1-margin-r2",
      {"steps": [2, 2, 1], "loss": ["ce", "dlr", "margin"], "restarts": [1, 1, 2]}),
     ("--attack pgd1,pgd1-margin --set EVAL.scales=[1,30] --n_examples 12",
-     "attack_standard_pgd1+pgd1-margin_n12_scales1+30", "pgd1,pgd1-margin,pgd1-s1,pgd1-s30", {}),
+     "attack_standard_pgd1+pgd1-margin+pgd1-s1+pgd1-s30_n12",
+     "pgd1,pgd1-margin,pgd1-s1,pgd1-s30", {}),
     ("--attack pgd3@2/255,pgd3-margin@0.1 --n_examples 6", "attack_standard_pgd3@2*_n6",
      "pgd3@2/255,pgd3-margin@0.1", {"step_size": [2 / 255, 0.1]}),
     pytest.param("--attack apgd,apgd-ce --n_examples 6", "attack_standard_apgd+apgd-ce_n6",
@@ -390,10 +391,11 @@ def test_numbered_folders_without_class_names(
     flags = ("--FN", "--WN", "--attack", "pgd1")
     message = only_error(call(*evaluation(*flags, **words)))
     assert "DATA.class_order=text or DATA.class_order=numeric" in message
-    accuracies = {}
+    accuracies, files = {}, set()
     for order in ("text", "numeric"):
         evaluate(*flags, "--set", f"DATA.class_order={order}", **words)
-        (file,) = Path().glob(f"attack_standard_numbered*_{order}_order.json")
+        (file,) = set(Path().glob("attack_standard_numbered*.json")) - files
+        files.add(file)
         accuracies[order] = json.loads(file.read_text())["clean"]["top1"]["accuracy"]
     assert accuracies["numeric"] == result()["clean"]["top1"]["accuracy"]
     assert accuracies["text"] < 0.6 < accuracies["numeric"]
@@ -421,7 +423,7 @@ def test_image_ids(digits: Path) -> None:
 
 
 @pytest.mark.slow
-def test_different_measurements_never_share_a_file(said: str, digits: Path) -> None:
+def test_different_conditions_never_share_a_file(said: str, digits: Path) -> None:
     """And the same one again replaces its own file alone."""
     before = {path: path.stat().st_mtime_ns for path in FOLDER.glob("*.json")}
     evaluate()
@@ -470,7 +472,7 @@ def test_a_radius_each_and_the_curve() -> None:
     for eps in (0, 4, 16, 64):
         stem = f"{name}_eps{eps}" if eps != EPS else name  # that of the training
         recount(stem, ("pgd3",))
-        assert result(stem)["measurement"]["eps"] == pytest.approx(eps / 255)
+        assert result(stem)["conditions"]["eps"] == pytest.approx(eps / 255)
         robust.append(result(stem)["worst_case"]["top1"]["correct"])
     assert robust[0] == result(f"{name}_eps0")["clean"]["top1"]["correct"]
     assert robust == sorted(robust, reverse=True)
@@ -519,9 +521,11 @@ def test_a_transferred_attack(said: str, weights: dict[str, torch.Tensor]) -> No
     evaluate(*flags, resume="masked.pth")
     out = evaluate(*flags, "--transfer_from", BEST, resume="masked.pth")
     assert re.search(rf"all 36 images; .*images made on \S*{BEST}\n", out)
-    (path,) = Path().glob("attack_standard_masked_*_from_model_best.json")
+    (path,) = Path().glob("attack_standard_masked_*_from_*.json")
     found = result(path.stem, Path())
-    own = result(path.stem.removesuffix("_from_model_best"), Path())
+    own = result(path.stem.partition("_from_")[0], Path())
+    surrogate = hashlib.sha256((FOLDER / "model_best.pth.tar").read_bytes()).hexdigest()
+    assert path.stem.endswith(f"_from_{surrogate[:8]}")
     assert found["provenance"]["attacked"]["path"].endswith(BEST)
     assert found["clean"] == own["clean"]
     assert own["worst_case"]["top1"]["correct"] > found["worst_case"]["top1"]["correct"]
@@ -665,16 +669,14 @@ def test_a_file_of_others_read_in_several_ways(weights: dict[str, torch.Tensor])
     """Its head and its mean tell measurements apart, as nothing in the file does."""
     torch.save(weights, "x.pth.tar")
     few = ("--attack", "pgd1", "--n_examples", "4", "--set", "ADV.pgd_attack=[[1, 1/255]]")
-    calls = {
-        "x": ("--FN", "--WN"),
-        "x_FN": ("--FN",),
-        "x_mean0.5+0.5+0.5": ("--FN", "--WN", "--set", "TRAIN.mean=[0.5, 0.5, 0.5]"),
-    }
-    for flags in calls.values():
+    both = ("--FN", "--WN")
+    readings = (both, ("--FN",), (*both, "--set", "TRAIN.mean=[0.5, 0.5, 0.5]"))
+    for flags in readings:
         evaluate(*flags, *few, "--set", "ADV.clip_eps=4", resume="x.pth.tar")
-    ending = "_pgd1_n4_resize16_crop16"
-    wanted = {f"attack_standard_{name}{ending}" for name in calls}
-    assert {path.stem for path in Path().glob("*.json")} == wanted
+    first, *others = sorted(path.stem for path in Path().glob("*.json"))
+    assert first == "attack_standard_x_pgd1_n4_resize16_crop16"
+    assert all(re.fullmatch(f"{first}_[0-9a-f]{{8}}", other) for other in others)
+    assert len(others) == 2
 
 
 def test_radii_are_looked_at_beside_the_checkpoints_own(digits: Path) -> None:

@@ -319,7 +319,7 @@ def test_curves_are_of_evaluations_that_differ_in_eps_alone():
     others = [attack_result(eps=2 / 255, seed=1), attack_result(eps=3 / 255, protocol="paper")]
     steps = attack_result(eps=8 / 255, attacks=[attack("pgd10", "PGD-10 (ce)", 9, step=2 / 255)])
     found = curves_of([*reversed(curve(_1=50, _4=30)), *others, steps])
-    assert [[round(255 * r.measurement.eps) for r in one] for one in found] == [[1, 4, 8]]
+    assert [[round(255 * r.conditions.eps) for r in one] for one in found] == [[1, 4, 8]]
 
 
 @pytest.mark.parametrize(

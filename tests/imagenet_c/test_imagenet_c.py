@@ -48,8 +48,7 @@ from utils.distributed.context import DistributedContext, SharedUserError
 from utils.errors import UserError
 from utils.figures import imagenet_c as figures_imagenet_c
 from utils.logging import Logger
-from utils.storage.records import ImageNetCResult
-from utils.storage.results import read_result
+from utils.storage.results import ImageNetCResult, read_result
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "imagenet_c_standard_r50.json"
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -592,7 +591,7 @@ def test_different_measurements_never_share_a_file(model, corrupted, tmp_path):
         "fog_n4": {"n_examples": 4},
         "fog_crop28": {"crop_size": 28},
         "snow+fog": {"corruptions": ["fog", "snow"]},
-        "last_fog": {"checkpoint_name": "last.pth.tar"},
+        "last_fog": {"checkpoint_file": "last.pth.tar"},
     }
     for change in changes.values():
         run(
@@ -721,7 +720,7 @@ def test_clean_accuracy_is_found_beside_the_results(model, tree, tmp_path):
     assert clean() == (0.4, "attack_d.json")
     subset = read(tree, ["snow"]).describe_subset(listed=False)
     same = attack_result(own, clean=4, worst=1, n=8, images=subset["description"])
-    measurement = replace(same.measurement, images=subset["sha256"])
-    write(here / "attack_e.json", replace(same, measurement=measurement))
+    conditions = replace(same.conditions, images=subset["sha256"])
+    write(here / "attack_e.json", replace(same, conditions=conditions))
     assert clean() == (0.5, "attack_e.json")
     assert clean(clean_accuracy=0.6) == (0.6, "--clean_accuracy")

@@ -1,24 +1,24 @@
-"""Result files: what is written is read again, and which measurement has which name."""
-
-from __future__ import annotations
+"""Result files: what is written is read again, and which conditions have which name."""
 
 import csv
 import json
 import os
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from records import attack, attack_result, imagenet_c_result
 from scipy import stats
 
 from utils.errors import UserError
+from utils.storage.accuracy import wilson_interval
+from utils.storage.conditions import Conditions, attack_text
 from utils.storage.files import atomic_write, names_sha256, write_csv, write_json
-from utils.storage.intervals import wilson_interval
-from utils.storage.measurement import Measurement, attack_text, filename_suffix
-from utils.storage.results import read_as, read_result, result_stem, write_result
+from utils.storage.results import read_result, record, result_stem, write_result
 
-USUAL = Measurement(
-    "attack", "standard", "a" * 64, "b" * 64, 256, 224, attacks=("pgd10@1", "pgd50@1"), eps=4 / 255
+USUAL = {"resize": 256, "crop": 224, "attacks": ("pgd10@1", "pgd50@1"), "eps": 4 / 255}
+CONDITIONS = Conditions(
+    kind="attack", protocol="standard", checkpoint="a" * 64, images="b" * 64, **USUAL
 )
 
 
@@ -36,93 +36,91 @@ USUAL = Measurement(
 def test_what_is_written_is_read(tmp_path, result):
     write_result(tmp_path / "r.json", result)
     assert read_result(tmp_path / "r.json") == result
-    assert json.loads((tmp_path / "r.json").read_text())["kind"] == result.measurement.kind
+    assert json.loads((tmp_path / "r.json").read_text())["kind"] == result.conditions.kind
 
 
 # Every field that can change a number, another value, and the name that it makes.
 OTHERS = {
-    "kind": ("imagenet_c", ""),
-    "protocol": ("paper", ""),
-    "checkpoint": ("c" * 64, ""),
-    "images": ("c" * 64, ""),
-    "scale": (64.0, ""),
-    "resize": (232, "_resize232"),
-    "crop": (160, "_crop160"),
-    "attacks": (("pgd10@1", "pgd50@2.5", "autoattack"), "_pgd10+pgd50@2.5+autoattack"),
-    "eps": (0.5 / 255, "_eps0.5"),
-    "norm": ("L2", "_L2"),
-    "precision": ("bf16", "_bf16"),
-    "scales": ((1.0, 2.5), "_scales1+2.5"),
-    "seed": (1, "_seed1"),
-    "cascade": (True, "_cascade"),
-    "transfer": ("d" * 64, ""),
-    "class_order": ("numeric", "_numeric_order"),
-    "network": ("FN", "_FN"),
-    "checkpoint_name": ("last.pth.tar", "_last"),
-    "subset": ("n500", "_n500"),
-    "corruptions": ("snow+fog", "_snow+fog"),
-    "transfer_name": ("resnet18_x.pt", "_from_resnet18_x"),
+    "kind": ("imagenet_c", "imagenet_c_standard"),
+    "protocol": ("paper", "attack_paper"),
+    "checkpoint": ("c" * 64, "attack_standard"),  # one that was replaced has no results any more
+    "images": ("c" * 64, "attack_standard_DIGEST"),
+    "network": ("resnet18, FN", "attack_standard_DIGEST"),
+    "resize": (232, "attack_standard_resize232"),
+    "crop": (160, "attack_standard_crop160"),
+    "attacks": (
+        ("pgd10@1", "pgd50@2.5", "autoattack"),
+        "attack_standard_pgd10+pgd50@2.5+autoattack",
+    ),
+    "eps": (0.5 / 255, "attack_standard_eps0.5"),
+    "norm": ("L2", "attack_standard_L2"),
+    "precision": ("bf16", "attack_standard_bf16"),
+    "seed": (1, "attack_standard_seed1"),
+    "cascade": (True, "attack_standard_cascade"),
+    "surrogate": ("d" * 64, "attack_standard_from_dddddddd"),
+    "checkpoint_file": ("last.pth.tar", "attack_standard_last"),
+    "subset": ("n500", "attack_standard_n500"),
+    "folders": ("snow+fog", "attack_standard_snow+fog"),
 }
 
 
-def test_names_outside_linf_show_steps_in_the_radius_unit() -> None:
-    usual = replace(USUAL, norm="L2", eps=0.5, attacks=("pgd10@31.875", "pgd50@6.375"))
-    for attacks, name in (
-        (("pgd10@31.875",), "_pgd10"),  # 2.5 radii / 10 steps
-        (("pgd10-margin-r5@31.875",), "_pgd10-margin-r5"),
-        (("pgd10@51", "apgd"), "_pgd10@0.2+apgd"),
-    ):
-        assert filename_suffix(replace(usual, attacks=attacks), usual) == name
-
-
 @pytest.mark.parametrize("field", OTHERS)
-def test_what_distinguishes_two_measurements_is_in_the_name(tmp_path, field):
-    assert {f.name for f in fields(Measurement)} == set(OTHERS)
-    value, suffix = OTHERS[field]
-    other = replace(USUAL, **{field: value})
-    assert filename_suffix(other, USUAL) == suffix
-    assert read_as(Measurement, json.loads(json.dumps(other.fingerprint()))) == other
+def test_what_distinguishes_two_evaluations_is_in_the_name(tmp_path, field):
+    assert {f.name for f in fields(Conditions)} == set(OTHERS)
+    value, name = OTHERS[field]
+    other = replace(CONDITIONS, **{field: value})
+    assert record(Conditions, other.fingerprint()) == other
     # Neither replaces the other's file, and each its own.
-    usual = attack_result()
-    stem = result_stem(tmp_path, USUAL, USUAL)
+    stem = result_stem(tmp_path, CONDITIONS, USUAL)
     assert stem == tmp_path / "attack_standard"
-    write_result(stem.with_name(f"{stem.name}.json"), replace(usual, measurement=USUAL))
+    write_result(Path(f"{stem}.json"), replace(attack_result(), conditions=CONDITIONS))
     theirs = result_stem(tmp_path, other, USUAL)
-    # A checkpoint that was replaced has no results any more.
-    assert (theirs == stem) == (field == "checkpoint")
-    write_result(theirs.with_name(f"{theirs.name}.json"), replace(usual, measurement=other))
+    assert theirs.name == name.replace("DIGEST", other.digest)
+    write_result(Path(f"{theirs}.json"), replace(attack_result(), conditions=other))
     assert result_stem(tmp_path, other, USUAL) == theirs
-    assert result_stem(tmp_path, USUAL, USUAL) == stem
+    assert result_stem(tmp_path, CONDITIONS, USUAL) == stem
+
+
+def test_parts_of_a_name_have_an_order(tmp_path):
+    changed = {"seed": 1, "eps": 8 / 255, "attacks": ("pgd50@1",), "checkpoint_file": "x.pt"}
+    name = "attack_standard_x_pgd50_eps8_seed1"
+    assert replace(CONDITIONS, **changed).file_name(USUAL) == name
 
 
 def test_files_of_one_stem_are_two_checkpoints(tmp_path):
-    pt, pth = (replace(USUAL, checkpoint_name=f"x.{ending}") for ending in ("pt", "pth"))
+    pt, pth = (replace(CONDITIONS, checkpoint_file=f"x.{ending}") for ending in ("pt", "pth"))
     stem = result_stem(tmp_path, pt, USUAL)
     assert stem.name == "attack_standard_x"
-    write_result(stem.with_name(f"{stem.name}.json"), replace(attack_result(), measurement=pt))
-    other = replace(pth, checkpoint="c" * 64)
-    assert result_stem(tmp_path, other, USUAL) != stem
+    write_result(Path(f"{stem}.json"), replace(attack_result(), conditions=pt))
+    assert result_stem(tmp_path, replace(pth, checkpoint="c" * 64), USUAL) != stem
     assert result_stem(tmp_path, replace(pt, checkpoint="c" * 64), USUAL) == stem  # replaced
 
 
-def test_steps_are_told_apart_but_for_the_rounding_of_published_files():
-    assert attack_text("pgd10", 8 / 255) == "pgd10@8"
-    assert attack_text("pgd10", 0.00392157) == attack_text("pgd10", 1 / 255) == "pgd10@1"
-    assert attack_text("pgd10", 0.031372) == "pgd10@7.99986"
-    assert attack_text("autoattack", 0) == "autoattack"
+@pytest.mark.parametrize(
+    ("name", "step", "norm", "text"),
+    [
+        ("pgd10", 8 / 255, "Linf", "pgd10@8"),
+        ("pgd10@8/255", 8 / 255, "Linf", "pgd10@8"),
+        ("pgd10", 0.00392157, "Linf", "pgd10@1"),  # as published files round 1/255
+        ("pgd10", 0.031372, "Linf", "pgd10@7.99986"),
+        ("pgd10-margin", 0.5, "L2", "pgd10-margin@0.5"),
+        ("autoattack", 0, "Linf", "autoattack"),
+    ],
+)
+def test_steps_are_told_apart(name, step, norm, text):
+    assert attack_text(name, step, norm) == text
 
 
 def test_what_is_no_result_is_in_nobodys_way(tmp_path):
     (tmp_path / "attack_standard.json").write_text("{")
-    assert result_stem(tmp_path, USUAL, USUAL).name == "attack_standard"
+    assert result_stem(tmp_path, CONDITIONS, USUAL).name == "attack_standard"
 
 
-def test_long_names_fit_into_a_file_system(tmp_path):
+def test_long_names_fit_into_a_file_system():
     attacks = tuple(f"pgd{steps}-margin-r5@1" for steps in range(30))
-    stem = result_stem(tmp_path, replace(USUAL, attacks=attacks), USUAL)
-    assert len(stem.name) < 200
-    other = result_stem(tmp_path, replace(USUAL, attacks=attacks, seed=1), USUAL)
-    assert other != stem
+    long = replace(CONDITIONS, attacks=attacks)
+    assert len(long.file_name(USUAL)) < 200
+    assert replace(long, seed=1).file_name(USUAL) != long.file_name(USUAL)
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (3, 7), (49_000, 50_000)])

@@ -16,11 +16,11 @@ import pytest
 from conftest import environment
 from in_process import Done, call, only_error
 from PIL import Image
-from records import EPS, PGD10, attack, attack_result, imagenet_c_result, write
+from records import PGD10, attack, attack_result, imagenet_c_result, write
 from scipy import stats
 
 from tools.paired import mcnemar_exact
-from utils.storage.records import Result
+from utils.storage.results import Result
 
 FREE = "resnet18_free_adv_step4_eps4_repeat4_bs256"
 HE = f"{FREE}_FN_WN_s10.0_margin0.2"
@@ -437,22 +437,6 @@ def test_robustbench_images_find_robustbench(compare):
 # Files and names that are odd
 
 
-def test_files_of_earlier_versions(compare):
-    """As they were before measurements were written down."""
-    path = write(Path("run/attack_standard.json"), attack_result())
-    data = json.loads(path.read_text())
-    del data["measurement"]
-    data["provenance"] |= {
-        "protocol": "standard", "precision": "bf16", "eps": EPS, "seed": 3,
-        "config": {"DATA": {"img_size": 256, "crop_size": 224}},
-        "checkpoint": {"path": "x/model_best.pth.tar", "sha256": "a" * 64, "FN": False},
-    }  # fmt: skip
-    path.write_text(json.dumps(data))
-    done = compare("run")
-    assert table(done)["run"]["Worst case"] == OF_100[40]
-    assert "eps 4/255; search in bf16; seed 3; step 1/255; over pgd10;" in done.out
-
-
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
@@ -462,8 +446,8 @@ def test_files_of_earlier_versions(compare):
         ('{"kind": "training"}', "is no evaluation"),
         ('{"kind": "attack", "provenance": {}}', "lacks what an evaluation holds"),
         ('{"kind": "attack", "provenance": 3}', "lacks what an evaluation holds"),
-        ('{"kind": "attack", "provenance": {}, "measurement": {}}', "lacks what an evaluation"),
-        ('{"kind": "attack", "provenance": {}, "measurement": []}', "lacks what an evaluation"),
+        ('{"kind": "attack", "provenance": {}, "conditions": {}}', "lacks what an evaluation"),
+        ('{"kind": "attack", "provenance": {}, "conditions": []}', "lacks what an evaluation"),
     ],
     ids=range(8),
 )
@@ -495,7 +479,7 @@ def test_a_figure_of_many_columns_is_readable(compare):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     from utils.figures.comparison import Panel, comparison
-    from utils.storage.intervals import Estimate
+    from utils.storage.accuracy import Estimate
 
     measures = [
         (f"PGD-{n} (margin, 5 restarts), eps 4/255, step 1/255, seed 0",

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.figures.style import COLOURS, GREY, WIDTH, handles_of, literal, shortened, styled
+from utils.storage.accuracy import Accuracy
 from utils.storage.csv_rows import Rows, read_rows, series
-from utils.storage.intervals import Accuracy
 
 AT_EACH_END = 10
 LETTERS = 24  # of a class's name

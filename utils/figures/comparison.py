@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.figures.style import WIDTH, footnote, handles_of, literal, marker_style, styled
-from utils.storage.intervals import Estimate
+from utils.storage.accuracy import Estimate
 
 STEP = 0.15  # inches between two runs of a measure
 GAP = 0.16  # inches between two measures

@@ -20,8 +20,8 @@ from utils.figures.style import (
     percent_axis,
     styled,
 )
-from utils.storage.intervals import Estimate, mean_estimate
-from utils.storage.records import ImageNetCResult
+from utils.storage.accuracy import Estimate, mean_estimate
+from utils.storage.results import ImageNetCResult
 
 MEAN = "mean of the 15"
 BARS_WIDTH = 0.82  # of all bars at one position, where 1 is the distance between positions

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.figures.style import WIDTH, footnote, line_style, literal, percent_axis, styled
-from utils.storage.intervals import Accuracy
-from utils.storage.measurement import Measurement, radius_number, radius_text
-from utils.storage.records import AttackResult
+from utils.storage.accuracy import Accuracy
+from utils.storage.conditions import Conditions, length_number, length_text
+from utils.storage.results import AttackResult
 
 Curve = Sequence[AttackResult]  # by radius
 LARGE = 0.25  # a ball in which every pixel may change so much leaves no image recognisable
@@ -23,11 +23,11 @@ RISE = 0.005  # of the images
 
 def curves_of(results: Iterable[AttackResult]) -> list[Curve]:
     """The evaluations that differ in their radius alone (and steps), two radii at least."""
-    groups: dict[Measurement, dict[float, AttackResult]] = {}
+    groups: dict[Conditions, dict[float, AttackResult]] = {}
     for result in results:
-        names = tuple(text.partition("@")[0] for text in result.measurement.attacks)
-        like = replace(result.measurement, eps=0.0, attacks=names)
-        groups.setdefault(like, {})[result.measurement.eps] = result
+        names = tuple(text.partition("@")[0] for text in result.conditions.attacks)
+        like = replace(result.conditions, eps=0.0, attacks=names)
+        groups.setdefault(like, {})[result.conditions.eps] = result
     return [
         [by_eps[eps] for eps in sorted(by_eps)] for by_eps in groups.values() if len(by_eps) > 1
     ]
@@ -49,7 +49,7 @@ def weak_attack_warnings(curve: Curve) -> list[str]:
                 " weak, so take more steps or another step size"
             )
     last = curve[-1]
-    if last.measurement.eps >= large_radius(last.measurement) and (
+    if last.conditions.eps >= large_radius(last.conditions) and (
         last.worst_case.top1.fraction > NEARLY_NONE
     ):
         warnings.append(
@@ -60,14 +60,14 @@ def weak_attack_warnings(curve: Curve) -> list[str]:
     return warnings
 
 
-def large_radius(measurement: Measurement) -> float:
+def large_radius(conditions: Conditions) -> float:
     """The radius of a ball in which every pixel may change by LARGE."""
-    values = 3 * measurement.crop**2
-    return LARGE * {"Linf": 1.0, "L2": math.sqrt(values), "L1": float(values)}[measurement.norm]
+    values = 3 * conditions.crop**2
+    return LARGE * {"Linf": 1.0, "L2": math.sqrt(values), "L1": float(values)}[conditions.norm]
 
 
 def radius_of(result: AttackResult) -> str:
-    return radius_text(result.measurement.eps, result.measurement.norm)
+    return length_text(result.conditions.eps, result.conditions.norm)
 
 
 @styled
@@ -77,13 +77,13 @@ def robustness(curves: Mapping[str, Curve], title: str = "") -> Figure:
     Args:
         curves: by label.
     """
-    norms = list(dict.fromkeys(curve[0].measurement.norm for curve in curves.values()))
+    norms = list(dict.fromkeys(curve[0].conditions.norm for curve in curves.values()))
     width = WIDTH if len(norms) > 1 or len(curves) > 2 else 0.7 * WIDTH
     fig = Figure(figsize=(width, 2.6), layout="constrained")
     panels = fig.subplots(1, len(norms), sharey=True, squeeze=False)[0]
     tops = []
     for index, (label, curve) in enumerate(curves.items()):
-        norm = curve[0].measurement.norm
+        norm = curve[0].conditions.norm
         tops += draw_curve(panels[norms.index(norm)], curve, literal(label), index)
     for axes, norm in zip(panels, norms, strict=True):
         axes.set_xlabel("eps (of 255)" if norm == "Linf" else f"eps ({norm} norm)")
@@ -98,8 +98,8 @@ def robustness(curves: Mapping[str, Curve], title: str = "") -> Figure:
 
 def draw_curve(axes: Axes, curve: Curve, label: str, index: int) -> list[float]:
     """One network's accuracies with their intervals. Returns where they reach to."""
-    style, norm = line_style(index), curve[0].measurement.norm
-    radii = [0.0, *(float(radius_number(r.measurement.eps, norm)) for r in curve)]
+    style, norm = line_style(index), curve[0].conditions.norm
+    radii = [0.0, *(float(length_number(r.conditions.eps, norm)) for r in curve)]
     accuracies: list[Accuracy] = [curve[0].clean.top1, *(r.worst_case.top1 for r in curve)]
     lows, highs = zip(*(a.estimate.whiskers for a in accuracies), strict=True)
     for ends in zip(radii, lows, highs, strict=True):

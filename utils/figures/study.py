@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from utils.figures.style import WIDTH, literal, marker_style, styled
-from utils.storage.intervals import Estimate
+from utils.storage.accuracy import Estimate
 
 
 @dataclass(frozen=True)

@@ -1,41 +1,203 @@
-"""Result files of evaluations as typed records, written and read here alone."""
-
-from __future__ import annotations
+"""Result files of evaluations: typed records, written and read here alone."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from utils.errors import UserError
-from utils.storage.earlier_results import measurement_of_earlier
+from utils.storage.accuracy import Accuracy
+from utils.storage.conditions import KINDS, Conditions
 from utils.storage.files import write_json
-from utils.storage.intervals import Accuracy, read_accuracy
-from utils.storage.measurement import KINDS, Measurement, filename_suffix
-from utils.storage.records import AttackResult, ImageNetCResult, Result, ShiftResult
+
+
+@dataclass(frozen=True)
+class TopAccuracies:
+    """Top-1, and top-5 where it was looked at."""
+
+    top1: Accuracy
+    top5: Accuracy | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanAccuracies(TopAccuracies):
+    """On clean images, with the mean cross-entropy in nats."""
+
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackAccuracies(TopAccuracies):
+    """Under one attack.
+
+    Attributes:
+        name: as `--attack` takes it; `autoattack-apgd-ce` for what a part of AutoAttack left.
+        label: the name in tables.
+        step_size: in [0, 1] under Linf; 0 where the attack sets its own.
+        loss: what it ascends; None where the attack has its own.
+        scale: factor on the network's raw outputs under the loss.
+    """
+
+    name: str
+    label: str
+    steps: int
+    step_size: float
+    loss: str | None
+    restarts: int
+    scale: float | None
+
+    @property
+    def is_part(self) -> bool:
+        """Whether this is what the first of an attack's several attacks have left."""
+        return ", after " in self.label
+
+
+@dataclass(frozen=True)
+class Result:
+    """What every result file holds.
+
+    Attributes:
+        conditions: everything that can change the numbers.
+        provenance: command, settings, checkpoint, subset, versions, device, date.
+        warnings: what casts doubt on the numbers.
+    """
+
+    conditions: Conditions
+    provenance: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AttackResult(Result):
+    """Clean accuracy and robustness.
+
+    Attributes:
+        attacks: every attack; empty after a cascade, whose attacks saw a part of the images each.
+        worst_case: images that are robust against all of them.
+        cascade: names of the attacks of a cascade; None where each saw all images.
+    """
+
+    clean: CleanAccuracies
+    attacks: tuple[AttackAccuracies, ...]
+    worst_case: TopAccuracies
+    cascade: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class CorruptionAccuracies:
+    """One corruption's group, and its accuracies by severity, 1 to 5."""
+
+    group: str
+    top1: tuple[Accuracy, ...]
+    top5: tuple[Accuracy, ...]
+
+
+@dataclass(frozen=True)
+class CleanReference:
+    """The clean accuracy in [0, 1] behind relative mCE, and where it was found; None: nowhere."""
+
+    accuracy: float | None
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means over ImageNet-C's 15 corruptions; None where they are undefined.
+
+    Attributes:
+        mean_accuracy: in [0, 1], the figure of arXiv:2002.08619.
+        mean_error: the same of errors, unnormalised.
+        mCE, relative_mCE: in percent, as they are published.
+        groups: mean accuracy in [0, 1] by group.
+        CE: corruption errors in percent.
+        left_out: {what is None: why}.
+    """
+
+    mean_accuracy: float | None
+    mean_error: float | None
+    mCE: float | None
+    relative_mCE: float | None
+    groups: Mapping[str, float | None]
+    CE: Mapping[str, float]
+    left_out: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ImageNetCResult(Result):
+    """Accuracy per corruption and severity."""
+
+    corruptions: Mapping[str, CorruptionAccuracies]
+    clean: CleanReference
+    summary: Summary
+
+
+@dataclass(frozen=True)
+class ShiftAccuracies:
+    """On one shifted test set.
+
+    Attributes:
+        classes: how many classes it has.
+        images: SHA-256 of the list of its images.
+        top1, top5: over all outputs of the network.
+        present_top1, present_top5: over the outputs of its classes alone.
+    """
+
+    classes: int
+    images: str
+    top1: Accuracy
+    top5: Accuracy
+    present_top1: Accuracy
+    present_top5: Accuracy
+
+
+@dataclass(frozen=True)
+class ShiftResult(Result):
+    """Accuracy on each shifted test set."""
+
+    sets: Mapping[str, ShiftAccuracies]
+
 
 Kind = TypeVar("Kind", bound=Result)
-LONGEST_NAME = 180  # bytes; file systems take 255, endings and numbers of processes come on top
 RECORDS = dict(zip(KINDS, (AttackResult, ImageNetCResult, ShiftResult), strict=True))
 
 
 def write_result(path: Path, result: Result) -> None:
     """Write a result as JSON, whole or not at all."""
-    write_json(path, {"kind": result.measurement.kind, **plain(result)})
+    write_json(path, {"kind": result.conditions.kind, **plain(result)})
 
 
 def plain(value: Any) -> Any:
     """A record as JSON's values. A field that may be left out is, where it is None."""
     if isinstance(value, Accuracy):
-        return value.as_json()
+        interval = list(value.interval)
+        return {**vars(value), "accuracy": value.fraction, "interval95": interval}
     if is_dataclass(value):
         pairs = ((f, getattr(value, f.name)) for f in fields(value))
         return {f.name: plain(v) for f, v in pairs if v is not None or f.default is MISSING}
     if isinstance(value, Mapping):
         return {key: plain(entry) for key, entry in value.items()}
     return [plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def record(annotation: Any, value: Any) -> Any:
+    """JSON's values as what an annotation says: `plain` the other way round.
+
+    Raises:
+        KeyError, TypeError, ValueError: they hold something else.
+    """
+    arguments = get_args(annotation)
+    if is_dataclass(annotation) and isinstance(annotation, type):
+        hints = get_type_hints(annotation)
+        needed = {k: hint for k, hint in hints.items() if k in value or not hasattr(annotation, k)}
+        return annotation(**{key: record(hint, value[key]) for key, hint in needed.items()})
+    if get_origin(annotation) is tuple:
+        return tuple(record(arguments[0], entry) for entry in value)
+    if get_origin(annotation) is Mapping:
+        return {key: record(arguments[1], entry) for key, entry in value.items()}
+    if type(None) in arguments and value is not None:
+        return record(arguments[0], value)
+    return value
 
 
 def read_json(path: Path) -> Any:
@@ -59,7 +221,7 @@ def is_result(data: Any) -> bool:
 
 
 def read_result(path: Path) -> Result:
-    """A result file, of this or an earlier version.
+    """A result file.
 
     Raises:
         UserError: it cannot be read, or is another kind of file.
@@ -67,45 +229,18 @@ def read_result(path: Path) -> Result:
     data = read_json(path)
     if not is_result(data):
         raise UserError(f"{path} is no evaluation of attacks, ImageNet-C or shifted test sets")
-    return parse_result(path, data)
+    return result_of(path, data)
 
 
-def parse_result(path: Path, data: Mapping[str, Any]) -> Result:
+def result_of(path: Path, data: Mapping[str, Any]) -> Result:
     """As `read_result`, of the file's content."""
     try:
-        values = {**data, "warnings": data.get("warnings") or ()}
-        if "measurement" not in values:
-            values["measurement"] = plain(measurement_of_earlier(data))
-        result: Result = read_as(RECORDS[data["kind"]], values)
+        result: Result = record(RECORDS[data["kind"]], data)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(
             f"{path} lacks what an evaluation holds ({error}); evaluate again"
         ) from error
     return result
-
-
-def read_as(kind: Any, value: Any) -> Any:
-    """JSON's values as what a record's annotations say: `plain` the other way round.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError: they hold something else.
-    """
-    if kind is Accuracy:
-        return read_accuracy(value)
-    if is_dataclass(kind) and isinstance(kind, type):
-        hints = get_type_hints(kind)
-        # What may be None, or has a default, need not be there.
-        there = {name: None for name, hint in hints.items() if type(None) in get_args(hint)} | value
-        usual = {f.name for f in fields(kind) if f.default is not MISSING} - there.keys()
-        return kind(**{k: read_as(hint, there[k]) for k, hint in hints.items() if k not in usual})
-    arguments = get_args(kind)
-    if get_origin(kind) is tuple:
-        return tuple(read_as(arguments[0], entry) for entry in value)
-    if get_origin(kind) is Mapping:
-        return {key: read_as(arguments[1], entry) for key, entry in value.items()}
-    if type(None) in arguments and value is not None:
-        return read_as(arguments[0], value)
-    return value
 
 
 def find_results(paths: Sequence[Path]) -> dict[Path, Result]:
@@ -114,17 +249,17 @@ def find_results(paths: Sequence[Path]) -> dict[Path, Result]:
     Raises:
         UserError: a path that is not there, a folder without evaluations, another kind of file.
     """
-    found: dict[Path, Result] = {}
+    results: dict[Path, Result] = {}
     for path in paths:
         if not path.is_dir():
-            found[path] = read_result(path)
+            results[path] = read_result(path)
             continue
         inside = {file: read_json(file) for file in sorted(path.glob("*.json"))}
-        results = {file: parse_result(file, d) for file, d in inside.items() if is_result(d)}
-        if not results:
+        evaluations = {file: result_of(file, d) for file, d in inside.items() if is_result(d)}
+        if not evaluations:
             raise UserError(f"{path} holds no evaluation; make one with evaluate.py -e")
-        found.update(results)
-    return found
+        results.update(evaluations)
+    return results
 
 
 def only_result(run: Path, kind: type[Kind]) -> Kind:
@@ -133,31 +268,25 @@ def only_result(run: Path, kind: type[Kind]) -> Kind:
     return result
 
 
-def result_stem(folder: Path, measured: Measurement, usual: Measurement) -> Path:
-    """Path of a measurement's files without extension: `attack_standard`, with a suffix or not.
+def result_stem(folder: Path, conditions: Conditions, usual: Mapping[str, Any]) -> Path:
+    """Path of an evaluation's files without extension: `attack_standard`, with a suffix or not.
 
-    Where a result of something else has that name (of other images, say), a digest is added. The
-    result of a file whose content has changed since is replaced.
+    Where a result under other conditions has that name (of other images, say), a digest is added.
+    The result of a checkpoint whose content has changed since is replaced.
 
     Args:
-        usual: see `filename_suffix`.
+        usual: see `Conditions.file_name`.
     """
-    start = f"{measured.kind}_{measured.protocol}"
-    stem = folder / f"{start}{filename_suffix(measured, usual)}"
-    if len(os.fsencode(stem.name)) > LONGEST_NAME:
-        stem = folder / f"{start}_{measured.digest}"
-    there = measurement_at(stem)
-    if there is None or (
-        replace(there, checkpoint=measured.checkpoint) == measured
-        and there.checkpoint_name == measured.checkpoint_name
-    ):
+    stem = folder / conditions.file_name(usual)
+    others = conditions_at(stem)
+    if others is None or replace(others, checkpoint=conditions.checkpoint) == conditions:
         return stem
-    return stem.with_name(f"{stem.name}_{measured.digest}")
+    return Path(f"{stem}_{conditions.digest}")
 
 
-def measurement_at(stem: Path) -> Measurement | None:
-    """What the result of this name measures; None where there is none that can be read."""
+def conditions_at(stem: Path) -> Conditions | None:
+    """The conditions of the result of this name; None where there is none that can be read."""
     try:
-        return read_result(stem.with_name(f"{stem.name}.json")).measurement
+        return read_result(Path(f"{stem}.json")).conditions
     except UserError:
         return None

@@ -10,8 +10,8 @@ from typing import Any
 
 from utils.config.load import read_yaml
 from utils.errors import UserError
+from utils.storage.conditions import KINDS
 from utils.storage.files import remove_leftovers
-from utils.storage.measurement import KINDS
 
 ROOT = Path("trained_models")
 LOCK_SECONDS = 5.0  # for a training that was killed to be gone

@@ -1,12 +1,9 @@
 """An accuracy and how far it can be trusted."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any
 
 Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 
@@ -61,10 +58,18 @@ def mean_estimate(mean: float, n: int) -> Estimate:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How many of n images are right."""
+    """How many of n images are right.
+
+    Raises:
+        TypeError, ValueError: they are no such counts.
+    """
 
     correct: int
     n: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.correct <= self.n:
+            raise ValueError(f"{self.correct} of {self.n} images is no accuracy")
 
     @property
     def fraction(self) -> float:
@@ -84,16 +89,3 @@ class Accuracy:
         """The same in percent."""
         low, high = self.interval
         return Estimate(self.percent, (100 * low, 100 * high))
-
-    def as_json(self) -> dict[str, Any]:
-        """What result files hold: the counts, the fraction, its 95 % interval."""
-        interval = list(self.interval)
-        return {**vars(self), "accuracy": self.fraction, "interval95": interval}
-
-
-def read_accuracy(entry: Mapping[str, Any]) -> Accuracy:
-    """Of a result file's entry. Raises TypeError, KeyError or ValueError where it is none."""
-    correct, n = entry["correct"], entry["n"]
-    if not (isinstance(correct, int) and isinstance(n, int) and 0 <= correct <= n):
-        raise ValueError(f"{correct} of {n} images is no accuracy")
-    return Accuracy(correct, n)

@@ -1,0 +1,124 @@
+"""The conditions of an evaluation: what can change its numbers, and so what its file is called."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+KINDS = ("attack", "imagenet_c", "shift")  # what the names of result files begin with
+LONGEST_NAME = 180  # bytes; file systems take 255, endings and numbers of processes come on top
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Everything that can change a number; two evaluations that differ in it share no file.
+
+    Attributes:
+        kind: `attack`, `imagenet_c` or `shift`.
+        protocol: `standard`, `freeat` or `paper`.
+        checkpoint: SHA-256 of the network's file or weights.
+        images: SHA-256 of the list of images.
+        resize, crop: shorter side before the crop (None: not resized) and side of the crop, pixels.
+        network: what flags say of a network whose file does not; see `network_text`.
+        checkpoint_file: its name; empty for a run's best model.
+        attacks: names with their steps, see `attack_text`.
+        folders: corruptions, where they are not the standard 15, or shifted test sets: `snow+fog`.
+        subset: which images, `n500` or `ids1a2b3c4d`; empty for all.
+        eps: radius, in [0, 1] for Linf.
+        surrogate: SHA-256 of the network that was attacked, where it is another one.
+        cascade: each attack saw only what the ones before had left robust.
+    """
+
+    kind: str
+    protocol: str
+    checkpoint: str
+    images: str
+    resize: int | None
+    crop: int
+    network: str = ""
+    checkpoint_file: str = ""
+    attacks: tuple[str, ...] = ()
+    folders: str = ""
+    subset: str = ""
+    eps: float = 0.0
+    norm: str = "Linf"
+    precision: str = "fp32"
+    seed: int = 0
+    surrogate: str = ""
+    cascade: bool = False
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Plain values: what an interrupted evaluation and the one that resumes it must share."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits that tell these conditions from any other."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def file_name(self, usual: Mapping[str, Any]) -> str:
+        """`attack_standard_pgd50_eps8_seed1`: what differs from the defaults, in this order.
+
+        Args:
+            usual: `resize`, `crop` and, of attacks, `attacks` and `eps` of the network's training.
+        """
+        first_step = next(iter(usual.get("attacks", ())), "").partition("@")[2]
+        parts = {
+            "checkpoint_file": file_stem(self.checkpoint_file),
+            "attacks": "+".join(text.removesuffix(f"@{first_step}") for text in self.attacks),
+            "folders": self.folders,
+            "subset": self.subset,
+            "eps": f"eps{length_number(self.eps, self.norm)}",
+            "norm": self.norm,
+            "resize": f"resize{self.resize or 0}",
+            "crop": f"crop{self.crop}",
+            "precision": self.precision,
+            "seed": f"seed{self.seed}",
+            "surrogate": f"from_{self.surrogate[:8]}",
+            "cascade": "cascade",
+        }
+        defaults = {**vars(Conditions), **usual}
+        differing = [part for name, part in parts.items() if getattr(self, name) != defaults[name]]
+        start = f"{self.kind}_{self.protocol}"
+        name = "_".join([start, *differing])
+        return name if len(os.fsencode(name)) <= LONGEST_NAME else f"{start}_{self.digest}"
+
+
+def attack_text(name: str, step_size: float, norm: str = "Linf") -> str:
+    """`pgd10@1`: an attack and its step, in 1/255 under Linf; the bare name where it has none."""
+    name = name.partition("@")[0]
+    return f"{name}@{length_number(step_size, norm)}" if step_size else name
+
+
+def file_stem(path: str) -> str:
+    """A checkpoint's file name without its ending, `.pth.tar`, `.pt` or another."""
+    return Path(path.removesuffix(".tar")).stem
+
+
+def length_number(length: float, norm: str = "Linf") -> str:
+    """`4` for a radius or step of 4/255 under Linf; the length itself under other norms."""
+    # Six digits: 0.00392157, as published files have it, is 1/255.
+    return f"{255 * length if norm == 'Linf' else length:.6g}"
+
+
+def length_text(length: float, norm: str = "Linf") -> str:
+    """`4/255` under Linf; `0.5 (L2)`."""
+    number = length_number(length, norm)
+    return f"{number}/255" if norm == "Linf" else f"{number} ({norm})"
+
+
+def subset_label(subset: Mapping[str, Any], total: int, listed: bool) -> str:
+    """`n500` of evenly spread images, `ids1a2b3c4d` of listed ones, nothing of all.
+
+    Args:
+        subset: n and the list's sha256.
+        total: images there are.
+    """
+    if subset["n"] >= total:
+        return ""
+    return f"ids{subset['sha256'][:8]}" if listed else f"n{subset['n']}"
