@@ -4,14 +4,11 @@
     python -m tools.plot gradient_ratio RUN_A RUN_B -o fig.png
     python -m tools.plot training RUN -o fig.png
     python -m tools.plot robustness RUN_A RUN_B -o fig.png
-    python -m tools.plot classes A/attack_standard.json -o fig.png
 
 imagenet_c takes results of `evaluate.py --eva_on_imagenet_c`, gradient_ratio run folders trained
 with `--print_gradients True`, training one run folder, robustness run folders that hold evaluations
-at several eps, classes one result of attacks. Exit status 2 after an error.
+at several eps. Exit status 2 after an error.
 """
-
-from __future__ import annotations
 
 import argparse
 import sys
@@ -23,7 +20,6 @@ from matplotlib.figure import Figure
 from utils.config.command_line import OneLineParser, tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
-from utils.figures.classes import classes, read_classes
 from utils.figures.gradients import gradient_ratio, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
@@ -38,11 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plot(arguments: argparse.Namespace) -> None:
-    """Draw and save the figure.
-
-    Raises:
-        UserError: an input is not what the figure is drawn from.
-    """
+    """Draw and save the figure."""
     paths = save_figure(arguments.draw(arguments), arguments.output)
     print(f"written: {', '.join(str(path) for path in paths)}")
 
@@ -56,7 +48,6 @@ def build_parser() -> OneLineParser:
         ("gradient_ratio", of_gradients, "RUN", "+", "adversarial over clean gradients"),
         ("training", of_training, "RUN", 1, "loss, accuracy and learning rate over epochs"),
         ("robustness", of_robustness, "RUN_OR_JSON", "+", "worst-case accuracy against eps"),
-        ("classes", of_classes, "JSON", 1, "the most and the least robust classes"),
     ):
         figure = figures.add_parser(name, help=text, description=text)
         add = figure.add_argument
@@ -79,11 +70,7 @@ def of_imagenet_c(arguments: argparse.Namespace) -> Figure:
 
 
 def read_imagenet_c(path: Path) -> ImageNetCResult:
-    """An ImageNet-C result file.
-
-    Raises:
-        UserError: it is none.
-    """
+    """An ImageNet-C result file."""
     result = read_result(path)
     if not isinstance(result, ImageNetCResult) or not result.corruptions:
         raise UserError(f"{path} is no ImageNet-C result; make one with --eva_on_imagenet_c")
@@ -115,12 +102,6 @@ def of_robustness(arguments: argparse.Namespace) -> Figure:
         for warning in weak_attack_warnings(curve):
             print(f"warning: {label}: {warning}", file=sys.stderr)
     return robustness(labelled, arguments.title)
-
-
-def of_classes(arguments: argparse.Namespace) -> Figure:
-    """The classes of one result of attacks, from the CSV beside it."""
-    (path,) = arguments.inputs
-    return classes(read_classes(path.with_name(f"{path.stem}_classes.csv")), arguments.title)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """The figure of attacked images: original, perturbation and adversarial image side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.figures.style import COLOURS, WIDTH, footnote, literal, shortened, styled
+from utils.figures.style import COLOURS, WIDTH, footnote, literal, styled
 
-RIGHT, WRONG = COLOURS[2], COLOURS[1]
-ACROSS = 2  # triples of images beside each other
+SIDE = WIDTH / 6.5  # inches of an image: two triples beside each other, and gaps
 LETTERS = 14  # that fit below an image
 
 
@@ -37,19 +34,17 @@ class AttackedImage:
 
 
 @styled
-def attack_images(images: Sequence[AttackedImage], reach: float, title: str) -> Figure:
-    """Images, their perturbations scaled so that `reach` fills the range, and what becomes of them.
+def attack_images(images: Sequence[AttackedImage], max_change: float, title: str) -> Figure:
+    """Images, their perturbations, and what becomes of them.
 
     Args:
-        reach: change of a pixel in [0, 1] that is drawn white; its opposite is black, none grey.
+        max_change: change of a pixel in [0, 1] that is drawn white; its opposite is black.
         title: above the figure.
     """
-    across = min(ACROSS, len(images))
+    across = min(2, len(images))
     rows = -(-len(images) // across)
-    # The gap between two triples is a column of its own.
-    widths = ([1, 1, 1, 0.12] * across)[:-1]
-    side = WIDTH / (sum(widths) + 0.3) if across == ACROSS else 1.0
-    size = (side * (sum(widths) + 0.3), (side + 0.36) * rows + 0.55)
+    widths = ([1, 1, 1, 0.12] * across)[:-1]  # the gap between two triples is a column of its own
+    size = (SIDE * (sum(widths) + 0.3), (SIDE + 0.36) * rows + 0.55)
     fig = Figure(figsize=size)
     fig.set_layout_engine("constrained", w_pad=0.02, h_pad=0.03, wspace=0, hspace=0.02)
     grid = fig.subplots(rows, len(widths), width_ratios=widths, squeeze=False)
@@ -57,44 +52,42 @@ def attack_images(images: Sequence[AttackedImage], reach: float, title: str) -> 
         axes.set_axis_off()
     for index, image in enumerate(images):
         row, column = index // across, 4 * (index % across)
-        panels = list(grid[row, column : column + 3])
-        draw_triple(panels, image, reach)
-        if row == 0:
-            captions = ("original", f"change, ±{255 * reach:.3g}/255", "adversarial")
-            for axes, caption in zip(panels, captions, strict=True):
-                axes.set_title(caption, fontsize=7.5)
+        draw_triple(list(grid[row, column : column + 3]), image, max_change)
+    captions = ("original", f"change, ±{255 * max_change:.3g}/255", "adversarial", "")
+    for column, axes in enumerate(grid[0]):
+        axes.set_title(captions[column % 4], fontsize=7.5)
     note = "Below: true class, attack, and the classes predicted (✓ right, ✗ wrong)."
     footnote(fig, f"{note} Grey is no change.")
     fig.suptitle(literal(title), fontsize=8.5)
     return fig
 
 
-def draw_triple(panels: Sequence[Axes], image: AttackedImage, reach: float) -> None:
-    """An image, its change, and the adversarial image, with their captions."""
+def draw_triple(panels: Sequence[Axes], image: AttackedImage, max_change: float) -> None:
+    """An image, its change, and the adversarial image, with what they are below."""
     clean, adversarial = (
         np.moveaxis(np.asarray(x, float), 0, 2) for x in (image.clean, image.adversarial)
     )
-    change = np.clip(0.5 + (adversarial - clean) / (2 * reach), 0, 1)
-    for axes, pixels in zip(panels, (clean, change, adversarial), strict=True):
-        draw_image(axes, pixels)
-    write_prediction(panels[0], image.before, image.label)
-    about = f"{shortened(image.label, LETTERS)}\n{literal(image.attack)}"
-    panels[1].set_xlabel(about, fontsize=7, labelpad=2)
-    write_prediction(panels[2], image.after, image.label)
+    change = 0.5 + (adversarial - clean) / (2 * max_change)
+    captions = (
+        prediction_caption(image.before, image.label),
+        (f"{shortened(image.label)}\n{literal(image.attack)}", "black"),
+        prediction_caption(image.after, image.label),
+    )
+    pixels = (clean, change, adversarial)
+    for axes, values, (text, colour) in zip(panels, pixels, captions, strict=True):
+        axes.imshow(np.clip(values, 0, 1), interpolation="nearest")
+        axes.set_axis_on()
+        axes.grid(visible=False)
+        axes.set(xticks=[], yticks=[])
+        axes.set_xlabel(text, color=colour, fontsize=7, labelpad=2)
 
 
-def draw_image(axes: Axes, image: np.ndarray) -> None:
-    """An image (H, W, 3) in [0, 1] with its own pixels, in a thin frame."""
-    axes.imshow(np.clip(image, 0, 1), interpolation="nearest")
-    axes.set_axis_on()
-    axes.grid(visible=False)
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(visible=True, linewidth=0.6)
+def prediction_caption(prediction: str, label: str) -> tuple[str, str]:
+    """The predicted class with a sign for right or wrong, and a colour that says the same."""
+    sign, colour = ("✓", COLOURS[2]) if prediction == label else ("✗", COLOURS[1])
+    return f"{sign} {shortened(prediction)}", colour
 
 
-def write_prediction(axes: Axes, prediction: str, truth: str) -> None:
-    """What the network says, below the image: a sign as well as a colour for right and wrong."""
-    right = prediction == truth
-    text = f"{'✓' if right else '✗'} {shortened(prediction, LETTERS)}"
-    axes.set_xlabel(text, fontsize=7, color=RIGHT if right else WRONG, labelpad=2)
+def shortened(name: str) -> str:
+    """A class's name, as much as fits below an image."""
+    return literal(name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…")

@@ -1,21 +1,16 @@
 """The figure of ImageNet-C results: curves over the severities, bars per corruption."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.figures.style import (
-    COLOURS,
-    HATCHES,
     WIDTH,
+    curve_style,
     footnote,
     handles_of,
-    line_style,
     literal,
     percent_axis,
     styled,
@@ -24,11 +19,11 @@ from utils.storage.accuracy import Estimate, mean_estimate
 from utils.storage.results import ImageNetCResult
 
 MEAN = "mean of the 15"
-BARS_WIDTH = 0.82  # of all bars at one position, where 1 is the distance between positions
+Results = Mapping[str, ImageNetCResult]  # by label
 
 
 @styled
-def imagenet_c(results: Mapping[str, ImageNetCResult], title: str = "") -> Figure:
+def imagenet_c(results: Results, title: str = "") -> Figure:
     """Accuracy against severity per group of corruptions, and bars per corruption below.
 
     With one result the curves are its corruptions; with more, each result's mean over the group.
@@ -38,72 +33,58 @@ def imagenet_c(results: Mapping[str, ImageNetCResult], title: str = "") -> Figur
         results: by label. A corruption that only some results hold has a bar where it is.
     """
     fullest = sorted(results.values(), key=lambda result: -len(result.corruptions))
-    group_of = {n: c.group for result in fullest for n, c in result.corruptions.items()}
-    groups = list(dict.fromkeys(group_of.values()))
+    groups: dict[str, list[str]] = {}
+    for name, corruption in (item for result in fullest for item in result.corruptions.items()):
+        members = groups.setdefault(corruption.group, [])
+        members += [name] * (name not in members)
     single = len(results) == 1
     fig = Figure(figsize=(WIDTH, 4.9 if single else 4.5), layout="constrained")
-    above, below = fig.subfigures(
-        2, 1, squeeze=False, height_ratios=(1.2 if single else 1, 1.1)
-    ).flat
-    panels = np.atleast_1d(above.subplots(1, len(groups), sharey=True))
-    for axes, group in zip(panels, groups, strict=True):
-        draw_severities(axes, group_curves(results, group))
+    heights = (1.2 if single else 1, 1.1)
+    above, below = fig.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
+    panels = above.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, (group, members) in zip(panels, groups.items(), strict=True):
+        curves = group_curves(results, members)
+        for index, (label, values) in enumerate(curves):
+            axes.plot(range(1, len(values) + 1), values, label=label, **curve_style(index))
+        axes.set(xlabel="severity", xticks=range(1, 6), xlim=(0.7, 5.3))
         axes.set_title(group if single else f"{group} (mean)")
-        if single:
-            # Below the panel: inside, four names would lie on the curves.
-            position = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.3), "borderaxespad": 0}
-            axes.legend(
-                fontsize=7, handlelength=1.2, handletextpad=0.4, labelspacing=0.2, **position
-            )
-    peak = [a.percent for r in fullest for c in r.corruptions.values() for a in c.top1]
-    percent_axis(panels[0], "top-1 accuracy (%)", peak)
-    names = sorted(group_of, key=lambda name: groups.index(group_of[name]))
-    draw_bars(below.subplots(), results, bar_spots(results, names, group_of))
+        if single:  # below the panel: inside, four names would lie on the curves
+            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.3), "borderaxespad": 0}
+            axes.legend(fontsize=7, handlelength=1.2, handletextpad=0.4, labelspacing=0.2, **place)
+    accuracies = [a.percent for r in fullest for c in r.corruptions.values() for a in c.top1]
+    percent_axis(panels[0], "top-1 accuracy (%)", accuracies)
+    draw_bars(below.subplots(), results, groups)
     if not single:
-        handles = handles_of(results, map(line_style, range(len(results))))
-        above.legend(handles=handles, loc="outside lower center", ncols=min(len(results), 2))
-    note = "Whiskers: 95 % Wilson intervals over the images, not images x severities."
-    footnote(fig, note)
+        handles = handles_of(results, map(curve_style, range(len(results))))
+        above.legend(handles=handles, loc="outside lower center", ncols=2)
+    footnote(fig, "Whiskers: 95 % Wilson intervals over the images, not images x severities.")
     fig.suptitle(literal(title))
     return fig
 
 
-def group_curves(
-    results: Mapping[str, ImageNetCResult], group: str
-) -> list[tuple[str, list[float]]]:
-    """(label, percents) of each curve in a group's panel.
+def group_curves(results: Results, members: Sequence[str]) -> list[tuple[str, list[float]]]:
+    """(label, percents) of each curve in the panel of these corruptions.
 
     A mean over a group is left empty where the result lacks a corruption that another has: means
     over different corruptions do not compare.
     """
-    members = {
+    curves = {
         label: {
-            name: [accuracy.percent for accuracy in corruption.top1]
-            for name, corruption in result.corruptions.items()
-            if corruption.group == group
+            name: [accuracy.percent for accuracy in result.corruptions[name].top1]
+            for name in members
+            if name in result.corruptions
         }
         for label, result in results.items()
     }
     if len(results) == 1:
-        (only,) = members.values()
+        (only,) = curves.values()
         return [(readable(name), values) for name, values in only.items()]
-    union = {name for rows in members.values() for name in rows}
     return [
-        (label, [fmean(values) for values in zip(*rows.values(), strict=True)])
-        if rows.keys() == union
+        (label, [fmean(v) for v in zip(*by_name.values(), strict=True)])
+        if len(by_name) == len(members)
         else (label, [])
-        for label, rows in members.items()
+        for label, by_name in curves.items()
     ]
-
-
-def draw_severities(axes: Axes, curves: Sequence[tuple[str, list[float]]]) -> None:
-    """One group's curves over the five severities."""
-    for index, (label, values) in enumerate(curves):
-        if values:
-            axes.plot(range(1, len(values) + 1), values, label=label, **line_style(index))
-    axes.set_xlabel("severity")
-    axes.set_xticks(range(1, 6))
-    axes.set_xlim(0.7, 5.3)
 
 
 def bars_of(result: ImageNetCResult) -> dict[str, Estimate]:
@@ -115,66 +96,35 @@ def bars_of(result: ImageNetCResult) -> dict[str, Estimate]:
     return {name: mean_estimate(mean, n) for name, (mean, n) in means.items()}
 
 
-def draw_bars(
-    axes: Axes, results: Mapping[str, ImageNetCResult], spots: Mapping[str, float]
-) -> None:
+def draw_bars(axes: Axes, results: Results, groups: Mapping[str, Sequence[str]]) -> None:
     """A bar per corruption and result, and one for the mean; space between the groups."""
-    width = BARS_WIDTH / len(results)
-    tops = []
+    positions: dict[str, float] = {}
+    colours = {MEAN: "#666666"}  # of a single result's bars: those of the corruptions' curves
+    for gap, members in enumerate(groups.values()):
+        for name, style in zip(members, map(curve_style, range(len(members))), strict=True):
+            positions[name], colours[name] = len(positions) + 0.5 * gap, style["color"]
+    if any(result.summary.mean_accuracy is not None for result in results.values()):
+        positions[MEAN] = len(positions) + 0.5 * len(groups)
+    width, tops = 0.82 / len(results), []
     for index, result in enumerate(results.values()):
-        bars = bars_of(result)
         offset = (index - (len(results) - 1) / 2) * width
-        middles = [spots[name] + offset for name in bars]
-        axes.bar(
-            middles,
-            [bar.percent for bar in bars.values()],
-            width * 0.94,
-            color=COLOURS[index % len(COLOURS)] if len(results) > 1 else curve_colours(result),
-            hatch=HATCHES[index % len(HATCHES)],
-            edgecolor="white",
-            linewidth=0,
-        )
-        for x, bar in zip(middles, bars.values(), strict=True):
+        for name, bar in bars_of(result).items():
+            x = positions[name] + offset
+            colour = colours[name] if len(results) == 1 else curve_style(index)["color"]
+            axes.bar(x, bar.percent, 0.94 * width, color=colour)
             axes.vlines(x, *bar.whiskers, color="#222222", linewidth=0.8)
             tops.append(bar.whiskers[1])
             if len(results) == 1:  # more would not fit
-                axes.annotate(
-                    f"{bar.percent:.0f}", (x, tops[-1]), (0, 1), textcoords="offset points",
-                    ha="center", fontsize=7,
-                )  # fmt: skip
+                axes.text(x, tops[-1], f"{bar.percent:.0f}", ha="center", va="bottom", fontsize=7)
     percent_axis(axes, "top-1, mean of severities (%)", tops)
-    axes.set_xticks(list(spots.values()), [readable(name) for name in spots], rotation=40)
-    for label in axes.get_xticklabels():
-        label.set(ha="right", rotation_mode="anchor", fontsize=7)
+    labels = [readable(name) for name in positions]
+    style = {"rotation": 40, "ha": "right", "rotation_mode": "anchor", "fontsize": 7}
+    axes.set_xticks(list(positions.values()), labels, **style)
     axes.tick_params(axis="x", length=0)
     axes.grid(visible=False, axis="x")
     # A few bars stay narrow, and in the middle.
-    left, right = min(spots.values()) - 0.6, max(spots.values()) + 0.6
-    margin = max(0.0, 12 - (right - left)) / 2
-    axes.set_xlim(left - margin, right + margin)
-
-
-def bar_spots(
-    results: Mapping[str, ImageNetCResult], names: Sequence[str], group_of: Mapping[str, str]
-) -> dict[str, float]:
-    """Where each corruption's bars stand, and the mean's if there is one."""
-    spots: dict[str, float] = {}
-    spot = 0.0
-    for before, name in zip([None, *names], names, strict=False):
-        spot += 1.0 if before is None or group_of[before] == group_of[name] else 1.5
-        spots[name] = spot
-    if any(result.summary.mean_accuracy is not None for result in results.values()):
-        spots[MEAN] = spot + 1.6
-    return spots
-
-
-def curve_colours(result: ImageNetCResult) -> list[str]:
-    """For a single result: each bar in the colour of the corruption's curve, grey for the mean."""
-    groups = [entry.group for entry in result.corruptions.values()]
-    indices = [groups[:place].count(group) for place, group in enumerate(groups)]
-    colours = [COLOURS[index % len(COLOURS)] for index in indices]
-    has_mean = result.summary.mean_accuracy is not None
-    return [*colours, "#666666"] if has_mean else colours
+    middle, half = max(positions.values()) / 2, max(6.0, max(positions.values()) / 2 + 0.6)
+    axes.set_xlim(middle - half, middle + half)
 
 
 def readable(name: str) -> str:

@@ -1,17 +1,13 @@
 """The robustness curve: accuracy against the radius of the attack's ball."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.figures.style import WIDTH, footnote, line_style, literal, percent_axis, styled
-from utils.storage.accuracy import Accuracy
+from utils.figures.style import WIDTH, curve_style, footnote, literal, percent_axis, styled
 from utils.storage.conditions import Conditions, length_number, length_text
 from utils.storage.results import AttackResult
 
@@ -48,22 +44,17 @@ def weak_attack_warnings(curve: Curve) -> list[str]:
                 f" {radius_of(larger)}, though the larger ball holds the smaller: the attack is"
                 " weak, so take more steps or another step size"
             )
-    last = curve[-1]
-    if last.conditions.eps >= large_radius(last.conditions) and (
-        last.worst_case.top1.fraction > NEARLY_NONE
-    ):
+    last, conditions = curve[-1], curve[-1].conditions
+    values = 3 * conditions.crop**2
+    all_values = {"Linf": 1.0, "L2": math.sqrt(values), "L1": float(values)}  # changed by 1
+    large = LARGE * all_values[conditions.norm]
+    if conditions.eps >= large and last.worst_case.top1.fraction > NEARLY_NONE:
         warnings.append(
             f"robust accuracy is still {last.worst_case.top1.percent:.1f} % at eps"
             f" {radius_of(last)}, where no image is recognisable: the attack is weak, so take more"
             " steps, another loss, or autoattack"
         )
     return warnings
-
-
-def large_radius(conditions: Conditions) -> float:
-    """The radius of a ball in which every pixel may change by LARGE."""
-    values = 3 * conditions.crop**2
-    return LARGE * {"Linf": 1.0, "L2": math.sqrt(values), "L1": float(values)}[conditions.norm]
 
 
 def radius_of(result: AttackResult) -> str:
@@ -78,31 +69,26 @@ def robustness(curves: Mapping[str, Curve], title: str = "") -> Figure:
         curves: by label.
     """
     norms = list(dict.fromkeys(curve[0].conditions.norm for curve in curves.values()))
-    width = WIDTH if len(norms) > 1 or len(curves) > 2 else 0.7 * WIDTH
-    fig = Figure(figsize=(width, 2.6), layout="constrained")
-    panels = fig.subplots(1, len(norms), sharey=True, squeeze=False)[0]
-    tops = []
+    fig = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    panels = dict(
+        zip(norms, fig.subplots(1, len(norms), sharey=True, squeeze=False)[0], strict=True)
+    )
+    highest: list[float] = []
     for index, (label, curve) in enumerate(curves.items()):
-        norm = curve[0].conditions.norm
-        tops += draw_curve(panels[norms.index(norm)], curve, literal(label), index)
-    for axes, norm in zip(panels, norms, strict=True):
+        norm, style = curve[0].conditions.norm, curve_style(index)
+        radii = [0.0, *(float(length_number(r.conditions.eps, norm)) for r in curve)]
+        accuracies = [curve[0].clean.top1, *(result.worst_case.top1 for result in curve)]
+        lows, highs = zip(*(accuracy.estimate.whiskers for accuracy in accuracies), strict=True)
+        percents = [accuracy.percent for accuracy in accuracies]
+        panels[norm].vlines(radii, lows, highs, color=style["color"], linewidth=0.9)
+        panels[norm].plot(radii, percents, label=literal(label), **style)
+        highest += highs
+    for norm, axes in panels.items():
         axes.set_xlabel("eps (of 255)" if norm == "Linf" else f"eps ({norm} norm)")
         axes.margins(x=0.03)
         if len(curves) > 1:
             axes.legend()
-    percent_axis(panels[0], "top-1 accuracy, worst case (%)", tops)
+    percent_axis(panels[norms[0]], "top-1 accuracy, worst case (%)", highest)
     footnote(fig, "Whiskers: 95 % Wilson intervals. At 0: clean.")
     fig.suptitle(literal(title))
     return fig
-
-
-def draw_curve(axes: Axes, curve: Curve, label: str, index: int) -> list[float]:
-    """One network's accuracies with their intervals. Returns where they reach to."""
-    style, norm = line_style(index), curve[0].conditions.norm
-    radii = [0.0, *(float(length_number(r.conditions.eps, norm)) for r in curve)]
-    accuracies: list[Accuracy] = [curve[0].clean.top1, *(r.worst_case.top1 for r in curve)]
-    lows, highs = zip(*(a.estimate.whiskers for a in accuracies), strict=True)
-    for ends in zip(radii, lows, highs, strict=True):
-        axes.vlines(*ends, color=style["color"], linewidth=0.9)
-    axes.plot(radii, [a.percent for a in accuracies], label=label, **style)
-    return list(highs)

@@ -1,14 +1,12 @@
 """Robust accuracy against the cost of training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from utils.figures.style import WIDTH, literal, marker_style, styled
+from utils.figures.style import WIDTH, literal, point_style, styled
 from utils.storage.accuracy import Estimate
 
 
@@ -32,22 +30,14 @@ def robustness_against_cost(points: Sequence[Point]) -> Figure:
     """A point for each training, on a logarithmic axis of costs."""
     fig = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     axes = fig.subplots()
-    costs = sorted({point.cost for point in points})
     for number, point in enumerate(points):
-        style, filled = marker_style(number // 2), number % 2
-        shift = 1.02 if filled else 0.98  # two points of one cost stay apart
-        axes.errorbar(
-            point.cost * shift,
-            point.robust.percent,
-            yerr=point.robust.spread or None,
-            **style,
-            markersize=6,
-            markerfacecolor=style["color"] if filled else "white",
-            linestyle="none",
-            capsize=2.5,
-            label=literal(point.name),
-        )
+        style, with_he = point_style(number // 2), number % 2
+        cost = point.cost * (1.02 if with_he else 0.98)  # two points of one cost stay apart
+        style |= {"markersize": 6, "capsize": 2.5, "label": literal(point.name)}
+        style["markerfacecolor"] = style["color"] if with_he else "white"
+        axes.errorbar(cost, point.robust.percent, yerr=point.robust.spread or None, **style)
     axes.set_xscale("log")
+    costs = sorted({point.cost for point in points})
     axes.set_xticks(costs, [f"{cost:g}" for cost in costs])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(bottom=0)

@@ -3,8 +3,6 @@
 Figures are made of `matplotlib.figure.Figure` alone: no pyplot, no window, no display needed.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,12 +21,9 @@ from utils.text import printable
 # say the same a second time, for print in grey. The yellow is left out: too pale for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (3, 3)))
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (3, 3)))
 GREY = "#444444"
-HATCHES = ("", "///", "...", "\\\\\\", "xxx", "++", "oo")
-
 WIDTH = 5.5  # inches, of the text of a paper: set so, the fonts have the sizes below
-
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -40,16 +35,13 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#555555",
-    "axes.linewidth": 0.8,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.7,
     "lines.linewidth": 1.3,
     "lines.markersize": 3.8,
     "lines.markeredgewidth": 0.8,
     "legend.frameon": False,
-    "hatch.linewidth": 0.6,
     "pdf.fonttype": 42,  # text stays text
     "savefig.dpi": 250,
 }
@@ -58,51 +50,39 @@ styled = matplotlib.rc_context(STYLE)  # decorator: the style holds inside the f
 
 
 def save_figure(fig: Figure, stem: str | Path) -> list[Path]:
-    """Write `stem.png` and `stem.pdf`, each whole or not at all.
+    """Write `stem.png` and `stem.pdf`, each whole or not at all, and return their paths.
 
     Args:
-        fig: the figure.
         stem: path; an ending .png or .pdf is dropped.
-
-    Returns:
-        the two paths.
-
-    Raises:
-        UserError: the folder cannot be written to.
     """
-    stem = Path(stem)
-    if stem.suffix.lower() in (".png", ".pdf"):
-        stem = stem.with_suffix("")
-    make_folder(stem.parent)
     # Not with_suffix: a stem such as `s10.0_margin0.2` has no suffix to replace.
-    paths = []
+    folder, name = Path(stem).parent, re.sub(r"\.(png|pdf)$", "", Path(stem).name, flags=re.I)
+    make_folder(folder)
+    paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
     with matplotlib.rc_context(STYLE):
         fig.draw_without_rendering()  # a first layout does not know how wide all labels become
-        # No date inside the file: the same numbers give the same bytes.
-        for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-            paths.append(stem.with_name(f"{stem.name}.{kind}"))
-            with replacing(paths[-1]) as file:
-                fig.savefig(file, format=kind, metadata=metadata)
+        # No date inside the files: the same numbers give the same bytes.
+        for path, metadata in zip(paths, ({"Software": None}, {"CreationDate": None}), strict=True):
+            with replacing(path) as file:
+                fig.savefig(file, format=path.suffix[1:], metadata=metadata)
     return paths
 
 
-def marker_style(index: int) -> dict[str, Any]:
-    """Colour and marker of the run with this index, told apart in print without colour too.
-
-    49 runs have one of their own: each time that the colours are through, the markers move on.
-    """
-    times, colour = divmod(index, len(COLOURS))
-    return {"color": COLOURS[colour], "marker": MARKERS[(colour + times) % len(MARKERS)]}
+def point_style(index: int) -> dict[str, Any]:
+    """Colour and marker of the run with this index."""
+    turn, colour = divmod(index, len(COLOURS))
+    marker = MARKERS[(colour + turn) % len(MARKERS)]  # another one with each turn of the colours
+    return {"color": COLOURS[colour], "marker": marker, "linestyle": "none"}
 
 
-def line_style(index: int) -> dict[str, Any]:
+def curve_style(index: int) -> dict[str, Any]:
     """Colour, marker and line of the curve with this index."""
-    return {**marker_style(index), "linestyle": LINES[index % len(LINES)]}
+    return {**point_style(index), "linestyle": LINES[index % len(LINES)]}
 
 
 def handles_of(labels: Iterable[str], styles: Iterable[Mapping[str, Any]]) -> list[Line2D]:
     """Legend entries, each with its style."""
-    pairs = zip(labels, styles, strict=False)
+    pairs = zip(labels, styles, strict=True)
     return [Line2D([], [], label=literal(label), **style) for label, style in pairs]
 
 
@@ -113,19 +93,13 @@ def footnote(fig: Figure, text: str) -> None:
 
 def percent_axis(axes: Axes, label: str, values: Sequence[float]) -> None:
     """A vertical axis of percents from 0, with room above the largest value."""
-    top = max([*values, 1.0])
-    axes.set_ylim(0, min(102.0, top * 1.12) if top > 15 else top * 1.25)
+    axes.set_ylim(0, min(102.0, 1.15 * max([*values, 1.0])))
     axes.set_ylabel(label)
 
 
 def literal(text: str) -> str:
     """Text that others have written, for a figure: nothing in it is a formula."""
     return printable(text).replace("$", r"\$")
-
-
-def shortened(name: str, letters: int) -> str:
-    """A name of at most so many letters."""
-    return literal(name if len(name) <= letters else f"{name[: letters - 1]}…")
 
 
 def run_label(name: str) -> str:
@@ -144,9 +118,7 @@ def run_label(name: str) -> str:
     feature_norm, weight_norm, scale, margin, seed = match.groups()
     label = "FreeAT"
     if scale:
-        head = {(True, True): "HE", (True, False): "FN", (False, True): "WN"}[
-            bool(feature_norm), bool(weight_norm)
-        ]
+        head = "HE" if feature_norm and weight_norm else "FN" if feature_norm else "WN"
         label += f" + {head} (s = {float(scale):g}, m = {float(margin):g})"
     return label + (f", seed {seed}" if seed else "")
 
@@ -157,9 +129,6 @@ def run_labels(paths: Sequence[str | Path], given: Sequence[str] | None = None) 
     Args:
         paths: run folders, or files inside them.
         given: the caller's names; as many as paths.
-
-    Raises:
-        UserError: another number of names than of runs.
     """
     if given:
         if len(given) != len(paths):

@@ -1,21 +1,19 @@
 """The figures of a training: loss, accuracy and learning rate over the epochs."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from utils.figures.gradients import gradient_ratio, read_gradient_norms
 from utils.figures.style import (
     COLOURS,
     WIDTH,
-    line_style,
+    curve_style,
     literal,
     percent_axis,
     run_label,
@@ -45,7 +43,7 @@ def draw_run(folder: Path) -> None:
 
 
 def draw_training(folder: Path, title: str = "") -> Figure:
-    """The training curves of a run, which its settings say how to name."""
+    """The training curves of a run; its settings say what was trained on and with which loss."""
     settings = run_settings(folder)
     head = settings.get("HE", {})
     margin = bool((head.get("FN") or head.get("WN")) and head.get("angular_margin_HE"))
@@ -67,69 +65,55 @@ def training_curves(
         margin: the training's loss has HE's margin, so it is no cross-entropy of the outputs.
         trained_on: `adversarial` or `clean` images.
     """
-    rates = series(rows, "lr")
-    strip = len(set(rates)) > 1  # a constant rate is written, not drawn
-    fig = Figure(figsize=(WIDTH, 2.8 if strip else 2.4), layout="constrained")
-    mosaic: Any = [["loss", "accuracy"], ["rate", "accuracy"]][: 1 + strip]
-    panels = fig.subplot_mosaic(mosaic, height_ratios=(3.6, 1) if strip else (1,))
+    fig = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+    mosaic: Any = [["loss", "accuracy"], ["rate", "accuracy"]]
+    panels = fig.subplot_mosaic(mosaic, height_ratios=(3.6, 1))
+    loss, accuracy, rate = (panels[name] for name in ("loss", "accuracy", "rate"))
     labels = {
         "train": f"training: {trained_on} images",
         "val": "validation: clean images",
         "val_pgd": "validation: PGD-10",
         "val_ema": "validation: averaged weights",
     }
-    draw_curves(panels["loss"], rows, "loss", labels)
-    of_training = "\ntraining: with HE's margin" if margin else ""
-    panels["loss"].set_ylabel(f"{'loss' if margin else 'cross-entropy'} (nats){of_training}")
-    values = draw_curves(panels["accuracy"], rows, "top1", labels)
-    percent_axis(panels["accuracy"], "top-1 accuracy (%)", values)
-    if strip:
-        draw_rate(panels["rate"], series(rows, "epoch"), rates)
-        panels["loss"].sharex(panels["rate"])
-        panels["loss"].tick_params(labelbottom=False)
-    for name, axes in panels.items():
-        if name != "loss" or not strip:
-            axes.set_xlabel("epoch" if strip else f"epoch (learning rate {rates[0]:.3g})")
+    draw_curves(loss, rows, "loss", labels)
+    loss.set_ylabel("loss (nats)\ntraining: with margin" if margin else "cross-entropy (nats)")
+    percent_axis(accuracy, "top-1 accuracy (%)", draw_curves(accuracy, rows, "top1", labels))
+    rates = series(rows, "lr")
+    rate.plot(series(rows, "epoch"), rates, color=COLOURS[6], drawstyle="steps-mid", linewidth=1)
+    if min(rates) > 0:
+        rate.set_yscale("log")
+    ends = sorted({min(rates), max(rates)})
+    rate.set_yticks(ends, [f"{end:.3g}" for end in ends])
+    rate.minorticks_off()
+    rate.set_ylabel("lr")
+    rate.margins(y=0.2)
+    loss.sharex(rate)
+    loss.tick_params(labelbottom=False)
+    for axes in (accuracy, rate):
+        axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=6))
-    handles = panels["accuracy"].get_lines()
-    fig.legend(
-        handles=handles, loc="outside lower center", ncols=min(3, len(handles)), columnspacing=1.2
-    )
+    handles = accuracy.get_lines()
+    fig.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=1.2)
     fig.suptitle(literal(title))
     return fig
 
 
-def draw_rate(axes: Axes, epochs: Sequence[float], rates: Sequence[float]) -> None:
-    """The learning rate at each epoch's end: steps on a logarithmic axis, or a curve."""
-    if len(set(rates)) > 4 or min(rates) <= 0:
-        axes.plot(epochs, rates, color=COLOURS[6], linewidth=1)
-        axes.set_ylim(bottom=0)
-        axes.set_ylabel("lr")
-        return
-    axes.step(epochs, rates, where="mid", color=COLOURS[6], linewidth=1)
-    axes.set_yscale("log")
-    axes.set_ylim(min(rates) / 2, max(rates) * 2)
-    axes.set_yticks(sorted(set(rates)), [f"{rate:.3g}" for rate in sorted(set(rates))])
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_ylabel("lr (log)")
-
-
-def draw_curves(axes: Axes, rows: Rows, of: str, labels: Mapping[str, str]) -> list[float]:
+def draw_curves(axes: Axes, rows: Rows, metric: str, labels: Mapping[str, str]) -> list[float]:
     """Draw the columns that hold numbers, each through the epochs that have one.
 
     Args:
-        of: `loss` or `top1`.
-        labels: {column without what it is of: label}, in the order of the colours.
+        metric: `loss` or `top1`.
+        labels: {column without the metric: label}, in the order of the colours.
 
     Returns:
         Every value drawn.
     """
     epochs, drawn = series(rows, "epoch"), []
     for index, (column, label) in enumerate(labels.items()):
-        values = series(rows, f"{column}_{of}")
+        values = series(rows, f"{column}_{metric}")
         points = [point for point in zip(epochs, values, strict=True) if not math.isnan(point[1])]
         if points:
             drawn += [value for _, value in points]
-            style = line_style(index) | ({"marker": None} if len(points) > 40 else {})
+            style = curve_style(index) | ({"marker": None} if len(points) > 40 else {})
             axes.plot(*zip(*points, strict=True), label=label, **style)
     return drawn
