@@ -36,7 +36,8 @@ def robust_model(checkpoint: str | os.PathLike[str], **hypersphere: object) -> n
         from utils.storage.checkpoint import read_checkpoint
 
         flags = [
-            Given(key, "HE", key, value, Source.COMMAND_LINE) for key, value in hypersphere.items()
+            Given(name, f"HE.{name}", value, Source.COMMAND_LINE)
+            for name, value in hypersphere.items()
         ]
         found = read_checkpoint(os.path.expanduser(checkpoint))
         return model_of(found, settings_of(merge({}, flags), found)).eval()

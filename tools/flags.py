@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from utils.config.command_line import flags_of_settings
-from utils.config.settings import SCHEMA, SWITCH, Setting, plain
+from utils.config.command_line import FLAGS
+from utils.config.settings import EVERY, SETTINGS, SWITCH, Setting, plain
 from utils.distributed.launch import run_command
 from utils.logging import markdown_table
 
@@ -37,13 +37,12 @@ def main() -> None:
 def page() -> str:
     """The whole of docs/flags.md."""
     flags = [
-        row(names(key, setting), setting, f"`{setting.script}.py`" if setting.script else "")
-        for key, (_, setting) in flags_of_settings().items()
+        row(names(name, setting), setting, f"`{setting.script}.py`" if setting.script else "")
+        for name, setting in ((name, EVERY[key]) for name, key in FLAGS.items())
     ]
     settings = [
-        row(f"`{section}.{key}`", setting, setting.resume.replace("free", ""))
-        for section, keys in SCHEMA.items()
-        for key, setting in keys.items()
+        row(f"`{key}`", setting, setting.resume.replace("free", ""))
+        for key, setting in SETTINGS.items()
     ]
     of_flags = markdown_table(["flag", "meaning", "default", "of"], [DIR, *flags], numbers=False)
     header = ["setting", "meaning", "default", "on resume"]
@@ -59,7 +58,7 @@ def row(name: str, setting: Setting, last: str) -> list[str]:
 
 def names(key: str, setting: Setting) -> str:
     """`-e`, `--evaluate`."""
-    value = "" if setting.metavar in (SWITCH, "BOOL") else f" {setting.metavar}"
+    value = "" if setting.flag in (SWITCH, "BOOL") else f" {setting.flag}"
     return ", ".join([f"`{setting.short}`"] * bool(setting.short) + [f"`--{key}{value}`"])
 
 

@@ -17,7 +17,7 @@ from lib.evaluation.judged_network import pretrained_network, read_network
 from lib.evaluation.model_settings import ModelSettings
 from models.pixel_network import PixelNetwork
 from utils.config.rules import wrong_units_and_sizes
-from utils.config.settings import ARCHITECTURES, SCHEMA, Config, Source, plain
+from utils.config.settings import ARCHITECTURES, SETTINGS, Config, Source, plain
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger
@@ -99,7 +99,7 @@ def load_source(
         return None
 
     # The flags describe the network that judges: they contradict nothing here.
-    keys = [*(f"HE.{key}" for key in SCHEMA["HE"]), "TRAIN.arch", "TRAIN.mean", "TRAIN.std"]
+    keys = [*(f"HE.{key}" for key in vars(config.HE)), "TRAIN.arch", "TRAIN.mean", "TRAIN.std"]
     mild = config.changed({key: config.value(key) for key in keys}, Source.BUILT_IN)
 
     def load() -> EvaluatedModel:
@@ -144,9 +144,9 @@ def with_trained_settings(config: Config, evaluated: EvaluatedModel, logger: Log
         unit_of_given = key == "DATA.max_color_value" and config.source("ADV.clip_eps") in explicit
         if name not in its or config.source(key) in explicit or unit_of_given:
             continue
-        values[key] = trained = SCHEMA[section][name].read(its[name])
+        values[key] = trained = SETTINGS[key].validate(its[name])
         own = config.value(key)
-        if own not in (trained, SCHEMA[section][name].default):
+        if own not in (trained, SETTINGS[key].default):
             logger.warning(
                 f"{key} is {plain(trained)} as in the network's training, not {plain(own)} as in"
                 f" configs.yml; give --set {key}=... to evaluate otherwise"

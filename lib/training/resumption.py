@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lib.data.listing import shortlist
 from lib.evaluation.model_settings import ModelSettings, settings_of
-from utils.config.settings import SCHEMA, Config, number_of_passes, plain
+from utils.config.settings import SETTINGS, Config, number_of_passes, plain
 from utils.errors import UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint, UnreadableCheckpoint, read_checkpoint
@@ -134,12 +134,12 @@ def compare_settings(
     """
     saved, now = checkpoint.content["config"], config.as_dict()
     changed: dict[str, list[tuple[str, object, object]]] = {"free": [], "noted": [], "fixed": []}
-    for section, keys in SCHEMA.items():
-        for key, setting in keys.items():
-            # What the version that saved them did not have stood at what is its default today.
-            was = saved.get(section, {}).get(key, plain(setting.default))
-            if was != now[section][key] and f"{section}.{key}" not in may_change:
-                changed[setting.resume].append((f"{section}.{key}", was, now[section][key]))
+    for key, setting in SETTINGS.items():
+        section, _, name = key.partition(".")
+        # What the version that saved them did not have stood at what is its default today.
+        was = saved.get(section, {}).get(name, plain(setting.default))
+        if was != now[section][name] and key not in may_change:
+            changed[setting.resume].append((key, was, now[section][name]))
     if changed["fixed"] and checkpoint.training is not None:
         differing = "; ".join(f"{key} {was}, now {value}" for key, was, value in changed["fixed"])
         raise UserError(

@@ -3,13 +3,10 @@
 Checkpoints are in test_checkpoint.py, flags and configurations in test_command_line.py.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import settings
@@ -19,8 +16,6 @@ from PIL import Image
 from utils.storage.checkpoint import is_whole
 
 SHORT = settings(TRAIN__epochs=2)  # one pass
-
-
 pytestmark = pytest.mark.usefixtures("here")
 
 
@@ -37,12 +32,6 @@ def refused(*arguments: object, script: str = "main_free.py") -> str:
     return message
 
 
-def empty(folder: Path) -> None:
-    """A folder without its content."""
-    shutil.rmtree(folder)
-    folder.mkdir()
-
-
 def flatten(split: Path) -> None:
     """Its images without class folders."""
     for image in list(split.glob("*/*")):
@@ -52,29 +41,18 @@ def flatten(split: Path) -> None:
             folder.rmdir()
 
 
-def empty_classes(split: Path) -> None:
-    """Four more classes, one of them with a file that is no photograph."""
-    for name in ("dog", "eel", "fox", "gnu"):
-        (split / name).mkdir()
-    (split / "dog" / "1.gif").touch()
-
-
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (shutil.rmtree, ["no folder data; give the data set's folder as DIR"]),
-        (lambda d: shutil.rmtree(d / "train"), ["data has no folder train", "data/train/CLASS/"]),
-        (lambda d: shutil.rmtree(d / "val"), ["data has no folder val", "data/val/CLASS/"]),
-        (lambda d: empty(d / "train"), ["no class folders", "put the images into data/train/CLAS"]),
-        (lambda d: empty_classes(d / "train"),
-         ["data/train: no images in class folder dog, eel, fox and 1 more", ".jpg .jpeg .png",
-          "fill or remove it"]),
-        (lambda d: flatten(d / "val"),
-         ["holds 36 images such as", "no class folders; move each image into data/val/CLASS/"]),
-        (lambda d: (d / "val/digit_3").rename(d / "val/three"),
-         ["class digit_3 is in data/train and not in data/val", "need the same class folders"]),
-        (lambda d: (shutil.copytree(d / "val/digit_3", d / "val/x")),
-         ["class x is in data/val and not in data/train"]),
+        (shutil.rmtree, ["no folder data", "DIR"]),
+        (lambda d: shutil.rmtree(d / "train"), ["no folder train", "data/train/CLASS/"]),
+        (lambda d: shutil.rmtree(d / "val"), ["no folder val", "data/val/CLASS/"]),
+        (lambda d: [shutil.rmtree(c) for c in (d / "train").iterdir()], ["no class folders"]),
+        (lambda d: [(d / "train" / name).mkdir() for name in ("dog", "eel", "fox", "gnu")],
+         ["no images in class folder dog, eel, fox and 1 more", ".jpg .jpeg .png"]),
+        (lambda d: flatten(d / "val"), ["holds 36 images", "no class folders", "data/val/CLASS/"]),
+        (lambda d: (d / "val/digit_3").rename(d / "val/three"), ["class digit_3", "data/val"]),
+        (lambda d: shutil.copytree(d / "val/digit_3", d / "val/x"), ["class x", "data/train"]),
     ],
 )  # fmt: skip
 def test_trees_of_images(spoil: Callable[[Path], object], words: list[str], data: Path) -> None:
@@ -83,18 +61,16 @@ def test_trees_of_images(spoil: Callable[[Path], object], words: list[str], data
     assert all(text in message for text in words), message
 
 
-def test_evaluation_of_a_flat_folder(data: Path, trained: Path) -> None:
-    flatten(data / "val")
-    evaluation = ("data", "-e", "--resume", trained / "model_best.pth.tar")
-    message = refused(*evaluation, *SHORT, script="evaluate.py")
-    assert "move each image into data/val/CLASS/" in message
-
-
-def test_default_folder_that_is_not_there() -> None:
-    assert "no folder data/ImageNet; give the data set as DIR" in refused(*SHORT)
-
-
-# Images
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no folder data/ImageNet"),
+        (["DIR", *settings(DATA__batch_size=21)], "choose another DATA.batch_size"),  # a rest of 1
+        (["DIR", "--device", "cuda:99"], "--device cuda:99: there is none here"),
+    ],
+)
+def test_calls(arguments: list[str], words: str, digits: Path) -> None:
+    assert words in refused(*SHORT, *(digits if word == "DIR" else word for word in arguments))
 
 
 def truncated_jpeg(path: Path) -> None:
@@ -120,14 +96,17 @@ def spoil(folder: Path, make: Callable[[Path], None]) -> Path:
     [(truncated_jpeg, 2, "image file is truncated"), (text_file, 0, "it is not an image")],
 )
 def test_unreadable_training_image(
-    make: Callable[[Path], None], workers: int, reason: str, data: Path, capfd: Any
+    make: Callable[[Path], None],
+    workers: int,
+    reason: str,
+    data: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    spoil(data / "train" / "digit_1", make)
+    bad = spoil(data / "train" / "digit_1", make)
     changed = settings(TRAIN__epochs=2, DATA__workers=workers)
     message = only_error(call("main_free.py", "data", *changed))
-    assert message.startswith("cannot read data/train/digit_1/bad.jpg: ")
+    assert message.startswith(f"cannot read {bad}: ")
     assert reason in message
-    assert message.endswith("; replace or remove it")
     assert capfd.readouterr().err == ""  # no traceback of a worker
 
 
@@ -135,8 +114,7 @@ def test_unreadable_training_image(
 def test_unreadable_validation_image_loses_nothing(data: Path) -> None:
     bad = spoil(data / "val" / "digit_1", text_file)
     arguments = settings(TRAIN__epochs=2, DATA__workers=2)
-    message = only_error(call("main_free.py", data, *arguments))
-    assert message == f"cannot read {bad}: it is not an image; replace or remove it"
+    assert f"cannot read {bad}" in only_error(call("main_free.py", data, *arguments))
     (folder,) = Path("trained_models").iterdir()
     assert is_whole(folder / "checkpoint.pth.tar")  # the pass before validation
     bad.unlink()
@@ -146,33 +124,19 @@ def test_unreadable_validation_image_loses_nothing(data: Path) -> None:
     assert len((folder / "metrics.csv").read_text().splitlines()) == 2
 
 
-def test_unreadable_image_in_an_evaluation(data: Path, trained: Path) -> None:
+def test_unreadable_images_in_an_evaluation(data: Path, trained: Path) -> None:
     bad = spoil(data / "val" / "digit_1", truncated_jpeg)
     shutil.copy(trained / "model_best.pth.tar", "model_best.pth.tar")
     evaluation = (data, "-e", "--resume", "model_best.pth.tar", *SHORT)
-    message = only_error(call("evaluate.py", *evaluation))
-    assert message.startswith(f"cannot read {bad}: image file is truncated")
-
-
-# The machine
-
-
-def test_a_single_image_in_a_minibatch(digits: Path) -> None:
-    message = refused(digits, *settings(DATA__batch_size=21))
-    assert "a minibatch has a single image" in message
-    assert "choose another DATA.batch_size" in message
-
-
-def test_device_that_is_not_there(digits: Path) -> None:
-    message = refused(digits, *SHORT, "--device", "cuda:99")
-    assert "--device cuda:99: there is none here; use --device auto" in message
+    assert f"cannot read {bad}: image file is trunc" in only_error(call("evaluate.py", *evaluation))
+    flatten(data / "val")
+    assert "data/val/CLASS/" in refused(*evaluation, script="evaluate.py")
 
 
 def test_output_folder_that_cannot_be_made(digits: Path) -> None:
     Path("trained_models").write_text("a file of that name")
     message = only_error(call("main_free.py", digits, *SHORT))
     assert message.startswith("cannot write to trained_models/resnet18_free_adv_step16")
-    assert "run from a folder that is writable" in message
     assert Path("trained_models").read_text() == "a file of that name"
 
 
@@ -186,7 +150,6 @@ def test_checkpoint_in_a_folder_that_cannot_be_written(
     best = trained / "model_best.pth.tar"
     message = only_error(call("evaluate.py", digits, "-e", "--resume", best, *SHORT))
     assert message.startswith(f"cannot write to {trained}: Read-only file system")
-    assert "results go beside the checkpoint: copy it to where you can write" in message
 
 
 def test_full_disk_while_evaluating(digits: Path, trained: Path) -> None:

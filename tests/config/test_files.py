@@ -1,7 +1,5 @@
 """How YAML files are read, merged and refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -42,6 +40,27 @@ DATA:
     crop_size: 224
     max_color_value: 255.0
 """
+# What fast adversarial training's published configs_fast_phase1_4px.yml has of its own.
+PUBLISHED_FAST = """
+TRAIN:
+    epochs: 6
+    lr_epochs: !!python/tuple [0, 1, 6]
+    lr_values: !!python/tuple [0, 0.4, 0.04]
+    half: true
+    random_init: true
+ADV:
+    fgsm_step: 5.0
+    n_repeats: 1
+DATA:
+    batch_size: 512
+    img_size: 0
+    crop_size: 128
+"""
+OBJECTS = [
+    *(f"!!python/object/{how}:os.system ['touch pwned']" for how in ("apply", "new")),
+    *("!!python/object:argparse.Namespace {a: 1}", "!!python/name:os.system", "!!python/module:os"),
+    *("!!python/set {1, 2}", "!!python/complex 1+2j"),
+]
 
 
 def write(folder: Path, text: str) -> str:
@@ -53,15 +72,14 @@ def write(folder: Path, text: str) -> str:
 
 def resolve(text: str, folder: Path, **flags: object) -> Config:
     """A YAML text and `--set` values, merged."""
-    given = [
-        Given("--set", *name.split("__"), value, Source.COMMAND_LINE)
+    values = [
+        Given("--set", name.replace("__", "."), value, Source.COMMAND_LINE)
         for name, value in flags.items()
     ]
-    return merge(read_yaml(write(folder, text)), given, "some.yml")
+    return merge(read_yaml(write(folder, text)), values, "some.yml")
 
 
 def test_published_file_loads_and_means_the_defaults(tmp_path: Path) -> None:
-    assert "!!python/tuple" in PUBLISHED
     published = Config().changed({"DATA.workers": 4}, Source.GIVEN_FILE)
     assert resolve(PUBLISHED, tmp_path).as_dict() == published.as_dict()
     changed = PUBLISHED.replace("[0.485, 0.456, 0.406]", "[0.5, 0.25, 0.125]").replace(
@@ -72,19 +90,6 @@ def test_published_file_loads_and_means_the_defaults(tmp_path: Path) -> None:
     assert config.ADV.pgd_attack[0] == (20, 0.0078, "ce", 1)
     nested = "ADV:\n  pgd_attack: !!python/tuple [!!python/tuple [7, 0.01]]\n"
     assert resolve(nested, tmp_path).ADV.pgd_attack == ((7, 0.01, "ce", 1),)
-
-
-BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
-    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
-    for before, name in zip("abcdefghi", "bcdefghij", strict=True)
-)
-
-
-OBJECTS = [
-    *(f"!!python/object/{how}:os.system ['touch pwned']" for how in ("apply", "new")),
-    *("!!python/object:argparse.Namespace {a: 1}", "!!python/name:os.system", "!!python/module:os"),
-    *("!!python/set {1, 2}", "!!python/complex 1+2j"),
-]
 
 
 @pytest.mark.parametrize(
@@ -100,23 +105,21 @@ OBJECTS = [
         ("TRAINING:\n  lr: 0.1\n", ["unknown section TRAINING", "did you mean TRAIN?"]),
         ("lr: 0.1\n", ["unknown section lr"]),
         ("TRAIN:\n  1: 2\n", ["unknown key"]),
-        (BOMB, ["aliases unfold too far"]),  # to ten thousand million numbers
-        ("TRAIN: " + "[" * 20_000, ["nested too deeply"]),
-        ("TRAIN: {lr: " + "[" * 900 + "]" * 900 + "}", ["nested too deeply"]),
-        ("TRAIN: {lr: &a [*a]}", ["TRAIN.lr: [[...]] is not a number"]),
+        ("ADV:\n  crop_size: 2\n", ["ADV.crop_size: unknown key", "did you mean DATA.crop_size?"]),
+        ("TRAIN: " + "[" * 20_000, ["cannot be read"]),
+        ("TRAIN: {lr: &a [*a]}", ["TRAIN.lr", "is not a number"]),
         ("TRAIN: {lr: 2001-13-45}", ["month must be in 1..12"]),
         ("TRAIN: {epochs: " + "9" * 5000 + "}", ["Exceeds the limit"]),
-        ("TRAIN: {epochs: " + "9" * 400 + "}", ["is not a number"]),
+        ("TRAIN: {epochs: " + "9" * 400 + "}", ["is not finite"]),
         ("TRAIN: {arch: [" + "resnet18, " * 2000 + "]}", ["is not one of"]),
-        ('TRAIN: {"l\\nr": 1}', [r"TRAIN.'l\nr': unknown key"]),
-        ('"TRAIN\\e[2J": {lr: 1}', [r"unknown section 'TRAIN\x1b[2J'"]),
-        ('RUN: {output_prefix: "a\\nb"}', ["cannot be printed"]),
+        ('TRAIN: {"l\\nr": 1}', [r"TRAIN.l\nr: unknown key"]),
+        ('"TRAIN\\e[2J": {lr: 1}', [r"unknown section TRAIN\x1b[2J"]),
         *(
             (f"TRAIN:\n  lr: 1\n  arch: {o}\n", ["some.yml:3", "no Python objects"])
             for o in OBJECTS
         ),
     ],
-    ids=range(28),
+    ids=range(26),
 )
 def test_wrong_files_are_one_short_line(
     content: str | bytes | None, words: list[str], here: Path
@@ -130,30 +133,18 @@ def test_wrong_files_are_one_short_line(
     assert not Path("pwned").exists()
 
 
-def test_aliases_and_text_of_every_script_are_fine(tmp_path: Path) -> None:
-    text = "TRAIN: {epochs: &n 8}\nADV: {n_repeats: *n}\nRUN: {output_prefix: gr\u00f6\u00dfe}\n"
+def test_dumped_configuration_reads_back_the_same(tmp_path: Path) -> None:
+    text = """
+TRAIN: {epochs: &n 8, lr: 0.00001, mean: [0.1, 0.2, 0.3]}
+ADV: {n_repeats: *n, pgd_attack: [[2, 1/255, margin, 3]]}
+HE: {FN: true, s_HE: 15}
+RUN: {output_prefix: gr\u00f6\u00dfe, seed: 9223372036854775807}
+"""
     config = resolve(text, tmp_path, DATA__imagenet="/d/caf\udce9")  # not UTF-8 on the disk
-    assert (config.TRAIN.epochs, config.ADV.n_repeats) == (8, 8)
+    assert (config.TRAIN.epochs, config.ADV.n_repeats, config.TRAIN.lr) == (8, 8, 1e-5)
     again = merge(read_yaml(write(tmp_path, dump_yaml(config))))
     assert again == config
-    assert again.DATA.imagenet == "/d/caf\udce9"
-
-
-def test_empty_file_means_the_defaults(tmp_path: Path) -> None:
-    assert resolve("", tmp_path).as_dict() == Config().as_dict()
-
-
-def test_dumped_configuration_reads_back_the_same(tmp_path: Path) -> None:
-    content = {
-        "TRAIN": {"lr": 1e-5, "mean": [0.1, 0.2, 0.3]},
-        "ADV": {"pgd_attack": [[2, "1/255", "margin", 3]]},
-        "HE": {"FN": True, "s_HE": 15},
-        "RUN": {"seed": 2**63 - 1},
-    }
-    config = merge(content, file="some.yml")
-    again = merge(read_yaml(write(tmp_path, dump_yaml(config))), file="config.yml")
-    assert again.as_dict() == config.as_dict()
-    assert again.TRAIN.lr == 1e-5
+    assert (again.DATA.imagenet, again.TRAIN.lr) == ("/d/caf\udce9", 1e-5)
 
 
 def test_own_scripts_read_configs_as_an_easydict(tmp_path: Path) -> None:
@@ -169,38 +160,7 @@ def test_own_scripts_read_configs_as_an_easydict(tmp_path: Path) -> None:
         with pytest.raises(AttributeError, match="frozen"):
             change()
     assert configs.TRAIN.lr == 0.01
-    assert load_configs() == Config().as_dict()
-
-
-# The keys of fast adversarial training's published configs_fast_phase1_4px.yml.
-PUBLISHED_FAST = """
-TRAIN:
-    arch: 'resnet50'
-    lr: 0.1
-    momentum: 0.9
-    weight_decay: 0.0001
-    print_freq: 10
-    mean: !!python/tuple [0.485, 0.456, 0.406]
-    std: !!python/tuple [0.229, 0.224, 0.225]
-    start_epoch: 0
-    epochs: 6
-    lr_epochs: !!python/tuple [0, 1, 6]
-    lr_values: !!python/tuple [0, 0.4, 0.04]
-    half: true
-    random_init: true
-ADV:
-    clip_eps: 4.0
-    fgsm_step: 5.0
-    n_repeats: 1
-    pgd_attack:
-    - !!python/tuple [10, 0.00392156862]
-DATA:
-    workers: 4
-    batch_size: 512
-    img_size: 0
-    crop_size: 128
-    max_color_value: 255.0
-"""
+    assert load_configs() == resolve("", tmp_path).as_dict() == Config().as_dict()
 
 
 def test_published_files_of_fast_adversarial_training(tmp_path: Path) -> None:
@@ -214,6 +174,8 @@ def test_published_files_of_fast_adversarial_training(tmp_path: Path) -> None:
     assert full.TRAIN.precision == "fp32"
     chosen = resolve(PUBLISHED_FAST, tmp_path, TRAIN__method="free")
     assert chosen.TRAIN.bn_weight_decay
+    unclear = PUBLISHED_FAST.replace("half: true", "half: maybe")
+    assert "TRAIN.half: 'maybe' is not one of fp32" in user_error(resolve, unclear, tmp_path)
 
 
 def test_defaults_of_a_method_give_way_to_what_is_given(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_gradient_norms_and_low_precision(method: str, digits: Path) -> None:
             ("TRAIN.method=fast", "TRAIN.epochs=2", "TRAIN.phases=[{TRAIN.epochs: 1}, {}]"),
             "TRAIN.epochs 2, on the command line for all phases, must be more",
         ),
-        (("TRAIN.ema=1",), "never moves"),
+        (("TRAIN.ema=1",), "TRAIN.ema: 1.0 must be"),
         (("TRAIN.method=fats",), "is not one of free, fast, pgd, natural"),
     ],
 )

@@ -1,12 +1,11 @@
 """Flags of main_free.py and evaluate.py. Every wrong one is answered before torch is imported."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,19 +14,21 @@ import yaml
 from utils.config.load import DEFAULT_CONFIG, PlainLoader, merge, read_yaml
 from utils.config.phases import phases_of
 from utils.config.settings import (
+    EVERY,
     OPTIONS,
     ROBUSTBENCH,
-    SCHEMA,
+    SETTINGS,
     SWITCH,
     Config,
     Given,
     Options,
-    Setting,
     Source,
 )
 from utils.config.validators import whole
 from utils.errors import UserError
 from utils.storage.run_folder import find_checkpoint
+
+FLAGS = {key.rpartition(".")[2]: key for key, setting in EVERY.items() if setting.flag}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -61,64 +62,35 @@ def names(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def flags_of_settings() -> dict[str, tuple[str, Setting]]:
-    """{name of the flag without dashes: (section, its setting)}, for every setting with a flag."""
-    sections = {**SCHEMA, "OPTIONS": OPTIONS}
-    return {
-        key: (section, setting)
-        for section, keys in sections.items()
-        for key, setting in keys.items()
-        if setting.metavar
-    }
-
-
 def build_parser(script: str, manual: str) -> OneLineParser:
-    """The parser of `main_free` or `evaluate`; a flag that is not given is None."""
+    """The parser of `main_free` or `evaluate`; a flag that is not given is None, texts are raw."""
+    settings = "\n".join(f"  {k:<26} {s.default!s:<24} {s.help}" for k, s in SETTINGS.items())
     parser = OneLineParser(
         prog=f"{script}.py",
         description=manual,
-        epilog=settings_help(),
+        epilog=f"settings of configs.yml, for --set (default, meaning):\n{settings}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("data", metavar="DIR", nargs="?", help=OPTIONS["data"].help)
-    groups = {name: parser.add_argument_group(name) for name in ("model", "run", "evaluation")}
-    groups["run"].add_argument(
-        "-c", "--config", metavar="PATH", help="YAML settings (default: configs.yml of the suite)"
-    )
-    groups["run"].add_argument(
-        "--set",
-        metavar="SECTION.key=value",
-        action="append",
-        default=[],
-        help="any setting below, repeatable: --set TRAIN.arch=resnet18 --set DATA.batch_size=128",
-    )
-    for key, (_, setting) in flags_of_settings().items():
-        if script == "evaluate" or setting.script != "evaluate":
-            add_flag(groups[setting.group], key, setting, hidden=setting.script not in ("", script))
+    add = parser.add_argument
+    add("data", metavar="DIR", nargs="?", help=OPTIONS["data"].help)
+    add("-c", "--config", metavar="PATH", help="YAML settings (default: configs.yml of the suite)")
+    any_setting = "any setting below, repeatable: --set TRAIN.arch=resnet18 --set TRAIN.epochs=30"
+    add("--set", metavar="SECTION.key=value", action="append", default=[], help=any_setting)
+    for name, key in FLAGS.items():
+        setting = EVERY[key]
+        if script == "main_free" and setting.script == "evaluate":
+            continue
+        default = "" if setting.default in ((), None, "") else f" (default {setting.default})"
+        text = setting.help + default if setting.script in ("", script) else argparse.SUPPRESS
+        flags = [flag for flag in (setting.short, f"--{name}") if flag]
+        if setting.flag == SWITCH:
+            add(*flags, action="store_const", const=True, help=text)
+        elif setting.flag == "BOOL":
+            add(*flags, nargs="?", const=True, metavar="BOOL", help=text)
+        else:
+            add(*flags, metavar=setting.flag, help=text)
     return parser
-
-
-def add_flag(group: argparse._ArgumentGroup, key: str, setting: Setting, hidden: bool) -> None:
-    """One setting's flag: a switch, `--flag [BOOL]`, or `--flag VALUE`; the text is read later."""
-    default = "" if setting.default in ((), None, "") else f" (default {setting.default})"
-    text = argparse.SUPPRESS if hidden else setting.help + default
-    flags = [setting.short] * bool(setting.short) + [f"--{key}"]
-    if setting.metavar == SWITCH:
-        group.add_argument(*flags, action="store_const", const=True, help=text)
-    elif setting.metavar == "BOOL":
-        group.add_argument(*flags, nargs="?", const=True, metavar="BOOL", help=text)
-    else:
-        group.add_argument(*flags, metavar=setting.metavar, help=text)
-
-
-def settings_help() -> str:
-    """All settings with default and unit, for --help."""
-    lines = ["settings of configs.yml, for --set (default, meaning):"]
-    for section, keys in SCHEMA.items():
-        for key, setting in keys.items():
-            lines.append(f"  {section + '.' + key:<26} {setting.default!s:<24} {setting.help}")
-    return "\n".join(lines)
 
 
 def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> Config:
@@ -133,22 +105,25 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
         UserError: anything wrong with a flag or a setting.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    found = vars(build_parser(script, manual).parse_args(arguments))
-    given = [
-        Given(f"--{key}", section, key, found[key], Source.COMMAND_LINE)
-        for key, (section, setting) in flags_of_settings().items()
-        if found.get(key) is not None
+    parsed = vars(build_parser(script, manual).parse_args(arguments))
+    values = [
+        (f"--{name}", key, parsed[name])
+        for name, key in FLAGS.items()
+        if parsed.get(name) is not None
     ]
-    given += [parse_assignment(assignment) for assignment in found["set"]]
-    if found["data"] is not None:
-        given.append(Given("DIR", "OPTIONS", "data", found["data"], Source.COMMAND_LINE))
-        given += data_setting(found["data"], found["evaluate"], found.get("eva_on_imagenet_c"))
-    file = os.path.expanduser(found["config"] or DEFAULT_CONFIG)
+    values += [parse_assignment(assignment) for assignment in parsed["set"]]
+    if parsed["data"] is not None:
+        values.append(("DIR", "data", parsed["data"]))
+        corrupted = parsed.get("eva_on_imagenet_c")
+        if not (corrupted and parsed["evaluate"]):  # else it serves two evaluations
+            key = "DATA.imagenet_c" if corrupted else "DATA.imagenet"
+            values.append(("DIR", key, parsed["data"]))
+    file = os.path.expanduser(parsed["config"] or DEFAULT_CONFIG)
     config = merge(
         read_yaml(file),
-        given,
+        [Given(*value, Source.COMMAND_LINE) for value in values],
         os.path.basename(file),
-        Source.GIVEN_FILE if found["config"] else Source.DEFAULT_FILE,
+        Source.GIVEN_FILE if parsed["config"] else Source.DEFAULT_FILE,
         Options(script, shlex.join(["python", f"{script}.py", *arguments])),
     )
     phases_of(config)  # what is wrong in the last phase is reported before the first
@@ -156,48 +131,29 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
     return config
 
 
-def data_setting(path: str, evaluate: object, imagenet_c: object) -> list[Given]:
-    """The setting that DIR stands for; none where it serves two evaluations."""
-    if imagenet_c and evaluate:
-        return []
-    key = "imagenet_c" if imagenet_c else "imagenet"
-    return [Given("DIR", "DATA", key, path, Source.COMMAND_LINE)]
-
-
-def parse_assignment(assignment: str) -> Given:
-    """`SECTION.key=value`, typed by that key: text stays text.
+def parse_assignment(assignment: str) -> tuple[str, str, object]:
+    """`SECTION.key=value` to where, key, value: text where its setting takes text, else YAML.
 
     Raises:
         UserError: no `=`, or no section.
     """
-    name, equals, raw = assignment.partition("=")
-    name = name.strip()
-    if not equals or "." not in name:
+    key, equals, text = assignment.partition("=")
+    key, value = key.strip(), text
+    if not equals or "." not in key:
         raise UserError(f"--set {assignment}: write SECTION.key=value, such as TRAIN.lr=0.05")
-    section, _, key = name.partition(".")
-    return Given(f"--set {name}", section, key, typed(section, key, raw), Source.COMMAND_LINE)
-
-
-def typed(section: str, key: str, raw: str) -> object:
-    """The text itself where its setting reads text, else what it is in YAML, such as a list."""
-    setting = SCHEMA.get(section, {}).get(key)
     try:
-        if setting is not None:
-            setting.read(raw)
-            return raw
-    except ValueError:
-        pass  # a list, or something wrong that merge explains
-    try:
-        return yaml.load(raw, PlainLoader)
-    except (yaml.YAMLError, ValueError, OverflowError):
-        return raw
+        SETTINGS[key].validate(text)
+    except (KeyError, ValueError):  # a list, or something wrong that merge explains
+        with suppress(yaml.YAMLError, ValueError, OverflowError, RecursionError):
+            value = yaml.load(text, PlainLoader)
+    return f"--set {key}", key, value
 
 
 def check_paths(options: Options) -> None:
-    """Files and folders that the flags name must be there.
+    """Files and folders that the flags name must exist.
 
     Raises:
-        UserError: one is not.
+        UserError: one does not.
     """
     if options.data is not None and not os.path.isdir(options.data):
         raise UserError(f"no folder {options.data}; give the data set's folder as DIR")

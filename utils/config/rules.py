@@ -1,13 +1,14 @@
-"""What settings mean for each other: defaults of a method, impossible and idle combinations."""
+"""What settings mean for each other: a method's defaults, contradictions, what has no effect."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
-from utils.config.settings import ARCHITECTURES, OPTIONS, SCHEMA, Config, Given, Options, Source
-from utils.config.validators import show, strict_bool
+from utils.config.settings import ARCHITECTURES, EVERY, SETTINGS, Config, Given, Options, Source
+from utils.config.validators import boolean, show
 
-# Where nobody says otherwise.
+# Of the training methods, where nobody says otherwise.
 METHOD_DEFAULTS: dict[str, dict[str, object]] = {
     "free": {},
     "fast": {
@@ -18,6 +19,7 @@ METHOD_DEFAULTS: dict[str, dict[str, object]] = {
     "pgd": {"ADV.n_repeats": 1, "RUN.output_prefix": "pgd_adv"},
     "natural": {"ADV.n_repeats": 1, "RUN.output_prefix": "natural"},
 }
+Rule = tuple[bool, str]
 
 
 def translate_published(values: Iterable[Given]) -> list[Given]:
@@ -26,93 +28,80 @@ def translate_published(values: Iterable[Given]) -> list[Given]:
     `TRAIN.half` is `TRAIN.precision: fp16`, `TRAIN.random_init` is `ADV.random_init`, and a file
     that draws its noise, without naming a method, is of method fast.
     """
-    found = []
-    for given in values:
-        if (given.section, given.key) == ("TRAIN", "half"):
-            half = truth(given.value)
-            value = given.value if half is None else "fp16" if half else "fp32"
-            given = given._replace(key="precision", value=value)
-        elif (given.section, given.key) == ("TRAIN", "random_init"):
-            given = given._replace(section="ADV")
-        found.append(given)
-    drawn = [one for one in found if (one.section, one.key) == ("ADV", "random_init")]
-    named = any((one.section, one.key) == ("TRAIN", "method") for one in found)
-    if drawn and not named and truth(drawn[-1].value):
-        found.append(drawn[-1]._replace(section="TRAIN", key="method", value="fast"))
-    return found
-
-
-def truth(value: object) -> bool | None:
-    """A truth value; None is neither, which the setting's reader refuses."""
-    try:
-        return strict_bool(value)
-    except ValueError:
-        return None
+    translated = []
+    for value in values:
+        if value.key == "TRAIN.half":
+            value = value._replace(key="TRAIN.precision")
+            with suppress(ValueError):
+                value = value._replace(value="fp16" if boolean(value.value) else "fp32")
+        elif value.key == "TRAIN.random_init":
+            value = value._replace(key="ADV.random_init")
+        translated.append(value)
+    last = {value.key: value for value in translated}
+    drawn = last.get("ADV.random_init")
+    if drawn and "TRAIN.method" not in last:
+        with suppress(ValueError):
+            if boolean(drawn.value):
+                translated.append(drawn._replace(key="TRAIN.method", value="fast"))
+    return translated
 
 
 def with_method_defaults(config: Config) -> Config:
     """The settings, with the method's defaults where nobody says otherwise."""
     for key, value in METHOD_DEFAULTS[config.TRAIN.method].items():
-        section, _, name = key.partition(".")
         unsaid = config.source(key) in (Source.BUILT_IN, Source.DEFAULT_FILE)
-        if unsaid and config.value(key) == SCHEMA[section][name].default:
+        if unsaid and config.value(key) == SETTINGS[key].default:
             config = config.changed({key: value}, config.source(key))
     return config
 
 
-Rule = tuple[bool, str]
-
-
-def contradictions(config: Config) -> list[str]:
-    """One line for every rule that these settings break."""
+def contradictions(config: Config, calls: bool = True) -> list[str]:
+    """One line for every rule that these settings break, and if none is, that the flags break."""
     # An evaluation looks at the lengths once it has the checkpoint's own values.
     sizes = [] if config.OPTIONS.evaluating else wrong_units_and_sizes(config)
-    rules = (*trainings(config), *schedules(config))
-    return sizes + [text for broken, text in rules if broken]
+    broken = sizes + [text for wrong, text in rules_of_training(config) if wrong]
+    if calls and not broken:
+        broken = [text for wrong, text in rules_of_calls(config.OPTIONS) if wrong]
+    return broken
 
 
 def wrong_units_and_sizes(config: Config) -> list[str]:
-    """One line for every length that cannot be meant."""
-    return [text for broken, text in lengths(config) if broken]
-
-
-def impossible_calls(options: Options) -> list[str]:
-    """One line for every rule that the flags of a call break."""
-    return [text for broken, text in calls(options) if broken]
-
-
-def lengths(config: Config) -> Iterator[Rule]:
-    """Radii, steps and sides of images.
+    """One line for every radius, step and side of images that cannot be meant.
 
     A length in another unit than max_color_value is not amiss anywhere else: 0.0314, which is
     8/255 of the range [0, 1], would train within 0.03 of 255 grey levels.
     """
-    adv, data, norm = config.ADV, config.DATA, config.EVAL.norm
+    adv, data, broken = config.ADV, config.DATA, []
     unit = data.max_color_value
-    found = [("ADV.clip_eps", adv.clip_eps)]
+    lengths = [("ADV.clip_eps", adv.clip_eps)]
     if not config.OPTIONS.evaluating:  # which takes no steps of the training
-        found.append(("ADV.fgsm_step", adv.fgsm_step))
-    for key, value in found + [("--eps", eps) for eps in config.EVAL.eps if norm == "Linf"]:
-        yield (
-            value > unit,
-            f"{key} {value:g} is more than DATA.max_color_value {unit:g}, the whole range of"
-            " colours; both have the same unit",
+        lengths.append(("ADV.fgsm_step", adv.fgsm_step))
+    if config.EVAL.norm == "Linf":
+        lengths += [("--eps", eps) for eps in config.EVAL.eps]
+    for key, value in lengths:
+        if value > unit:
+            broken.append(
+                f"{key} {value:g} is more than DATA.max_color_value {unit:g}, the whole range of"
+                " colours; both have the same unit"
+            )
+        if 0 < value < unit / 2550:
+            broken.append(
+                f"{key} {value:g} is less than a tenth of a grey level; its unit is"
+                f" DATA.max_color_value {unit:g}, in which 4/255 of the range is"
+                f" {4 * unit / 255:.4g}"
+            )
+    if 0 < data.img_size < data.crop_size:
+        broken.append(
+            f"DATA.crop_size {data.crop_size} is larger than DATA.img_size {data.img_size}, the"
+            " shorter side that evaluation crops from"
         )
-        yield (
-            0 < value < unit / 2550,
-            f"{key} {value:g} is less than a tenth of a grey level; its unit is"
-            f" DATA.max_color_value {unit:g}, in which 4/255 of the range is {4 * unit / 255:.4g}",
-        )
-    yield (
-        0 < data.img_size < data.crop_size,
-        f"DATA.crop_size {data.crop_size} is larger than DATA.img_size {data.img_size}, the"
-        " shorter side that evaluation crops from",
-    )
+    return broken
 
 
-def trainings(config: Config) -> Iterator[Rule]:
-    """What means nothing to the training's method, or to the attack's norm."""
+def rules_of_training(config: Config) -> Iterator[Rule]:
+    """What means nothing to the training's method or length, or to the attack's norm."""
     train, adv, method = config.TRAIN, config.ADV, config.TRAIN.method
+    ascending = list(train.lr_epochs) == sorted(set(train.lr_epochs))
     yield (
         method in ("pgd", "natural") and adv.n_repeats > 1,
         f"ADV.n_repeats {adv.n_repeats} is of TRAIN.method free and fast; {method} has 1",
@@ -145,13 +134,6 @@ def trainings(config: Config) -> Iterator[Rule]:
         f"--norm {config.EVAL.norm} needs a radius, since ADV.clip_eps is one of Linf: give --eps,"
         " such as 3 for L2 or 60 for L1 at 224 pixels",
     )
-    yield train.ema == 1, "TRAIN.ema 1 never moves; a usual decay is 0.9998"
-
-
-def schedules(config: Config) -> Iterator[Rule]:
-    """Learning rates and lengths of the training."""
-    train = config.TRAIN
-    ascending = list(train.lr_epochs) == sorted(set(train.lr_epochs))
     yield (
         train.start_epoch >= config.passes,
         f"TRAIN.start_epoch {train.start_epoch} leaves nothing to train: TRAIN.epochs"
@@ -172,7 +154,7 @@ def schedules(config: Config) -> Iterator[Rule]:
     )
 
 
-def calls(options: Options) -> Iterator[Rule]:
+def rules_of_calls(options: Options) -> Iterator[Rule]:
     """Flags of one call."""
     alone = options.evaluate or options.eva_on_imagenet_c
     anything = alone or options.eva_on_shift
@@ -199,9 +181,6 @@ def calls(options: Options) -> Iterator[Rule]:
     )
 
 
-KNOWN = {**SCHEMA, "OPTIONS": OPTIONS}
-
-
 def ignored_settings(config: Config, hypersphere: bool) -> list[str]:
     """One line for every setting that differs from its default and has no effect.
 
@@ -210,65 +189,40 @@ def ignored_settings(config: Config, hypersphere: bool) -> list[str]:
             checkpoint says.
     """
     return [
-        f"{name_of(key)} is ignored: {why}"
-        for without_effect, keys, why in idle(config, hypersphere)
-        if without_effect
+        f"--{key.rpartition('.')[2]} is ignored: {why}"
+        if EVERY[key].flag
+        else f"{key} is ignored: {why}"
+        for without_effect, keys, why in rules_of_effect(config, hypersphere)
         for key in keys.split()
-        if differs(config, key)
+        if without_effect and config.value(key) != EVERY[key].default
     ]
 
 
-def idle(config: Config, hypersphere: bool) -> list[tuple[bool, str, str]]:
+def rules_of_effect(config: Config, hypersphere: bool) -> Iterator[tuple[bool, str, str]]:
     """Whether some settings have no effect, which ones, and why."""
     options, train = config.OPTIONS, config.TRAIN
     training = not options.evaluating
     attacking = options.evaluate or training  # a training ends with the attacks
     resuming = bool(options.resume) and (options.evaluating or options.resume != "auto")
     clean = (train.select, train.select_from) == ("clean", "val")
+    of_training, of_attacks = "it belongs to training", "it belongs to the attacks; give -e too"
+    of_imagenet_c = "it belongs to --eva_on_imagenet_c"
     schedule, method = f"TRAIN.schedule is {config.schedule}", f"TRAIN.method is {train.method}"
-    return [
-        (
-            not hypersphere,
-            "HE.s_HE HE.angular_margin_HE",
-            "the network has no hypersphere head (--FN, --WN)",
-        ),
-        (
-            options.evaluating,
-            "OPTIONS.print_gradients OPTIONS.overwrite OPTIONS.tensorboard",
-            "it belongs to training",
-        ),
-        (resuming, "OPTIONS.pretrained", "the weights are those of --resume"),
-        (
-            not attacking,
-            "OPTIONS.attack OPTIONS.save_images OPTIONS.transfer_from EVAL.norm EVAL.eps"
-            " EVAL.cascade",
-            "it belongs to the attacks; give -e too",
-        ),
-        (
-            not options.eva_on_imagenet_c,
-            "OPTIONS.corruptions OPTIONS.clean_accuracy",
-            "it belongs to --eva_on_imagenet_c",
-        ),
-        (
-            training and not options.print_gradients,
-            "TRAIN.gradient_every",
-            "give --print_gradients",
-        ),
-        (training and clean, "TRAIN.select_examples", "TRAIN.select is clean"),
-        (config.schedule == "linear", "TRAIN.lr", schedule),
-        (config.schedule != "linear", "TRAIN.lr_epochs", schedule),
-        (config.schedule != "cosine", "TRAIN.warmup_epochs", schedule),
-        (train.method != "pgd", "ADV.train_steps", method),
-        (train.method == "natural", "ADV.fgsm_step", method),
-    ]
-
-
-def name_of(key: str) -> str:
-    """How a user gives it: a flag, or SECTION.key."""
-    section, _, name = key.partition(".")
-    return f"--{name}" if KNOWN[section][name].metavar else key
-
-
-def differs(config: Config, key: str) -> bool:
-    section, _, name = key.partition(".")
-    return config.value(key) != KNOWN[section][name].default
+    no_head = "the network has no hypersphere head (--FN, --WN)"
+    yield not hypersphere, "HE.s_HE HE.angular_margin_HE", no_head
+    yield options.evaluating, "print_gradients overwrite tensorboard", of_training
+    yield resuming, "pretrained", "the weights are those of --resume"
+    yield not attacking, "attack save_images transfer_from", of_attacks
+    yield not attacking, "EVAL.norm EVAL.eps EVAL.cascade", of_attacks
+    yield not options.eva_on_imagenet_c, "corruptions clean_accuracy", of_imagenet_c
+    yield (
+        training and not options.print_gradients,
+        "TRAIN.gradient_every",
+        "give --print_gradients",
+    )
+    yield training and clean, "TRAIN.select_examples", "TRAIN.select is clean"
+    yield config.schedule == "linear", "TRAIN.lr", schedule
+    yield config.schedule != "linear", "TRAIN.lr_epochs", schedule
+    yield config.schedule != "cosine", "TRAIN.warmup_epochs", schedule
+    yield train.method != "pgd", "ADV.train_steps", method
+    yield train.method == "natural", "ADV.fgsm_step", method

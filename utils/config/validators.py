@@ -1,17 +1,19 @@
-"""How the text or YAML of a setting becomes its value; a ValueError says what is wrong with it."""
-
-from __future__ import annotations
+"""From the text or YAML of a setting to its value; a ValueError says what is wrong with it."""
 
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from lib.algorithm.protocols import LOSS_NAMES
 
 MOST = 2**31 - 1  # of anything that is counted: images in a batch, epochs, steps
 REDUCE_OVERHEAD = "reduce-overhead"  # torch.compile's mode of CUDA graphs
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 80
+T = TypeVar("T", int, float)
 
 
 class PgdRow(NamedTuple):
@@ -25,17 +27,11 @@ class PgdRow(NamedTuple):
 
 def show(value: object) -> str:
     """A value in a message: one line, whatever it holds, and not a long one."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:80]}...{text[-10:]}"
+    return SHORT.repr(value)
 
 
-def one_line(key: object) -> str:
-    """A key in a message, without line breaks and escapes of the terminal."""
-    return key if isinstance(key, str) and key.isprintable() else show(key)
-
-
-def strict_bool(value: object) -> bool:
-    """True/False, yes/no, 1/0, in any case; anything else is a ValueError."""
+def boolean(value: object) -> bool:
+    """True/False, yes/no, 1/0, in any case."""
     word = str(value).strip().lower()
     if word in ("true", "yes", "1"):
         return True
@@ -49,11 +45,8 @@ def number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(f"{show(value)} is not a number")
     try:
-        if isinstance(value, str) and "/" in value:
-            above, below = value.split("/")
-            result = float(above) / float(below)
-        else:
-            result = float(value)
+        parts = [float(part) for part in str(value).split("/", maxsplit=1)]
+        result = parts[0] / parts[1] if len(parts) == 2 else parts[0]
     except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"{show(value)} is not a number") from None
     if not math.isfinite(result):
@@ -61,23 +54,23 @@ def number(value: object) -> float:
     return result
 
 
+def within(value: T, low: float, high: float, above: bool = False) -> T:
+    """The number, which must lie in [low, high], or (low, high] with `above`."""
+    if value < low or value > high or (above and value == low):
+        bound = f"above {low:g}" if above else f"at least {low:g}"
+        raise ValueError(f"{value} must be {bound}" + f" and at most {high}" * (high < math.inf))
+    return value
+
+
 def real(low: float, high: float = math.inf, *, above: bool = False) -> Callable[[object], float]:
     """A validator of numbers in [low, high], or (low, high] with `above`."""
-
-    def read(value: object) -> float:
-        result = number(value)
-        if result < low or result > high or (above and result == low):
-            bound = f"above {low:g}" if above else f"at least {low:g}"
-            raise ValueError(f"{show(value)} must be {bound}" + limit(high))
-        return result
-
-    return read
+    return lambda value: within(number(value), low, high, above)
 
 
 def whole(low: int, high: int = MOST) -> Callable[[object], int]:
     """A validator of whole numbers in [low, high]."""
 
-    def read(value: object) -> int:
+    def validate(value: object) -> int:
         rounded = number(value)
         if rounded != int(rounded):
             raise ValueError(f"{show(value)} is not a whole number")
@@ -85,54 +78,46 @@ def whole(low: int, high: int = MOST) -> Callable[[object], int]:
             result = int(str(value))  # a float holds 53 bits, and a seed may have 63
         except ValueError:  # 8.0, or text such as 1e3
             result = int(rounded)
-        if not low <= result <= high:
-            raise ValueError(f"{show(value)} must be at least {low}" + limit(high))
-        return result
+        return within(result, low, high)
 
-    return read
+    return validate
 
 
-def workers(value: object) -> int | str:
-    return "auto" if value == "auto" else whole(0)(value)
+def word_or(word: str, otherwise: Callable[[object], Any]) -> Callable[[object], Any]:
+    """A validator of one word, or of what another validator takes."""
+
+    def validate(value: object) -> Any:
+        try:
+            return word if value == word else otherwise(value)
+        except ValueError as error:
+            raise ValueError(f"{error}, nor {word}") from None
+
+    return validate
 
 
-def compile_mode(value: object) -> bool | str:
-    """Whether a network is compiled, or torch.compile's mode for it."""
-    if value == REDUCE_OVERHEAD:
-        return REDUCE_OVERHEAD
-    try:
-        return strict_bool(value)
-    except ValueError:
-        raise ValueError(f"{show(value)} is not one of false, true, {REDUCE_OVERHEAD}") from None
-
-
-def limit(high: float) -> str:
-    """The second half of a range's wording."""
-    return "" if high == math.inf else f" and at most {high}"
-
-
-def choice(options: Sequence[str]) -> Callable[[object], str]:
+def choice(*options: str) -> Callable[[object], str]:
     """A validator of one of some words."""
 
-    def read(value: object) -> str:
+    def validate(value: object) -> str:
         if value not in options:
             raise ValueError(f"{show(value)} is not one of {', '.join(options)}")
         return str(value)
 
-    return read
+    return validate
 
 
-def architecture(value: object) -> str:
-    """A network's name; whether there is one is known where it is built."""
-    if not isinstance(value, str) or not re.fullmatch(r"(timm/)?[\w.-]{1,80}", value):
-        raise ValueError(f"{show(value)} is not one of torchvision's networks, nor timm/NAME")
-    return value
+def matching(pattern: str, wrong: str) -> Callable[[object], str]:
+    """A validator of text of one form; `wrong` says what it is not."""
+
+    def validate(value: object) -> str:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise ValueError(f"{show(value)} {wrong}")
+        return value
+
+    return validate
 
 
-def text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{show(value)} is not text")
-    return value
+text = matching(r"(?s).*\S.*", "is not text")
 
 
 def path(value: object) -> str:
@@ -140,81 +125,68 @@ def path(value: object) -> str:
     return os.path.expanduser(text(value))
 
 
-def output_prefix(value: object) -> str:
+def part_of_name(value: object) -> str:
     """Text that can be part of a folder's name."""
     name = text(value)
-    if re.search("[\udc80-\udcff]", name):
+    if not name.isprintable():  # bytes that are no letters under this locale neither
         raise ValueError(
-            f"{show(name)} cannot be read as text under this locale; set LC_ALL=C.UTF-8 or"
-            " PYTHONUTF8=1, or take a name of ASCII letters"
+            f"{show(name)} cannot be printed; set LC_ALL=C.UTF-8, or take ASCII letters"
         )
-    if not name.isprintable():
-        raise ValueError(f"{show(name)} holds characters that cannot be printed")
-    if "/" in name or "\\" in name or name in (".", ".."):
+    if re.search(r"[/\\]", name) or name in (".", ".."):
         raise ValueError(f"{show(name)} becomes part of a folder's name, so it holds no slash")
     return name
 
 
-def device(value: object) -> str:
-    """The name of a kind of device; whether there is one here is for torch to say."""
-    if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-        raise ValueError(f"{show(value)} is not one of auto, cpu, cuda, cuda:1, mps")
-    return value
-
-
 def numbers(
-    count: int | None, low: float, high: float = math.inf, *, above: bool = False
+    one: Callable[[object], float], count: int = 0
 ) -> Callable[[object], tuple[float, ...]]:
-    """A validator of a list of numbers, of a fixed length where `count` is given."""
-    one = real(low, high, above=above)
+    """A validator of a list of numbers, of `count` numbers unless that is 0."""
 
-    def read(value: object) -> tuple[float, ...]:
-        if not isinstance(value, (list, tuple)) or count not in (None, len(value)):
-            wanted = "a list of numbers" if count is None else f"a list of {count} numbers"
-            raise ValueError(f"{show(value)} is not {wanted}")
+    def validate(value: object) -> tuple[float, ...]:
+        if not isinstance(value, (list, tuple)) or count not in (0, len(value)):
+            wanted = f"{count} numbers" if count else "numbers"
+            raise ValueError(f"{show(value)} is not a list of {wanted}")
         return tuple(one(entry) for entry in value)
 
-    return read
+    return validate
 
 
 def radii(value: object) -> tuple[float, ...]:
     """Different radii: a list, or numbers separated by commas."""
-    found = numbers(None, 0)(value.split(",") if isinstance(value, str) else value)
-    if len(set(found)) < len(found):
+    values = numbers(real(0))(value.split(",") if isinstance(value, str) else value)
+    if len(set(values)) < len(values):
         raise ValueError(f"{show(value)} has a radius twice")
-    return found
+    return values
 
 
 def pgd_rows(value: object) -> tuple[PgdRow, ...]:
-    """The published form: a list of [steps, step size], then optionally loss and restarts."""
+    """The published form: a list of [steps, step size in [0, 1]], then maybe loss and restarts."""
     if not isinstance(value, (list, tuple)) or not value:
         raise ValueError(f"{show(value)} is not a list of [steps, step size]")
     return tuple(pgd_row(row) for row in value)
 
 
 def pgd_row(row: object) -> PgdRow:
-    """[steps, step size in [0, 1], loss, restarts], with `ce` and 1 where they are left out."""
     if not isinstance(row, (list, tuple)) or not 2 <= len(row) <= 4:
         raise ValueError(
             f"{show(row)} is not [steps, step size] or [steps, step size, loss, restarts]"
         )
-    attack = PgdRow(*row)
-    size = real(0, above=True)(attack.step_size)
+    steps, size, loss, restarts = PgdRow(*row)
+    size = real(0, above=True)(size)
     if size >= 0.5:
         raise ValueError(
             f"the step size {size:g} of {show(list(row))} is in units of the range [0, 1], as"
             " published: write 1/255 for one grey level"
         )
-    loss = choice(LOSS_NAMES)(attack.loss)
-    return PgdRow(whole(1)(attack.steps), size, loss, whole(1)(attack.restarts))
+    return PgdRow(whole(1)(steps), size, choice(*LOSS_NAMES)(loss), whole(1)(restarts))
 
 
 def words(value: object) -> tuple[str, ...]:
     """Names separated by commas, one at least."""
-    found = tuple(word.strip() for word in str(value).split(","))
-    if not all(found):
+    names = tuple(name.strip() for name in str(value).split(","))
+    if not all(names):
         raise ValueError(f"{show(value)} has an empty name; separate names by single commas")
-    return found
+    return names
 
 
 def phase_list(value: object) -> tuple[dict[str, Any], ...]:
