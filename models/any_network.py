@@ -1,10 +1,8 @@
-"""Networks of torchvision and timm that are judged like our own, and never trained.
+"""Networks of torchvision and timm that are evaluated like our own, and never trained.
 
-Each has its own mean and standard deviation in front of it; the weights come from a file or from
-its makers.
+Each has its own mean and standard deviation in front of it; the weights come from a file or are
+the published ones.
 """
-
-from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -54,37 +52,38 @@ def build_any(
     size: int,
     num_classes: int | None = None,
     pretrained: bool = False,
-    colours: tuple[Sequence[float], Sequence[float]] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> AnyNetwork:
-    """A network with random weights or its makers'.
+    """A network with random weights or the published ones.
 
     Args:
         arch: a name of torchvision's classification networks, or `timm/NAME`.
         size: side of the images, pixels.
         num_classes: number of outputs; None is as it was published.
         pretrained: load the published weights.
-        colours: mean and standard deviation instead of the network's own.
+        mean: per colour, pixels in [0, 1]; None is the network's own.
+        std: likewise.
 
     Raises:
         UserError: there is no such network, no weights, or it does not take such images.
     """
     make = timm_network if arch.startswith(TIMM) else torchvision_network
     try:
-        network, *own = make(arch, size, num_classes, pretrained)
+        network, published_mean, published_std = make(arch, size, num_classes, pretrained)
         with torch.no_grad():
             outputs = network.eval()(torch.zeros(1, 3, size, size)).shape[1]
+    except UserError:
+        raise
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(
             f"TRAIN.arch {arch} does not take images of DATA.crop_size {size} ({first_line(error)})"
         ) from error
-    mean, std = colours or own
-    return AnyNetwork(arch, network, outputs, mean, std)
+    return AnyNetwork(arch, network, outputs, mean or published_mean, std or published_std)
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, cut to a line."""
+    """The first line of an exception's message."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
@@ -92,8 +91,7 @@ def torchvision_network(
     arch: str, size: int, num_classes: int | None, pretrained: bool
 ) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
     """Network, mean and standard deviation."""
-    known = torchvision.models.list_models(module=torchvision.models)
-    require_known(arch, arch, [*known, TIMM])
+    require_known(arch, [*torchvision.models.list_models(module=torchvision.models), TIMM])
     arguments: dict[str, Any] = dict(OWN_ARGUMENTS.get(arch, {}))
     if arch.startswith("vit_"):
         arguments["image_size"] = size
@@ -118,8 +116,8 @@ def timm_network(
     except ImportError as error:
         raise UserError(f"TRAIN.arch {arch} needs the package timm; pip install timm") from error
     name = arch.removeprefix(TIMM)
-    if not timm.is_model(name):
-        require_known(arch, name, timm.list_models(), TIMM)
+    if not timm.is_model(name):  # which knows names with a tag too
+        require_known(arch, [TIMM + known for known in timm.list_models()])
     published = timm.models.get_pretrained_cfg(name)
     arguments: dict[str, Any] = {}
     if published is not None and published.fixed_input_size:
@@ -139,15 +137,10 @@ def timm_network(
     return network, values.get("mean", IMAGENET_MEAN), values.get("std", IMAGENET_STD)
 
 
-def require_known(arch: str, name: str, known: Iterable[str], start: str = "") -> None:
-    """Refuse a name that is unknown.
-
-    Raises:
-        UserError: with the nearest name.
-    """
-    names = list(known)
-    if name in names:
-        return
-    near = difflib.get_close_matches(name, names, n=1)
-    advice = f"did you mean {start}{near[0]}?" if near else "torchvision's names, or timm/NAME"
-    raise UserError(f"TRAIN.arch: there is no network {arch!r}; {advice}")
+def require_known(arch: str, names: Iterable[str]) -> None:
+    """Refuse an unknown name, with the nearest one in the message."""
+    names = list(names)
+    if arch not in names:
+        near = difflib.get_close_matches(arch, names, n=1)
+        advice = f"did you mean {near[0]}?" if near else "torchvision's names, or timm/NAME"
+        raise UserError(f"TRAIN.arch: there is no network {arch!r}; {advice}")

@@ -4,12 +4,9 @@ The contract: `model(x)` takes pixels in [0, 1] of shape (B, 3, H, W) and return
 (B, classes). The state_dict's keys are torchvision's.
 """
 
-from __future__ import annotations
-
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
-from urllib.error import URLError
 
 import torch
 import torchvision
@@ -90,20 +87,20 @@ def load_weights(model: PixelNetwork, state_dict: dict[str, torch.Tensor]) -> No
         UserError: keys or shapes do not fit; the message names the first that does not.
     """
     own = model.body.state_dict()
-    missing = [key for key in own if key not in state_dict and "num_batches" not in key]
-    unknown = [key for key in state_dict if key not in own]
-    wrong = [k for k, v in own.items() if k in state_dict and state_dict[k].shape != v.shape]
-    if missing or unknown or wrong:
-        what = [f"lacks {missing[0]}"] if missing else []
-        what += [f"has {unknown[0]}, which this network has not"] if unknown else []
-        if wrong:
-            given, wanted = (tuple(d[wrong[0]].shape) for d in (state_dict, own))
-            what.append(f"has {wrong[0]} of shape {given} where this network has {wanted}")
+    needed = [key for key in own if "num_batches" not in key]  # which old files lack
+    lacking = [f"lacks {key}" for key in needed if key not in state_dict]
+    unknown = [f"has {key}, which this network has not" for key in state_dict if key not in own]
+    wrong = [
+        f"has {key} of shape {tuple(value.shape)} where this network has {tuple(own[key].shape)}"
+        for key, value in state_dict.items()
+        if key in own and value.shape != own[key].shape
+    ]
+    if problems := [*lacking[:1], *unknown[:1], *wrong[:1]]:
         raise UserError(
             f"the checkpoint does not fit a {model.arch} with {model.num_classes} classes: it"
-            f" {', and '.join(what)}; set TRAIN.arch, --FN and --WN as in its training"
+            f" {', and '.join(problems)}; set TRAIN.arch, --FN and --WN as in its training"
         )
-    model.body.load_state_dict(state_dict, strict=False)  # old files have no num_batches_tracked
+    model.body.load_state_dict(state_dict, strict=False)
     for head in heads_of(model):
         if not head.is_projected():
             head.project_()
@@ -119,9 +116,8 @@ def load_pretrained(model: ResNet) -> None:
         UserError: the weights are not here and cannot be downloaded.
     """
     weights = torchvision.models.get_model_weights(model.arch)["IMAGENET1K_V1"]
-    state_dict = torchvision_weights(weights)
-    own = model.state_dict()
-    fitting = {k: v for k, v in state_dict.items() if k in own and own[k].shape == v.shape}
+    published, own = torchvision_weights(weights), model.state_dict()
+    fitting = {k: v for k, v in published.items() if k in own and own[k].shape == v.shape}
     load_weights(model, {**own, **fitting})
 
 
@@ -134,9 +130,9 @@ def torchvision_weights(weights: WeightsEnum) -> dict[str, torch.Tensor]:
     try:
         with redirect_stderr(io.StringIO()):  # torch.hub's "Downloading"
             return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except (URLError, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         folder = f"{torch.hub.get_dir()}/checkpoints"
-        reason = getattr(error, "reason", None) or error
+        reason = getattr(error, "reason", None) or error  # of a URLError
         file = weights.url.rpartition("/")[2]
         raise UserError(
             f"cannot get torchvision's weights for {file.partition('-')[0]} ({reason}); connect to"
@@ -144,18 +140,19 @@ def torchvision_weights(weights: WeightsEnum) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def family_member(state_dict: dict[str, torch.Tensor], candidates: Sequence[str]) -> str | None:
+def family_member(state_dict: Mapping[str, torch.Tensor], candidates: Sequence[str]) -> str | None:
     """The architecture whose shapes these weights have, whatever their number of classes."""
-    body = {k: tuple(v.shape) for k, v in state_dict.items() if not k.startswith("fc.")}
-    body = {k: shape for k, shape in body.items() if "num_batches" not in k}
+
+    def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+        return {
+            key: value.shape
+            for key, value in state.items()
+            if not key.startswith("fc.") and "num_batches" not in key
+        }
+
     for arch in candidates:
         with torch.device("meta"):
             own = torchvision.models.get_model(arch).state_dict()
-        shapes = {
-            k: tuple(v.shape)
-            for k, v in own.items()
-            if not k.startswith("fc.") and "num_batches" not in k
-        }
-        if shapes == body:
+        if shapes_of(own) == shapes_of(state_dict):
             return arch
     return None

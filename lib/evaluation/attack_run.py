@@ -15,15 +15,15 @@ from lib.data.folders import ImageTree
 from lib.data.loader import share_of_workers
 from lib.evaluation.attack_list import attack_list, for_classes
 from lib.evaluation.autoattack import require_package
-from lib.evaluation.checkpoint_model import (
+from lib.evaluation.checks import check_attacks, check_network, check_reach, check_selection
+from lib.evaluation.images import save_attack_images
+from lib.evaluation.load_model import (
     EvaluatedModel,
     announce,
     load_images,
-    load_source,
+    load_surrogate,
     make_provenance,
 )
-from lib.evaluation.checks import check_attacks, check_network, check_reach, check_selection
-from lib.evaluation.images import save_attack_images
 from lib.evaluation.measured import attack_conditions, threat_models, usual_conditions
 from lib.evaluation.report import result_table, summarise, write_files
 from lib.evaluation.runner import CLEAN, AttackEvaluation, Rows
@@ -44,7 +44,7 @@ class AttackRun:
     """What all radii share.
 
     Attributes:
-        source: the network that is attacked, where it is not `evaluated`, which judges.
+        surrogate: the network that is attacked, where it is not `evaluated`.
         subset: description, n and sha256 of the images; `subset_name` is what files are named by.
     """
 
@@ -52,7 +52,7 @@ class AttackRun:
     context: DistributedContext
     logger: Logger
     evaluated: EvaluatedModel
-    source: EvaluatedModel | None
+    surrogate: EvaluatedModel | None
     data: EvaluationData
     subset: Mapping[str, Any]
     subset_name: str
@@ -81,13 +81,13 @@ def evaluate_attacks(
         return load_images(config, data, evaluated)
 
     tree, subset, subset_name = context.from_main(prepare)
-    source = load_source(config, context, evaluated)
+    surrogate = load_surrogate(config, context, evaluated)
     announce(evaluated, f"attacks on {subset['description']} of {data}/val", logger)
-    if source is not None:
-        logger.info(f"attacked is {source.identity['path']}: {source.settings.describe()}")
+    if surrogate is not None:
+        logger.info(f"attacked is {surrogate.identity['path']}: {surrogate.settings.describe()}")
     warn(config, evaluated, tree, logger)
     images = evaluation_data(config, tree, context, logger)
-    run = AttackRun(config, context, logger, evaluated, source, images, subset, subset_name)
+    run = AttackRun(config, context, logger, evaluated, surrogate, images, subset, subset_name)
     threats, stems = threat_models(config), []
     clean: Rows | None = None
     for threat in threats:
@@ -147,7 +147,7 @@ def evaluate_ball(
     """
     specs = specs_of(run.config, run.evaluated, threat)
     conditions = attack_conditions(
-        run.config, run.evaluated, run.source, threat, specs, run.subset, run.subset_name
+        run.config, run.evaluated, run.surrogate, threat, specs, run.subset, run.subset_name
     )
     stem = result_stem(
         run.evaluated.folder, conditions, usual_conditions(conditions, run.evaluated)
@@ -183,7 +183,7 @@ def make_evaluation(
     run: AttackRun, threat: ThreatModel, stem: Path, conditions: Conditions, clean: Rows | None
 ) -> AttackEvaluation:
     """What runs the attacks of one ball."""
-    attacked = (run.source or run.evaluated).model
+    attacked = (run.surrogate or run.evaluated).model
     return AttackEvaluation(
         run.evaluated.model,
         run.data,
@@ -193,7 +193,7 @@ def make_evaluation(
         conditions.fingerprint(),
         run.config.EVAL.cascade,
         torch.compile(attacked.outputs) if run.config.EVAL.compile else None,
-        None if run.source is None else attacked,
+        None if run.surrogate is None else attacked,
         clean,
     )
 
@@ -201,7 +201,7 @@ def make_evaluation(
 def provenance_of(run: AttackRun, threat: ThreatModel) -> dict[str, Any]:
     found = make_provenance(run.config, run.evaluated, run.subset, run.context)
     found |= {"eps": threat.eps, "norm": threat.norm}
-    return found | ({} if run.source is None else {"attacked": run.source.identity})
+    return found | ({} if run.surrogate is None else {"attacked": run.surrogate.identity})
 
 
 def radius_source(config: Config) -> str:

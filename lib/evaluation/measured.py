@@ -5,7 +5,7 @@ from typing import Any
 
 from lib.algorithm.protocols import PROTOCOLS, AttackSpec, ThreatModel
 from lib.evaluation.attack_list import attack_list
-from lib.evaluation.checkpoint_model import EvaluatedModel
+from lib.evaluation.load_model import EvaluatedModel
 from utils.config.settings import Config
 from utils.config.validators import PgdRow
 from utils.storage.conditions import Conditions, attack_text
@@ -14,7 +14,7 @@ from utils.storage.conditions import Conditions, attack_text
 def attack_conditions(
     config: Config,
     evaluated: EvaluatedModel,
-    source: EvaluatedModel | None,
+    surrogate: EvaluatedModel | None,
     threat: ThreatModel,
     specs: Sequence[AttackSpec],
     subset: Mapping[str, Any],
@@ -23,7 +23,7 @@ def attack_conditions(
     """Everything that can change the numbers of attacks.
 
     Args:
-        source: the network that is attacked, where it is another one.
+        surrogate: the network that is attacked, where it is another one.
         threat: ball, protocol, seed and precision.
         subset: description, n and sha256 of the images; `subset_name` is what files are named by.
     """
@@ -42,7 +42,7 @@ def attack_conditions(
         norm=threat.norm,
         precision=threat.precision,
         seed=threat.seed,
-        surrogate="" if source is None else source.identity["sha256"],
+        surrogate="" if surrogate is None else surrogate.identity["sha256"],
         cascade=config.EVAL.cascade,
     )
 

@@ -1,17 +1,25 @@
 """From configuration and checkpoint to a network, and an error where the two disagree."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
 from models.resnet import ResNet, family_member, load_pretrained, load_weights
-from utils.config.settings import ARCHITECTURES, Config
+from utils.config.settings import ARCHITECTURES, Config, plain
 from utils.errors import UserError
 from utils.storage.checkpoint import Checkpoint
+
+# What a network is, and the settings that say it of a new one.
+KEYS = {
+    "arch": "TRAIN.arch",
+    "FN": "HE.FN",
+    "WN": "HE.WN",
+    "s_HE": "HE.s_HE",
+    "angular_margin_HE": "HE.angular_margin_HE",
+    "mean": "TRAIN.mean",
+    "std": "TRAIN.std",
+}
 
 
 @dataclass(frozen=True)
@@ -45,20 +53,11 @@ class ModelSettings:
             [self.arch, *flags, f"s {self.s_HE:g}", f"margin {self.angular_margin_HE:g}"]
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def settings_from(config: Config, classes: Sequence[str] | None) -> ModelSettings:
     """A new network's settings."""
-    train = config.TRAIN
-    return ModelSettings(
-        arch=train.arch,
-        mean=list(train.mean),
-        std=list(train.std),
-        classes=None if classes is None else list(classes),
-        **vars(config.HE),
-    )
+    values = {name: plain(config.value(key)) for name, key in KEYS.items()}
+    return ModelSettings(**values, classes=None if classes is None else list(classes))
 
 
 def settings_of(config: Config, checkpoint: Checkpoint) -> ModelSettings:
@@ -68,53 +67,51 @@ def settings_of(config: Config, checkpoint: Checkpoint) -> ModelSettings:
         UserError: a flag contradicts the checkpoint; the message has both values.
     """
     wanted = settings_from(config, None)
-    given = {key.partition(".")[2] for key in config.sources if config.given(key)}
-    if checkpoint.model is not None:
+    if checkpoint.model is None:
+        settings = settings_of_foreign(checkpoint, wanted)
+    else:
         settings = ModelSettings(**checkpoint.model)
-        for name in ("arch", "FN", "WN", "s_HE", "angular_margin_HE", "mean", "std"):
-            its, flag = getattr(settings, name), getattr(wanted, name)
-            if name in given and its != flag:
-                raise UserError(
-                    f"{checkpoint.path} was trained with {name} {its}, and the command says"
-                    f" {flag}; leave the flag out, the checkpoint carries its settings"
-                )
-        return settings
-    arch = family_member(checkpoint.state_dict, ARCHITECTURES) or checkpoint.arch
+    for name in KEYS if checkpoint.is_ours else ("arch",):
+        saved, flag = getattr(settings, name), getattr(wanted, name)
+        if config.given(KEYS[name]) and saved != flag:
+            raise UserError(
+                f"{checkpoint.path} was trained with {name} {saved}, and the command says {flag};"
+                " leave the flag out, the checkpoint carries its settings"
+            )
+    return settings
+
+
+def settings_of_foreign(checkpoint: Checkpoint, wanted: ModelSettings) -> ModelSettings:
+    """A foreign file tells its architecture by its shapes and a hypersphere head by its bias.
+
+    Raises:
+        UserError: it is no ResNet, or has another head than the flags say.
+    """
+    state = checkpoint.state_dict
+    arch = family_member(state, ARCHITECTURES) or checkpoint.arch
     if arch not in ARCHITECTURES:
         raise UserError(
             f"{checkpoint.path} holds no network of torchvision's ResNet family that this suite"
-            f" knows ({', '.join(ARCHITECTURES)}); name another that is to be judged, such as --set"
+            f" knows ({', '.join(ARCHITECTURES)}); name another to evaluate, such as --set"
             " TRAIN.arch=convnext_tiny or timm/NAME"
         )
-    if "arch" in given and arch != wanted.arch:
-        raise UserError(
-            f"{checkpoint.path} holds a {arch}, and the command says {wanted.arch}; leave"
-            " TRAIN.arch out"
-        )
-    check_head(checkpoint, wanted)
-    mean, std = checkpoint.mean or wanted.mean, checkpoint.std or wanted.std
-    return ModelSettings(**{**wanted.as_dict(), "arch": arch, "mean": list(mean), "std": list(std)})
-
-
-def check_head(checkpoint: Checkpoint, wanted: ModelSettings) -> None:
-    """A foreign file tells by its bias whether the last layer is a hypersphere head.
-
-    Raises:
-        UserError: flags and file disagree.
-    """
-    if "fc.weight" not in checkpoint.state_dict:
+    if "fc.weight" not in state:
         raise UserError(f"{checkpoint.path} has no last layer (fc.weight)")
-    has_bias = "fc.bias" in checkpoint.state_dict
-    if has_bias and wanted.hypersphere:
+    if ("fc.bias" in state) == wanted.hypersphere:
+        if wanted.hypersphere:
+            head, fix = (
+                "an ordinary last layer (with fc.bias: FN False, WN False)",
+                "leave them out",
+            )
+        else:
+            head = "a hypersphere head (no fc.bias)"
+            fix = "give the flags of its training, such as --FN True --WN True --s_HE 10.0"
         raise UserError(
-            f"{checkpoint.path} has an ordinary last layer (with fc.bias: FN False, WN False), and"
-            f" the command says FN {wanted.FN}, WN {wanted.WN}; leave the flags out"
+            f"{checkpoint.path} has {head}, and the command says FN {wanted.FN}, WN {wanted.WN};"
+            f" {fix}"
         )
-    if not has_bias and not wanted.hypersphere:
-        raise UserError(
-            f"{checkpoint.path} has a hypersphere head (no fc.bias), and the command says FN False,"
-            " WN False; give the flags of its training, such as --FN True --WN True --s_HE 10.0"
-        )
+    mean, std = checkpoint.mean or wanted.mean, checkpoint.std or wanted.std
+    return replace(wanted, arch=arch, mean=mean, std=std)
 
 
 def new_model(settings: ModelSettings, seed: int, pretrained: bool) -> ResNet:
@@ -140,7 +137,7 @@ def model_of(checkpoint: Checkpoint, settings: ModelSettings) -> ResNet:
 
 
 def build(settings: ModelSettings, num_classes: int) -> ResNet:
-    """A network with these settings."""
+    """A network with these settings and random weights."""
     return ResNet(
         settings.arch,
         num_classes,

@@ -9,14 +9,14 @@ from functools import partial
 from lib.algorithm.protocols import PROTOCOLS
 from lib.data.loader import share_of_workers
 from lib.evaluation.attack_run import evaluate_attacks
-from lib.evaluation.checkpoint_model import (
+from lib.evaluation.folder_counts import FolderEvaluation
+from lib.evaluation.load_model import (
     EvaluatedModel,
     announce,
     load_evaluated_model,
     make_provenance,
     with_trained_settings,
 )
-from lib.evaluation.folder_counts import FolderEvaluation
 from lib.evaluation.measured import network_text
 from lib.evaluation.shift import evaluate_shift
 from lib.imagenet_c.evaluation import evaluate_imagenet_c

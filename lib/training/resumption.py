@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from lib.data.listing import shortlist
@@ -101,7 +102,7 @@ def require_same_run(
     if checkpoint.is_ours:
         compare_settings(config, checkpoint, PHASE_SETTINGS if new_phase else (), logger)
     require_work_left(config, checkpoint)
-    return ModelSettings(**{**settings.as_dict(), "classes": list(classes)})
+    return replace(settings, classes=list(classes))
 
 
 def require_work_left(config: Config, checkpoint: Checkpoint) -> None:

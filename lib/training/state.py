@@ -167,7 +167,7 @@ def network_content(run: Run) -> dict[str, Any]:
         "epoch": run.progress.epoch,
         "arch": run.model_settings.arch,
         "best_prec1": run.progress.best,
-        "model": run.model_settings.as_dict(),
+        "model": vars(run.model_settings),
         "state_dict": state_dict,
         "config": run.config.as_dict(),
         "versions": versions(),

@@ -240,7 +240,7 @@ def knowing(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     colours = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     carried = ModelSettings("resnet18", True, True, 10.0, 0.2, *colours, names)
     folder = tmp_path_factory.mktemp("knowing")
-    save_best(folder, {"model": carried.as_dict(), "state_dict": model.state_dict()})
+    save_best(folder, {"model": vars(carried), "state_dict": model.state_dict()})
     return folder / "model_best.pth.tar"
 
 

@@ -164,7 +164,7 @@ def test_plain_torchvision_state_dict(arch: str) -> None:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in model.normalisation.values())
     with torch.no_grad():
         assert torch.allclose(model(IMAGES), theirs((IMAGES - mean) / std), atol=1e-4)
-    with pytest.raises(UserError, match=f"holds a {arch}, and the command says resnet101"):
+    with pytest.raises(UserError, match=f"arch {arch}, and the command says resnet101"):
         load(path, "--set", "TRAIN.arch=resnet101")
 
 
@@ -287,7 +287,7 @@ def own(model: ResNet, **settings: Any) -> str:
     """A checkpoint of this suite; its path."""
     config = flags("--set", "TRAIN.arch=resnet18")
     names = settings_from(config, [f"class{i}" for i in range(model.num_classes)])
-    save_best(Path(), {"model": {**names.as_dict(), **settings}, "state_dict": model.state_dict()})
+    save_best(Path(), {"model": {**vars(names), **settings}, "state_dict": model.state_dict()})
     return BEST
 
 

@@ -1,0 +1,302 @@
+"""What an evaluation starts from: the network, the settings of its training, the images."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib.algorithm.precision import tf32_backends
+from lib.data.folders import ImageTree, read_split
+from lib.data.subsets import choose, describe_subset
+from lib.evaluation.model_settings import (
+    KEYS,
+    ModelSettings,
+    build,
+    model_of,
+    settings_from,
+    settings_of,
+)
+from models.any_network import AnyNetwork, build_any
+from models.pixel_network import PixelNetwork
+from models.resnet import load_pretrained, load_weights
+from utils.config.rules import wrong_units_and_sizes
+from utils.config.settings import ARCHITECTURES, SETTINGS, Config, Source, plain
+from utils.distributed.context import DistributedContext
+from utils.errors import UserError
+from utils.logging import Logger
+from utils.storage.checkpoint import Checkpoint, read_checkpoint
+from utils.storage.conditions import subset_label
+from utils.storage.files import file_sha256, make_folder
+from utils.storage.provenance import provenance
+from utils.storage.run_folder import BEST, ROOT, find_checkpoint
+
+# What an evaluation takes from the network's training unless the user says otherwise.
+TRAINED = (
+    "DATA.img_size",
+    "DATA.crop_size",
+    "DATA.max_color_value",
+    "ADV.clip_eps",
+    "ADV.pgd_attack",
+)
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """The network under evaluation, or the surrogate of a transfer.
+
+    Attributes:
+        model: on the device, channels_last.
+        settings: as it was trained.
+        folder: where results go: the checkpoint's.
+        identity: path, sha256, arch, FN, WN, s_HE, angular_margin_HE; for result files.
+        file_name: the checkpoint's; empty for a run's best model and where there is no file.
+        trained: the configuration of its training, {section: {key: value}}, in our own files.
+    """
+
+    model: PixelNetwork
+    settings: ModelSettings
+    folder: Path
+    identity: dict[str, Any]
+    file_name: str = ""
+    trained: Mapping[str, Any] | None = None
+
+
+def load_evaluated_model(
+    config: Config, device: torch.device, path: str = "", leaves_results: bool = True
+) -> EvaluatedModel:
+    """The network that `--resume` or `--pretrained` names; `auto` is the run's best model.
+
+    Args:
+        path: a checkpoint in place of `--resume`.
+        leaves_results: results are going to be written beside it.
+
+    Raises:
+        UserError: no such checkpoint, or it contradicts the flags, or the folder is not writable.
+    """
+    path = path or config.OPTIONS.resume
+    trained = None
+    if path:
+        path = find_checkpoint(str(config.run_dir / BEST) if path == "auto" else path)
+        model, settings, checkpoint = read_network(config, path)
+        folder, digest = Path(path).parent, file_sha256(path)
+        name = "" if Path(path).name == BEST else Path(path).name
+        trained = checkpoint.content.get("config") if checkpoint.is_ours else None
+        if leaves_results:
+            make_folder(folder, "results go beside the checkpoint: copy it to where you can write")
+    else:
+        model, settings = pretrained_network(config)
+        folder = ROOT / f"{settings.arch.replace('/', '_')}_pretrained"
+        digest, name = state_digest(model), ""
+        in_family = settings.arch in ARCHITECTURES
+        path = "torchvision IMAGENET1K_V1" if in_family else f"published weights of {settings.arch}"
+        make_folder(folder)
+    model = model.to(device).to(memory_format=torch.channels_last).eval()
+    identity = {"path": path, "sha256": digest}
+    for key in ("arch", "FN", "WN", "s_HE", "angular_margin_HE"):
+        identity[key] = getattr(settings, key)
+    return EvaluatedModel(model, settings, folder, identity, name, trained)
+
+
+def read_network(config: Config, path: str) -> tuple[PixelNetwork, ModelSettings, Checkpoint]:
+    """The network of a file; `TRAIN.arch` says which it is where that is none of the ResNet family.
+
+    Raises:
+        UserError: the file is no such network, or contradicts the flags.
+    """
+    if config.TRAIN.arch not in ARCHITECTURES:
+        network = read_any_network(config, path)
+        if network is not None:
+            return network
+    checkpoint = read_checkpoint(path)
+    settings = settings_of(config, checkpoint)
+    return model_of(checkpoint, settings), settings, checkpoint
+
+
+def read_any_network(
+    config: Config, path: str
+) -> tuple[PixelNetwork, ModelSettings, Checkpoint] | None:
+    """As `read_network`, of any family; None where the file says that it is another network's.
+
+    Raises:
+        UserError: there is no such family, or the tensors do not fit.
+    """
+    arch = config.TRAIN.arch
+    keys = [key for key in any_network(config).body.state_dict() if "num_batches" not in key]
+    checkpoint = read_checkpoint(path, first_key=keys[0])
+    last = checkpoint.state_dict.get(keys[-1])
+    if checkpoint.is_ours or (last is None and not config.given("TRAIN.arch")):
+        return None
+    if last is None:
+        raise UserError(f"{path} holds no {arch}: it lacks {keys[-1]}; set TRAIN.arch to its own")
+    model = any_network(config, len(last), checkpoint=checkpoint)
+    load_weights(model, checkpoint.state_dict)
+    return model, settings_of_any(config, model), checkpoint
+
+
+def any_network(
+    config: Config,
+    num_classes: int | None = None,
+    pretrained: bool = False,
+    checkpoint: Checkpoint | None = None,
+) -> AnyNetwork:
+    """The network of `TRAIN.arch`, with random weights or the published ones.
+
+    Mean and standard deviation are the command line's, else the checkpoint's, else as published.
+
+    Raises:
+        UserError: there is none, or a hypersphere head was asked for.
+    """
+    if config.HE.FN or config.HE.WN:
+        raise UserError(f"a {config.TRAIN.arch} has no hypersphere head; leave --FN and --WN out")
+    mean, std = (checkpoint.mean, checkpoint.std) if checkpoint else (None, None)
+    return build_any(
+        config.TRAIN.arch,
+        config.DATA.crop_size,
+        num_classes,
+        pretrained,
+        mean=config.TRAIN.mean if config.given("TRAIN.mean") else mean,
+        std=config.TRAIN.std if config.given("TRAIN.std") else std,
+    )
+
+
+def settings_of_any(config: Config, model: AnyNetwork) -> ModelSettings:
+    """The settings of a network that carries none."""
+    mean, std = map(list, model.normalisation.values())
+    return replace(settings_from(config, None), mean=mean, std=std)
+
+
+def pretrained_network(config: Config) -> tuple[PixelNetwork, ModelSettings]:
+    """A network with published weights, for evaluation without a checkpoint.
+
+    Raises:
+        UserError: with a hypersphere head there is nothing to evaluate, or no weights.
+    """
+    if config.TRAIN.arch not in ARCHITECTURES:
+        model = any_network(config, pretrained=True)
+        return model, settings_of_any(config, model)
+    settings = settings_from(config, None)
+    if settings.hypersphere:
+        raise UserError(
+            "--pretrained has no hypersphere head; leave --FN and --WN out, or train first"
+        )
+    resnet = build(settings, 1000)
+    load_pretrained(resnet)
+    return resnet, settings
+
+
+def load_surrogate(
+    config: Config, context: DistributedContext, evaluated: EvaluatedModel
+) -> EvaluatedModel | None:
+    """The network of `--transfer_from`; None where the evaluated network itself is attacked.
+
+    Raises:
+        UserError: it cannot be loaded, or has other classes.
+    """
+    path = config.OPTIONS.transfer_from
+    if not path:
+        return None
+    # The flags describe the evaluated network and contradict nothing in the surrogate's file.
+    values = {key: config.value(key) for key in KEYS.values()}
+    without_flags = config.changed(values, Source.BUILT_IN)
+
+    def load() -> EvaluatedModel:
+        surrogate = load_evaluated_model(without_flags, context.device, path, leaves_results=False)
+        names = [network.settings.classes for network in (evaluated, surrogate)]
+        if surrogate.model.num_classes != evaluated.model.num_classes or (
+            all(names) and names[0] != names[1]
+        ):
+            raise UserError(
+                f"--transfer_from {path} has other classes than {evaluated.identity['path']}; take"
+                " a network that was trained on the same ones"
+            )
+        return surrogate
+
+    return context.run_and_share_errors(load)
+
+
+def with_trained_settings(config: Config, evaluated: EvaluatedModel, logger: Logger) -> Config:
+    """The configuration with the image sizes, radius and attacks of the network's training.
+
+    Values on the command line and in a file given by -c go over them. The suite's own configs.yml
+    does not, being the same for every training; where it was changed, a warning has both.
+
+    Raises:
+        UserError: a radius in another unit, or a crop larger than the image.
+    """
+    explicit = (Source.COMMAND_LINE, Source.GIVEN_FILE)
+    values: dict[str, object] = {}
+    for key in TRAINED:
+        section, _, name = key.partition(".")
+        saved = (evaluated.trained or {}).get(section, {})
+        unit_of_radius = key == "DATA.max_color_value" and config.source("ADV.clip_eps") in explicit
+        if name not in saved or config.source(key) in explicit or unit_of_radius:
+            continue
+        setting, value = SETTINGS[key], config.value(key)
+        values[key] = trained = setting.validate(saved[name])
+        if value not in (trained, setting.default):
+            logger.warning(
+                f"{key} is {plain(trained)} as in the network's training, not {plain(value)} as in"
+                f" configs.yml; give --set {key}=... to evaluate otherwise"
+            )
+    config = config.changed(values, Source.CHECKPOINT)
+    if problems := wrong_units_and_sizes(config):
+        raise UserError("\n".join(problems))
+    return config
+
+
+def state_digest(model: PixelNetwork) -> str:
+    """SHA-256 of a network's weights, where there is no file of ours to hash."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_images(
+    config: Config, data: str, evaluated: EvaluatedModel
+) -> tuple[ImageTree, dict[str, Any], str]:
+    """The validation images that the flags choose, labelled by the network's outputs.
+
+    Returns:
+        The images; for result files the subset's description, size and hash; its part of names.
+
+    Raises:
+        UserError: bad tree, unknown classes, or a bad list of ids.
+    """
+    whole = read_split(data, "val").with_labels_of(
+        evaluated.settings.classes, evaluated.model.num_classes, config.DATA.class_order
+    )
+    n_examples, image_ids = config.OPTIONS.n_examples, config.OPTIONS.image_ids
+    tree, total, listed = choose(whole, n_examples, image_ids), len(whole.files), bool(image_ids)
+    subset = describe_subset(len(tree.files), total, listed, tree.fingerprint)
+    return tree, subset, subset_label(subset, total, listed)
+
+
+def make_provenance(
+    config: Config,
+    evaluated: EvaluatedModel,
+    subset: Mapping[str, Any],
+    context: DistributedContext,
+) -> dict[str, Any]:
+    """Provenance of this process's evaluation, with what decides how a GPU rounds."""
+    device, name, arithmetic = context.device, context.device.type, {}
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        products, convolutions = (backend.allow_tf32 for backend in tf32_backends())
+        arithmetic = {
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "tf32_in_search": {"matmul": products, "convolutions": convolutions},
+        }
+    origin = provenance(config, evaluated.identity, subset, name)
+    return origin | {"arithmetic": arithmetic}
+
+
+def announce(evaluated: EvaluatedModel, task: str, logger: Logger) -> None:
+    """Log what is evaluated on what."""
+    logger.heading(f"{evaluated.identity['path']}: {evaluated.settings.describe()}")
+    logger.info(task)
