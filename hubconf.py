@@ -32,11 +32,11 @@ def robust_model(checkpoint: str | os.PathLike[str], **hypersphere: object) -> n
     with own_packages():
         from lib.evaluation.model_settings import model_of, settings_of
         from utils.config.load import merge
-        from utils.config.settings import Given, Source
+        from utils.config.settings import GivenValue, Source
         from utils.storage.checkpoint import read_checkpoint
 
         flags = [
-            Given(name, f"HE.{name}", value, Source.COMMAND_LINE)
+            GivenValue(name, f"HE.{name}", value, Source.COMMAND_LINE)
             for name, value in hypersphere.items()
         ]
         found = read_checkpoint(os.path.expanduser(checkpoint))

@@ -91,22 +91,10 @@ def spoil(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder / "bad.jpg"
 
 
-@pytest.mark.parametrize(
-    ("make", "workers", "reason"),
-    [(truncated_jpeg, 2, "image file is truncated"), (text_file, 0, "it is not an image")],
-)
-def test_unreadable_training_image(
-    make: Callable[[Path], None],
-    workers: int,
-    reason: str,
-    data: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    bad = spoil(data / "train" / "digit_1", make)
-    changed = settings(TRAIN__epochs=2, DATA__workers=workers)
-    message = only_error(call("main_free.py", "data", *changed))
-    assert message.startswith(f"cannot read {bad}: ")
-    assert reason in message
+def test_unreadable_training_image(data: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    bad = spoil(data / "train" / "digit_1", truncated_jpeg)
+    message = only_error(call("main_free.py", data, *settings(TRAIN__epochs=2, DATA__workers=2)))
+    assert message.startswith(f"cannot read {bad}: image file is truncated")
     assert capfd.readouterr().err == ""  # no traceback of a worker
 
 

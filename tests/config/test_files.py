@@ -10,7 +10,7 @@ from in_process import user_error
 
 from utils.config.load import dump_yaml, load_configs, merge, read_yaml
 from utils.config.phases import phases_of
-from utils.config.settings import Config, Given, Source
+from utils.config.settings import Config, GivenValue, Source
 
 # Keys and values of the published configs.yml of FreeAT (and of FreeAT + HE), tuples included.
 PUBLISHED = """
@@ -73,7 +73,7 @@ def write(folder: Path, text: str) -> str:
 def resolve(text: str, folder: Path, **flags: object) -> Config:
     """A YAML text and `--set` values, merged."""
     values = [
-        Given("--set", name.replace("__", "."), value, Source.COMMAND_LINE)
+        GivenValue("--set", name.replace("__", "."), value, Source.COMMAND_LINE)
         for name, value in flags.items()
     ]
     return merge(read_yaml(write(folder, text)), values, "some.yml")

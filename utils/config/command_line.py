@@ -20,7 +20,7 @@ from utils.config.settings import (
     SETTINGS,
     SWITCH,
     Config,
-    Given,
+    GivenValue,
     Options,
     Source,
 )
@@ -121,7 +121,7 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
     file = os.path.expanduser(parsed["config"] or DEFAULT_CONFIG)
     config = merge(
         read_yaml(file),
-        [Given(*value, Source.COMMAND_LINE) for value in values],
+        [GivenValue(*value, Source.COMMAND_LINE) for value in values],
         os.path.basename(file),
         Source.GIVEN_FILE if parsed["config"] else Source.DEFAULT_FILE,
         Options(script, shlex.join(["python", f"{script}.py", *arguments])),

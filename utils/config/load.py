@@ -5,8 +5,6 @@ wrong is reported together, before any work. In your own scripts: `configs = loa
 `configs.TRAIN.lr`.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
@@ -16,7 +14,7 @@ import yaml
 from easydict import EasyDict
 
 from utils.config.rules import contradictions, translate_published, with_method_defaults
-from utils.config.settings import EVERY, SECTIONS, SETTINGS, Config, Given, Options, Source
+from utils.config.settings import EVERY, SECTIONS, SETTINGS, Config, GivenValue, Options, Source
 from utils.config.validators import show
 from utils.errors import UserError
 from utils.text import printable
@@ -27,7 +25,7 @@ NO_OPTIONS = Options()
 
 def merge(
     content: Mapping[str, Any],
-    flags: Iterable[Given] = (),
+    flags: Iterable[GivenValue] = (),
     file: str = "",
     file_source: Source = Source.GIVEN_FILE,
     options: Options = NO_OPTIONS,
@@ -63,7 +61,7 @@ def merge(
 
 def flatten(
     content: Mapping[str, Any], file: str, source: Source, problems: list[str]
-) -> list[Given]:
+) -> list[GivenValue]:
     """{section: {key: value}} to values with where they stand."""
     values = []
     for section, keys in content.items():
@@ -75,7 +73,7 @@ def flatten(
         else:
             for name, value in keys.items():
                 key = f"{section}.{printable(str(name))}"
-                values.append(Given(f"{file}: {key}", key, value, source))
+                values.append(GivenValue(f"{file}: {key}", key, value, source))
     return values
 
 

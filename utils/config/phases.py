@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from utils.config.load import merge
-from utils.config.settings import Config, Given, Source
+from utils.config.settings import Config, GivenValue, Source
 from utils.errors import UserError
 from utils.storage.run_folder import LATEST
 
@@ -20,7 +20,7 @@ def phases_of(config: Config) -> list[Config]:
     phases: list[Config] = []
     for number, values in enumerate(config.TRAIN.phases, 1):
         changes = [
-            Given(f"TRAIN.phases, {number}: {key}", key, value, Source.GIVEN_FILE)
+            GivenValue(f"TRAIN.phases, {number}: {key}", key, value, Source.GIVEN_FILE)
             for key, value in values.items()
             if not config.given(key)
         ]

@@ -1,28 +1,22 @@
 """What settings mean for each other: a method's defaults, contradictions, what has no effect."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from utils.config.settings import ARCHITECTURES, EVERY, SETTINGS, Config, Given, Options, Source
+from utils.config.settings import ARCHITECTURES, EVERY, SETTINGS, Config, GivenValue, Source
 from utils.config.validators import boolean, show
 
 # Of the training methods, where nobody says otherwise.
 METHOD_DEFAULTS: dict[str, dict[str, object]] = {
     "free": {},
-    "fast": {
-        "ADV.n_repeats": 1,
-        "TRAIN.bn_weight_decay": False,
-        "RUN.output_prefix": "fast_adv",
-    },
+    "fast": {"ADV.n_repeats": 1, "TRAIN.bn_weight_decay": False, "RUN.output_prefix": "fast_adv"},
     "pgd": {"ADV.n_repeats": 1, "RUN.output_prefix": "pgd_adv"},
     "natural": {"ADV.n_repeats": 1, "RUN.output_prefix": "natural"},
 }
 Rule = tuple[bool, str]
 
 
-def translate_published(values: Iterable[Given]) -> list[Given]:
+def translate_published(values: Iterable[GivenValue]) -> list[GivenValue]:
     """The keys of fast adversarial training's published files in the words of this suite.
 
     `TRAIN.half` is `TRAIN.precision: fp16`, `TRAIN.random_init` is `ADV.random_init`, and a file
@@ -61,7 +55,7 @@ def contradictions(config: Config, calls: bool = True) -> list[str]:
     sizes = [] if config.OPTIONS.evaluating else wrong_units_and_sizes(config)
     broken = sizes + [text for wrong, text in rules_of_training(config) if wrong]
     if calls and not broken:
-        broken = [text for wrong, text in rules_of_calls(config.OPTIONS) if wrong]
+        broken = [text for wrong, text in rules_of_calls(config) if wrong]
     return broken
 
 
@@ -154,8 +148,9 @@ def rules_of_training(config: Config) -> Iterator[Rule]:
     )
 
 
-def rules_of_calls(options: Options) -> Iterator[Rule]:
+def rules_of_calls(config: Config) -> Iterator[Rule]:
     """Flags of one call."""
+    options = config.OPTIONS
     alone = options.evaluate or options.eva_on_imagenet_c
     anything = alone or options.eva_on_shift
     yield (
@@ -188,10 +183,12 @@ def ignored_settings(config: Config, hypersphere: bool) -> list[str]:
         hypersphere: whether the network has a hypersphere head, which in an evaluation the
             checkpoint says.
     """
+
+    def shown(key: str) -> str:
+        return f"--{key.rpartition('.')[2]}" if EVERY[key].flag else key
+
     return [
-        f"--{key.rpartition('.')[2]} is ignored: {why}"
-        if EVERY[key].flag
-        else f"{key} is ignored: {why}"
+        f"{shown(key)} is ignored: {why}"
         for without_effect, keys, why in rules_of_effect(config, hypersphere)
         for key in keys.split()
         if without_effect and config.value(key) != EVERY[key].default
@@ -215,11 +212,8 @@ def rules_of_effect(config: Config, hypersphere: bool) -> Iterator[tuple[bool, s
     yield not attacking, "attack save_images transfer_from", of_attacks
     yield not attacking, "EVAL.norm EVAL.eps EVAL.cascade", of_attacks
     yield not options.eva_on_imagenet_c, "corruptions clean_accuracy", of_imagenet_c
-    yield (
-        training and not options.print_gradients,
-        "TRAIN.gradient_every",
-        "give --print_gradients",
-    )
+    unused = training and not options.print_gradients
+    yield unused, "TRAIN.gradient_every", "give --print_gradients"
     yield training and clean, "TRAIN.select_examples", "TRAIN.select is clean"
     yield config.schedule == "linear", "TRAIN.lr", schedule
     yield config.schedule != "linear", "TRAIN.lr_epochs", schedule

@@ -329,7 +329,7 @@ class Source(Enum):
     CHECKPOINT = "the checkpoint"
 
 
-class Given(NamedTuple):
+class GivenValue(NamedTuple):
     """A value that somebody gave; `where` is for messages: a flag, or the file and key."""
 
     where: str
