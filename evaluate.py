@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lib.algorithm.protocols import PROTOCOLS
-from lib.evaluation.attack_list import attack_list
+from lib.evaluation.attacks import attack_list
 from lib.imagenet_c.corruptions import choose_corruptions
 from utils.config.command_line import parse_command_line
 from utils.config.settings import Config

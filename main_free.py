@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lib.algorithm.protocols import PROTOCOLS
-from lib.evaluation.attack_list import attack_list
+from lib.evaluation.attacks import attack_list
 from utils.config.command_line import parse_command_line
 from utils.config.phases import phases_of
 from utils.config.settings import Config

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -17,15 +18,19 @@ from lib.data.folders import read_split
 from lib.data.loader import make_loader
 from lib.data.samplers import FolderShards
 from lib.data.to_device import on_device
-from lib.evaluation.attack_list import parse_attack
-from lib.evaluation.runner import AttackEvaluation
+from lib.evaluation.attacks import parse_attack
+from lib.evaluation.evaluate import Evaluation
+from lib.evaluation.load_model import EvaluatedModel
+from lib.evaluation.model_settings import settings_from
 from lib.evaluation.validation import EvaluationData
 from lib.imagenet_c.scan import find_folders, read_corruptions
 from models.resnet import ResNet
 from tools import benchmark_baseline as plain
 from tools.benchmark_case import EPS, STEP_SIZE, Case
+from utils.config.settings import Config
 from utils.distributed.context import DistributedContext
 from utils.logging import Logger
+from utils.storage.conditions import Conditions
 
 Work = Callable[[], float]  # does a unit of work; returns the number of images it amounts to
 
@@ -113,8 +118,17 @@ def standard_plain(case: Case) -> dict[str, Work]:
 
 def standard_suite(case: Case) -> dict[str, Work]:
     """The suite's evaluation, which drops what is misclassified and refills the batch."""
-    model = HalfRobust(ResNet(case.arch, 1000), [0.0] * 3, [1.0] * 3)
-    model = model.to(case.device).to(memory_format=torch.channels_last)
+    network = HalfRobust(ResNet(case.arch, 1000), [0.0] * 3, [1.0] * 3)
+    model: Any = network.to(case.device).to(memory_format=torch.channels_last)
+    evaluated = EvaluatedModel(model, settings_from(Config(), None), Path(), {})
+    conditions = Conditions(
+        kind="attack",
+        protocol="standard",
+        checkpoint="",
+        images="",
+        resize=None,
+        crop=case.crop_size,
+    )
     spec = parse_attack(f"pgd{case.pgd_steps}", STEP_SIZE)
     context = DistributedContext(0, 1, torch.device(case.device))
     sizes = case.crop_size, case.batch_size, case.workers
@@ -124,9 +138,12 @@ def standard_suite(case: Case) -> dict[str, Work]:
     def evaluate() -> float:
         with tempfile.TemporaryDirectory() as folder:
             stem = Path(folder) / "attack"
-            rows = AttackEvaluation(model, data, threat, Logger(False), stem, {}).run([spec])
-        right = sum(row.right for row in rows[spec.name].values())
-        images = len(rows[spec.name])
+            evaluation = Evaluation(
+                evaluated, None, data, threat, [spec], conditions, stem, Logger(False)
+            )
+            evaluation.run()
+        rows = evaluation.rows[spec.name].values()
+        right, images = sum(row.robust for row in rows), len(rows)
         assert 2 * right == images, f"{right} of {images} images are robust"
         return images
 

@@ -1,22 +1,18 @@
 """`-e`: attacks on a checkpoint, an evaluation for every radius; from settings to files."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, ThreatModel
+from lib.algorithm.protocols import PROTOCOLS, AttackSpec, AutoAttackSpec, ThreatModel
 from lib.data.folders import ImageTree
 from lib.data.loader import share_of_workers
-from lib.evaluation.attack_list import attack_list, for_classes
+from lib.evaluation.attacks import attack_list, for_classes
 from lib.evaluation.autoattack import require_package
-from lib.evaluation.checks import check_attacks, check_network, check_reach, check_selection
-from lib.evaluation.images import save_attack_images
+from lib.evaluation.evaluate import CLEAN, Evaluation, Rows
 from lib.evaluation.load_model import (
     EvaluatedModel,
     announce,
@@ -24,38 +20,26 @@ from lib.evaluation.load_model import (
     load_surrogate,
     make_provenance,
 )
-from lib.evaluation.measured import attack_conditions, threat_models, usual_conditions
+from lib.evaluation.masking import check_attacks, check_network, check_reach, check_selection
 from lib.evaluation.report import result_table, summarise, write_files
-from lib.evaluation.runner import CLEAN, AttackEvaluation, Rows
+from lib.evaluation.save_images import save_attack_images
 from lib.evaluation.validation import EvaluationData
 from utils.config.settings import Config
+from utils.config.validators import PgdRow
 from utils.distributed.context import DistributedContext
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
 from utils.figures.style import save_figure
 from utils.logging import Logger
-from utils.storage.conditions import LONGEST_NAME, Conditions, length_number, length_text
+from utils.storage.conditions import (
+    LONGEST_NAME,
+    Conditions,
+    attack_text,
+    length_number,
+    length_text,
+)
 from utils.storage.files import names_sha256
 from utils.storage.journal import remove_journals
 from utils.storage.results import AttackResult, conditions_at, read_result, result_stem
-
-
-@dataclass(frozen=True)
-class AttackRun:
-    """What all radii share.
-
-    Attributes:
-        surrogate: the network that is attacked, where it is not `evaluated`.
-        subset: description, n and sha256 of the images; `subset_name` is what files are named by.
-    """
-
-    config: Config
-    context: DistributedContext
-    logger: Logger
-    evaluated: EvaluatedModel
-    surrogate: EvaluatedModel | None
-    data: EvaluationData
-    subset: Mapping[str, Any]
-    subset_name: str
 
 
 def evaluate_attacks(
@@ -72,43 +56,76 @@ def evaluate_attacks(
         again: evaluate again when a result of the same checkpoint and settings is there. Of several
             radii those that are there are never evaluated again, so that a curve is resumed.
     """
+    threats = threat_models(config)
 
-    def prepare() -> tuple[ImageTree, dict[str, Any], str]:
-        for threat in threat_models(config):
-            specs = specs_of(config, evaluated, threat)
-            if any(isinstance(spec, AutoAttackSpec) for spec in specs):
-                require_package()
-        return load_images(config, data, evaluated)
+    def prepare() -> tuple[list[list[AttackSpec]], tuple[ImageTree, dict[str, Any], str]]:
+        """What may be refused, before anything is measured."""
+        lists = [specs_of(config, evaluated, threat) for threat in threats]
+        if any(isinstance(spec, AutoAttackSpec) for specs in lists for spec in specs):
+            require_package()
+        return lists, load_images(config, data, evaluated)
 
-    tree, subset, subset_name = context.from_main(prepare)
+    lists, (tree, subset, subset_name) = context.from_main(prepare)
     surrogate = load_surrogate(config, context, evaluated)
     announce(evaluated, f"attacks on {subset['description']} of {data}/val", logger)
     if surrogate is not None:
         logger.info(f"attacked is {surrogate.identity['path']}: {surrogate.settings.describe()}")
     warn(config, evaluated, tree, logger)
-    images = evaluation_data(config, tree, context, logger)
-    run = AttackRun(config, context, logger, evaluated, surrogate, images, subset, subset_name)
-    threats, stems = threat_models(config), []
-    clean: Rows | None = None
-    for threat in threats:
-        stem, clean = evaluate_ball(run, threat, again and len(threats) == 1, clean)
-        stems.append(stem)
+    sizes = config.DATA.img_size, config.DATA.crop_size, config.EVAL.batch_size
+    workers = share_of_workers(config.DATA.workers, context)
+    images = EvaluationData(tree, *sizes, workers, context, logger.warning)
+    radius_source = config.source("EVAL.eps" if config.EVAL.eps else "ADV.clip_eps").value
+    clean: dict[str, Rows] = {}  # known from the first radius on
+    evaluations: list[Evaluation] = []
+    for threat, specs in zip(threats, lists, strict=True):
+        conditions = attack_conditions(
+            config, evaluated, surrogate, threat, specs, subset, subset_name
+        )
+        usual = usual_conditions(evaluated, threat)
+        stem = context.from_main(partial(result_stem, evaluated.folder, conditions, usual))
+        evaluation = Evaluation(
+            evaluated, surrogate, images, threat, specs, conditions, stem, logger,
+            config.EVAL.compile, dict(clean),
+        )  # fmt: skip
+        evaluations.append(evaluation)
+        logger.info(f"eps {length_text(threat.eps, threat.norm)}, from {radius_source}")
+        is_there = context.from_main(partial(conditions_at, stem)) == conditions
+        if is_there and (len(threats) > 1 or not again):
+            logger.info(f"{stem}.json holds this evaluation already")
+            continue
+        unreachable = check_reach(specs, threat)
+        for warning in unreachable:
+            logger.warning(warning)
+        doubts = run_attacks(evaluation)
+        clean = {CLEAN: evaluation.rows[CLEAN]}
+        provenance = make_provenance(config, evaluated, subset, context)
+        provenance |= {"eps": threat.eps, "norm": threat.norm}
+        provenance |= {} if surrogate is None else {"surrogate": surrogate.identity}
+        if context.is_main:
+            report(evaluation, provenance, unreachable, doubts)
+            if config.OPTIONS.save_images:
+                save_attack_images(evaluation, config.OPTIONS.save_images)
     if context.is_main and len(threats) > 1:
-        draw_curve(run, stems)
+        draw_curve(evaluations, usual)
     context.barrier()
+
+
+def threat_models(config: Config) -> list[ThreatModel]:
+    """The balls of `--eps`, or the one of ADV.clip_eps; Linf has the unit of max_color_value."""
+    evaluation = config.EVAL
+    unit = config.DATA.max_color_value if evaluation.norm == "Linf" else 1.0
+    protocol = PROTOCOLS[evaluation.protocol]
+    return [
+        ThreatModel(eps / unit, protocol, config.RUN.seed, evaluation.precision, evaluation.norm)
+        for eps in evaluation.eps or (config.ADV.clip_eps,)
+    ]
 
 
 def specs_of(config: Config, evaluated: EvaluatedModel, threat: ThreatModel) -> list[AttackSpec]:
     """The attacks in a ball; EVAL.scales mean something for a hypersphere head alone."""
     scales = config.EVAL.scales if evaluated.settings.hypersphere else ()
-    specs = attack_list(
-        config.OPTIONS.attack,
-        config.ADV.pgd_attack,
-        threat.protocol,
-        scales,
-        threat.norm,
-        threat.eps,
-    )
+    names, rows = config.OPTIONS.attack, config.ADV.pgd_attack
+    specs = attack_list(names, rows, threat.protocol, scales, threat.norm, threat.eps)
     return for_classes(specs, evaluated.model.num_classes)
 
 
@@ -123,128 +140,116 @@ def warn(config: Config, evaluated: EvaluatedModel, tree: ImageTree, logger: Log
         logger.warning("EVAL.scales is ignored: the network has no hypersphere head")
 
 
-def evaluation_data(
-    config: Config, tree: ImageTree, context: DistributedContext, logger: Logger
-) -> EvaluationData:
-    """How the images are read by this process."""
-    data = config.DATA
-    workers = share_of_workers(data.workers, context)
-    sizes = data.img_size, data.crop_size, config.EVAL.batch_size
-    return EvaluationData(tree, *sizes, workers, context, logger.warning)
-
-
-def evaluate_ball(
-    run: AttackRun, threat: ThreatModel, again: bool, clean: Rows | None
-) -> tuple[Path, Rows | None]:
-    """One evaluation: table, JSON, CSV, images.
-
-    Args:
-        again: evaluate even where the result is there.
-        clean: rows of the clean images, where they are known.
-
-    Returns:
-        The files' path without extension, and the clean rows if they are known now.
-    """
-    specs = specs_of(run.config, run.evaluated, threat)
-    conditions = attack_conditions(
-        run.config, run.evaluated, run.surrogate, threat, specs, run.subset, run.subset_name
-    )
-    stem = result_stem(
-        run.evaluated.folder, conditions, usual_conditions(conditions, run.evaluated)
-    )
-    stem = run.context.gather(stem)[0]
-    radius = length_text(threat.eps, threat.norm)
-    run.logger.info(f"eps {radius}, from {radius_source(run.config)}")
-    if not again and run.context.gather(conditions_at(stem) == conditions)[0]:
-        run.logger.info(f"{stem}.json holds this evaluation already")
-        return stem, clean
-    unreachable = check_reach(specs, threat)
-    for warning in unreachable:
-        run.logger.warning(warning)
-    evaluation = make_evaluation(run, threat, stem, conditions, clean)
-    rows = evaluation.run(specs)
-    warnings = check_network(run.evaluated.model, run.data) + check_attacks(rows, specs)
-    warnings += check_selection(Path(run.evaluated.identity["path"]).name, run.evaluated.trained)
-    warnings += sorted(set().union(*run.context.gather(evaluation.warnings)))
-    result = summarise(
-        rows, specs, conditions, run.evaluated.model.scale, provenance_of(run, threat), warnings
-    )
-    if run.context.is_main:
-        kept = replace(result, warnings=(*unreachable, *warnings))
-        write_files(stem, kept, run.data.tree, rows, specs, run.evaluated.settings.classes)
-        remove_journals(stem)
-        tell(result, stem, run.logger)
-        if count := run.config.OPTIONS.save_images:
-            save_attack_images(evaluation, rows, specs, count, stem, run.evaluated.settings)
-    return stem, rows[CLEAN]
-
-
-def make_evaluation(
-    run: AttackRun, threat: ThreatModel, stem: Path, conditions: Conditions, clean: Rows | None
-) -> AttackEvaluation:
-    """What runs the attacks of one ball."""
-    attacked = (run.surrogate or run.evaluated).model
-    return AttackEvaluation(
-        run.evaluated.model,
-        run.data,
-        threat,
-        run.logger,
-        stem,
-        conditions.fingerprint(),
-        run.config.EVAL.cascade,
-        torch.compile(attacked.outputs) if run.config.EVAL.compile else None,
-        None if run.surrogate is None else attacked,
-        clean,
+def attack_conditions(
+    config: Config,
+    evaluated: EvaluatedModel,
+    surrogate: EvaluatedModel | None,
+    threat: ThreatModel,
+    specs: Sequence[AttackSpec],
+    subset: Mapping[str, Any],
+    subset_name: str,
+) -> Conditions:
+    """Everything that can change the numbers of attacks."""
+    return Conditions(
+        kind="attack",
+        protocol=threat.protocol.name,
+        checkpoint=evaluated.identity["sha256"],
+        images=subset["sha256"],
+        resize=config.DATA.img_size,
+        crop=config.DATA.crop_size,
+        network=network_text(config, evaluated),
+        checkpoint_file=evaluated.file_name,
+        attacks=attack_texts(specs, threat.norm),
+        subset=subset_name,
+        eps=threat.eps,
+        norm=threat.norm,
+        precision=threat.precision,
+        seed=threat.seed,
+        surrogate="" if surrogate is None else surrogate.identity["sha256"],
+        cascade=config.EVAL.cascade,
     )
 
 
-def provenance_of(run: AttackRun, threat: ThreatModel) -> dict[str, Any]:
-    found = make_provenance(run.config, run.evaluated, run.subset, run.context)
-    found |= {"eps": threat.eps, "norm": threat.norm}
-    return found | ({} if run.surrogate is None else {"attacked": run.surrogate.identity})
+def usual_conditions(evaluated: EvaluatedModel, threat: ThreatModel) -> dict[str, Any]:
+    """Settings of the network's training, or the built-in ones, that files are not named by."""
+    trained = evaluated.trained or Config().as_dict()
+    rows = [PgdRow(*row) for row in trained["ADV"]["pgd_attack"]]
+    specs = attack_list((), rows, threat.protocol, (), threat.norm, threat.eps)
+    return {
+        "resize": trained["DATA"]["img_size"],
+        "crop": trained["DATA"]["crop_size"],
+        "eps": trained["ADV"]["clip_eps"] / trained["DATA"].get("max_color_value", 255),
+        "attacks": attack_texts(specs, threat.norm),
+    }
 
 
-def radius_source(config: Config) -> str:
-    """Where the radius comes from, such as `the checkpoint`."""
-    key = "EVAL.eps" if config.EVAL.eps else "ADV.clip_eps"
-    return config.source(key).value
+def network_text(config: Config, evaluated: EvaluatedModel) -> str:
+    """What flags say of a network whose file does not; empty where it carries its settings."""
+    settings = evaluated.settings
+    if settings.classes:
+        return ""
+    colours = f"mean {settings.mean}, std {settings.std}"
+    return f"{settings.describe()}, {colours}, class order {config.DATA.class_order}"
 
 
-def tell(result: AttackResult, stem: Path, logger: Logger) -> None:
-    """The table, what is to be doubted about it, and where the rest is."""
+def attack_texts(specs: Sequence[AttackSpec], norm: str) -> tuple[str, ...]:
+    """The attacks with their steps."""
+    return tuple(attack_text(s.name, getattr(s, "step_size", 0.0), norm) for s in specs)
+
+
+def run_attacks(evaluation: Evaluation) -> list[str]:
+    """Run them; what casts doubt on the numbers found."""
+    evaluated = evaluation.evaluated
+    evaluation.run()
+    own = evaluation.data.context.gather(evaluation.warnings)
+    return [
+        *check_network(evaluated.model, evaluation.data),
+        *check_attacks(evaluation.rows, evaluation.specs),
+        *check_selection(Path(evaluated.identity["path"]).name, evaluated.trained),
+        *sorted(set().union(*own)),
+    ]
+
+
+def report(
+    evaluation: Evaluation,
+    provenance: Mapping[str, Any],
+    unreachable: Sequence[str],
+    doubts: Sequence[str],
+) -> None:
+    """Write the files, print the table, doubts that were not said before, and where the rest is."""
+    logger, stem = evaluation.logger, evaluation.stem
+    result = summarise(evaluation, provenance, [*unreachable, *doubts])
+    write_files(evaluation, result)
+    remove_journals(stem)
     logger.info(result_table(result))
-    for warning in result.warnings:
+    for warning in doubts:
         logger.warning(warning)
     logger.info(f"results: {stem}.json, _images.csv, _classes.csv")
 
 
-def draw_curve(run: AttackRun, stems: Sequence[Path]) -> None:
+def draw_curve(evaluations: Sequence[Evaluation], usual: Mapping[str, Any]) -> None:
     """The figure of accuracy against the radius, and signs of a weak attack in it."""
-    results = [read_result(stem.with_name(f"{stem.name}.json")) for stem in stems]
+    results = [read_result(Path(f"{evaluation.stem}.json")) for evaluation in evaluations]
     (curve,) = curves_of(result for result in results if isinstance(result, AttackResult))
+    last = evaluations[-1]
     for warning in weak_attack_warnings(curve):
-        run.logger.warning(warning)
+        last.logger.warning(warning)
     radii = [length_number(r.conditions.eps, r.conditions.norm) for r in curve]
-    path = curve_path(curve_stem([stems[results.index(result)] for result in curve], radii), radii)
-    save_figure(robustness({run.evaluated.settings.describe(): curve}), path)
-    run.logger.info(f"curve: {path}.png, .pdf")
+    path = curve_path(last.stem, last.conditions, usual, radii)
+    save_figure(robustness({last.evaluated.settings.describe(): curve}), path)
+    last.logger.info(f"curve: {path}.png, .pdf")
 
 
-def curve_stem(stems: Sequence[Path], radii: Sequence[str]) -> Path:
-    """What the evaluations at several radii have in common; the first one's, if it is not clear.
+def curve_path(
+    stem: Path, conditions: Conditions, usual: Mapping[str, Any], radii: Sequence[str]
+) -> Path:
+    """The curve's files without extension: a radius's `stem` without it, and all of them.
 
-    A name that holds `_eps4` may owe it to its checkpoint's file.
+    Many radii stand as a digest.
     """
-    common = set()
-    for stem, radius in zip(stems, radii, strict=True):
-        before, part, after = stem.name.rpartition(f"_eps{radius}")
-        common.add(before + after if part and after[:1] in ("", "_") else stem.name)
-    return stems[0].with_name(common.pop()) if len(common) == 1 else stems[0]
-
-
-def curve_path(stem: Path, radii: Sequence[str]) -> Path:
-    """The curve's files without extension, `stem` and all its radii; many of them as a digest."""
-    path = stem.with_name(f"{stem.name}_curve_eps{'+'.join(radii)}")
+    digest = stem.name.removeprefix(conditions.file_name(usual))  # where there was one
+    name = replace(conditions, eps=usual["eps"]).file_name(usual) + digest + "_curve"
+    path = stem.with_name(f"{name}_eps{'+'.join(radii)}")
     if len(os.fsencode(path.name)) > LONGEST_NAME:
-        path = stem.with_name(f"{stem.name}_curve_{names_sha256(radii)[:8]}")
+        path = stem.with_name(f"{name}_{names_sha256(radii)[:8]}")
     return path

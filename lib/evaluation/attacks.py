@@ -1,50 +1,145 @@
-"""Attacks behind one interface: batches in, what became of each image out."""
+"""Names of attacks: `pgd10`, `pgd50-dlr-r5`, `pgd100@1/255`, `autoattack`, `apgd`, `square`."""
 
-from __future__ import annotations
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from lib.algorithm.protocols import LOSS_NAMES, AttackSpec, AutoAttackSpec, PGDSpec, Protocol
+from utils.config.validators import PgdRow, number, whole
+from utils.errors import UserError
 
-from torch import nn
-
-from lib.algorithm.batch import DeviceBatch, Outcome
-from lib.algorithm.pgd import Logits
-from lib.algorithm.pgd_attack import PGDAttack
-from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, ThreatModel
-from lib.evaluation.autoattack import AutoAttack
-
-
-class Attack(Protocol):
-    """What an evaluation runs, within `attacking(model)`.
-
-    Attributes:
-        chunk: how many images must be attacked together, since their outcomes depend on the
-            company; None where they do not.
-        warnings: what the attack found to doubt about the network.
-    """
-
-    chunk: int | None
-    warnings: set[str]
-
-    def run(self, batches: Iterable[DeviceBatch]) -> Iterator[Outcome]:
-        """Attack images, which may come out in another order."""
-        ...
+REACH = 2.5  # radii that the steps of PGD add up to outside Linf, as in MadryLab's robustness
+NAME = re.compile(rf"pgd([1-9]\d*)(?:-({'|'.join(LOSS_NAMES)}))?(?:-r([1-9]\d*))?(?:@(.+))?")
+AUTOATTACK = (
+    AutoAttackSpec(),
+    # The cheap stand-in of papers on robust ImageNet networks.
+    AutoAttackSpec("apgd", "APGD (ce, targeted)", ("apgd-ce", "apgd-t")),
+    AutoAttackSpec("apgd-ce", "APGD (ce)", ("apgd-ce",)),
+    AutoAttackSpec("apgd-t", "APGD (targeted)", ("apgd-t",)),
+    AutoAttackSpec("fab-t", "FAB (targeted)", ("fab-t",)),
+    AutoAttackSpec("square", "Square", ("square",)),
+)
 
 
-def make_attack(
-    model: nn.Module,
-    spec: AttackSpec,
-    threat: ThreatModel,
-    outputs: Logits | None = None,
-    source: nn.Module | None = None,
-) -> Attack:
-    """The attack that a spec describes.
+def parse_attack(name: str, row_step: float, norm: str = "Linf", eps: float = 0.0) -> AttackSpec:
+    """One name to its meaning.
 
     Args:
-        model: pixels in [0, 1] to logits.
-        outputs: the raw outputs of what is attacked, compiled; None for its own.
-        source: the network that is attacked, where it is not `model`, which judges.
+        row_step: of PGD in Linf, where the name has none.
+        norm, eps: of the ball; outside Linf they decide the step where the name has none.
+
+    Raises:
+        UserError: the name follows no known form.
     """
-    if isinstance(spec, AutoAttackSpec):
-        return AutoAttack(model, spec, threat, source)
-    return PGDAttack(model, spec, threat, outputs, source)
+    for spec in AUTOATTACK:
+        if spec.name == name:
+            return spec
+    match = NAME.fullmatch(name)
+    if match is None:
+        raise UserError(
+            f"--attack: unknown attack {name!r}; use pgdSTEPS[-LOSS][-rRESTARTS][@STEP], LOSS one"
+            f" of {', '.join(LOSS_NAMES)}, such as pgd50-margin, pgd50-dlr-r5, pgd100@1/255; or"
+            f" one of {', '.join(spec.name for spec in AUTOATTACK)}"
+        )
+    try:
+        steps, restarts = (whole(1)(text) for text in (match[1], match[3] or "1"))
+    except ValueError as error:
+        raise UserError(f"--attack {name}: {error}") from None
+    step_text = match[4] or ""
+    step = read_step(name, step_text, norm) if step_text else usual_step(steps, row_step, norm, eps)
+    return PGDSpec(steps, step, match[2] or "ce", restarts, step_text=step_text)
+
+
+def read_step(name: str, text: str, norm: str) -> float:
+    """The step size after `@`.
+
+    Raises:
+        UserError: it is no length of a step.
+    """
+    try:
+        size = number(text)
+    except ValueError:
+        size = 0.0
+    if size <= 0 or (norm == "Linf" and size >= 0.5):
+        raise UserError(
+            f"--attack {name}: {text} is no step size; in Linf it is in units of the range [0, 1],"
+            " such as 1/255"
+        )
+    return size
+
+
+def usual_step(steps: int, row_step: float, norm: str, eps: float) -> float:
+    """A step of the configuration's in Linf, elsewhere what reaches any point of the ball."""
+    return row_step if norm == "Linf" else REACH * eps / steps
+
+
+def attack_list(
+    names: Sequence[str],
+    rows: Sequence[PgdRow],
+    protocol: Protocol,
+    scales: Iterable[float] = (),
+    norm: str = "Linf",
+    eps: float = 0.0,
+) -> list[AttackSpec]:
+    """The attacks of one evaluation, in order.
+
+    Args:
+        names: from `--attack`; where empty, `rows` are used.
+        rows: `ADV.pgd_attack`. The first row's step size is also that of `pgd...` in `names`.
+        protocol: may repeat one of `rows` on another loss.
+        scales: further scales at which every cross-entropy attack is repeated.
+        norm, eps: of the ball, which decide the steps outside Linf.
+
+    Raises:
+        UserError: an unknown name, or two attacks of one name.
+    """
+    specs = [parse_attack(name, rows[0].step_size, norm, eps) for name in names]
+    if not names:
+        steps = (usual_step(row.steps, row.step_size, norm, eps) for row in rows)
+        pairs = zip(rows, steps, strict=True)
+        specs = [*protocol.default_attacks([PGDSpec(*r._replace(step_size=s)) for r, s in pairs])]
+    specs += [
+        replace(spec, scale=scale)
+        for spec in specs
+        for scale in scales
+        if isinstance(spec, PGDSpec) and spec.loss == "ce"
+    ]
+    by_name: dict[str, AttackSpec] = {}
+    for spec in specs:
+        other = by_name.setdefault(spec.name, spec)
+        if other != spec:  # outcomes and results are kept by name
+            sizes = " and ".join(f"{getattr(each, 'step_size', 0):g}" for each in (other, spec))
+            raise UserError(
+                f"ADV.pgd_attack has {spec.name} with two step sizes, {sizes}; give each an"
+                " evaluation of its own"
+            )
+    return list(by_name.values())
+
+
+def for_classes(specs: Iterable[AttackSpec], classes: int) -> list[AttackSpec]:
+    """The attacks for a network of this many outputs.
+
+    The targeted attacks take the fourth largest logit, and DLR the third; with fewer classes their
+    untargeted forms stand in, and cross-entropy for DLR.
+
+    Raises:
+        UserError: with one class there is nothing to attack, and no DLR with two.
+    """
+    if classes < 2:
+        raise UserError(
+            "the network has one output, so every image is classified right and there is nothing"
+            " to attack"
+        )
+    stand_ins = {}
+    if classes < 4:
+        dlr = "apgd-dlr" if classes == 3 else "apgd-ce"
+        stand_ins = {"apgd-t": dlr, "apgd-dlr": dlr, "fab-t": "fab"}
+    fitting: list[AttackSpec] = []
+    for spec in specs:
+        if isinstance(spec, AutoAttackSpec):
+            stages = dict.fromkeys(stand_ins.get(stage, stage) for stage in spec.stages)
+            spec = replace(spec, stages=tuple(stages))
+        elif spec.loss == "dlr" and classes < 3:
+            raise UserError("the dlr loss compares three classes; use margin")
+        fitting.append(spec)
+    return fitting

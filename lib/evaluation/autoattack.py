@@ -1,19 +1,16 @@
 """AutoAttack (Croce & Hein 2020, arXiv:2003.01690) by its authors' package, one chunk at a time.
 
 The standard version: APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square, each on
-what the ones before have left robust; or other lists of its attacks. The package takes all images
-in one tensor and keeps a state file that does not resume; here the caller cuts the images into
-chunks and keeps each one's outcome.
+what the ones before have left robust; or some of its attacks. The package takes all images in one
+tensor and keeps a state file that does not resume; here the caller cuts the images into chunks and
+keeps each one's outcome.
 """
-
-from __future__ import annotations
 
 import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,14 +18,14 @@ from torch import nn
 
 from lib.algorithm.batch import DeviceBatch, Outcome
 from lib.algorithm.metrics import correct_in_top
+from lib.algorithm.norms import NORMS
 from lib.algorithm.precision import full_precision, precision_context
 from lib.algorithm.protocols import AutoAttackSpec, ThreatModel
 from lib.algorithm.seeds import derived_seed
-from lib.evaluation.breakdowns import Breakdowns, in_ball
-from utils.distributed.processes import out_of_memory
 from utils.errors import UserError
 
-CHUNK = 256  # images
+CHUNK = 256  # images, whatever EVAL.batch_size
+ROUNDING = 1e-6  # of a float32 pixel in [0, 1]; and of a radius, relatively
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 
@@ -44,7 +41,7 @@ class AutoAttack:
         spec: which of its attacks.
         threat: ball, seed, precision of the search. The protocol does not matter: an image is
             robust when no attack has found another one that is misclassified.
-        source: the network that is attacked, where it is not `model`, which judges.
+        surrogate: the network that is attacked, where it is not `model`.
     """
 
     chunk: int | None = CHUNK
@@ -54,85 +51,61 @@ class AutoAttack:
         model: nn.Module,
         spec: AutoAttackSpec,
         threat: ThreatModel,
-        source: nn.Module | None = None,
+        surrogate: nn.Module | None = None,
     ) -> None:
-        self.model, self.spec, self.threat = model, spec, threat
-        self.source = model if source is None else source
+        self.model, self.spec, self.threat, self.surrogate = model, spec, threat, surrogate
         self.warnings: set[str] = set()
         parameter = next(model.parameters(), None)
         self.dtype = torch.float32 if parameter is None else parameter.dtype
 
     def run(self, batches: Iterable[DeviceBatch]) -> Iterator[Outcome]:
-        """Attack chunks. The random state of the process is left as it was.
-
-        Raises:
-            UserError: the device's memory is too small for a chunk.
-        """
+        """Attack chunks. The random state of the process is left as it was."""
         for batch in batches:
-            try:
-                with preserved_state(batch.images.device), collected_warnings(self.warnings):
-                    outcome = self.attack(batch)
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                raise UserError(
-                    f"out of memory on {batch.images.device}: {self.spec.label} attacks up to"
-                    f" {CHUNK} images at a time, whatever EVAL.batch_size; take a smaller"
-                    " DATA.crop_size, EVAL.precision bf16, or pgd"
-                ) from error
+            with isolated(batch.images.device, self.warnings):
+                outcome = self.attack(batch)
             yield outcome
 
     def attack(self, batch: DeviceBatch) -> Outcome:
-        """Attack one chunk by every stage in turn."""
+        """Attack one chunk by every stage in turn.
+
+        What a search in low precision takes for misclassified and the network does not is attacked
+        again in full precision.
+        """
         # The package draws, clamps and reshapes float32 images that are contiguous.
         x = batch.images.to(torch.float32, memory_format=torch.contiguous_format)
         y = batch.labels
         logits = self.predict_full_precision(x)
         predictions, robust = logits.argmax(dim=1), correct_in_top(logits, y, 1)
         adversarial, survived = x.clone(), torch.zeros_like(y)
-        broken = Breakdowns(x, self.threat)
-        adversaries = self.adversaries(logits.shape[1], int(batch.indices[0]), broken)
+        non_finite = NonFinite(x, self.threat)
+        seed = derived_seed(self.threat.seed, int(batch.indices[0]))
+        adversaries = [
+            package_attack(self.spec, self.threat, logits.shape[1], seed, x.device, network)
+            for network in self.networks(non_finite)
+        ]
         for stage in self.spec.stages:
-            if not self.threat.eps:  # there is one image in the ball, and the package divides by it
-                survived += robust
-                continue
-            for rows, found, logits in self.search(adversaries, stage, y, robust, broken):
-                fooled = ~correct_in_top(logits, y[rows], 1)
-                adversarial[rows[fooled]] = found[fooled]
-                predictions[rows[fooled]] = logits[fooled].argmax(dim=1)
-                robust[rows[fooled]] = False
+            rows = robust.nonzero().squeeze(1)
+            for adversary in adversaries if self.threat.eps else ():  # which the package divides by
+                if not len(rows):
+                    break
+                adversary.attacks_to_run = [stage]
+                images, answers = adversary.run_standard_evaluation(
+                    x[rows], y[rows], batch_size=len(rows)
+                )
+                claimed = answers != y[rows]
+                claimed |= non_finite.replace(rows, images, ~claimed)
+                logits = self.predict_full_precision(images)
+                right = correct_in_top(logits, y[rows], 1)
+                fooled = rows[~right]
+                adversarial[fooled] = images[~right]
+                predictions[fooled] = logits[~right].argmax(dim=1)
+                robust[fooled] = False
+                rows = rows[right & claimed]
             survived += robust
         assert in_ball(adversarial - x, self.threat).all(), "left the eps-ball"
         assert torch.equal(adversarial, adversarial.clamp(0, 1)), "left the pixel range"
         never = torch.zeros_like(robust)
         return Outcome(batch.indices, robust, survived, robust, predictions, never, adversarial)
-
-    def search(
-        self,
-        adversaries: list[Any],
-        stage: str,
-        y: torch.Tensor,
-        robust: torch.Tensor,
-        broken: Breakdowns,
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Attack what is robust: rows of the chunk, images found, the network's logits.
-
-        What a search in low precision takes for misclassified and the network does not is attacked
-        again in full precision.
-        """
-        rows = robust.nonzero().squeeze(1)
-        for adversary in adversaries:
-            if not len(rows):
-                return
-            adversary.attacks_to_run = [stage]
-            found, claimed = adversary.run_standard_evaluation(
-                broken.x[rows], y[rows], batch_size=len(rows)
-            )
-            fooled = claimed != y[rows]
-            fooled |= broken.replace(rows, found, ~fooled)
-            logits = self.predict_full_precision(found)
-            yield rows, found, logits
-            rows = rows[correct_in_top(logits, y[rows], 1) & fooled]
 
     @torch.no_grad()
     def predict_full_precision(self, images: torch.Tensor) -> torch.Tensor:
@@ -141,22 +114,19 @@ class AutoAttack:
             logits: torch.Tensor = self.model(images.to(self.dtype))
         return logits
 
-    def adversaries(self, classes: int, first_index: int, broken: Breakdowns) -> list[Any]:
-        """The package's attack objects: one that searches as configured, one in full precision.
+    def networks(self, non_finite: "NonFinite") -> list[Network]:
+        """What the package attacks: the network in the search's precision, then in full.
 
-        Where another network is attacked there is nothing to repeat in full precision.
-
-        Raises:
-            UserError: the package is not installed.
+        Of another network than the evaluated one, nothing is repeated in full precision.
         """
-        seed = derived_seed(self.threat.seed, first_index)
+        attacked = self.surrogate or self.model
 
         def logits_of(images: torch.Tensor) -> torch.Tensor:
             # The package takes views of its gradients, which a network in channels_last would
             # hand back in channels_last: behind a flat image they are contiguous.
             images = images.flatten(1).unflatten(1, images.shape[1:])
-            logits = self.source(images.to(self.dtype)).float()
-            broken.watch(images, logits)
+            logits = attacked(images.to(self.dtype)).float()
+            non_finite.watch(images, logits)
             return logits
 
         def search_logits(images: torch.Tensor) -> torch.Tensor:
@@ -167,9 +137,50 @@ class AutoAttack:
             with full_precision():
                 return logits_of(images)
 
-        searches = (search_logits, full_logits) if self.source is self.model else (search_logits,)
-        make = partial(package_attack, self.spec, self.threat, classes, seed, broken.x.device)
-        return [make(network) for network in searches]
+        return [search_logits, full_logits] if attacked is self.model else [search_logits]
+
+
+class NonFinite:
+    """Watches the attacked network's outputs for NaN, which the package does not notice.
+
+    It compares the largest output with the label, and a NaN counts as the largest: an image of
+    class 0 whose outputs are NaN would be robust. `correct_in_top` does not count it right.
+
+    Args:
+        x: (B, 3, H, W) float32, the images attacked.
+    """
+
+    def __init__(self, x: torch.Tensor, threat: ThreatModel) -> None:
+        self.x, self.threat = x, threat
+        self.images = x.clone()
+        self.seen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def watch(self, images: torch.Tensor, logits: torch.Tensor) -> None:
+        """Keep each image with a NaN for every `x` in whose ball it lies."""
+        for image in images.detach()[logits.detach().isnan().any(dim=1)]:
+            inside = in_ball(image - self.x, self.threat)
+            self.images[inside] = image
+            self.seen |= inside
+
+    def replace(
+        self, rows: torch.Tensor, images: torch.Tensor, robust: torch.Tensor
+    ) -> torch.Tensor:
+        """Put the images kept into `images` where the package takes `rows` for robust.
+
+        Where a NaN in the gradient has made the image itself NaN, too: the one kept, or the clean.
+
+        Returns:
+            (rows,) bool, where an image kept was put.
+        """
+        replaced = robust | images.isnan().flatten(1).any(dim=1)
+        images[replaced] = self.images[rows[replaced]]
+        return self.seen[rows] & replaced
+
+
+def in_ball(change: torch.Tensor, threat: ThreatModel) -> torch.Tensor:
+    """Whether changes (B, 3, H, W) are no longer than the radius, (B,)."""
+    distance, eps = NORMS[threat.norm].length(change).flatten(), threat.eps
+    return distance <= eps + ROUNDING * max(1, eps)
 
 
 def package_attack(
@@ -181,9 +192,8 @@ def package_attack(
     logits_of: Network,
 ) -> Any:
     """The package's attack object for float32 images."""
-    version = "plus" if spec.name == "autoattack-plus" else "standard"
     adversary = require_package()(
-        logits_of, eps=threat.eps, norm=threat.norm, seed=seed, device=device, version=version
+        logits_of, eps=threat.eps, norm=threat.norm, seed=seed, device=device
     )
     # As published for 10 classes or more; with fewer the package would count past the last one.
     for attack in (adversary.apgd_targeted, adversary.fab):
@@ -208,32 +218,23 @@ def require_package() -> Any:
 
 
 @contextmanager
-def preserved_state(device: torch.device) -> Iterator[None]:
-    """Random state and trace function (a debugger's, say) as before; the package sets both."""
-    trace = sys.gettrace()
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        try:
-            yield
-        finally:
-            sys.settrace(trace)
+def isolated(device: torch.device, warnings: set[str]) -> Iterator[None]:
+    """Random state and trace function (a debugger's, say) as before; the package sets both.
 
+    Its warnings go into a set, instead of on the terminal.
+    """
 
-@contextmanager
-def collected_warnings(found: set[str]) -> Iterator[None]:
-    """The package's warnings into a set, instead of on the terminal."""
+    def collect(record: logging.LogRecord) -> bool:
+        text = record.getMessage().replace(" See flags_doc.md for details.", "")
+        text = re.sub(r"there are \d+ points", "there are points", text)  # once, not per step
+        warnings.update({f"AutoAttack: {text}"} if record.levelno >= logging.WARNING else ())
+        return False
 
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage().replace(" See flags_doc.md for details.", "")
-            text = re.sub(r"there are \d+ points", "there are points", text)  # once, not per step
-            found.add(f"AutoAttack: {text}")
-
-    logger, handler = logging.getLogger("auto-attack"), Collector(logging.WARNING)
-    propagated, logger.propagate = logger.propagate, False
-    logger.addHandler(handler)
+    trace, logger = sys.gettrace(), logging.getLogger("auto-attack")
+    logger.addFilter(collect)
     try:
-        yield
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagated
+        logger.removeFilter(collect)
+        sys.settrace(trace)

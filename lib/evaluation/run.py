@@ -8,7 +8,7 @@ from functools import partial
 
 from lib.algorithm.protocols import PROTOCOLS
 from lib.data.loader import share_of_workers
-from lib.evaluation.attack_run import evaluate_attacks
+from lib.evaluation.attack_run import evaluate_attacks, network_text
 from lib.evaluation.folder_counts import FolderEvaluation
 from lib.evaluation.load_model import (
     EvaluatedModel,
@@ -17,7 +17,6 @@ from lib.evaluation.load_model import (
     make_provenance,
     with_trained_settings,
 )
-from lib.evaluation.measured import network_text
 from lib.evaluation.shift import evaluate_shift
 from lib.imagenet_c.evaluation import evaluate_imagenet_c
 from lib.imagenet_c.scan import find_folders

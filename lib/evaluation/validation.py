@@ -1,6 +1,4 @@
-"""Outcomes of clean and attacked images, one row an image, and the sums that they give."""
-
-from __future__ import annotations
+"""Clean images, one row an image, and what training wants to know of a model in between."""
 
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -10,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lib.algorithm.batch import DeviceBatch, Outcome
+from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.losses import ce_loss
-from lib.algorithm.metrics import MetricSums, averages, correct_in_top
+from lib.algorithm.metrics import averages, correct_in_top
 from lib.algorithm.pgd import attacking
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.precision import full_precision
@@ -29,22 +27,12 @@ WithProgress = Callable[[Iterable[DeviceBatch], int], Iterable[DeviceBatch]]  # 
 
 
 class CleanRow(NamedTuple):
-    """One clean image: predicted output, top-1 and top-5 right, cross-entropy."""
+    """One clean image: predicted output, top-1 and top-5 correct, cross-entropy."""
 
     prediction: int
-    right: bool
-    right5: bool
+    correct: bool
+    correct5: bool
     loss: float
-
-
-class AttackRow(NamedTuple):
-    """One attacked image, as `lib.algorithm.batch.Outcome` without the image; `right` is robust."""
-
-    prediction: int
-    right: bool
-    right5: bool
-    no_gradient: bool
-    stages_survived: int
 
 
 class EvaluationData:
@@ -55,7 +43,7 @@ class EvaluationData:
         img_size: shorter side before the crop, pixels; None crops alone.
         crop_size: side of the network's input, pixels.
         batch_size: images in a batch of one process.
-        workers: reading processes of one process.
+        workers: of one process, which read.
         context: the processes that share the images out.
         warn: told, once for each text, where there is little shared memory.
 
@@ -82,12 +70,10 @@ class EvaluationData:
         self.warn = cache(warn)
         self.while_waiting: WhileWaiting = lambda: False
 
-    def batches(
-        self, positions: Iterable[int] | None = None, progress: WithProgress | None = None
-    ) -> Iterator[DeviceBatch]:
+    def batches(self, positions: Iterable[int] | None = None) -> Iterator[DeviceBatch]:
         """This process's share of some positions (all by default), each image once."""
         wanted = range(len(self.tree.files)) if positions is None else positions
-        yield from self.read(self.shares(wanted), progress)
+        yield from self.read(self.shares(wanted))
 
     def shares(
         self, positions: Iterable[int], done: Container[int] = (), chunk: int | None = None
@@ -105,9 +91,7 @@ class EvaluationData:
             return [c for c in chunks if any(i not in done for i in c)][rank::world_size]
         return cut([i for i in positions if i not in done][rank::world_size], self.batch_size)
 
-    def read(
-        self, batches: list[list[int]], progress: WithProgress | None = None
-    ) -> Iterator[DeviceBatch]:
+    def read(self, batches: list[list[int]]) -> Iterator[DeviceBatch]:
         """Batches of positions, on the device."""
         if batches:
             workers = min(self.workers, len(batches))
@@ -115,8 +99,7 @@ class EvaluationData:
             loader = make_loader(
                 self.images, Chunks(batches), workers, device, warn=self.warn, local_processes=local
             )
-            moved = on_device(loader, device, while_waiting=self.while_waiting)
-            yield from progress(moved, len(batches)) if progress else moved
+            yield from on_device(loader, device, while_waiting=self.while_waiting)
 
 
 def cut(positions: list[int], size: int) -> list[list[int]]:
@@ -140,35 +123,16 @@ def clean_rows(model: nn.Module, batches: Iterable[DeviceBatch]) -> Iterator[dic
             yield {i: CleanRow(*row) for i, row in zip(indices.tolist(), rows, strict=True)}
 
 
-def attack_rows(outcome: Outcome) -> dict[int, AttackRow]:
-    """Rows by position, without the images."""
-    columns = (
-        outcome.indices,
-        outcome.predictions,
-        outcome.robust,
-        outcome.robust5,
-        outcome.no_gradient,
-        outcome.stages_survived,
-    )
-    found = {}
-    for row in torch.stack([column.long() for column in columns], dim=1).tolist():
-        index, prediction, robust, robust5, no_gradient, survived = row
-        flags = (bool(robust), bool(robust5), bool(no_gradient))
-        found[index] = AttackRow(prediction, *flags, survived)
-    return found
-
-
-@torch.no_grad()
 def validate(
-    model: nn.Module, data: EvaluationData, progress: WithProgress | None = None
+    model: nn.Module, data: EvaluationData, progress: WithProgress = lambda batches, _: batches
 ) -> dict[str, float]:
     """Clean loss and top-1, top-5 in percent, over all processes."""
-    sums = MetricSums(data.context.device)
-    with attacking(model):
-        for images, labels, _ in data.batches(progress=progress):
-            logits = model(images)
-            sums.update(ce_loss(logits, labels).mean(), logits, labels, len(images))
-    return averages(data.context.sum(sums.totals()))
+    batches = data.shares(range(len(data.tree.files)))
+    rows: list[CleanRow] = []
+    for part in clean_rows(model, progress(data.read(batches), len(batches))):
+        rows += part.values()
+    columns = ([row[k] for row in rows] for k in (3, 1, 2))
+    return averages(data.context.sum([*map(sum, columns), len(rows)]))
 
 
 def validate_pgd(
@@ -181,7 +145,8 @@ def validate_pgd(
         rows: dict[int, CleanRow] = {}
         for part in clean_rows(model, data.batches(positions)):
             rows.update(part)
-        targets = {i for part in data.context.gather(rows) for i, row in part.items() if row.right}
+        shares = data.context.gather(rows)
+        targets = {i for part in shares for i, row in part.items() if row.correct}
     attack = PGDAttack(model, spec, threat)
     robust = 0
     with attacking(model):

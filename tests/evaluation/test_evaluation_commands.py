@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,16 @@ from lib.algorithm.pgd_attack import PGDAttack
 from lib.data.datasets import ImageBatches, eval_transform
 from lib.data.folders import read_split
 from lib.data.to_device import to_device
-from lib.evaluation.attack_run import curve_path, curve_stem
+from lib.evaluation.attack_run import curve_path
+from lib.evaluation.evaluate import Evaluation
 from lib.evaluation.model_settings import ModelSettings
-from lib.evaluation.runner import AttackEvaluation
 from models.resnet import ResNet
 from utils.config import command_line
 from utils.config.settings import Config, Source
 from utils.config.validators import PgdRow
 from utils.storage import journal
 from utils.storage.checkpoint import save_best
+from utils.storage.conditions import Conditions
 from utils.storage.journal import ResumableRows
 
 EPS = 16
@@ -88,7 +90,7 @@ def prepared(
         "DATA.img_size": 16, "DATA.crop_size": 16,
     }  # fmt: skip
     config = Config().changed(trained, Source.BUILT_IN).as_dict()
-    content = {"model": names.as_dict(), "state_dict": weights, "config": config}
+    content = {"model": asdict(names), "state_dict": weights, "config": config}
     save_best(folder / FOLDER, content)
     (folder / "small.yml").write_text(SMALL.replace("IMAGENET", str(digits)))
     return folder
@@ -341,7 +343,6 @@ def test_classes_are_counted_one_by_one(said: str) -> None:
     with open(FOLDER / "attack_standard_classes.csv", newline="") as file:
         found = list(csv.DictReader(file))
     assert [row["class"] for row in found] == [f"digit_{i}" for i in range(4)]
-    wrong = 0
     for label, row in enumerate(found):
         members = [image for image in rows() if image["label"] == str(label)]
         assert int(row["n"]) == len(members) == 9
@@ -349,12 +350,6 @@ def test_classes_are_counted_one_by_one(said: str) -> None:
         robust = sum(m["worst_case_robust"] == "1" for m in members)
         assert int(row["robust"]) == robust
         assert float(row["robust_accuracy"]) == pytest.approx(robust / 9)
-        assert (row["most_frequent_wrong_answer"] == "") == (robust == 9)
-        assert row["most_frequent_wrong_answer"] != row["class"]
-        # At least as often as the mean over the three other classes, and no more than there are.
-        assert (9 - robust) / 3 <= int(row["times"]) <= 9 - robust
-        wrong += 9 - robust
-    assert wrong > 0
 
 
 @pytest.mark.slow
@@ -486,10 +481,18 @@ def test_a_radius_each_and_the_curve() -> None:
     assert result(f"{name}_eps64")["worst_case"]["top1"]["correct"] == robust[3]
     assert f"{name}_curve_eps0+4+64.png" in out
     assert len(list(FOLDER.glob("*_curve_*.png"))) == 2
-    # `_eps4` of a checkpoint's name stays, where 4 is the usual radius.
-    stems = [FOLDER / name for name in ("attack_x_eps4_y", "attack_x_eps4_y_eps8")]
-    assert curve_stem(stems, ["4", "8"]) == stems[0]
-    many = [curve_path(FOLDER / name, [str(i) for i in range(n)]) for n in (98, 99)]
+    # `_eps4` of a checkpoint's name stays.
+    usual = {"resize": 16, "crop": 16, "eps": 4 / 255, "attacks": ()}
+    conditions = Conditions(
+        kind="attack", protocol="paper", checkpoint="", images="", resize=16, crop=16,
+        checkpoint_file="x_eps4.pt", eps=8 / 255,
+    )  # fmt: skip
+    name = "attack_paper_x_eps4"
+    for digest in ("", "_1a2b3c4d"):
+        path = curve_path(Path(f"{name}_eps8{digest}"), conditions, usual, ["4", "8"])
+        assert path.name == f"{name}{digest}_curve_eps4+8"
+    ranges = ([str(i) for i in range(n)] for n in (98, 99))
+    many = [curve_path(Path(f"{name}_eps8"), conditions, usual, radii) for radii in ranges]
     assert many[0] != many[1]
     assert max(len(path.name) for path in many) < 100
 
@@ -526,7 +529,7 @@ def test_a_transferred_attack(said: str, weights: dict[str, torch.Tensor]) -> No
     own = result(path.stem.partition("_from_")[0], Path())
     surrogate = hashlib.sha256((FOLDER / "model_best.pth.tar").read_bytes()).hexdigest()
     assert path.stem.endswith(f"_from_{surrogate[:8]}")
-    assert found["provenance"]["attacked"]["path"].endswith(BEST)
+    assert found["provenance"]["surrogate"]["path"].endswith(BEST)
     assert found["clean"] == own["clean"]
     assert own["worst_case"]["top1"]["correct"] > found["worst_case"]["top1"]["correct"]
     same = result()["attacks"][1]  # s does not change the largest output
@@ -649,7 +652,7 @@ def test_an_evaluation_that_ends_in_the_midst_of_an_attack_resumes(
         worked.append(self.spec.name)
         return run(self, batches)
 
-    monkeypatch.setattr(AttackEvaluation, "clean", no_clean_pass)
+    monkeypatch.setattr(Evaluation, "finite_rows", no_clean_pass)
     monkeypatch.setattr(PGDAttack, "run", spy)
     out = evaluate(*LONG)
     assert worked == ["pgd20-margin"]

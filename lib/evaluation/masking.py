@@ -3,9 +3,6 @@
 After Athalye et al. 2018, arXiv:1802.00420, and Carlini et al. 2019, arXiv:1902.06705, Sec. 5.
 """
 
-from __future__ import annotations
-
-import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -15,8 +12,7 @@ from torch import nn
 
 from lib.algorithm.pgd import attacking
 from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, PGDSpec, ThreatModel
-from lib.evaluation.attack_list import step_outside_linf
-from lib.evaluation.runner import CLEAN
+from lib.evaluation.evaluate import CLEAN
 from lib.evaluation.validation import EvaluationData
 from utils.storage.conditions import length_text
 from utils.storage.run_folder import BEST, BEST_EMA
@@ -36,21 +32,10 @@ def check_reach(specs: Sequence[AttackSpec], threat: ThreatModel) -> list[str]:
         f"{spec.label}: {spec.steps} x {length_text(spec.step_size, threat.norm)} reach"
         f" {length_text(spec.steps * spec.step_size, threat.norm)} of a radius of"
         f" {length_text(threat.eps, threat.norm)}, so robust accuracy is overestimated: take more"
-        f" steps, or longer ones, such as {reaching(spec, threat)}"
+        " steps, or longer ones (pgdSTEPS@STEP)"
         for spec in specs
         if isinstance(spec, PGDSpec) and spec.steps * spec.step_size < threat.eps * (1 - 1e-6)
     ]
-
-
-def reaching(spec: PGDSpec, threat: ThreatModel) -> str:
-    """Steps that add up to 2.5 times the radius, as `--attack` takes them: in Linf below 1/2."""
-    more = f"-{spec.loss}" * (spec.loss != "ce") + f"-r{spec.restarts}" * (spec.restarts > 1)
-    step = step_outside_linf(spec.steps, threat.eps)
-    if threat.norm != "Linf":
-        return f"pgd{spec.steps}{more}@{float(f'{step:.3g}'):g}"
-    levels = min(math.ceil(255 * step), 127)
-    steps = max(spec.steps, math.ceil(255 * step_outside_linf(1, threat.eps) / levels))
-    return f"pgd{steps}{more}@{levels}/255"
 
 
 def check_network(model: nn.Module, data: EvaluationData) -> list[str]:
@@ -109,7 +94,7 @@ def check_attacks(rows: Mapping[str, Rows], specs: Sequence[AttackSpec]) -> list
         A warning for each sign of masked gradients.
     """
     pgd = [spec for spec in specs if isinstance(spec, PGDSpec)]
-    robust = {spec.name: sum(row.right for row in rows[spec.name].values()) for spec in pgd}
+    robust = {spec.name: sum(row.robust for row in rows[spec.name].values()) for spec in pgd}
     n = len(rows[CLEAN])
     warnings = [w for spec in pgd for w in zero_gradients(spec, rows[spec.name])]
     for spec in specs:

@@ -1,0 +1,198 @@
+"""Attacks on a network: outcomes image by image, kept as they come, so that they resume."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lib.algorithm.batch import DeviceBatch, Outcome
+from lib.algorithm.pgd import attacking
+from lib.algorithm.pgd_attack import PGDAttack
+from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, Protocol, ThreatModel
+from lib.evaluation.autoattack import AutoAttack
+from lib.evaluation.load_model import EvaluatedModel
+from lib.evaluation.validation import CleanRow, EvaluationData, clean_rows
+from utils.errors import UserError
+from utils.logging import Logger, ProgressBar
+from utils.storage.conditions import Conditions
+from utils.storage.journal import ResumableRows
+
+CLEAN = "clean"
+Rows = dict[int, Any]  # CleanRow or AttackRow by position in the tree
+Work = Callable[[Iterable[DeviceBatch]], Iterator[Rows]]
+
+
+class AttackRow(NamedTuple):
+    """One attacked image, as `lib.algorithm.batch.Outcome` without the image."""
+
+    prediction: int
+    robust: bool
+    robust5: bool
+    no_gradient: bool
+    stages_survived: int
+
+
+def attack_rows(outcome: Outcome) -> dict[int, AttackRow]:
+    """Rows by position, without the images."""
+    columns = (
+        outcome.indices,
+        outcome.predictions,
+        outcome.robust,
+        outcome.robust5,
+        outcome.no_gradient,
+        outcome.stages_survived,
+    )
+    rows = torch.stack([column.long() for column in columns], dim=1).tolist()
+    return {i: AttackRow(p, bool(r), bool(r5), bool(z), s) for i, p, r, r5, z, s in rows}
+
+
+def make_attack(
+    model: nn.Module, spec: AttackSpec, threat: ThreatModel, surrogate: nn.Module | None, **pgd: Any
+) -> PGDAttack | AutoAttack:
+    """The attack that a spec describes, on `model` or a surrogate; `pgd` goes to PGDAttack."""
+    if isinstance(spec, AutoAttackSpec):
+        return AutoAttack(model, spec, threat, surrogate)
+    return PGDAttack(model, spec, threat, source=surrogate, **pgd)
+
+
+def rows_of(attack: PGDAttack | AutoAttack, batches: Iterable[DeviceBatch]) -> Iterator[Rows]:
+    return map(attack_rows, attack.run(batches))
+
+
+@dataclass
+class Evaluation:
+    """Attacks on a network within one ball, their outcomes, and how far they have come.
+
+    Attributes:
+        evaluated: the network.
+        surrogate: the network that is attacked, where it is another one.
+        data: the images, shared out over the processes.
+        threat: ball, protocol, seed, precision.
+        specs: the attacks, in order.
+        conditions: of the result, which the journals must have been written for too.
+        stem: path of the results without extension; journals lie beside it until the end.
+        compiled: whether torch.compile prepares what is attacked.
+        rows: outcomes of every image by position, under `clean` and each attack's name.
+        warnings: the attacks' own, on this process.
+    """
+
+    evaluated: EvaluatedModel
+    surrogate: EvaluatedModel | None
+    data: EvaluationData
+    threat: ThreatModel
+    specs: Sequence[AttackSpec]
+    conditions: Conditions
+    stem: Path
+    logger: Logger
+    compiled: bool = False
+    rows: dict[str, Rows] = field(default_factory=dict)
+    warnings: set[str] = field(default_factory=set)
+
+    @property
+    def surrogate_model(self) -> nn.Module | None:
+        return None if self.surrogate is None else self.surrogate.model
+
+    def run(self) -> None:
+        """Fill `rows`, with what an interrupted run has left of them and what it has not.
+
+        Raises:
+            UserError: an image cannot be read, outputs are not finite, or journals belong to
+                another evaluation.
+        """
+        model, attacked = self.evaluated.model, (self.surrogate or self.evaluated).model
+        outputs = torch.compile(attacked.outputs) if self.compiled else None
+        fingerprint = self.conditions.fingerprint()
+        journal = ResumableRows(self.stem, fingerprint, self.data.context, read_row)
+        with journal, attacking(model), attacking(attacked):
+            if CLEAN not in self.rows:
+                everything = list(range(len(self.data.tree.files)))
+                self.phase(journal, CLEAN, CLEAN, everything, self.finite_rows)
+            for spec in self.specs:
+                surrogate = self.surrogate_model
+                attack = make_attack(model, spec, self.threat, surrogate, outputs=outputs)
+                work = partial(rows_of, attack)
+                self.phase(journal, spec.name, spec.label, self.targets(), work, attack.chunk)
+                self.warnings |= attack.warnings
+
+    def targets(self) -> list[int]:
+        """Positions that the next attack has to try."""
+        rows = self.rows if self.conditions.cascade else {CLEAN: self.rows[CLEAN]}
+        return [i for i, robust in worst_case(rows, self.threat.protocol).items() if robust]
+
+    def phase(
+        self,
+        journal: ResumableRows,
+        name: str,
+        label: str,
+        targets: list[int],
+        work: Work,
+        chunk: int | None = None,
+    ) -> None:
+        """Do what is left of a phase, journal it, and share the outcomes among the processes."""
+        done: Rows = journal.found.get(name, {})
+        left = sum(i not in done for i in targets)
+        if 0 < left < len(targets):
+            self.logger.info(f"{label}: {len(targets) - left} images were done before")
+        batches = self.data.shares(targets, done, chunk)
+        share = sum(map(len, batches))
+        bar = ProgressBar(self.logger, share, label, max(1, share // 5), "image")
+        standing = attrgetter("correct" if name == CLEAN else "robust")
+        lost_before, lost = sum(not standing(row) for row in done.values()), 0
+        finished: Rows = {}
+        for rows in work(self.data.read(batches)) if batches else ():
+            finished.update(rows)
+            journal.add(name, rows)
+            lost += sum(not standing(row) for row in rows.values())
+            text = f"{100 * (1 - lost / len(finished)):.2f} % right"
+            if name != CLEAN:
+                # Other processes are taken to lose as many of their shares as this one.
+                robust = len(targets) - lost_before - lost * left / share
+                text = "about " * (left != share)
+                text += f"{100 * robust / len(self.data.tree.files):.2f} % robust so far,"
+                text += f" {share - len(finished)} images still under attack"
+            bar.advance(len(rows), text)
+        journal.flush()
+        bar.close()
+        merged = dict(done)
+        for rows in self.data.context.gather(finished):
+            merged.update(rows)
+        self.rows[name] = dict(sorted(merged.items()))
+
+    def finite_rows(self, batches: Iterable[DeviceBatch]) -> Iterator[Rows]:
+        """Rows of clean images.
+
+        Raises:
+            UserError: an output is not finite, and any class could be called the largest.
+        """
+        for rows in clean_rows(self.evaluated.model, batches):
+            for position, row in rows.items():
+                if not math.isfinite(row.loss):
+                    raise UserError(
+                        "the network's outputs are not finite on"
+                        f" {self.data.tree.files[position]}; take another checkpoint"
+                    )
+            yield rows
+
+
+def worst_case(rows: Mapping[str, Mapping[int, Any]], protocol: Protocol) -> dict[int, bool]:
+    """For each image, whether it is robust against every attack so far.
+
+    Where every iterate counts, an image that is misclassified clean is not robust.
+    """
+    attacks = [attacked for name, attacked in rows.items() if name != CLEAN]
+    return {
+        i: (clean.correct or not protocol.every_iterate)
+        and all(i not in attacked or attacked[i].robust for attacked in attacks)
+        for i, clean in rows[CLEAN].items()
+    }
+
+
+def read_row(phase: str, position: str, values: list) -> tuple[int, CleanRow | AttackRow]:
+    """A row of the journal; TypeError or ValueError where it is damaged."""
+    return int(position), CleanRow(*values) if phase == CLEAN else AttackRow(*values)
