@@ -1,49 +1,77 @@
 """One subject of the benchmark, once: `python -m tools.benchmark_subject CASE` prints JSON.
 
-Started by `tools.benchmark`, in a process of its own, so that nothing is left of the one before.
+`tools.benchmark` starts it in a process of its own, so that nothing is left of the one before.
+CASE and the answer are JSON, which is all that two checkouts of the suite must have in common.
 """
-
-from __future__ import annotations
 
 import itertools
 import json
 import math
+import os
 import sys
+import tempfile
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 import torchvision
 from torch import nn
 
-from lib.algorithm.free_training import make_noise
 from lib.algorithm.pgd import pgd
-from lib.algorithm.pgd_attack import PGDAttack
-from lib.algorithm.protocols import PGDSpec, ThreatModel
-from lib.algorithm.trainer import Trainer, TrainingSettings
+from lib.algorithm.protocols import ThreatModel
+from lib.algorithm.trainer import Trainer
 from lib.algorithm.training_methods import METHODS, draw_noise_
-from lib.training.assembly import make_networks, make_optimizer
+from lib.data.datasets import FolderBatches, eval_transform
+from lib.data.folders import read_split
+from lib.data.loader import make_loader
+from lib.data.samplers import FolderShards
+from lib.data.to_device import on_device
+from lib.evaluation.attacks import parse_attack
+from lib.evaluation.evaluate import Evaluation
+from lib.evaluation.load_model import EvaluatedModel
+from lib.evaluation.model_settings import settings_from
+from lib.evaluation.validation import EvaluationData
+from lib.imagenet_c.scan import find_folders, read_corruptions
+from lib.training.assembly import make_trainer
 from models.resnet import ResNet
-from tools import benchmark_baseline as plain
-from tools.benchmark_case import ATTACK_STEPS, EPS, REPLAYS, STEP_SIZE, Case
-from tools.benchmark_evaluation import (
-    Work,
-    reading_plain,
-    reading_suite,
-    standard_plain,
-    standard_suite,
-)
-from utils.config.settings import Config, Train
+from tools import published_loop as plain
+from utils.config.settings import Config, Data, Train
 from utils.cpu_memory import keep_freed_memory
 from utils.distributed.context import DistributedContext
+from utils.logging import Logger
+from utils.storage.conditions import Conditions
 
-PGD_STEPS = 50
+EPS, STEP_SIZE, PGD_STEPS = 4 / 255, 1 / 255, 50
+REPLAYS = 4
+MISCLASSIFIED, ROBUST = 129, 204  # grey levels of the images of `standard`; see `HalfRobust`
+Work = Callable[[], float]  # does a unit of work; returns the number of images it amounts to
 
 
-def measure(case: Case, wanted: Container[str] | None = None) -> dict[str, Any]:
-    """Images and seconds of every action, or of those that are wanted, and the most memory, bytes.
+@dataclass(frozen=True)
+class Case:
+    """What is measured."""
+
+    part: str  # free, methods, pgd, standard or reading
+    subject: str  # `plain` for the published loop, `suite` for this one
+    precision: str
+    compiled: bool | str  # as TRAIN.compile
+    arch: str
+    batch_size: int
+    crop_size: int
+    device: str
+    workers: int
+    data: str  # folder of the images of `reading` and `standard`
+    pgd_steps: int  # of `standard`
+    take_seconds: float  # the shortest time measured, but a unit of work at least
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Images and seconds of every action, and the most memory in bytes.
 
     On CUDA that of the device's allocator, else what the process ever had resident.
     """
@@ -51,7 +79,7 @@ def measure(case: Case, wanted: Container[str] | None = None) -> dict[str, Any]:
     # As both programs do; the suite's evaluation does not, whose batches have every size.
     torch.backends.cudnn.benchmark = case.subject == "plain" or case.part != "standard"
     works = SUBJECTS[case.part, case.subject](case)
-    takes = {a: take(work, case) for a, work in works.items() if wanted is None or a in wanted}
+    takes = {action: take(work, case) for action, work in works.items()}
     if torch.device(case.device).type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
@@ -64,22 +92,20 @@ def measure(case: Case, wanted: Container[str] | None = None) -> dict[str, Any]:
 
 def take(work: Work, case: Case) -> tuple[float, float]:
     """Images and seconds of enough work; `standard` takes minutes, and its start is short."""
-    times = 1
-    if case.part != "standard":
-        repeat(work, 2, case.device)
-        times = math.ceil(case.take_seconds / repeat(work, 1, case.device)[1])
-    return repeat(work, times, case.device)
 
+    def timed(times: int) -> tuple[float, float]:
+        synchronise()
+        start = time.perf_counter()
+        images = sum(work() for _ in range(times))
+        synchronise()
+        return images, time.perf_counter() - start
 
-def repeat(work: Work, times: int, device: str) -> tuple[float, float]:
-    """Images and seconds of so many units, with the device through before and after."""
-    kind = torch.device(device).type
-    synchronise = getattr(torch, kind).synchronize if kind != "cpu" else lambda: None
-    synchronise()
-    start = time.perf_counter()
-    images = sum(work() for _ in range(times))
-    synchronise()
-    return images, time.perf_counter() - start
+    backend = torch.device(case.device).type
+    synchronise = getattr(torch, backend).synchronize if backend != "cpu" else lambda: None
+    if case.part == "standard":
+        return timed(1)
+    timed(2)
+    return timed(math.ceil(case.take_seconds / timed(1)[1]))
 
 
 def example(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,12 +118,17 @@ def example(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def published_model(case: Case) -> nn.Module:
-    model: nn.Module = torchvision.models.get_model(case.arch)
-    return model.to(case.device)
+    return torchvision.models.get_model(case.arch).to(case.device)
 
 
-def own_model(case: Case) -> ResNet:
-    return ResNet(case.arch, 1000).to(case.device).to(memory_format=torch.channels_last)
+def trainer_of(case: Case) -> Trainer:
+    """The suite's, on the case's network and precision; eps and step are 4/255 by default."""
+    config = Config(
+        TRAIN=Train(arch=case.arch, compile=case.compiled, precision=case.precision),
+        DATA=Data(batch_size=case.batch_size, crop_size=case.crop_size),
+    )
+    context = DistributedContext(0, 1, torch.device(case.device))
+    return make_trainer(ResNet(case.arch, 1000).train(), config, 0.0, context)
 
 
 def free_plain(case: Case) -> dict[str, Work]:
@@ -105,43 +136,20 @@ def free_plain(case: Case) -> dict[str, Work]:
     return {"free": lambda: step() or case.batch_size}
 
 
-def trainer_of(case: Case) -> Trainer:
-    """The suite's, on the case's network and precision."""
-    config = Config(TRAIN=Train(compile=case.compiled))
-    model, device = own_model(case).train(), torch.device(case.device)
-    return Trainer(
-        model,
-        make_optimizer(model, config, device.type),
-        make_noise(case.batch_size, case.crop_size, device),
-        TrainingSettings(EPS, EPS, precision=case.precision, attack_steps=ATTACK_STEPS),
-        *make_networks(model, config.TRAIN.compile, DistributedContext(0, 1, device)),
-    )
-
-
-def free_suite(case: Case) -> dict[str, Work]:
-    """The suite's free step, and a natural training step of the same network and precision."""
+def training_suite(case: Case) -> dict[str, Work]:
+    """One free and one natural step; as `methods`, a whole minibatch of every training method."""
     minibatch, trainer = example(case), trainer_of(case)
-
-    def step(method: str) -> float:
-        METHODS[method].step(trainer, *minibatch)
-        return case.batch_size
-
-    return {method: partial(step, method) for method in ("free", "natural")}
-
-
-def methods_suite(case: Case) -> dict[str, Work]:
-    """A whole minibatch of every training method: its replays, attack steps and drawn noise."""
-    minibatch, trainer = example(case), trainer_of(case)
+    whole = case.part == "methods"
 
     def train(name: str) -> float:
         method = METHODS[name]
         if method.draws_noise:
             draw_noise_(trainer.noise, EPS, (0,), range(case.batch_size))
-        for _ in range(REPLAYS if name == "free" else 1):
+        for _ in range(REPLAYS if whole and name == "free" else 1):
             method.step(trainer, *minibatch)
         return case.batch_size
 
-    return {name: partial(train, name) for name in METHODS}
+    return {name: partial(train, name) for name in (METHODS if whole else ("free", "natural"))}
 
 
 def pgd_plain(case: Case) -> dict[str, Work]:
@@ -153,36 +161,129 @@ def pgd_plain(case: Case) -> dict[str, Work]:
 def pgd_suite(case: Case) -> dict[str, Work]:
     """A step of the suite's PGD, counted in the same way."""
     images, labels = example(case)
-    model = own_model(case).eval().requires_grad_(False)  # as `attacking` has it
-    outputs = torch.compile(model.outputs) if case.compiled else None
-    threat = ThreatModel(EPS, precision=case.precision)
-    attack = PGDAttack(model, PGDSpec(PGD_STEPS, STEP_SIZE), threat, outputs)
-    search = attack.search_logits
-    step = partial(pgd, steps=PGD_STEPS, step_size=STEP_SIZE, eps=EPS)
+    trainer = trainer_of(case)
+    trainer.model.eval().requires_grad_(False)  # as attacks have it
+    logits = partial(trainer.logits, trainer.attack_network)
+    attack = partial(pgd, steps=PGD_STEPS, step_size=STEP_SIZE, eps=EPS)
 
     def steps() -> Iterator[Any]:
         start = torch.empty_like(images).uniform_(-EPS, EPS)
         for _ in itertools.count():
-            yield from step(search, images, labels, start)
+            yield from attack(logits, images, labels, start)
 
     iterates = steps()
     return {"pgd": lambda: (next(iterates), case.batch_size / PGD_STEPS)[1]}
 
 
+class HalfRobust(nn.Module):
+    """A network at its full cost, whose answer is 0 for an image brighter than middle grey.
+
+    So images just above it are misclassified from the third iterate of PGD on, and bright ones
+    never, whatever the network's weights are.
+
+    Args:
+        network: images to logits.
+        middle: what the network's input averages for middle grey.
+    """
+
+    def __init__(self, network: nn.Module, middle: float) -> None:
+        super().__init__()
+        self.network, self.middle = network, middle
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) to the network's logits, made small, and class 0's brightness."""
+        logits: torch.Tensor = self.network(x).float()
+        logits = 1e-3 * logits / logits.detach().abs().amax(1, keepdim=True)
+        bright = torch.zeros_like(logits)
+        bright[:, 0] = 20 * (x.float().mean((1, 2, 3)) - self.middle)
+        return logits + bright
+
+
+def standard_plain(case: Case) -> dict[str, Work]:
+    """The published evaluation: every step for every image."""
+    middle = fmean((0.5 - mean) / std for mean, std in zip(plain.MEAN, plain.STD, strict=True))
+    model = HalfRobust(published_model(case), middle)
+    sizes = case.crop_size, False, case.batch_size, case.workers
+    batches = plain.loader(f"{case.data}/val", None, *sizes)
+    attack = case.device, EPS, STEP_SIZE, case.pgd_steps
+    evaluate = partial(plain.evaluate_pgd, model, batches, *attack)
+    return {"evaluation": partial(half_robust, evaluate)}
+
+
+def standard_suite(case: Case) -> dict[str, Work]:
+    """The suite's evaluation, which drops what is misclassified and refills the batch."""
+    network: Any = HalfRobust(ResNet(case.arch, 1000), 0.5)
+    model = network.to(case.device).to(memory_format=torch.channels_last)
+    evaluated = EvaluatedModel(model, settings_from(Config(), None), Path(), {})
+    context = DistributedContext(0, 1, torch.device(case.device))
+    sizes = case.crop_size, case.batch_size, case.workers
+    data = EvaluationData(read_split(case.data, "val"), None, *sizes, context)
+    spec = parse_attack(f"pgd{case.pgd_steps}", STEP_SIZE)
+    attack = ThreatModel(EPS, precision=case.precision), [spec]
+    conditions = Conditions(
+        kind="attack", protocol="standard", checkpoint="", images="", resize=None, crop=1
+    )
+
+    def evaluate() -> tuple[int, int]:
+        with tempfile.TemporaryDirectory() as folder:
+            stem = Path(folder) / "attack"
+            evaluation = Evaluation(evaluated, None, data, *attack, conditions, stem, Logger(False))
+            evaluation.run()
+        rows = evaluation.rows[spec.name].values()
+        return sum(row.robust for row in rows), len(rows)
+
+    return {"evaluation": partial(half_robust, evaluate)}
+
+
+def half_robust(evaluate: Callable[[], tuple[int, int]]) -> float:
+    """The number of images; half of them must have turned out robust."""
+    robust, images = evaluate()
+    assert 2 * robust == images, f"{robust} of {images} images are robust"
+    return images
+
+
+def reading(case: Case) -> dict[str, Work]:
+    """ImageNet-C cropped alone, and resized before, the shorter side to 256 for a crop of 224."""
+    read = partial(read_plain if case.subject == "plain" else read_suite, case)
+    resize = case.crop_size * 256 // 224
+    return {"crop": partial(read, None), "resize and crop": partial(read, resize)}
+
+
+def read_plain(case: Case, resize: int | None) -> float:
+    """A new loader of normalised floats for each folder."""
+    seen, sizes = 0, (case.crop_size, True, case.batch_size, case.workers)
+    for folder in sorted(Path(case.data).glob("*/*")):
+        for images, labels in plain.loader(str(folder), resize, *sizes):
+            images, labels = images.to(case.device), labels.to(case.device)
+            seen += len(labels)
+    return seen
+
+
+def read_suite(case: Case, resize: int | None) -> float:
+    """One loader over all folders."""
+    device = torch.device(case.device)
+    folders = read_corruptions(case.data, find_folders(case.data, os.listdir(case.data))).folders
+    trees = list(folders.values())
+    data = FolderBatches(trees, eval_transform(resize, case.crop_size), case.crop_size)
+    plan = FolderShards({i: len(tree.files) for i, tree in enumerate(trees)}, case.batch_size)
+    loader = make_loader(data, plan, case.workers, device)
+    return sum(len(batch.labels) for batch in on_device(loader, device))
+
+
 SUBJECTS = {
     ("free", "plain"): free_plain,
-    ("free", "suite"): free_suite,
-    ("methods", "suite"): methods_suite,
+    ("free", "suite"): training_suite,
+    ("methods", "suite"): training_suite,
     ("pgd", "plain"): pgd_plain,
     ("pgd", "suite"): pgd_suite,
     ("standard", "plain"): standard_plain,
     ("standard", "suite"): standard_suite,
-    ("reading", "plain"): reading_plain,
-    ("reading", "suite"): reading_suite,
+    ("reading", "plain"): reading,
+    ("reading", "suite"): reading,
 }
 
 if __name__ == "__main__":
-    given = Case(**json.loads(sys.argv[1]))
-    if given.subject == "suite":
+    chosen = Case(**json.loads(sys.argv[1]))
+    if chosen.subject == "suite":
         keep_freed_memory()  # as main_free.py and evaluate.py do
-    print(json.dumps(measure(given)))
+    print(json.dumps(measure(chosen)))

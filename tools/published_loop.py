@@ -6,11 +6,7 @@ deviation created every time and applied by hand; loss and accuracies read from 
 replay; a loader that gives normalised floats, a new one for every folder. Nothing else uses this.
 """
 
-from __future__ import annotations
-
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -102,45 +98,27 @@ def pgd(
         yield images
 
 
-def read_folders(
-    root: str, resize: int | None, crop: int, batch: int, workers: int, device: str
-) -> int:
-    """Read an ImageNet-C tree, image by image, into normalised floats; the number of images.
-
-    Args:
-        resize: shorter side before the crop, pixels; None crops alone.
-    """
+def loader(
+    folder: str, resize: int | None, crop: int, normalised: bool, batch: int, workers: int
+) -> DataLoader:
+    """Images of a folder of class folders, (B, 3, crop, crop) in [0, 1] or normalised."""
     steps = [transforms.Resize(resize)] if resize else []
-    steps += [transforms.CenterCrop(crop), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    seen = 0
-    for folder in sorted(Path(root).glob("*/*")):
-        data = ImageFolder(str(folder), transforms.Compose(steps))
-        for images, labels in DataLoader(data, batch_size=batch, num_workers=workers):
-            images, labels = images.to(device), labels.to(device)
-            seen += len(labels)
-    return seen
+    steps += [transforms.CenterCrop(crop), transforms.ToTensor()]
+    steps += [transforms.Normalize(MEAN, STD)] if normalised else []
+    data = ImageFolder(folder, transforms.Compose(steps))
+    return DataLoader(data, batch_size=batch, num_workers=workers)
 
 
 def evaluate_pgd(
-    model: nn.Module,
-    root: str,
-    crop: int,
-    batch: int,
-    workers: int,
-    device: torch.device,
-    eps: float,
-    step_size: float,
-    steps: int,
+    model: nn.Module, batches: DataLoader, device: str, eps: float, step_size: float, steps: int
 ) -> tuple[int, int]:
-    """Clean pass and PGD over `root`/val, all steps for every image; (robust, all)."""
-    pixels = transforms.Compose([transforms.CenterCrop(crop), transforms.ToTensor()])
-    data = ImageFolder(os.path.join(root, "val"), pixels)
-    mean, std = mean_and_std(device, crop)
+    """Clean pass and PGD, all steps for every image; (robust, all)."""
     model.eval()
     for attacked in (False, True):
-        right = 0
-        for images, labels in DataLoader(data, batch, num_workers=workers):
+        right = count = 0
+        for images, labels in batches:
             images, labels = images.to(device), labels.to(device)
+            mean, std = mean_and_std(images.device, images.shape[-1])
             if attacked:
                 iterates = pgd(model, images, labels, eps, step_size)
                 for _ in range(steps):
@@ -148,4 +126,5 @@ def evaluate_pgd(
             with torch.no_grad():
                 output = model((images - mean) / std)
             right += round(accuracy(output, labels, (1,))[0].item() * len(labels) / 100)
-    return right, len(data)
+            count += len(labels)
+    return right, count
