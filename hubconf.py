@@ -39,8 +39,8 @@ def robust_model(checkpoint: str | os.PathLike[str], **hypersphere: object) -> n
             GivenValue(name, f"HE.{name}", value, Source.COMMAND_LINE)
             for name, value in hypersphere.items()
         ]
-        found = read_checkpoint(os.path.expanduser(checkpoint))
-        return model_of(found, settings_of(merge({}, flags), found)).eval()
+        content = read_checkpoint(os.path.expanduser(checkpoint))
+        return model_of(content, settings_of(merge({}, flags), content)).eval()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
 from lib.data.folders import ImageTree, read_split, require_same_classes, sizes_of_sample
 from lib.data.subsets import evenly_spread
@@ -19,7 +20,7 @@ from utils.errors import SharedUserError, UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint
 from utils.storage.files import make_folder
-from utils.storage.run_folder import FolderLock, claim
+from utils.storage.run_folder import claim
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Setup:
     model: ResNet
     resumed: Checkpoint | None
     new_phase: bool
-    lock: AbstractContextManager[None]
+    lock: AbstractContextManager[Any]
 
 
 def read_images(data: str) -> tuple[ImageTree, ImageTree]:
@@ -91,9 +92,9 @@ def set_up(
     else:
         settings = require_same_run(config, resumed, train_tree.classes, new_phase, logger)
         model = model_of(resumed, settings)
-    lock: AbstractContextManager[None] = nullcontext()
+    lock: AbstractContextManager[Any] = nullcontext()
     if context.is_main:
-        lock = lock_folder(config, resumed)
+        lock = claim_folder(config, resumed)
     return Setup(train_tree, val_tree, selection, settings, model, resumed, new_phase, lock)
 
 
@@ -114,24 +115,18 @@ def hold_out(tree: ImageTree, examples: int) -> tuple[ImageTree, ImageTree]:
     return tree.subset(rest), tree.subset(held)
 
 
-def lock_folder(config: Config, resumed: Checkpoint | None) -> FolderLock:
-    """The run folder, made, locked and claimed.
+def claim_folder(config: Config, resumed: Checkpoint | None) -> TextIO:
+    """Make, lock and claim the run folder.
 
     Raises:
         UserError: another run is there.
     """
     folder = make_folder(config.run_dir)
-    lock = FolderLock(folder)
     # A model_best holds no state of a training: starting from it begins a new run.
     here = False
     if resumed is not None and resumed.training is not None:
         here = Path(resumed.path).resolve().parent == folder.resolve()
-    try:
-        claim(folder, here, config.OPTIONS.overwrite)
-    except UserError:
-        lock.release()
-        raise
-    return lock
+    return claim(folder, here, config.OPTIONS.overwrite)
 
 
 def require_statistics(total: int, config: Config, world_size: int) -> None:

@@ -1,12 +1,9 @@
 """Checkpoints: our own, other people's, damaged and malicious ones."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import pickle
 import sys
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,20 +75,29 @@ def saved(content: Any, **options: Any) -> str:
     return "some.pth.tar"
 
 
-def published(model: ResNet, **more: Any) -> dict[str, Any]:
+def published(model: ResNet, epoch: int = 23) -> dict[str, Any]:
     """A checkpoint as the published releases save them: DataParallel's keys and some state."""
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     return {
-        "epoch": 23,
+        "epoch": epoch,
         "arch": "resnet18",
-        "state_dict": OrderedDict((f"module.{k}", v) for k, v in model.state_dict().items()),
+        "state_dict": OrderedDict(prefixed(model, "module.")),
         "best_prec1": torch.tensor(60.5),
         "optimizer": optimizer.state_dict(),
-        **more,
     }
 
 
+def prefixed(model: ResNet, prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + key: value for key, value in model.state_dict().items()}
+
+
 COLOURS = {"mean": (0.5, 0.25, 0.125), "std": (0.2, 0.4, 0.8)}
+
+
+def normalised(prefix: str, names: tuple[str, str] = ("mean", "std")) -> dict[str, torch.Tensor]:
+    """The buffers of a normalising module."""
+    values = zip(names, COLOURS.values(), strict=True)
+    return {prefix + name: torch.tensor(value).view(1, 3, 1, 1) for name, value in values}
 
 
 def madry(model: ResNet) -> dict[str, Any]:
@@ -114,34 +120,30 @@ def same(one: ResNet, other: ResNet) -> bool:
 def test_published_release_in_torchs_old_format(plain: ResNet) -> None:
     content = published(plain)
     del content["state_dict"]["module.bn1.num_batches_tracked"]  # older still
-    path = saved(content, _use_new_zipfile_serialization=False)
-    assert same(load(path), plain)
+    assert same(load(saved(content, _use_new_zipfile_serialization=False)), plain)
 
 
 def test_published_release_with_he_needs_flags(hypersphere: ResNet, plain: ResNet) -> None:
     path = saved(published(hypersphere))
     message = user_error(load, path)
-    assert "has a hypersphere head (no fc.bias)" in message
-    assert "FN False, WN False" in message
-    assert "--FN True --WN True --s_HE 10.0" in message
+    for words in ("hypersphere head (no fc.bias)", "FN False, WN False", "--FN True --WN True"):
+        assert words in message
     assert same(load(path, *HE), hypersphere)
     with torch.no_grad():
         tripled = load(path, *HE, "--s_HE", "30")(IMAGES)
-    assert torch.allclose(tripled, 3 * hypersphere(IMAGES))
-    content = published(hypersphere)  # saved unprojected, they are cosines all the same
-    content["state_dict"]["module.fc.weight"] = 7 * hypersphere.fc.weight.detach()
-    model = load(saved(content), *HE)
-    with torch.no_grad():
+        assert torch.allclose(tripled, 3 * hypersphere(IMAGES))
+        content = published(hypersphere)  # saved unprojected, they are cosines all the same
+        content["state_dict"]["module.fc.weight"] = 7 * hypersphere.fc.weight
+        model = load(saved(content), *HE)
         assert torch.allclose(model(IMAGES), hypersphere(IMAGES), atol=1e-5)
         assert model.outputs(IMAGES).abs().max() <= 1 + 1e-6
     message = user_error(load, saved(published(plain)), "--FN", "True")
-    assert "FN False, WN False" in message
-    assert "the command says FN True, WN False" in message
+    assert "(with fc.bias: FN False, WN False), and the command says FN True" in message
 
 
 @pytest.mark.slow
 def test_training_goes_on_from_a_published_release(digits: Path, plain: ResNet) -> None:
-    saved(published(plain, epoch=1))
+    saved(published(plain, 1))
     arguments = ("main_free.py", digits, "--resume", "some.pth.tar")
     done = call(*arguments, *settings(TRAIN__epochs=4), "--attack", "pgd1")
     assert done.status == 0, done.err
@@ -151,7 +153,7 @@ def test_training_goes_on_from_a_published_release(digits: Path, plain: ResNet) 
     assert [row.partition(",")[0] for row in rows] == ["2"]
     message = only_error(call(*arguments, *settings(TRAIN__epochs=2), "--output_prefix", "other"))
     assert "some.pth.tar has 1 passes behind it" in message
-    assert "TRAIN.epochs 2 in ADV.n_repeats 2 are 1; raise TRAIN.epochs, or evaluate" in message
+    assert "TRAIN.epochs 2 in ADV.n_repeats 2 are 1" in message
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34"])
@@ -166,16 +168,6 @@ def test_plain_torchvision_state_dict(arch: str) -> None:
         assert torch.allclose(model(IMAGES), theirs((IMAGES - mean) / std), atol=1e-4)
     with pytest.raises(UserError, match=f"arch {arch}, and the command says resnet101"):
         load(path, "--set", "TRAIN.arch=resnet101")
-
-
-def prefixed(model: ResNet, prefix: str) -> dict[str, torch.Tensor]:
-    return {prefix + key: value for key, value in model.state_dict().items()}
-
-
-def normalised(prefix: str, names: tuple[str, str] = ("mean", "std")) -> dict[str, torch.Tensor]:
-    """The buffers of a normalising module."""
-    values = zip(names, COLOURS.values(), strict=True)
-    return {prefix + name: torch.tensor(value).view(1, 3, 1, 1) for name, value in values}
 
 
 @pytest.mark.parametrize(
@@ -215,8 +207,7 @@ def test_forms_of_other_libraries(form: Any, own_colours: bool, plain: ResNet) -
 
 def without(model: ResNet, key: str) -> dict[str, Any]:
     """A checkpoint that lacks a tensor."""
-    state = {k: v for k, v in model.state_dict().items() if k != key}
-    return {"arch": "resnet18", "state_dict": state}
+    return {"arch": "resnet18", "state_dict": {**model.state_dict(), key: None}}
 
 
 @pytest.mark.parametrize(
@@ -258,26 +249,7 @@ def test_safetensors(plain: ResNet, monkeypatch: pytest.MonkeyPatch) -> None:
     module.load_file = lambda path: {k: v.clone() for k, v in plain.state_dict().items()}
     monkeypatch.setitem(sys.modules, "safetensors", package)
     monkeypatch.setitem(sys.modules, "safetensors.torch", module)
-    monkeypatch.setattr("utils.storage.checkpoint.require_size", lambda *_: None)
     assert same(load("some.safetensors"), plain)
-
-
-def test_a_file_that_unpacks_to_many_times_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    saved({"conv1.weight": torch.zeros(2**22)})
-    with (
-        zipfile.ZipFile("some.pth.tar") as stored,
-        zipfile.ZipFile("packed.pth.tar", "w", zipfile.ZIP_DEFLATED) as packed,
-    ):
-        for entry in stored.infolist():
-            packed.writestr(entry.filename, stored.read(entry))
-    calls: list[str] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "load", lambda *_, **__: calls.append("loaded"))
-        with pytest.raises(UserError, match="unpacks to 16777"):
-            read_checkpoint("packed.pth.tar")
-    assert calls == []
-    with pytest.raises(UserError, match="unpacks to 4000000000000; it is refused"):
-        read_checkpoint(saved({"conv1.weight": torch.ones(1).expand(10**12)}))
 
 
 # Our own
@@ -292,9 +264,7 @@ def own(model: ResNet, **settings: Any) -> str:
 
 
 def test_own_checkpoints_need_no_flags(hypersphere: ResNet) -> None:
-    path = own(hypersphere, FN=True, WN=True, mean=[0.1, 0.2, 0.3])
-    checkpoint = read_checkpoint(path)
-    assert checkpoint.is_ours
+    checkpoint = read_checkpoint(own(hypersphere, FN=True, WN=True, mean=[0.1, 0.2, 0.3]))
     settings = settings_of(flags(), checkpoint)
     assert (settings.arch, settings.FN, settings.WN) == ("resnet18", True, True)
     assert settings.classes == ["class0", "class1", "class2", "class3"]
@@ -306,24 +276,21 @@ def test_own_checkpoints_need_no_flags(hypersphere: ResNet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "its", "given"),
+    ("arguments", "words"),
     [
-        (("--FN", "False"), "FN True", "False"),
-        (("--WN", "no"), "WN True", "False"),
-        (("--s_HE", "15"), "s_HE 10.0", "15.0"),
-        (("--angular_margin_HE", "0.1"), "angular_margin_HE 0.2", "0.1"),
-        (("--set", "TRAIN.arch=resnet34"), "arch resnet18", "resnet34"),
-        (("--set", "TRAIN.std=[1, 1, 1]"), "std [0.229, 0.224, 0.225]", "[1.0, 1.0, 1.0]"),
+        (("--FN", "False"), "FN True, and the command says False"),
+        (("--WN", "no"), "WN True, and the command says False"),
+        (("--s_HE", "15"), "s_HE 10.0, and the command says 15.0"),
+        (("--angular_margin_HE", "0.1"), "angular_margin_HE 0.2, and the command says 0.1"),
+        (("--set", "TRAIN.arch=resnet34"), "arch resnet18, and the command says resnet34"),
+        (("--set", "TRAIN.std=[1, 1, 1]"), "[0.229, 0.224, 0.225], and the command says [1.0, 1.0"),
     ],
 )
 def test_contradicting_flags_name_both_values(
-    hypersphere: ResNet, arguments: tuple[str, ...], its: str, given: str
+    hypersphere: ResNet, arguments: tuple[str, ...], words: str
 ) -> None:
     checkpoint = read_checkpoint(own(hypersphere, FN=True, WN=True))
-    message = user_error(settings_of, flags(*arguments), checkpoint)
-    assert its in message
-    assert f"the command says {given}" in message
-    assert "leave the flag out" in message
+    assert words in user_error(settings_of, flags(*arguments), checkpoint)
 
 
 @pytest.mark.slow
@@ -344,109 +311,75 @@ def test_evaluation_of_what_was_trained_needs_no_flags(trained: Path) -> None:
 
 
 class Evil:
-    """Runs a command when it is unpickled."""
+    """Runs code when it is unpickled."""
+
+    def __init__(self, function: Any, argument: str) -> None:
+        self.reduced = function, (argument,)
 
     def __reduce__(self) -> tuple:
-        return os.system, ("touch pwned",)
+        return self.reduced
 
 
-class Sneaky:
-    """Runs code when it is unpickled, through a builtin."""
-
-    def __reduce__(self) -> tuple:
-        return eval, ("open('pwned', 'w')",)
+COMMAND, BUILTIN = Evil(os.system, "touch pwned"), Evil(eval, "open('pwned', 'w')")
 
 
-@pytest.mark.parametrize("evil", [Evil(), Sneaky()], ids=["command", "builtin"])
+@pytest.mark.parametrize("evil", [COMMAND, BUILTIN], ids=["command", "builtin"])
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle"])
 def test_malicious_pickles_are_refused_and_do_not_run(
-    evil: object, form: str, here: Path, plain: ResNet
+    evil: Evil, form: str, here: Path, plain: ResNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = {"state_dict": plain.state_dict(), "extra": evil}
+    calls, load_file = [], torch.load
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        calls.append(options["weights_only"])
+        return load_file(*arguments, **options)
+
+    monkeypatch.setattr(torch, "load", spy)
     if form == "bare pickle":
         Path("some.pth.tar").write_bytes(pickle.dumps(evil))
         pickle.loads(Path("some.pth.tar").read_bytes())  # it does run where it is let
-        assert (here / "pwned").exists()
         (here / "pwned").unlink()
     else:
+        content = {"state_dict": plain.state_dict(), "extra": evil}
         saved(content, _use_new_zipfile_serialization=form == "zip")
     message = user_error(read_checkpoint, "some.pth.tar")
     assert not (here / "pwned").exists()
+    assert calls == [True]  # and there is no second try
     if form != "bare pickle":
-        assert f"holds a Python object ({'eval' if evil.__class__ is Sneaky else ''}" in message
-        assert "save its state_dict alone" in message
-
-
-def test_nothing_is_ever_loaded_without_weights_only(
-    plain: ResNet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, calls, real = saved(published(plain)), [], torch.load
-
-    def spy(*arguments: Any, **options: Any) -> Any:
-        calls.append(options)
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(torch, "load", spy)
-    read_checkpoint(path)
-    with pytest.raises(UserError):
-        read_checkpoint(saved({"extra": Evil()}))
-    assert [options["weights_only"] for options in calls] == [True, True]  # no second try
+        assert f"holds a Python object ({'eval' if evil is BUILTIN else ''}" in message
 
 
 def flip(content: bytes, place: int, bits: int) -> bytes:
     return content[:place] + bytes([content[place] ^ bits]) + content[place + 1 :]
 
 
-def damaged(kind: str) -> bytes:
-    """The bytes of a file that is no whole checkpoint."""
-    content = {
-        "format": "freeat-he 1",
-        "model": {},
-        "state_dict": {"fc.weight": torch.ones(99, 99)},
-    }
-    whole = Path(saved(content)).read_bytes()
-    assert is_whole(Path("some.pth.tar"))
-    theirs = Path(saved(content["state_dict"])).read_bytes()
-    kinds = {
-        "half": whole[: len(whole) // 2],
-        "last bytes": whole[:-20],
-        "last byte": whole[:-1],
-        "first bytes": whole[:20],
-        "flipped bit": flip(whole, len(whole) // 2, 64),
-        "theirs, flipped bit": flip(theirs, len(theirs) // 2, 64),
-        "early bit": flip(whole, 100, 1),
-        "flag": flip(whole, whole.rfind(b"PK\1\2") + 8, 1),  # of an encrypted entry
-        "empty": b"",
-        "text": b"This is a text file.\n" * 9,
-        "web page": b"<!DOCTYPE html><html>404</html>",
-        "noise": bytes(range(256)) * 40,
-    }
-    return kinds[kind]
-
-
 @pytest.mark.parametrize(
-    ("kind", "words"),
+    ("damage", "words"),
     [
-        ("half", "is damaged or was cut short"),
-        ("last bytes", "is damaged or was cut short"),
-        ("last byte", "is damaged or was cut short"),
-        ("first bytes", "is damaged or was cut short"),
-        ("flipped bit", "is damaged: its checksums do not match"),
-        ("theirs, flipped bit", "is damaged: its checksums do not match"),
-        ("early bit", "is damaged"),
-        ("flag", "is damaged"),
-        ("empty", "is not a checkpoint; it is empty"),
-        ("text", "is not a checkpoint"),
-        ("web page", "is not a checkpoint"),
-        ("noise", "is not a checkpoint"),
+        (lambda whole: whole[: len(whole) // 2], "is damaged"),
+        (lambda whole: whole[:-20], "is damaged"),
+        (lambda whole: whole[:-1], "is damaged"),
+        (lambda whole: whole[:20], "is damaged"),
+        (lambda whole: flip(whole, len(whole) // 2, 64), "is damaged"),
+        (lambda whole: flip(whole, 100, 1), "is damaged"),
+        (lambda whole: flip(whole, whole.rfind(b"PK\1\2") + 8, 1), "is damaged"),  # encrypted
+        (lambda _: b"", "is not a checkpoint"),
+        (lambda _: b"This is a text file.\n" * 9, "is not a checkpoint"),
+        (lambda _: b"<!DOCTYPE html><html>404</html>", "is not a checkpoint"),
+        (lambda _: bytes(range(256)) * 40, "is not a checkpoint"),
     ],
 )
-def test_damaged_and_other_files(kind: str, words: str) -> None:
-    Path("some.pth.tar").write_bytes(damaged(kind))
-    message = user_error(read_checkpoint, "some.pth.tar")
+@pytest.mark.parametrize("ours", [True, False])
+def test_damaged_and_other_files(damage: Any, words: str, ours: bool) -> None:
+    weights = {"fc.weight": torch.ones(99, 99)}
+    mark = {"format": "freeat-he 1", "model": {}}
+    path = Path(saved({**mark, "state_dict": weights} if ours else weights))
+    assert is_whole(path)
+    path.write_bytes(damage(path.read_bytes()))
+    message = user_error(read_checkpoint, str(path))
     assert message.startswith("some.pth.tar ")
     assert words in message
-    assert not is_whole(Path("some.pth.tar"))
+    assert not is_whole(path)
 
 
 def test_missing_and_unreadable_files(here: Path) -> None:
@@ -460,17 +393,15 @@ def test_missing_and_unreadable_files(here: Path) -> None:
 
 def test_commands_refuse_in_one_line(digits: Path, plain: ResNet, here: Path) -> None:
     evaluation = ("evaluate.py", digits, "-e", "--resume")
-    saved({"extra": Evil()})
-    assert "holds a Python object" in only_error(call(*evaluation, "some.pth.tar"))
+    training = ("main_free.py", digits, "--resume")
+    saved({"extra": COMMAND})
+    for command in (evaluation, training):
+        assert "holds a Python object" in only_error(call(*command, "some.pth.tar"))
     assert not (here / "pwned").exists()
-    Path("some.pth.tar").write_bytes(damaged("half"))
-    assert "cut short" in only_error(call(*evaluation, "some.pth.tar"))
-    assert "cut short" in only_error(call("main_free.py", digits, "--resume", "some.pth.tar"))
-    torch.manual_seed(0)
     saved(published(ResNet("resnet18", 7)))
     message = only_error(call(*evaluation, "some.pth.tar"))
     assert "has 4 classes and the network 7" in message
-    message = only_error(call("main_free.py", digits, "--resume", "some.pth.tar"))
+    message = only_error(call(*training, "some.pth.tar"))
     assert "7 outputs and this data set 4 classes" in message
     message = only_error(call(*evaluation, own(plain)))
     assert "class digit_0 is none of the network's 4 classes (class0, class1, class2 and" in message

@@ -107,7 +107,7 @@ def test_settings_that_a_checkpoint_did_not_know_are_not_mentioned(
     for key in ("lr_epochs", "lr_values", "ema"):
         del saved["TRAIN"][key]
     content = {"config": saved, "training": {}}
-    checkpoint = Checkpoint("old.pth", {}, {}, None, None, None, content)
+    checkpoint = Checkpoint("old.pth", {}, content, {})
     compare_settings(Config(), checkpoint, (), Logger())
     assert "from here on" not in capsys.readouterr().out
     compare_settings(merge({"TRAIN": {"ema": 0.5}}), checkpoint, (), Logger())

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("here")
 def test_what_a_run_leaves(trained: Path) -> None:
     assert trained.name == "resnet18_free_adv_step16_eps16_repeat2_bs16_FN_WN_s10.0_margin0.2"
     expected = {"checkpoint.pth.tar", "checkpoint.previous.pth.tar", "model_best.pth.tar"}
-    expected |= {"config.yml", "log.txt", "metrics.csv", "training_curves.png"}
+    expected |= {".lock", "config.yml", "log.txt", "metrics.csv", "training_curves.png"}
     expected |= {"training_curves.pdf", "attack_standard.json", "attack_standard_images.csv"}
     expected |= {"attack_standard_classes.csv"}
     assert {path.name for path in trained.iterdir()} == expected

@@ -4,17 +4,14 @@ Everything is loaded with weights_only=True and nothing else: a file can hold te
 values, and no file can run code.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -24,7 +21,8 @@ from utils.storage.foreign import FIRST_KEY, find_weights, load_safetensors, spl
 from utils.storage.run_folder import BEST, LATEST, PREVIOUS
 
 FORMAT = "freeat-he 1"  # marks our own files
-MOST_TIMES = 8  # a file may unpack to so many times its size; torch.save compresses nothing
+ZIP = b"PK\3\4"  # the first bytes of an archive
+DAMAGED = "is damaged or was cut short; copy or download it again"
 
 
 class UnreadableCheckpoint(UserError):
@@ -38,20 +36,20 @@ class Checkpoint:
     Attributes:
         path: where it was read from.
         state_dict: the network's tensors under torchvision's keys.
+        content: everything the file holds.
         model: our own files: arch, FN, WN, s_HE, angular_margin_HE, classes, mean, std.
         arch: the architecture that it names, ours or not.
         mean: per colour, where another library keeps it in the file; else None.
         std: likewise.
-        content: everything the file holds.
     """
 
     path: str
     state_dict: dict[str, torch.Tensor]
-    model: dict[str, Any] | None
-    arch: str | None
-    mean: list[float] | None
-    std: list[float] | None
     content: Mapping[str, Any]
+    model: dict[str, Any] | None = None
+    arch: str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
 
     @property
     def is_ours(self) -> bool:
@@ -83,34 +81,33 @@ def read_checkpoint(path: str, first_key: str = FIRST_KEY) -> Checkpoint:
     """
     content = load_tensors(path)
     if not isinstance(content, Mapping):
-        kind = type(content).__name__
-        raise UserError(f"{path} holds a {kind}, not a state_dict; save the network's state_dict")
-    ours = content.get("format") == FORMAT
-    if "format" in content and not ours:
+        raise UserError(
+            f"{path} holds a {type(content).__name__}, not a state_dict; save the network's"
+            " state_dict"
+        )
+    if "format" in content:
+        checkpoint = own_checkpoint(path, content)
+    else:
+        network, mean, std = split_weights(path, find_weights(content), first_key)
+        arch = content["arch"] if isinstance(content.get("arch"), str) else None
+        checkpoint = Checkpoint(path, network, content, None, arch, mean, std)
+    if not checkpoint.state_dict:
+        raise UserError(f"{path} holds no weights of a network; save the network's state_dict")
+    return checkpoint
+
+
+def own_checkpoint(path: str, content: Mapping[str, Any]) -> Checkpoint:
+    """A file that this suite has saved."""
+    if content["format"] != FORMAT:
         raise UserError(
             f"{path} has format {content['format']!r} and this version reads {FORMAT!r}; use the"
             " version that saved it"
         )
-    if ours and not isinstance(content.get("model"), Mapping):
+    model = content.get("model")
+    if not isinstance(model, Mapping):
         raise UserError(f"{path} lacks the settings of its network; take the file as it was saved")
-    state = content.get("state_dict", {}) if ours else find_weights(content)
-    arch = content["model"]["arch"] if ours else content.get("arch")
-    network, mean, std = (
-        (dict(state), None, None) if ours else split_weights(path, state, first_key)
-    )
-    if not network:
-        raise UserError(f"{path} holds no weights of a network; save the network's state_dict")
-    # Views of one value, as by expand, take no memory before they are copied.
-    require_size(path, sum(value.numel() * value.element_size() for value in network.values()))
-    return Checkpoint(
-        path=path,
-        state_dict=network,
-        model=dict(content["model"]) if ours else None,
-        arch=arch if isinstance(arch, str) else None,
-        mean=mean,
-        std=std,
-        content=content,
-    )
+    state_dict = dict(content.get("state_dict", {}))
+    return Checkpoint(path, state_dict, content, dict(model), model["arch"])
 
 
 def load_tensors(path: str) -> Any:
@@ -121,84 +118,52 @@ def load_tensors(path: str) -> Any:
         UserError: there is no file to read.
     """
     try:
-        file = open(path, "rb")
+        with open(path, "rb") as file:
+            start = file.read(4)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    with file, warnings.catch_warnings():
+    if path.endswith(".safetensors"):
+        return load_safetensors(path)
+    # torch reads a flipped bit quietly.
+    if start == ZIP and not is_whole(path):
+        raise UnreadableCheckpoint(f"{path} {DAMAGED}")
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about malformed pickles, which end in an error below
-        archive = open_archive(file)
-        if archive is not None:
-            require_size(path, sum(entry.file_size for entry in archive.infolist()))
-        if path.endswith(".safetensors"):
-            return load_safetensors(path)
-        is_zip = zipfile.is_zipfile(file)
-        file.seek(0)
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
         except MemoryError:
             raise
         except Exception as error:  # bytes that are no checkpoint raise anything in the unpickler
-            file.seek(0)
-            raise UnreadableCheckpoint(f"{path} {what_is_wrong(file.read(4), error)}") from error
-        if is_zip and not has_valid_checksums(archive):  # torch reads a flipped bit quietly
-            raise UnreadableCheckpoint(
-                f"{path} is damaged: its checksums do not match; take another copy"
-            )
-    return content
+            raise UnreadableCheckpoint(f"{path} {reason(str(error))}") from error
 
 
-def open_archive(file: BinaryIO) -> zipfile.ZipFile | None:
-    """The zip archive in a file; None for other files and damaged ones."""
+def is_whole(path: str | os.PathLike) -> bool:
+    """Whether every byte of a zip archive, as torch.save makes, is as it was written."""
     try:
-        return zipfile.ZipFile(file)
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
     except Exception:  # a flipped bit in its directory raises anything in its reader
-        return None
-
-
-def has_valid_checksums(archive: zipfile.ZipFile | None) -> bool:
-    """Whether every byte of an archive is as it was written."""
-    try:
-        return archive is not None and archive.testzip() is None
-    except MemoryError:
-        raise
-    except Exception:  # as in `open_archive`
         return False
 
 
-def require_size(path: str, unpacked: int) -> None:
-    """Refuse what would fill the memory.
-
-    Raises:
-        UserError: a file unpacks to many times its size.
-    """
-    size = os.path.getsize(path)
-    if unpacked > MOST_TIMES * size + 2**20:
-        raise UserError(
-            f"{path} has {size} bytes and unpacks to {unpacked}; it is refused, because it could"
-            " fill the memory: save it again by torch.save"
-        )
-
-
-def what_is_wrong(start: bytes, error: Exception) -> str:
-    """Why a file that begins with these bytes did not load, and the fix."""
-    found = re.search(r"GLOBAL (?:builtins\.)?([\w.]+)", str(error))
-    if found is not None:
+def reason(error: str) -> str:
+    """Why a file did not load by torch's message, and the fix."""
+    python_object = re.search(r"GLOBAL (?:builtins\.)?([\w.]+)", error)
+    if python_object is not None:
         return (
-            f"holds a Python object ({found.group(1)}) beside its tensors; it is refused, because"
+            f"holds a Python object ({python_object[1]}) beside its tensors; it is refused, because"
             " loading it could run code from the file: save its state_dict alone, with plain"
             " numbers"
         )
-    if "TorchScript" in str(error):
+    if "TorchScript" in error:
         return "is a TorchScript archive, which is code; save the state_dict of its network"
-    if start == b"PK\3\4" or "unexpected EOF" in str(error):  # a zip archive, as torch.save makes
-        return "is damaged or was cut short; copy or download it again"
-    return "is not a checkpoint" + ("; it is empty" if not start else "; give one saved by torch")
+    return DAMAGED if "unexpected EOF" in error else "is not a checkpoint; give one saved by torch"
 
 
 def save_checkpoint(folder: Path, content: Mapping[str, Any]) -> None:
     """Write checkpoint.pth.tar; the file before it stays as checkpoint.previous.pth.tar.
 
-    At every instant there is an intact newest file, and after the first save an intact older one.
+    At every instant there is an intact newest file.
 
     Raises:
         UserError: it cannot be written; the old files are as they were.
@@ -206,14 +171,10 @@ def save_checkpoint(folder: Path, content: Mapping[str, Any]) -> None:
     latest, previous = folder / LATEST, folder / PREVIOUS
     with replacing(latest) as file:
         torch.save({"format": FORMAT, **content}, file)
-        # Before the new file takes its place: give the old one its second name.
-        if latest.exists():
-            second = folder / f".{PREVIOUS}"
-            with suppress(FileNotFoundError):
-                second.unlink()
+        if latest.exists():  # gets its second name before the new file takes its place
+            previous.unlink(missing_ok=True)
             try:
-                os.link(latest, second)
-                os.replace(second, previous)
+                os.link(latest, previous)
             except OSError:  # a file system without links
                 os.replace(latest, previous)
 
@@ -222,10 +183,3 @@ def save_best(folder: Path, content: Mapping[str, Any], name: str = BEST) -> Non
     """Write model_best.pth.tar, or under another name, atomically."""
     with replacing(folder / name) as file:
         torch.save({"format": FORMAT, **content}, file)
-
-
-def is_whole(path: Path) -> bool:
-    """Whether every byte of a checkpoint is as it was written, by the file's own checksums."""
-    with suppress(OSError), open(path, "rb") as file:
-        return has_valid_checksums(open_archive(file))
-    return False

@@ -1,15 +1,13 @@
 """Files that are either the old one or the new one, whole, at every instant."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import errno
-import glob
 import hashlib
 import io
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,17 +27,13 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         UserError: the folder cannot be written to, or the disk is full.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        remove_leftovers(path)
-        file, temporary = open_temporary(path)
-        with file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~current_umask())  # mkstemp makes it private
         os.replace(temporary, path)
-        temporary = None
     except (OSError, RuntimeError) as error:
         # torch.save answers a failed write with an OSError, and that with a RuntimeError.
         cause = error if isinstance(error, OSError) else error.__context__
@@ -50,46 +44,8 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
             " that is writable"
         ) from error
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-
-
-def open_temporary(path: Path) -> tuple[BinaryIO, str]:
-    """A new, locked file beside `path`, and its name."""
-    while True:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        file = os.fdopen(descriptor, "wb")
-        lock(file, wait=True)
-        if os.path.exists(name):
-            return file, name
-        file.close()  # another writer took it for a leftover before it was locked
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove temporary files of this one that writers have left who were killed."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
-        with contextlib.suppress(OSError), open(left, "rb+") as file:
-            if lock(file):
-                left.unlink()
-
-
-def lock(file: BinaryIO, wait: bool = False) -> bool:
-    """Lock a file until it is closed; False where somebody has it or there are no locks."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except (ImportError, OSError):
-        return False
-    return True
-
-
-def current_umask() -> int:
-    """The process's file-mode mask; it can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:

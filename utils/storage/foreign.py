@@ -1,7 +1,5 @@
 """Other people's checkpoints: where their network's tensors are, under which prefix."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +12,9 @@ from utils.errors import UserError
 WEIGHTS = ("state_dict", "model", "model_state_dict", "net", "network", "model_state")
 DEPTH = 4  # of dictionaries within dictionaries
 FIRST_KEY = "conv1.weight"  # of a ResNet
-MEAN = re.compile(r"(.*\.)?(new_mean|mean|mu)")
-STD = re.compile(r"(.*\.)?(new_std|std|sigma)")
+# What the normalising layers of other libraries call their buffers.
+COLOURS = {"mean": "mean", "new_mean": "mean", "mu": "mean"}
+COLOURS |= {"std": "std", "new_std": "std", "sigma": "std"}
 COUNTERS = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
 
 
@@ -49,13 +48,12 @@ def split_weights(
     tensors = {
         key: value
         for key, value in state.items()
-        if isinstance(key, str) and isinstance(value, torch.Tensor)
+        # MadryLab's attacker holds the same network a second time.
+        if isinstance(key, str) and isinstance(value, torch.Tensor) and "attacker." not in key
     }
-    # MadryLab's attacker holds the same network a second time.
-    tensors = {key: value for key, value in tensors.items() if "attacker." not in key}
     first = re.compile(rf"((?:.*\.)?){re.escape(first_key)}")
-    found = {match[1] for key in tensors if (match := first.fullmatch(key))}
-    prefixes = [p for p in found if not any(p != q and p.startswith(q) for q in found)]
+    starts = {match[1] for key in tensors if (match := first.fullmatch(key))}
+    prefixes = [p for p in starts if not any(p != q and p.startswith(q) for q in starts)]
     if not prefixes:
         return tensors, None, None
     if len(prefixes) > 1:
@@ -64,21 +62,19 @@ def split_weights(
             f"{path} holds several networks ({names}), or one of another family: save one's"
             " state_dict alone, or name the family, such as --set TRAIN.arch=densenet121"
         )
-    (prefix,) = prefixes
-    network, mean, std = {}, None, None
+    network, colours = {}, dict[str, list[float]]()
     for key, value in tensors.items():
-        if key.startswith(prefix) and not (MEAN.fullmatch(key) or STD.fullmatch(key)):
-            network[key.removeprefix(prefix)] = value
-        elif MEAN.fullmatch(key) and value.numel() == 3:
-            mean = value.flatten().tolist()
-        elif STD.fullmatch(key) and value.numel() == 3:
-            std = value.flatten().tolist()
+        name = COLOURS.get(key.rpartition(".")[2])
+        if name and value.numel() == 3:
+            colours[name] = value.flatten().tolist()
+        elif key.startswith(prefixes[0]) and not name:
+            network[key.removeprefix(prefixes[0])] = value
         elif key.rpartition(".")[2] not in COUNTERS:
             raise UserError(
-                f"{path} holds {key} beside a network ({prefix}*), and this suite knows no use"
+                f"{path} holds {key} beside a network ({prefixes[0]}*), and this suite knows no use"
                 " for it; save the network's state_dict alone"
             )
-    return network, mean, std
+    return network, colours.get("mean"), colours.get("std")
 
 
 def load_safetensors(path: str) -> dict[str, torch.Tensor]:

@@ -1,17 +1,13 @@
 """One run, one folder: finding checkpoints, and never replacing a run silently."""
 
-from __future__ import annotations
-
 import os
 import time
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from utils.config.load import read_yaml
 from utils.errors import UserError
 from utils.storage.conditions import KINDS
-from utils.storage.files import remove_leftovers
 
 ROOT = Path("trained_models")
 LOCK_SECONDS = 5.0  # for a training that was killed to be gone
@@ -44,9 +40,9 @@ def find_checkpoint(path: str) -> str:
             inside = [name for name in CHECKPOINTS if (candidate / name).is_file()]
             hint = f"; give {candidate / inside[-1]}" if inside else ""
             raise UserError(f"--resume {path} is a folder, not a checkpoint{hint}")
-    there = sorted(str(p) for p in ROOT.glob("*/*.pth.tar") if not p.name.startswith("."))
-    there += sorted(str(p) for p in Path(path).parent.glob("*.pt*") if str(p) not in there)
-    listed = ", ".join(there[:6]) + (f" and {len(there) - 6} more" if len(there) > 6 else "")
+    files = sorted(str(p) for p in ROOT.glob("*/*.pth.tar") if not p.name.startswith("."))
+    files += sorted(str(p) for p in Path(path).parent.glob("*.pt*") if str(p) not in files)
+    listed = ", ".join(files[:6]) + (f" and {len(files) - 6} more" if len(files) > 6 else "")
     raise UserError(
         f"--resume {path}: no such checkpoint, here or under {ROOT}/; there is "
         + (listed or "none at all")
@@ -62,75 +58,67 @@ def run_settings(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: keys for name, keys in sections.items() if isinstance(keys, dict)}
 
 
-class FolderLock:
-    """Keeps other trainings out of a run folder, until the end of a `with` block.
+def claim(folder: Path, resumed: bool, overwrite: bool) -> TextIO:
+    """Keep other trainings out of a run folder, and make sure that starting here loses nothing.
 
     What killed trainings have left of half a checkpoint is removed.
-
-    The lock is this process's: it ends with it, however it ends, and the reading processes that
-    are forked do not hold it. Where the system has no such locks, nothing is kept out.
-
-    Raises:
-        UserError: another training is at work there.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / ".lock"
-        deadline = time.monotonic() + LOCK_SECONDS
-        while not self.acquire():
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"another training is at work in {folder}; wait for its end, or give this one"
-                    " another --output_prefix"
-                )
-            time.sleep(0.1)
-        for name in CHECKPOINTS:
-            remove_leftovers(folder / name)
-
-    def acquire(self) -> bool:
-        """Try once."""
-        self.file = open(self.path, "w", encoding="utf-8")
-        try:
-            import fcntl
-
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its last holder may have removed the file since it was opened.
-            return os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path))
-        except (BlockingIOError, PermissionError, FileNotFoundError):
-            return False
-        except (ImportError, OSError):  # a system or a file system without locks
-            return True
-
-    def release(self) -> None:
-        with suppress(OSError):
-            self.path.unlink()
-        self.file.close()
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-def claim(folder: Path, resumed: bool, overwrite: bool) -> None:
-    """Make sure that starting a run here loses nothing.
 
     Args:
         resumed: the run resumes from a checkpoint in this folder.
         overwrite: remove what an earlier run has left, and nothing else.
 
+    Returns:
+        The folder's lock: it lasts until the file is closed.
+
     Raises:
-        UserError: a run is here and neither was asked for.
+        UserError: another training is at work here, or a run is here and neither was asked for.
     """
-    if resumed or not folder.exists():
-        return
-    if not overwrite:
-        if any(True for pattern in RESULTS for _ in folder.glob(pattern)):
+    lock = lock_folder(folder)
+    if overwrite and not resumed:
+        leftovers = [path for pattern in WRITTEN for path in folder.glob(pattern)]
+    elif resumed or not any(path for pattern in RESULTS for path in folder.glob(pattern)):
+        leftovers = [path for name in CHECKPOINTS for path in folder.glob(f".{name}.????????")]
+    else:
+        lock.close()
+        raise UserError(
+            f"{folder} already holds a run; resume it by --resume auto, replace it by"
+            " --overwrite, or give this one another --output_prefix"
+        )
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return lock
+
+
+def lock_folder(folder: Path) -> TextIO:
+    """A file that no other training can open while it is open here.
+
+    The lock is this process's: it ends with it, however it ends, and the workers that are forked
+    do not hold it. Where the system has no such locks, nothing is kept out.
+
+    Raises:
+        UserError: another training is at work there.
+    """
+    file = open(folder / ".lock", "w", encoding="utf-8")
+    deadline = time.monotonic() + LOCK_SECONDS
+    while not acquire(file):
+        if time.monotonic() > deadline:
+            file.close()
             raise UserError(
-                f"{folder} already holds a run; resume it by --resume auto, replace it by"
-                " --overwrite, or give this one another --output_prefix"
+                f"another training is at work in {folder}; wait for its end, or give this one"
+                " another --output_prefix"
             )
-        return
-    for file in [path for pattern in WRITTEN for path in folder.glob(pattern)]:
-        file.unlink(missing_ok=True)
+        time.sleep(0.1)
+    return file
+
+
+def acquire(file: TextIO) -> bool:
+    """Try once; False where another process has the lock."""
+    try:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except (ImportError, OSError):  # a system or a file system without locks
+        pass
+    return True
