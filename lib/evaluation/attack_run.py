@@ -93,16 +93,13 @@ def evaluate_attacks(
         if is_there and (len(threats) > 1 or not again):
             logger.info(f"{stem}.json holds this evaluation already")
             continue
-        unreachable = check_reach(specs, threat)
-        for warning in unreachable:
-            logger.warning(warning)
-        doubts = run_attacks(evaluation)
+        warnings = run_attacks(evaluation)
         clean = {CLEAN: evaluation.rows[CLEAN]}
         provenance = make_provenance(config, evaluated, subset, context)
         provenance |= {"eps": threat.eps, "norm": threat.norm}
         provenance |= {} if surrogate is None else {"surrogate": surrogate.identity}
         if context.is_main:
-            report(evaluation, provenance, unreachable, doubts)
+            report(evaluation, provenance, warnings)
             if config.OPTIONS.save_images:
                 save_attack_images(evaluation, config.OPTIONS.save_images)
     if context.is_main and len(threats) > 1:
@@ -198,11 +195,15 @@ def attack_texts(specs: Sequence[AttackSpec], norm: str) -> tuple[str, ...]:
 
 
 def run_attacks(evaluation: Evaluation) -> list[str]:
-    """Run them; what casts doubt on the numbers found."""
+    """Run them; what casts doubt on the numbers."""
     evaluated = evaluation.evaluated
+    unreachable = check_reach(evaluation.specs, evaluation.threat)
+    for warning in unreachable:  # before hours of work, perhaps
+        evaluation.logger.warning(warning)
     evaluation.run()
     own = evaluation.data.context.gather(evaluation.warnings)
     return [
+        *unreachable,
         *check_network(evaluated.model, evaluation.data),
         *check_attacks(evaluation.rows, evaluation.specs),
         *check_selection(Path(evaluated.identity["path"]).name, evaluated.trained),
@@ -210,19 +211,14 @@ def run_attacks(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def report(
-    evaluation: Evaluation,
-    provenance: Mapping[str, Any],
-    unreachable: Sequence[str],
-    doubts: Sequence[str],
-) -> None:
-    """Write the files, print the table, doubts that were not said before, and where the rest is."""
+def report(evaluation: Evaluation, provenance: Mapping[str, Any], warnings: Sequence[str]) -> None:
+    """Write the files, print the table, what is to be doubted about it, and where the rest is."""
     logger, stem = evaluation.logger, evaluation.stem
-    result = summarise(evaluation, provenance, [*unreachable, *doubts])
+    result = summarise(evaluation, provenance, warnings)
     write_files(evaluation, result)
     remove_journals(stem)
     logger.info(result_table(result))
-    for warning in doubts:
+    for warning in warnings:
         logger.warning(warning)
     logger.info(f"results: {stem}.json, _images.csv, _classes.csv")
 

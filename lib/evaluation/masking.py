@@ -3,7 +3,7 @@
 After Athalye et al. 2018, arXiv:1802.00420, and Carlini et al. 2019, arXiv:1902.06705, Sec. 5.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -69,7 +69,7 @@ def output_warnings(model: nn.Module, images: torch.Tensor) -> list[str]:
     return warnings
 
 
-def check_selection(checkpoint: str, trained: Mapping[str, Any] | None) -> list[str]:
+def check_selection(checkpoint: str, trained: Mapping[str, Any] | None) -> Iterator[str]:
     """A warning where the attacked images may have chosen the model by its robustness to them.
 
     Args:
@@ -78,86 +78,75 @@ def check_selection(checkpoint: str, trained: Mapping[str, Any] | None) -> list[
     """
     train = (trained or {}).get("TRAIN", {})
     by_robustness = train.get("select") == "pgd" and train.get("select_from", "val") == "val"
-    if checkpoint not in (BEST, BEST_EMA) or not by_robustness:
-        return []
-    return [
-        f"{checkpoint} was chosen by PGD-10 on {train['select_examples']} of the validation images,"
-        " so its robust accuracy on them is biased upwards; TRAIN.select_from: train holds images"
-        " out of the training to choose on"
-    ]
+    if checkpoint in (BEST, BEST_EMA) and by_robustness:
+        yield (
+            f"{checkpoint} was chosen by PGD-10 on {train['select_examples']} of the validation"
+            " images, so its robust accuracy on them is biased upwards; TRAIN.select_from: train"
+            " holds images out of the training to choose on"
+        )
 
 
-def check_attacks(rows: Mapping[str, Rows], specs: Sequence[AttackSpec]) -> list[str]:
-    """Looks at the outcomes of all attacks.
-
-    Returns:
-        A warning for each sign of masked gradients.
-    """
-    pgd = [spec for spec in specs if isinstance(spec, PGDSpec)]
-    robust = {spec.name: sum(row.robust for row in rows[spec.name].values()) for spec in pgd}
+def check_attacks(rows: Mapping[str, Rows], specs: Sequence[AttackSpec]) -> Iterator[str]:
+    """A warning for each sign of masked gradients in the outcomes of all attacks."""
     n = len(rows[CLEAN])
-    warnings = [w for spec in pgd for w in zero_gradients(spec, rows[spec.name])]
+    pgd = [spec for spec in specs if isinstance(spec, PGDSpec)]
     for spec in specs:
-        if isinstance(spec, AutoAttackSpec):
-            warnings += square_alone(spec, rows[spec.name], n)
+        if isinstance(spec, PGDSpec):
+            yield from zero_gradients(spec, rows[spec.name])
+        else:
+            yield from square_alone(spec, rows[spec.name], n)
+    robust = {spec.name: sum(row.robust for row in rows[spec.name].values()) for spec in pgd}
     for one, other in combinations(sorted(pgd, key=lambda spec: spec.steps), 2):
-        same_images = rows[one.name].keys() == rows[other.name].keys()  # not after a cascade
-        if not same_images:
-            continue
-        warnings += more_steps(one, other, robust, n) + margin_below(one, other, robust, n)
-    return warnings
+        if rows[one.name].keys() == rows[other.name].keys():  # not after a cascade
+            yield from more_steps(one, other, robust, n)
+            yield from margin_below(one, other, robust, n)
 
 
-def square_alone(spec: AutoAttackSpec, rows: Rows, n: int) -> list[str]:
+def square_alone(spec: AutoAttackSpec, rows: Rows, n: int) -> Iterator[str]:
     """The attack without gradients must not beat those with them.
 
     The package says this of one call; here all chunks count together.
     """
-    if "square" not in spec.stages[1:]:
-        return []
-    before = spec.stages.index("square")
-    found = sum(row.stages_survived == before for row in rows.values())
-    if found <= SQUARE_SHARE * n:
-        return []
-    return [
-        f"{spec.label}: Square, which uses no gradients, broke {found} images that the gradient"
-        " attacks had left: gradients may be masked, robustness overestimated"
-    ]
+    if "square" in spec.stages[1:]:
+        before = spec.stages.index("square")
+        broken = sum(row.stages_survived == before for row in rows.values())
+        if broken > SQUARE_SHARE * n:
+            yield (
+                f"{spec.label}: Square, which uses no gradients, broke {broken} images that the"
+                " gradient attacks had left: gradients may be masked, robustness overestimated"
+            )
 
 
-def zero_gradients(spec: PGDSpec, rows: Rows) -> list[str]:
+def zero_gradients(spec: PGDSpec, rows: Rows) -> Iterator[str]:
     """Gradients that vanish leave an attack nothing to follow."""
     zero = sum(row.no_gradient for row in rows.values())
-    if zero <= ZERO_GRADIENT_SHARE * len(rows):
-        return []
-    return [
-        f"{spec.label}: the gradient is zero on {zero} of {len(rows)} images at the first step;"
-        " the attack is blind there, so robust accuracy is overestimated: try margin or autoattack"
-    ]
+    if zero > ZERO_GRADIENT_SHARE * len(rows):
+        yield (
+            f"{spec.label}: the gradient is zero on {zero} of {len(rows)} images at the first step;"
+            " the attack is blind there, so robust accuracy is overestimated: try margin or"
+            " autoattack"
+        )
 
 
-def more_steps(one: PGDSpec, other: PGDSpec, robust: Mapping[str, int], n: int) -> list[str]:
+def more_steps(one: PGDSpec, other: PGDSpec, robust: Mapping[str, int], n: int) -> Iterator[str]:
     """More steps of the same attack must not break fewer images."""
     alike = (one.loss, one.restarts, one.scale) == (other.loss, other.restarts, other.scale)
     lost = robust[other.name] - robust[one.name]
-    if not alike or one.steps == other.steps or lost <= MORE_STEPS_SHARE * n:
-        return []
-    return [
-        f"{other.label} breaks {lost} images fewer than {one.label}; its steps overshoot or"
-        " gradients mislead, so take the worst case and a smaller step size"
-    ]
+    if alike and one.steps != other.steps and lost > MORE_STEPS_SHARE * n:
+        yield (
+            f"{other.label} breaks {lost} images fewer than {one.label}; its steps overshoot or"
+            " gradients mislead, so take the worst case and a smaller step size"
+        )
 
 
-def margin_below(one: PGDSpec, other: PGDSpec, robust: Mapping[str, int], n: int) -> list[str]:
+def margin_below(one: PGDSpec, other: PGDSpec, robust: Mapping[str, int], n: int) -> Iterator[str]:
     """Cross-entropy that finds far less than the margin loss has a saturated softmax."""
     by_loss = {one.loss: one, other.loss: other}
-    if set(by_loss) != {"ce", "margin"} or one.steps != other.steps:
-        return []
-    ce, margin = by_loss["ce"], by_loss["margin"]
-    gap = robust[ce.name] - robust[margin.name]
-    if gap <= MARGIN_SHARE * n:
-        return []
-    return [
-        f"{margin.label} leaves {100 * gap / n:.1f} % of the images fewer than {ce.label};"
-        " cross-entropy alone flatters this network: report the worst case"
-    ]
+    if set(by_loss) == {"ce", "margin"} and one.steps == other.steps:
+        ce, margin = by_loss["ce"], by_loss["margin"]
+        gap = robust[ce.name] - robust[margin.name]
+        if gap > MARGIN_SHARE * n:
+            yield (
+                f"{margin.label} leaves {100 * gap / n:.1f} % of the images fewer than {ce.label};"
+                " cross-entropy alone flatters this network: report the worst case"
+            )

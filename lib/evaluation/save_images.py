@@ -1,6 +1,7 @@
 """`--save_images N`: attacked images as PNG, and one figure of them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torchvision.utils import save_image
@@ -9,7 +10,6 @@ from lib.algorithm.pgd import attacking
 from lib.algorithm.protocols import AttackSpec
 from lib.data.subsets import evenly_spread
 from lib.evaluation.evaluate import CLEAN, Evaluation, make_attack
-from lib.evaluation.validation import EvaluationData
 from utils.distributed.context import DistributedContext
 from utils.figures.attacks import AttackedImage, attack_images
 from utils.figures.style import save_figure
@@ -43,10 +43,7 @@ def save_attack_images(evaluation: Evaluation, count: int) -> None:
 def attacked_images(evaluation: Evaluation, chosen: Sequence[int]) -> list[AttackedImage]:
     """The images at some positions, attacked once more by this process alone."""
     data, model = evaluation.data, evaluation.evaluated.model
-    alone = EvaluationData(
-        data.tree, data.img_size, data.images.size, data.batch_size, 0,
-        DistributedContext(0, 1, data.context.device),
-    )  # fmt: skip
+    alone = replace(data, workers=0, context=DistributedContext(0, 1, data.context.device))
     images: dict[int, AttackedImage] = {}
     names = evaluation.evaluated.settings.classes
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -35,40 +36,34 @@ class CleanRow(NamedTuple):
     loss: float
 
 
+@dataclass
 class EvaluationData:
     """How the images of a tree are read for evaluation.
 
-    Args:
+    Attributes:
         tree: labels index the network's outputs.
         img_size: shorter side before the crop, pixels; None crops alone.
         crop_size: side of the network's input, pixels.
         batch_size: images in a batch of one process.
         workers: of one process, which read.
         context: the processes that share the images out.
-        warn: told, once for each text, where there is little shared memory.
-
-    Attributes:
+        warn: told where there is little shared memory.
         while_waiting: called while no batch is there, see `lib.data.loader.Loader.batches`.
     """
 
-    def __init__(
-        self,
-        tree: ImageTree,
-        img_size: int | None,
-        crop_size: int,
-        batch_size: int,
-        workers: int,
-        context: DistributedContext,
-        warn: Callable[[str], Any] = warnings.warn,
-    ) -> None:
-        self.tree = tree
-        self.img_size = img_size
-        self.images = ImageBatches(tree, eval_transform(img_size, crop_size), crop_size)
-        self.batch_size = batch_size
-        self.workers = workers
-        self.context = context
-        self.warn = cache(warn)
-        self.while_waiting: WhileWaiting = lambda: False
+    tree: ImageTree
+    img_size: int | None
+    crop_size: int
+    batch_size: int
+    workers: int
+    context: DistributedContext
+    warn: Callable[[str], Any] = warnings.warn
+    while_waiting: WhileWaiting = lambda: False
+
+    def __post_init__(self) -> None:
+        transform = eval_transform(self.img_size, self.crop_size)
+        self.images = ImageBatches(self.tree, transform, self.crop_size)
+        self.warn = cache(self.warn)  # each text once
 
     def batches(self, positions: Iterable[int] | None = None) -> Iterator[DeviceBatch]:
         """This process's share of some positions (all by default), each image once."""

@@ -72,7 +72,7 @@ def warnings_of(model: nn.Module, batch: DeviceBatch, protocol: str) -> list[str
     """What a run of all attacks warns of."""
     rows = {"clean": next(iter(clean_rows(model, [batch])))}
     rows |= {spec.name: rows_of(model, batch, spec, protocol) for spec in SPECS}
-    return check_attacks(rows, SPECS)
+    return list(check_attacks(rows, SPECS))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_square_alone_breaking_images() -> None:
     def broken_by_square(count: int) -> list[str]:
         survived = {i: 3 if i < count else 4 for i in range(1000)}
         rows = {i: AttackRow(0, s == 4, True, False, s) for i, s in survived.items()}
-        return check_attacks({"clean": clean, "autoattack": rows}, [AutoAttackSpec()])
+        return list(check_attacks({"clean": clean, "autoattack": rows}, [AutoAttackSpec()]))
 
     assert broken_by_square(2) == []
     (warning,) = broken_by_square(3)
