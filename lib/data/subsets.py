@@ -21,10 +21,15 @@ def choose(tree: ImageTree, n_examples: int | None, ids_file: str | None) -> Ima
 
 
 def describe_subset(n: int, total: int, listed: bool, sha256: str) -> dict[str, Any]:
-    """What result files say of the images: description, number, SHA-256 of their list."""
+    """What result files say of the images: description, number, SHA-256 of their list, label.
+
+    The label is a part of their names: `n500` of evenly spread images, `ids1a2b3c4d` of listed
+    ones, nothing of all.
+    """
     how = "listed" if listed else "evenly spread"
     description = f"{n} {how} of {total} images" if n < total else f"all {total} images"
-    return {"description": description, "n": n, "sha256": sha256}
+    label = "" if n >= total else f"ids{sha256[:8]}" if listed else f"n{n}"
+    return {"description": description, "n": n, "sha256": sha256, "label": label}
 
 
 def evenly_spread(total: int, wanted: int) -> list[int]:

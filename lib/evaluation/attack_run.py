@@ -58,14 +58,14 @@ def evaluate_attacks(
     """
     threats = threat_models(config)
 
-    def prepare() -> tuple[list[list[AttackSpec]], tuple[ImageTree, dict[str, Any], str]]:
+    def prepare() -> tuple[list[list[AttackSpec]], ImageTree, dict[str, Any]]:
         """What may be refused, before anything is measured."""
         lists = [specs_of(config, evaluated, threat) for threat in threats]
         if any(isinstance(spec, AutoAttackSpec) for specs in lists for spec in specs):
             require_package()
-        return lists, load_images(config, data, evaluated)
+        return lists, *load_images(config, data, evaluated)
 
-    lists, (tree, subset, subset_name) = context.from_main(prepare)
+    lists, tree, subset = context.from_main(prepare)
     surrogate = load_surrogate(config, context, evaluated)
     announce(evaluated, f"attacks on {subset['description']} of {data}/val", logger)
     if surrogate is not None:
@@ -78,9 +78,7 @@ def evaluate_attacks(
     clean: dict[str, Rows] = {}  # known from the first radius on
     evaluations: list[Evaluation] = []
     for threat, specs in zip(threats, lists, strict=True):
-        conditions = attack_conditions(
-            config, evaluated, surrogate, threat, specs, subset, subset_name
-        )
+        conditions = attack_conditions(config, evaluated, surrogate, threat, specs, subset)
         usual = usual_conditions(evaluated, threat)
         stem = context.from_main(partial(result_stem, evaluated.folder, conditions, usual))
         evaluation = Evaluation(
@@ -96,7 +94,6 @@ def evaluate_attacks(
         warnings = run_attacks(evaluation)
         clean = {CLEAN: evaluation.rows[CLEAN]}
         provenance = make_provenance(config, evaluated, subset, context)
-        provenance |= {"eps": threat.eps, "norm": threat.norm}
         provenance |= {} if surrogate is None else {"surrogate": surrogate.identity}
         if context.is_main:
             report(evaluation, provenance, warnings)
@@ -144,7 +141,6 @@ def attack_conditions(
     threat: ThreatModel,
     specs: Sequence[AttackSpec],
     subset: Mapping[str, Any],
-    subset_name: str,
 ) -> Conditions:
     """Everything that can change the numbers of attacks."""
     return Conditions(
@@ -157,7 +153,7 @@ def attack_conditions(
         network=network_text(config, evaluated),
         checkpoint_file=evaluated.file_name,
         attacks=attack_texts(specs, threat.norm),
-        subset=subset_name,
+        subset=subset["label"],
         eps=threat.eps,
         norm=threat.norm,
         precision=threat.precision,

@@ -22,7 +22,7 @@ from lib.data.to_device import on_device
 from lib.evaluation.folder_measure import Measure, count_folder, top1_and_top5
 from utils.distributed.context import DistributedContext
 from utils.logging import Logger
-from utils.storage.conditions import Conditions, subset_label
+from utils.storage.conditions import Conditions
 from utils.storage.journal import ResumableRows, remove_journals
 from utils.storage.results import result_stem
 
@@ -41,7 +41,7 @@ class FolderEvaluation:
         crop_size: side of the network's input, pixels.
         batch_size, workers: images in a batch, and reading processes, of one process.
         folder: where the results go.
-        provenance: as it goes into the JSON; protocol, precision and subset are filled in.
+        provenance: as it goes into the JSON, without the subset.
         class_order: `DATA.class_order`, for a checkpoint without class names.
         n_examples, image_ids: only so many images of a folder, evenly spread; or a file's list.
         usual_sizes: the network's own image and crop size; names of files tell others.
@@ -71,12 +71,12 @@ class FolderEvaluation:
         return choose(tree, self.n_examples, self.image_ids)
 
     def conditions(
-        self, kind: str, protocol: str, subset: Mapping[str, Any], total: int, folders: str
+        self, kind: str, protocol: str, subset: Mapping[str, Any], folders: str
     ) -> tuple[Conditions, Path]:
         """The conditions of a result, and the path of its files without extension.
 
         Args:
-            subset: of `describe_subset`, out of `total` images.
+            subset: of `describe_subset`.
             folders: what names of files say of the folders.
         """
         conditions = Conditions(
@@ -89,16 +89,11 @@ class FolderEvaluation:
             network=self.network,
             checkpoint_file=self.checkpoint_file,
             folders=folders,
-            subset=subset_label(subset, total, bool(self.image_ids)),
+            subset=subset["label"],
         )
         img_size, crop = self.usual_sizes or (self.img_size, self.crop_size)
         usual = {"resize": None if self.img_size is None else img_size, "crop": crop}
         return conditions, result_stem(self.folder, conditions, usual)
-
-    def provenance_of(self, protocol: str, subset: Mapping[str, Any]) -> dict[str, Any]:
-        """Provenance of a result; whatever the attacks' search is in, this is full precision."""
-        own = {"protocol": protocol, "precision": "fp32", "subset": dict(subset)}
-        return {**self.provenance, **own}
 
     def finish(self, stem: Path, write: Callable[[], None], text: str) -> None:
         """Write and print the result; from then on nothing is left to resume."""

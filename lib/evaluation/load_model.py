@@ -28,9 +28,8 @@ from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint, read_checkpoint
-from utils.storage.conditions import subset_label
 from utils.storage.files import file_sha256, make_folder
-from utils.storage.provenance import provenance
+from utils.storage.provenance import now, versions
 from utils.storage.run_folder import BEST, ROOT, find_checkpoint
 
 # What an evaluation takes from the network's training unless the user says otherwise.
@@ -258,11 +257,11 @@ def state_digest(model: PixelNetwork) -> str:
 
 def load_images(
     config: Config, data: str, evaluated: EvaluatedModel
-) -> tuple[ImageTree, dict[str, Any], str]:
+) -> tuple[ImageTree, dict[str, Any]]:
     """The validation images that the flags choose, labelled by the network's outputs.
 
     Returns:
-        The images; for result files the subset's description, size and hash; its part of names.
+        The images, and what `describe_subset` says of them.
 
     Raises:
         UserError: bad tree, unknown classes, or a bad list of ids.
@@ -272,8 +271,7 @@ def load_images(
     )
     n_examples, image_ids = config.OPTIONS.n_examples, config.OPTIONS.image_ids
     tree, total, listed = choose(whole, n_examples, image_ids), len(whole.files), bool(image_ids)
-    subset = describe_subset(len(tree.files), total, listed, tree.fingerprint)
-    return tree, subset, subset_label(subset, total, listed)
+    return tree, describe_subset(len(tree.files), total, listed, tree.fingerprint)
 
 
 def make_provenance(
@@ -282,7 +280,11 @@ def make_provenance(
     subset: Mapping[str, Any],
     context: DistributedContext,
 ) -> dict[str, Any]:
-    """Provenance of this process's evaluation, with what decides how a GPU rounds."""
+    """What every result file says of its origin, with what decides how a GPU rounds.
+
+    Args:
+        subset: what `describe_subset` says of the images.
+    """
     device, name, arithmetic = context.device, context.device.type, {}
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -292,8 +294,16 @@ def make_provenance(
             "cudnn": torch.backends.cudnn.version(),
             "tf32_in_search": {"matmul": products, "convolutions": convolutions},
         }
-    origin = provenance(config, evaluated.identity, subset, name)
-    return origin | {"arithmetic": arithmetic}
+    return {
+        "command": config.OPTIONS.command,
+        "config": config.as_dict(),
+        "checkpoint": dict(evaluated.identity),
+        "subset": dict(subset),
+        "device": name,
+        "arithmetic": arithmetic,
+        "versions": versions(),
+        "date": now(),
+    }
 
 
 def announce(evaluated: EvaluatedModel, task: str, logger: Logger) -> None:

@@ -46,13 +46,13 @@ def evaluate_shift(evaluation: FolderEvaluation, root: str) -> ShiftResult:
     n, total = (sum(len(tree.files) for tree in each.values()) for each in (sets, whole))
     names = [f"{name}/{file}" for name, tree in sets.items() for file in tree.files]
     subset = describe_subset(n, total, bool(evaluation.image_ids), names_sha256(names))
-    conditions, stem = evaluation.conditions("shift", "standard", subset, total, "+".join(sets))
+    conditions, stem = evaluation.conditions("shift", "standard", subset, "+".join(sets))
     device = evaluation.context.device
     measure = measure_of(whole, evaluation.num_classes, device)
     counts = evaluation.count(parts_of(sets), conditions, stem, "test sets", measure, columns=4)
     accuracies = {name: accuracies_of(counts, name, sets, whole) for name in sets}
     warnings = tuple(note for tree in whole.values() for note in tree.notes)
-    provenance = evaluation.provenance_of("standard", subset)
+    provenance = {**evaluation.provenance, "subset": subset}
     result = ShiftResult(conditions, provenance, warnings, accuracies)
     evaluation.finish(stem, lambda: write_files(result, stem), result_text(result, stem))
     return result

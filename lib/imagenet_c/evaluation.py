@@ -42,9 +42,9 @@ def evaluate_imagenet_c(
     tree = evaluation.context.from_main(lambda: read_tree(evaluation, root, corruptions))
     subset = tree.describe_subset(bool(evaluation.image_ids))
     label = corruptions_label(tree.corruptions)
-    conditions, stem = evaluation.conditions("imagenet_c", protocol.name, subset, tree.total, label)
+    conditions, stem = evaluation.conditions("imagenet_c", protocol.name, subset, label)
     counts = evaluation.count(tree.folders, conditions, stem, "corruptions")
-    provenance = evaluation.provenance_of(protocol.name, subset)
+    provenance = {**evaluation.provenance, "subset": subset}
     result = make_result(counts, tree, conditions, provenance, clean_accuracy, evaluation.folder)
     evaluation.finish(stem, lambda: write_files(result, stem), result_text(result, stem))
     return result

@@ -160,7 +160,7 @@ def test_gradient_norms_and_low_precision(method: str, digits: Path) -> None:
     assert "searched in bf16, judged in fp32" in done.out
     (folder,) = Path("trained_models").iterdir()
     result = json.loads((folder / "attack_standard_bf16.json").read_text())
-    assert result["provenance"]["precision"] == "bf16"
+    assert result["conditions"]["precision"] == "bf16"
     state = torch.load(folder / "checkpoint.pth.tar", weights_only=True)["state_dict"]
     assert all(value.isfinite().all() for value in state.values())
     rows = rows_of(folder / "gradient_norms.csv")

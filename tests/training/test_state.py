@@ -127,7 +127,7 @@ def test_a_training_in_fp32_is_resumed_in_fp16_and_back(digits: Path) -> None:
             assert "TRAIN.precision was fp32 and is fp16 from here on" in done.out
             assert "searched in fp16, judged in fp32" in done.out
             result = json.loads((the_run() / "attack_standard_fp16.json").read_text())
-            assert result["provenance"]["precision"] == "fp16"
+            assert result["conditions"]["precision"] == "fp16"
     assert "TRAIN.precision was fp16 and is fp32 from here on" in done.out
     state = torch.load(the_run() / "checkpoint.pth.tar", weights_only=True)["state_dict"]
     assert all(value.isfinite().all() for value in state.values())

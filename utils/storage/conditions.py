@@ -110,15 +110,3 @@ def length_text(length: float, norm: str = "Linf") -> str:
     """`4/255` under Linf; `0.5 (L2)`."""
     number = length_number(length, norm)
     return f"{number}/255" if norm == "Linf" else f"{number} ({norm})"
-
-
-def subset_label(subset: Mapping[str, Any], total: int, listed: bool) -> str:
-    """`n500` of evenly spread images, `ids1a2b3c4d` of listed ones, nothing of all.
-
-    Args:
-        subset: n and the list's sha256.
-        total: images there are.
-    """
-    if subset["n"] >= total:
-        return ""
-    return f"ids{subset['sha256'][:8]}" if listed else f"n{subset['n']}"
