@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tools.comparison_values import Value
 from utils.errors import UserError
-from utils.storage.csv_rows import read_rows
+from utils.storage.files import read_csv
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
@@ -75,5 +75,5 @@ def outcomes(value: Value) -> dict[str, bool]:
         raise UserError(f"--paired takes single runs, and {value.source} is one of several seeds")
     path = Path(value.source)
     path = path.with_name(f"{path.stem}_images.csv")
-    rows = read_rows(path, ("image", value.outcomes), "evaluate again")
+    rows = read_csv(path, ("image", value.outcomes), "evaluate again")
     return {row["image"]: row[value.outcomes] == "1" for row in rows}

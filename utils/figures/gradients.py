@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from utils.errors import UserError
 from utils.figures.style import GREY, WIDTH, handles_of, literal, point_style, styled
-from utils.storage.csv_rows import Rows, read_rows, series
+from utils.storage.files import CsvRows, read_csv, series
 
 # By group of parameters: the panel's title and what its axis counts.
 GROUPS = {
@@ -32,7 +32,7 @@ def read_gradient_norms(run: str | Path, epoch: int | None = None) -> list[dict[
     """The rows of one epoch of a run folder's gradient_norms.csv, the last by default."""
     columns = ("epoch", "parameter", "group", "depth", "ratio")
     path = Path(run) / "gradient_norms.csv"
-    rows = read_rows(path, columns, "train with --print_gradients True")
+    rows = read_csv(path, columns, "train with --print_gradients True")
     epochs = series(rows, "epoch")
     wanted = max(epochs) if epoch is None else epoch
     if wanted not in epochs:
@@ -41,7 +41,7 @@ def read_gradient_norms(run: str | Path, epoch: int | None = None) -> list[dict[
 
 
 @styled
-def gradient_ratio(runs: Mapping[str, Rows], title: str = "") -> Figure:
+def gradient_ratio(runs: Mapping[str, CsvRows], title: str = "") -> Figure:
     """Ratio of adversarial to clean gradient norms against depth, per group of parameters.
 
     Figure 6 of arXiv:2002.08619, with every parameter shown: colour and marker say the run, line
@@ -90,7 +90,7 @@ def parameter_type(row: Mapping[str, str]) -> str:
     return "all" if name == "all" else "bias" if name.endswith(".bias") else "weight"
 
 
-def draw_ratios(axes: Axes, rows: Rows, index: int, shift: float) -> None:
+def draw_ratios(axes: Axes, rows: CsvRows, index: int, shift: float) -> None:
     """One run's ratios in one group's panel; the legend says the whole group's ratio.
 
     Layers of the main path are counted from 1; a shortcut has the number of the last one before it.

@@ -20,14 +20,14 @@ from utils.figures.style import (
     save_figure,
     styled,
 )
-from utils.storage.csv_rows import Rows, read_rows, series
+from utils.storage.files import CsvRows, read_csv, series
 from utils.storage.run_folder import run_settings
 
 
 def read_metrics(run: str | Path) -> list[dict[str, str]]:
     """The rows of a run folder's metrics.csv, one per epoch."""
     columns = ("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1")
-    return read_rows(Path(run) / "metrics.csv", columns, "give a run folder with a finished epoch")
+    return read_csv(Path(run) / "metrics.csv", columns, "give a run folder with a finished epoch")
 
 
 def draw_run(folder: Path) -> None:
@@ -54,7 +54,7 @@ def draw_training(folder: Path, title: str = "") -> Figure:
 
 @styled
 def training_curves(
-    rows: Rows, title: str = "", margin: bool = False, trained_on: str = "adversarial"
+    rows: CsvRows, title: str = "", margin: bool = False, trained_on: str = "adversarial"
 ) -> Figure:
     """Loss with the learning rate below it, and top-1, over the epochs.
 
@@ -98,7 +98,7 @@ def training_curves(
     return fig
 
 
-def draw_curves(axes: Axes, rows: Rows, metric: str, labels: Mapping[str, str]) -> list[float]:
+def draw_curves(axes: Axes, rows: CsvRows, metric: str, labels: Mapping[str, str]) -> list[float]:
     """Draw the columns that hold numbers, each through the epochs that have one.
 
     Args:

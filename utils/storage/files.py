@@ -9,11 +9,13 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from utils.errors import UserError
+
+CsvRows = Sequence[Mapping[str, str]]
 
 
 @contextlib.contextmanager
@@ -77,6 +79,40 @@ def csv_cell(value: Any) -> Any:
     except ValueError:
         return f"'{value}"
     return value
+
+
+def read_csv(path: Path, columns: Sequence[str], hint: str) -> list[dict[str, str]]:
+    """The rows of a table that has these columns.
+
+    Raises:
+        UserError: no such file, no rows, or other columns; `hint` says how such a file comes about.
+    """
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or "not a table"
+        raise UserError(f"cannot read {path}: {reason}; {hint}") from error
+    if not rows:
+        raise UserError(f"{path} has no rows yet; {hint}")
+    absent = [name for name in columns if name not in rows[0]]
+    if absent:
+        raise UserError(f"{path} has no column {', '.join(absent)}; {hint}")
+    return rows
+
+
+def series(rows: CsvRows, column: str) -> list[float]:
+    """A column as numbers; an empty field is nan.
+
+    Raises:
+        UserError: a field that is no number.
+    """
+    try:
+        return [float(row.get(column) or "nan") for row in rows]
+    except ValueError as error:
+        raise UserError(
+            f"the column {column} holds something else than numbers: {error}"
+        ) from error
 
 
 def names_sha256(names: Iterable[str]) -> str:

@@ -200,40 +200,29 @@ def record(annotation: Any, value: Any) -> Any:
     return value
 
 
-def read_json(path: Path) -> Any:
-    """Parse a file.
-
-    Raises:
-        UserError: it cannot be read, or is not JSON.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        cause = str(error) if isinstance(error, ValueError) else "nested too deep"
-        raise UserError(f"{path} is not JSON ({cause}); evaluate again") from error
-
-
-def is_result(data: Any) -> bool:
-    """Whether this is what an evaluation writes."""
-    return isinstance(data, dict) and data.get("kind") in RECORDS and "provenance" in data
-
-
 def read_result(path: Path) -> Result:
     """A result file.
 
     Raises:
         UserError: it cannot be read, or is another kind of file.
     """
-    data = read_json(path)
-    if not is_result(data):
+    result = result_of(path)
+    if result is None:
         raise UserError(f"{path} is no evaluation of attacks, ImageNet-C or shifted test sets")
-    return result_of(path, data)
+    return result
 
 
-def result_of(path: Path, data: Mapping[str, Any]) -> Result:
-    """As `read_result`, of the file's content."""
+def result_of(path: Path) -> Result | None:
+    """As `read_result`, but None where it is another kind of JSON file."""
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        cause = str(error) if isinstance(error, ValueError) else "nested too deep"
+        raise UserError(f"{path} is not JSON ({cause}); evaluate again") from error
+    if not (isinstance(data, dict) and data.get("kind") in RECORDS and "provenance" in data):
+        return None
     try:
         result: Result = record(RECORDS[data["kind"]], data)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -254,11 +243,10 @@ def find_results(paths: Sequence[Path]) -> dict[Path, Result]:
         if not path.is_dir():
             results[path] = read_result(path)
             continue
-        inside = {file: read_json(file) for file in sorted(path.glob("*.json"))}
-        evaluations = {file: result_of(file, d) for file, d in inside.items() if is_result(d)}
-        if not evaluations:
+        inside = {file: result_of(file) for file in sorted(path.glob("*.json"))}
+        if not any(inside.values()):
             raise UserError(f"{path} holds no evaluation; make one with evaluate.py -e")
-        results.update(evaluations)
+        results |= {file: result for file, result in inside.items() if result}
     return results
 
 
