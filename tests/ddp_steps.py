@@ -12,9 +12,8 @@ import torch
 from torch import distributed
 from torch._dynamo.utils import counters
 
-from lib.algorithm.free_training import free_step, make_noise
-from lib.algorithm.precision import full_precision
-from lib.algorithm.trainer import Trainer, TrainingSettings
+from lib.algorithm.metrics import full_precision
+from lib.algorithm.training import Trainer, TrainingSettings, free_step, make_noise
 from lib.training.assembly import make_networks, make_optimizer
 from models.resnet import ResNet
 from utils.config.settings import Config

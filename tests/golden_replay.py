@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from lib.algorithm.free_training import free_step, make_noise
-from lib.algorithm.pgd import attacking, pgd
+from lib.algorithm.pgd import Search, frozen_eval, pgd
 from lib.algorithm.schedules import Schedule
-from lib.algorithm.trainer import Trainer, TrainingSettings
-from lib.algorithm.training_methods import fast_step
+from lib.algorithm.training import Trainer, TrainingSettings, fast_step, free_step, make_noise
 from lib.training.assembly import make_optimizer
 from models.resnet import ResNet, load_weights
 from tests.golden_inputs import drawn_noise, minibatch, start, weights
@@ -85,7 +83,7 @@ def replay_free(trace: dict[str, Any], device: torch.device) -> Iterator[Compari
 
     model: Any = trainer.model
     images, labels = on(device, 77, 6, spec["crop_size"])
-    with torch.no_grad(), attacking(model):
+    with torch.no_grad(), frozen_eval(model):
         outputs, logits = model.outputs(images), model(images)
     scale = spec["s_HE"] if spec["FN"] or spec["WN"] else 1.0
     yield "clean loss", [F.cross_entropy(outputs, labels).item()], [trace["clean_eval_loss"]]
@@ -101,16 +99,14 @@ def pgd_losses(
 ) -> list[float]:
     """At the start and at every iterate, on the raw outputs: cosines with HE."""
     outputs_of: Any = model.outputs
-    with attacking(model):
+    with frozen_eval(model):
         steps = pgd(
             outputs_of,
             images,
             labels,
             start(images, EPS).to(images.device),
-            steps=PGD_STEPS,
-            step_size=PGD_STEP,
-            eps=EPS,
-            ball_around_start=ball_around_start,
+            Search(PGD_STEPS, PGD_STEP, EPS),
+            ball_around_start,
         )
         found = [(step.adversarial, step.logits) for step in steps]
         outputs = [*(logits for _, logits in found), outputs_of(found[-1][0])]

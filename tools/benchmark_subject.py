@@ -24,8 +24,8 @@ from torch import nn
 
 from lib.algorithm.pgd import pgd
 from lib.algorithm.protocols import ThreatModel
-from lib.algorithm.trainer import Trainer
-from lib.algorithm.training_methods import METHODS, draw_noise_
+from lib.algorithm.training import Trainer
+from lib.algorithm.training import METHODS, draw_noise_
 from lib.data.datasets import FolderBatches, eval_transform
 from lib.data.folders import read_split
 from lib.data.loader import make_loader

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from lib.algorithm.training_methods import METHODS
+from lib.algorithm.training import METHODS
 from utils.config.settings import Config
 from utils.figures.study import Point, robustness_against_cost
 from utils.figures.style import save_figure

@@ -1,8 +1,13 @@
-"""Counts to accuracies. Sums first, one division at the end."""
+"""Accuracies from counts, the precision of forward passes, and derived seeds."""
 
-from __future__ import annotations
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
+import numpy as np
 import torch
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def correct_in_top(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
@@ -58,3 +63,38 @@ def averages(totals: list[float]) -> dict[str, float]:
     loss, top1, top5, n = totals
     n = max(n, 1)
     return {"loss": loss / n, "top1": 100 * top1 / n, "top5": 100 * top5 / n}
+
+
+def precision_context(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Autocast for bf16 and fp16, nothing for fp32."""
+    enabled = precision != "fp32"
+    return torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=enabled)
+
+
+def tf32_backends() -> tuple[Any, Any]:
+    """Where PyTorch keeps whether float32 may be computed in TF32: products, convolutions."""
+    return torch.backends.cuda.matmul, torch.backends.cudnn
+
+
+def is_full_precision(device: torch.device, precision: str) -> bool:
+    """Whether a search in this precision computes as `full_precision` does."""
+    tf32 = device.type == "cuda" and any(backend.allow_tf32 for backend in tf32_backends())
+    return precision == "fp32" and not tf32
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32, whose ten bits of mantissa PyTorch allows convolutions by default."""
+    before = [backend.allow_tf32 for backend in tf32_backends()]
+    try:
+        for backend in tf32_backends():
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(tf32_backends(), before, strict=True):
+            backend.allow_tf32 = allowed
+
+
+def derived_seed(*parts: int) -> int:
+    """A 63-bit seed that depends on all of `parts`, which are whole numbers from 0 on."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

@@ -3,20 +3,38 @@
 All images are pixels in [0, 1]; eps and steps are lengths in the norm of the ball.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from lib.algorithm.losses import ATTACK_LOSS, PerImageLoss
+from lib.algorithm.losses import PerImageLoss, ce_loss
+from lib.algorithm.metrics import derived_seed
 from lib.algorithm.norms import LINF, Norm
-from lib.algorithm.seeds import derived_seed
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What PGD ascends, and how far.
+
+    Attributes:
+        steps: of one restart.
+        step_size: length of a step; in Linf in units of [0, 1].
+        eps: radius of the ball, in the same unit.
+        loss: ascended; one value an image.
+        norm: of the ball.
+    """
+
+    steps: int
+    step_size: float
+    eps: float
+    loss: PerImageLoss = ce_loss
+    norm: Norm = LINF
 
 
 class Step(NamedTuple):
@@ -28,12 +46,7 @@ class Step(NamedTuple):
 
 
 def random_start(
-    index: int,
-    shape: Sequence[int],
-    eps: float,
-    seed: int,
-    restart: int = 0,
-    norm: Norm = LINF,
+    index: int, shape: Sequence[int], eps: float, seed: int, restart: int = 0, norm: Norm = LINF
 ) -> torch.Tensor:
     """A uniform point of the ball, of one image's shape, that depends on the arguments alone.
 
@@ -75,16 +88,12 @@ def ascent_step(
     adversarial: torch.Tensor,
     labels: torch.Tensor,
     centre: torch.Tensor,
-    *,
-    step_size: float,
-    eps: float,
-    loss: PerImageLoss,
-    norm: Norm = LINF,
+    search: Search,
 ) -> Step:
     """x <- project(x + step * direction(dloss/dx)), the direction being its sign in Linf."""
-    gradient, logits = loss_gradient(logits_of, adversarial, labels, loss)
-    moved = adversarial.add(norm.direction(gradient), alpha=step_size)
-    return Step(norm.project(moved, centre, eps), gradient, logits)
+    gradient, logits = loss_gradient(logits_of, adversarial, labels, search.loss)
+    moved = adversarial.add(search.norm.direction(gradient), alpha=search.step_size)
+    return Step(search.norm.project(moved, centre, search.eps), gradient, logits)
 
 
 def pgd(
@@ -92,12 +101,7 @@ def pgd(
     images: torch.Tensor,
     labels: torch.Tensor,
     start: torch.Tensor,
-    *,
-    steps: int,
-    step_size: float,
-    eps: float,
-    loss: PerImageLoss = ATTACK_LOSS["ce"],
-    norm: Norm = LINF,
+    search: Search,
     ball_around_start: bool = False,
 ) -> Iterator[Step]:
     """Plain PGD, one item a step.
@@ -107,33 +111,20 @@ def pgd(
         images: (B, 3, H, W) in [0, 1], the clean ones.
         labels: (B,) int64.
         start: (B, 3, H, W) in the ball around 0, added before the first step.
-        steps: how many.
-        step_size: length of a step; in Linf in units of [0, 1].
-        eps: radius of the ball, in the same unit.
-        loss: ascended; one value an image.
-        norm: of the ball.
+        search: steps, ball and loss.
         ball_around_start: centre the ball on the image after its random start, as the release of
             arXiv:2002.08619 does, so that the result is up to 2 eps from the clean image.
     """
     adversarial = (images + start).clamp(0, 1)
     centre = adversarial if ball_around_start else images
-    for _ in range(steps):
-        step = ascent_step(
-            logits_of,
-            adversarial,
-            labels,
-            centre,
-            step_size=step_size,
-            eps=eps,
-            loss=loss,
-            norm=norm,
-        )
+    for _ in range(search.steps):
+        step = ascent_step(logits_of, adversarial, labels, centre, search)
         adversarial = step.adversarial
         yield step
 
 
 @contextmanager
-def attacking(model: nn.Module) -> Iterator[None]:
+def frozen_eval(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, parameters without gradients; all as before afterwards.
 
     cuDNN tunes no kernels meanwhile: batches have many sizes, each for a short time.

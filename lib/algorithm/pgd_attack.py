@@ -1,35 +1,95 @@
 """PGD on a network under a protocol: from batches to what became of each image."""
 
-from __future__ import annotations
-
+import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import nn
 
-from lib.algorithm.batch import DeviceBatch, Outcome, worst_per_image
-from lib.algorithm.early_exit import attack_until_misclassified, is_zero
 from lib.algorithm.losses import ATTACK_LOSS
-from lib.algorithm.metrics import correct_in_top
+from lib.algorithm.metrics import (
+    correct_in_top,
+    full_precision,
+    is_full_precision,
+    precision_context,
+)
 from lib.algorithm.norms import NORMS
-from lib.algorithm.pgd import Logits, Step, ascent_step, pgd
-from lib.algorithm.precision import full_precision, is_full_precision, precision_context
+from lib.algorithm.pgd import Logits, Search, Step, ascent_step, pgd, random_start
+from lib.algorithm.pool import (
+    DeviceBatch,
+    Outcome,
+    attack_until_misclassified,
+    is_zero,
+    worst_per_image,
+)
 from lib.algorithm.protocols import PGDSpec, ThreatModel
-from lib.algorithm.random_starts import RandomStarts
 
+MOST_THREADS = 8  # that draw random starts
 RECHECK_MULTIPLE = 32  # images; kernels are chosen, and memory is kept, for every batch size
 
 
+class RandomStarts:
+    """`random_start` of many images, drawn by threads while the device works on those before.
+
+    Args:
+        search: ball and norm.
+        seed: of the evaluation.
+    """
+
+    def __init__(self, search: Search, seed: int) -> None:
+        self.search, self.seed = search, seed
+        self.threads = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1))
+        self.drawn: dict[tuple[int, int], Future[torch.Tensor]] = {}
+
+    def drawn_ahead(self, batches: Iterable[DeviceBatch]) -> Iterator[DeviceBatch]:
+        """Pass batches on, each once the first starts of the next one are being drawn."""
+        held: DeviceBatch | None = None
+        for batch in batches:
+            shape = batch.images.shape[1:]
+            for index in batch.indices.tolist():
+                self.drawn[index, 0] = self.draw(index, 0, shape)
+            if held is not None:
+                yield held
+            held = batch
+        if held is not None:
+            yield held
+
+    def draw(self, index: int, restart: int, shape: torch.Size) -> Future[torch.Tensor]:
+        """Let a thread draw one start."""
+        eps, norm = self.search.eps, self.search.norm
+        return self.threads.submit(random_start, index, shape, eps, self.seed, restart, norm)
+
+    def __call__(
+        self, images: torch.Tensor, indices: torch.Tensor, restart: torch.Tensor | int
+    ) -> torch.Tensor:
+        """Points of the ball around 0, (B, 3, H, W), on the images' device.
+
+        Args:
+            images: (B, 3, H, W).
+            indices: (B,).
+            restart: its number, one for each image or one for all.
+        """
+        numbers = torch.zeros_like(indices) + restart
+        starts = []
+        for index, number in torch.stack([indices, numbers], dim=1).tolist():
+            ahead = self.drawn.pop((index, number), None)
+            starts.append(ahead or self.draw(index, number, images.shape[1:]))
+        noise = torch.empty(images.shape, pin_memory=images.is_cuda)
+        torch.stack([start.result() for start in starts], out=noise)
+        return noise.to(images, non_blocking=True, memory_format=torch.preserve_format)
+
+
 class PGDAttack:
-    """PGD on a network, under a protocol; to be used within `attacking(model)`.
+    """PGD on a network, under a protocol; to be used within `frozen_eval(model)`.
 
     Args:
         model: `models.resnet.ResNet`, or any module that maps [0, 1] pixels to logits.
         spec: steps, step size, loss, restarts, scale.
         threat: ball, protocol, seed, precision.
         outputs: the raw outputs of what is attacked compiled, or None.
-        source: the network that is attacked, where it is not `model`, which judges.
+        surrogate: the network that is attacked, where it is not `model`, which judges.
     """
 
     chunk: int | None = None
@@ -40,12 +100,14 @@ class PGDAttack:
         spec: PGDSpec,
         threat: ThreatModel,
         outputs: Logits | None = None,
-        source: nn.Module | None = None,
+        surrogate: nn.Module | None = None,
     ) -> None:
         self.model, self.spec, self.threat = model, spec, threat
         self.warnings: set[str] = set()
-        self.loss, self.norm = ATTACK_LOSS[spec.loss], NORMS[threat.norm]
-        attacked = model if source is None else source
+        self.search = Search(
+            spec.steps, spec.step_size, threat.eps, ATTACK_LOSS[spec.loss], NORMS[threat.norm]
+        )
+        attacked = model if surrogate is None else surrogate
         own_scale = getattr(attacked, "scale", 1.0)
         scale = threat.protocol.search_scale(spec, own_scale)
         # Calling the module keeps hooks and foreign networks working where s is its own.
@@ -53,8 +115,8 @@ class PGDAttack:
         raw: Any = attacked if own else outputs or getattr(attacked, "outputs", attacked)
         self.raw: Logits = raw
         self.factor = 1.0 if own else scale
-        self.compiled, self.transfers = outputs is not None, source is not None
-        self.starts = RandomStarts(threat.eps, threat.seed, self.norm)
+        self.compiled, self.transfers = outputs is not None, surrogate is not None
+        self.starts = RandomStarts(self.search, threat.seed)
 
     def run(self, batches: Iterable[DeviceBatch]) -> Iterator[Outcome]:
         """Attack images, in any order of completion.
@@ -95,30 +157,18 @@ class PGDAttack:
         self, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor
     ) -> Outcome:
         """Attack a batch and judge the last iterate of every restart."""
-        result: Outcome | None = None
-        for restart in range(self.spec.restarts):
-            outcome = self.one_restart(images, labels, indices, restart)
-            result = outcome if result is None else worst_per_image(result, outcome)
-        assert result is not None
+        result = self.one_restart(images, labels, indices, 0)
+        for restart in range(1, self.spec.restarts):
+            result = worst_per_image(result, self.one_restart(images, labels, indices, restart))
         return result
 
     def one_restart(
         self, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor, restart: int
     ) -> Outcome:
         """One random start of `attack_final_iterate`."""
-        threat, spec = self.threat, self.spec
-        iterates = pgd(
-            self.search_logits,
-            images,
-            labels,
-            self.starts(images, indices, restart),
-            steps=spec.steps,
-            step_size=spec.step_size,
-            eps=threat.eps,
-            loss=self.loss,
-            norm=self.norm,
-            ball_around_start=threat.protocol.ball_around_start,
-        )
+        start = self.starts(images, indices, restart)
+        around_start = self.threat.protocol.ball_around_start
+        iterates = pgd(self.search_logits, images, labels, start, self.search, around_start)
         adversarial, gradient, _ = next(iterates)
         for adversarial, _, _ in iterates:
             pass
@@ -132,20 +182,11 @@ class PGDAttack:
     ) -> torch.Tensor:
         """Images at a random start of the ball around them."""
         moved = images + self.starts(images, indices, restart)
-        return self.norm.project(moved, images, self.threat.eps)
+        return self.search.norm.project(moved, images, self.search.eps)
 
     def ascend(self, adversarial: torch.Tensor, labels: torch.Tensor, centre: torch.Tensor) -> Step:
         """One step of the search."""
-        return ascent_step(
-            self.search_logits,
-            adversarial,
-            labels,
-            centre,
-            step_size=self.spec.step_size,
-            eps=self.threat.eps,
-            loss=self.loss,
-            norm=self.norm,
-        )
+        return ascent_step(self.search_logits, adversarial, labels, centre, self.search)
 
     def recheck(
         self,

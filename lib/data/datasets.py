@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from lib.algorithm.seeds import derived_seed
+from lib.algorithm.metrics import derived_seed
 from lib.data.folders import ImageTree
 from lib.data.images import load_rgb
 from lib.data.samplers import Keys

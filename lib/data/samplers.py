@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch.utils.data import Sampler
 
-from lib.algorithm.seeds import derived_seed
+from lib.algorithm.metrics import derived_seed
 
 Keys = list[tuple[int, int]]  # of a batch; what the numbers mean is the dataset's matter
 

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lib.algorithm.batch import DeviceBatch, Outcome
+from lib.algorithm.pool import DeviceBatch, Outcome
 from lib.algorithm.metrics import correct_in_top
 from lib.algorithm.norms import NORMS
-from lib.algorithm.precision import full_precision, precision_context
+from lib.algorithm.metrics import full_precision, precision_context
 from lib.algorithm.protocols import AutoAttackSpec, ThreatModel
-from lib.algorithm.seeds import derived_seed
+from lib.algorithm.metrics import derived_seed
 from utils.errors import UserError
 
 CHUNK = 256  # images, whatever EVAL.batch_size
@@ -31,7 +31,7 @@ Network = Callable[[torch.Tensor], torch.Tensor]
 
 
 class AutoAttack:
-    """AutoAttack on a network; to be used within `attacking(model)`.
+    """AutoAttack on a network; to be used within `frozen_eval(model)`.
 
     Starting points are drawn for a whole batch, so an outcome depends on the images that share it:
     chunks must be cut in the same way by any number of processes and after any interruption.

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lib.algorithm.batch import DeviceBatch, Outcome
-from lib.algorithm.pgd import attacking
+from lib.algorithm.pool import DeviceBatch, Outcome
+from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, Protocol, ThreatModel
 from lib.evaluation.autoattack import AutoAttack
@@ -29,7 +29,7 @@ Work = Callable[[Iterable[DeviceBatch]], Iterator[Rows]]
 
 
 class AttackRow(NamedTuple):
-    """One attacked image, as `lib.algorithm.batch.Outcome` without the image."""
+    """One attacked image, as `lib.algorithm.pool.Outcome` without the image."""
 
     prediction: int
     robust: bool
@@ -109,7 +109,7 @@ class Evaluation:
         outputs = torch.compile(attacked.outputs) if self.compiled else None
         fingerprint = self.conditions.fingerprint()
         journal = ResumableRows(self.stem, fingerprint, self.data.context, read_row)
-        with journal, attacking(model), attacking(attacked):
+        with journal, frozen_eval(model), frozen_eval(attacked):
             if CLEAN not in self.rows:
                 everything = list(range(len(self.data.tree.files)))
                 self.phase(journal, CLEAN, CLEAN, everything, self.finite_rows)

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from lib.algorithm.batch import DeviceBatch
-from lib.algorithm.pgd import attacking
+from lib.algorithm.pgd import frozen_eval
+from lib.algorithm.pool import DeviceBatch
 from lib.data.datasets import FolderBatches, eval_transform
 from lib.data.folders import ImageTree
 from lib.data.loader import make_loader
@@ -135,7 +135,7 @@ class FolderEvaluation:
             shards = FolderShards(sizes, self.batch_size, context.rank, context.world_size)
             share = share_name(context.rank, context.world_size)
             batches = self.read(list(folders.values()), shards, what)
-            with attacking(self.model):  # evaluation mode, no gradients
+            with frozen_eval(self.model):  # evaluation mode, no gradients
                 for name, number in left.items():
                     of_folder = islice(batches, len(shards.shards[number]))
                     own[name] = count_folder(self.model, of_folder, name, measure)

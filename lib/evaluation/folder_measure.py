@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
-from lib.algorithm.batch import DeviceBatch
-from lib.algorithm.metrics import correct_in_top
-from lib.algorithm.precision import full_precision
+from lib.algorithm.metrics import correct_in_top, full_precision
+from lib.algorithm.pool import DeviceBatch
 from utils.errors import UserError
 
 # (logits (B, classes), labels (B,), folder's name) to a (B,) bool for each column

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lib.algorithm.precision import tf32_backends
+from lib.algorithm.metrics import tf32_backends
 from lib.data.folders import ImageTree, read_split
 from lib.data.subsets import choose, describe_subset
 from lib.evaluation.model_settings import (

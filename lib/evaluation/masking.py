@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lib.algorithm.pgd import attacking
+from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, PGDSpec, ThreatModel
 from lib.evaluation.evaluate import CLEAN
 from lib.evaluation.validation import EvaluationData
@@ -53,7 +53,7 @@ def check_network(model: nn.Module, data: EvaluationData) -> list[str]:
 @torch.no_grad()
 def output_warnings(model: nn.Module, images: torch.Tensor) -> list[str]:
     """As `check_network`, on images (B, 3, H, W) in [0, 1]."""
-    with attacking(model):
+    with frozen_eval(model):
         first, second = model(images).float(), model(images).float()
     warnings = []
     if (first - second).abs().max() > REPEAT_TOLERANCE * first.abs().max():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torchvision.utils import save_image
 
-from lib.algorithm.pgd import attacking
+from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.protocols import AttackSpec
 from lib.data.subsets import evenly_spread
 from lib.evaluation.evaluate import CLEAN, Evaluation, make_attack
@@ -50,7 +50,7 @@ def attacked_images(evaluation: Evaluation, chosen: Sequence[int]) -> list[Attac
     def name_of(output: int) -> str:
         return names[output] if names else f"output {output}"
 
-    with attacking(model):
+    with frozen_eval(model):
         originals = {
             i: image
             for batch in alone.batches(chosen)

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lib.algorithm.batch import DeviceBatch
+from lib.algorithm.pool import DeviceBatch
 from lib.algorithm.losses import ce_loss
 from lib.algorithm.metrics import averages, correct_in_top
-from lib.algorithm.pgd import attacking
+from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.pgd_attack import PGDAttack
-from lib.algorithm.precision import full_precision
+from lib.algorithm.metrics import full_precision
 from lib.algorithm.protocols import PGDSpec, ThreatModel
 from lib.data.datasets import ImageBatches, eval_transform
 from lib.data.folders import ImageTree
@@ -104,7 +104,7 @@ def cut(positions: list[int], size: int) -> list[list[int]]:
 @torch.no_grad()
 def clean_rows(model: nn.Module, batches: Iterable[DeviceBatch]) -> Iterator[dict[int, CleanRow]]:
     """Classify clean images; one dictionary by position for each batch."""
-    with attacking(model):
+    with frozen_eval(model):
         for images, labels, indices in batches:
             with full_precision():
                 logits = model(images)
@@ -144,7 +144,7 @@ def validate_pgd(
         targets = {i for part in shares for i, row in part.items() if row.correct}
     attack = PGDAttack(model, spec, threat)
     robust = 0
-    with attacking(model):
+    with frozen_eval(model):
         for outcome in attack.run(data.batches(sorted(targets))):
             robust += int(outcome.robust.sum())
     return 100 * sum(data.context.gather(robust)) / len(positions)
@@ -156,5 +156,5 @@ def adversarial_examples(
     """The last iterates of PGD on evenly spread images of this process, for people to look at."""
     positions = evenly_spread(len(data.tree.files), count * data.context.world_size)
     batch = next(data.batches(positions))
-    with attacking(model):
+    with frozen_eval(model):
         return PGDAttack(model, spec, threat).attack_final_iterate(*batch).adversarial

@@ -11,11 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lib.algorithm.free_training import make_noise
 from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.metrics import MetricSums
 from lib.algorithm.schedules import Schedule
-from lib.algorithm.trainer import Network, Trainer, TrainingSettings
+from lib.algorithm.training import Network, Trainer, TrainingSettings, make_noise
 from lib.data.datasets import ImageBatches, train_transform
 from lib.data.folders import ImageTree
 from lib.data.loader import Loader, make_loader, share_of_workers

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from lib.algorithm.batch import DeviceBatch
 from lib.algorithm.gradient_norms import HEADER as NORMS_HEADER
 from lib.algorithm.metrics import averages
+from lib.algorithm.pool import DeviceBatch
 from lib.algorithm.protocols import PROTOCOLS, PGDSpec, ThreatModel
 from lib.evaluation.validation import adversarial_examples, validate, validate_pgd
 from lib.training.loop import lr_at, stop_run

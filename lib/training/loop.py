@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 
 from lib.algorithm.metrics import averages
-from lib.algorithm.training_methods import METHODS, draw_noise_
+from lib.algorithm.training import METHODS, draw_noise_
 from lib.data.to_device import on_device
 from lib.training.state import Run, epoch_totals, save
 from utils.errors import Interrupted

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lib.algorithm.trainer import Trainer
+from lib.algorithm.training import Trainer
 from lib.training.state import Progress
 from utils.distributed.context import DistributedContext
 from utils.logging import Logger

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.metrics import MetricSums
 from lib.algorithm.schedules import Schedule
-from lib.algorithm.trainer import Trainer
+from lib.algorithm.training import Trainer
 from lib.data.loader import Loader
 from lib.data.samplers import GlobalBatches
 from lib.evaluation.model_settings import ModelSettings

@@ -10,17 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib.algorithm import pgd_attack
-from lib.algorithm.batch import DeviceBatch
-from lib.algorithm.early_exit import Queue
 from lib.algorithm.losses import ATTACK_LOSS
-from lib.algorithm.norms import LINF, NORMS
+from lib.algorithm.metrics import derived_seed, full_precision, precision_context
 from lib.algorithm.norms import project_linf as project
-from lib.algorithm.pgd import attacking, loss_gradient, random_start
-from lib.algorithm.pgd_attack import PGDAttack
-from lib.algorithm.precision import full_precision, precision_context
+from lib.algorithm.pgd import Search, frozen_eval, loss_gradient, random_start
+from lib.algorithm.pgd_attack import PGDAttack, RandomStarts
+from lib.algorithm.pool import DeviceBatch, Queue
 from lib.algorithm.protocols import FREEAT, PROTOCOLS, PGDSpec, ThreatModel
-from lib.algorithm.random_starts import RandomStarts
-from lib.algorithm.seeds import derived_seed
 from models.hypersphere import HypersphereHead
 
 EPS, STEP, SIZE, CLASSES, IMAGES = 8 / 255, 2 / 255, 16, 5, 11
@@ -70,7 +66,7 @@ def run(
     """Outcomes by index: (robust, robust5, adversarial image)."""
     parts = zip(*(field.split(size) for field in batch), strict=True)
     found = {}
-    with attacking(model):
+    with frozen_eval(model):
         for outcome in PGDAttack(model, spec, threat).run(DeviceBatch(*part) for part in parts):
             for i, robust, robust5, image in zip(
                 outcome.indices.tolist(),
@@ -112,7 +108,7 @@ def test_starts_drawn_ahead_are_the_same() -> None:
     )
     indices = torch.tensor([5, 1, 9, 9, 0])
     batches = [DeviceBatch(images, indices, indices), DeviceBatch(images[:2], *2 * [indices[:2]])]
-    starts = RandomStarts(0.1, 7, LINF)
+    starts = RandomStarts(Search(1, 0.1, 0.1), 7)
     for batch in starts.drawn_ahead(batches):
         restart = torch.arange(len(batch.indices)) % 2
         noise = starts(batch.images, batch.indices, restart)
@@ -143,19 +139,21 @@ def plain_loop(
         yield x
 
 
+@pytest.mark.parametrize("restarts", [1, 5])
 @pytest.mark.parametrize("protocol", ["freeat", "paper"])
-def test_last_iterate_protocols(model: nn.Module, batch: DeviceBatch, protocol: str) -> None:
+def test_last_iterate_protocols(model, batch, protocol: str, restarts: int) -> None:
     threat = ThreatModel(EPS, PROTOCOLS[protocol], seed=3)
-    found = run(model, batch, PGDSpec(4, STEP), threat, IMAGES)
-    *_, last = plain_loop(model, batch, 4, protocol)
+    found = run(model, batch, PGDSpec(4, STEP, restarts=restarts), threat, IMAGES)
+    lasts = [[*plain_loop(model, batch, 4, protocol, r)][-1] for r in range(restarts)]
     with torch.no_grad():
-        logits = model(last)
+        rights = [model(last).argmax(1) == batch.labels for last in lasts]
     for row, index in enumerate(batch.indices.tolist()):
         robust, robust5, image = found[index]
-        assert robust == (logits[row].argmax() == batch.labels[row])
+        wrong = [last for last, right in zip(lasts, rights, strict=True) if not right[row]]
+        assert robust == (not wrong)
         assert robust5  # five classes
         # The start is drawn in float32 as low + u * (high - low), which rounds its own way.
-        assert torch.allclose(image, last[row], atol=1e-7)
+        assert torch.allclose(image, (wrong or lasts[-1:])[0][row], atol=1e-7)
     distance = max((found[i][2] - x).abs().max() for i, x in zip(found, batch.images, strict=True))
     assert distance <= (2 if protocol == "paper" else 1) * EPS + 1e-7
 
@@ -177,6 +175,26 @@ def test_standard_counts_every_iterate_of_every_restart(model, batch, restarts: 
         zip(batch.indices.tolist(), right.tolist(), strict=True)
     )
     assert 0 < int(right.sum()) < IMAGES  # the case tells robust from misclassified
+    for row, index in enumerate(batch.indices.tolist()):
+        if right[row]:  # it has come through, to the last iterate of the last restart
+            assert torch.allclose(found[index][2], iterate[row], atol=1e-7)
+
+
+class Band(nn.Module):
+    """Puts class 0 last of seven where an image's mean is in a band; the gradient leads through."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean(dim=(1, 2, 3)).unsqueeze(1)
+        others = mean.expand(-1, 6) * torch.arange(1, 7) * 1e-3
+        return torch.cat([torch.zeros_like(mean), others - 1 + 2 * ((mean - 0.5).abs() < 0.01)], 1)
+
+
+@pytest.mark.parametrize(("protocol", "robust"), [("standard", False), ("freeat", True)])
+def test_an_image_that_is_misclassified_on_the_way_alone(protocol: str, robust: bool) -> None:
+    images, labels = torch.full((5, 3, 8, 8), 0.47), torch.zeros(5, dtype=torch.int64)
+    threat, spec = ThreatModel(0.1, PROTOCOLS[protocol], seed=3), PGDSpec(12, 0.01)
+    found = run(Band(), DeviceBatch(images, labels, torch.arange(5)), spec, threat, 2)
+    assert {entry[:2] for entry in found.values()} == {(robust, robust)}
 
 
 @pytest.mark.parametrize("protocol", ["standard", "freeat", "paper"])
@@ -202,6 +220,22 @@ def test_a_misclassified_image_is_one_that_fools_the_network(model, batch) -> No
         for i, label in zip(batch.indices.tolist(), batch.labels, strict=True):
             robust, _, image = found[i]
             assert robust == bool(model(image[None]).argmax() == label)
+
+
+@pytest.mark.parametrize("lead", [1e3, -1e3])
+def test_the_network_itself_has_the_last_word(model, batch, lead: float) -> None:
+    """A compiled search that takes every image for right, or none, decides about nothing."""
+    label = batch.labels.mode().values
+    chosen = DeviceBatch(*(field[batch.labels == label] for field in batch))
+    lie, outcomes = lead * F.one_hot(label, CLASSES), []
+    with frozen_eval(model):
+        for seed in range(4):
+            threat = ThreatModel(6 * EPS, seed=seed)
+            attack = PGDAttack(model, PGDSpec(2, STEP), threat, lambda x: model.outputs(x) + lie)
+            for outcome in attack.run([chosen]):
+                outcomes += zip(outcome.robust, model(outcome.adversarial), strict=True)
+    assert all(robust == (logits.argmax() == label) for robust, logits in outcomes)
+    assert {bool(robust) for robust, _ in outcomes} == {True, False}
 
 
 def test_low_precision_search_is_judged_in_full(model, batch) -> None:
@@ -298,10 +332,6 @@ def test_mode_and_gradients_are_restored(model, batch) -> None:
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     model.layer2[0].weight.requires_grad_(True)
     model.eval()
-
-
-def test_norms_stand_under_their_names() -> None:
-    assert all(norm.name == name for name, norm in NORMS.items())
 
 
 def test_queue_hands_out_every_image_once() -> None:

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib.algorithm.free_training import free_step, make_noise, update_noise_
 from lib.algorithm.losses import margin_cross_entropy
-from lib.algorithm.trainer import Trainer, TrainingSettings
+from lib.algorithm.training import Trainer, TrainingSettings, free_step, make_noise, update_noise_
 from lib.training.assembly import make_optimizer
 from models.hypersphere import HypersphereHead
 from utils.config.settings import Config, Train

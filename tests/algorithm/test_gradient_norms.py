@@ -15,9 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from lib.algorithm.free_training import free_step, make_noise
 from lib.algorithm.gradient_norms import HEADER, GradientNorms, layers_of, mean_and_std
-from lib.algorithm.trainer import Trainer, TrainingSettings
+from lib.algorithm.training import Trainer, TrainingSettings, free_step, make_noise
 from lib.training.epoch_end import write_gradient_norms
 from models.hypersphere import HypersphereHead
 from models.resnet import ResNet

@@ -11,8 +11,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lib.algorithm.trainer import Trainer, TrainingSettings
-from lib.algorithm.training_methods import METHODS, draw_noise_, fast_step, natural_step, pgd_step
+from lib.algorithm.training import (
+    METHODS,
+    Trainer,
+    TrainingSettings,
+    draw_noise_,
+    fast_step,
+    natural_step,
+    pgd_step,
+)
 from lib.training.assembly import make_optimizer
 from utils.config.load import merge
 

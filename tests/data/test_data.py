@@ -19,7 +19,7 @@ from pretended_device import DEVICE, pretended_device
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision import datasets, transforms
 
-from lib.algorithm.seeds import derived_seed
+from lib.algorithm.metrics import derived_seed
 from lib.data import loader as loaders
 from lib.data import to_device as devices
 from lib.data.datasets import Batch, ImageBatches, eval_transform, train_transform

@@ -33,11 +33,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from lib.algorithm.free_training import make_noise
 from lib.algorithm.metrics import MetricSums
-from lib.algorithm.pgd import attacking
-from lib.algorithm.trainer import Trainer, TrainingSettings
-from lib.algorithm.training_methods import METHODS, draw_noise_
+from lib.algorithm.pgd import frozen_eval
+from lib.algorithm.training import METHODS, Trainer, TrainingSettings, draw_noise_, make_noise
 from lib.data.datasets import ImageBatches, eval_transform, train_transform
 from lib.data.folders import read_split
 from lib.data.loader import make_loader
@@ -234,7 +232,7 @@ def knowing(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    with attacking(model):
+    with frozen_eval(model):
         assert 0.5 < (model(pixels).argmax(1) == labels).float().mean() <= 1
     names = [f"digit_{i}" for i in range(4)]
     colours = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -367,7 +365,7 @@ def test_validation_is_of_the_network_that_is_saved(
     images = ImageBatches(tree, eval_transform(32, 32), 32)
     keys = [(0, position) for position in range(len(tree.files))]
     pixels, labels, _ = to_device(images.__getitems__(keys), torch.device("cpu"))
-    with attacking(model), torch.no_grad():
+    with frozen_eval(model), torch.no_grad():
         logits = model(pixels)
     row = rows_of(folder / "metrics.csv")[-1]
     assert float(row["val_loss"]) == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)

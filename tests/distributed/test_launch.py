@@ -132,12 +132,12 @@ def test_a_bug_keeps_its_traceback_once(tmp_path: Path) -> None:
 
 CRASH = """
 import sys
-import lib.algorithm.trainer, main_free
+import lib.algorithm.training, main_free
 
 def crash(model):
     raise KeyError("a bug in a step")
 
-lib.algorithm.trainer.project_heads_ = crash
+lib.algorithm.training.project_heads_ = crash
 sys.exit(main_free.main(sys.argv[1:]))
 """
 

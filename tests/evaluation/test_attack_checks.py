@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lib.algorithm.batch import DeviceBatch
-from lib.algorithm.pgd import attacking
+from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.pgd_attack import PGDAttack
+from lib.algorithm.pool import DeviceBatch
 from lib.algorithm.protocols import PROTOCOLS, AutoAttackSpec, PGDSpec, ThreatModel
 from lib.evaluation.autoattack import AutoAttack
 from lib.evaluation.evaluate import AttackRow, attack_rows
@@ -62,7 +62,7 @@ def batch() -> DeviceBatch:
 def rows_of(model: nn.Module, batch: DeviceBatch, spec: PGDSpec, protocol: str) -> dict:
     """An attack's outcomes."""
     attack, rows = PGDAttack(model, spec, ThreatModel(EPS, PROTOCOLS[protocol])), {}
-    with attacking(model):
+    with frozen_eval(model):
         for outcome in attack.run([batch]):
             rows.update(attack_rows(outcome))
     return rows
@@ -156,7 +156,7 @@ def test_outputs_that_are_no_numbers_are_not_robust(
     protocol: str, everywhere: bool, batch: DeviceBatch
 ) -> None:
     model, threat = Broken(batch.images, everywhere), ThreatModel(EPS, PROTOCOLS[protocol])
-    with attacking(model):
+    with frozen_eval(model):
         for outcome in PGDAttack(model, SPECS[0], threat).run([batch]):
             assert not outcome.robust.any()
 
@@ -169,7 +169,7 @@ def test_outputs_that_are_no_numbers_are_not_robust_against_autoattack(
     """The package takes the largest logit: images of class 0 stay robust, or of the true class."""
     model, threat = Broken(batch.images, everywhere), ThreatModel(1e-4, norm=norm)
     attack = AutoAttack(model, AutoAttackSpec(), threat)
-    with attacking(model):
+    with frozen_eval(model):
         (outcome,) = attack.run([batch])
     assert not outcome.robust.any()
     assert model(outcome.adversarial).isnan().any(dim=1).all()
@@ -183,7 +183,7 @@ def test_a_gradient_that_is_no_number_leaves_no_image_of_nan(
             return super().forward(x) + 0 * (0 * x.sum(dim=(1, 2, 3))).sqrt()[:, None]
 
     attack = AutoAttack(Root(), AutoAttackSpec(), ThreatModel(EPS, norm="L2"))
-    with attacking(attack.model):
+    with frozen_eval(attack.model):
         (outcome,) = attack.run([batch])
         assert torch.equal(
             outcome.robust,
@@ -207,7 +207,7 @@ def test_an_image_that_breaks_the_search_alone_is_attacked_in_full_precision(
     runs = []
     for precision in ("fp32", "bf16"):
         threat = ThreatModel(EPS, precision=precision)
-        with attacking(model):
+        with frozen_eval(model):
             runs += AutoAttack(model, AutoAttackSpec(), threat).run([batch])
     assert torch.equal(runs[0].robust, runs[1].robust)
     assert runs[0].robust.float().mean() < 1

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lib.algorithm.batch import DeviceBatch, Outcome
-from lib.algorithm.pgd import attacking
+from lib.algorithm.pool import DeviceBatch, Outcome
+from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.protocols import AutoAttackSpec, PGDSpec, ThreatModel
-from lib.algorithm.seeds import derived_seed
+from lib.algorithm.metrics import derived_seed
 from lib.evaluation.attacks import for_classes, parse_attack
 from lib.evaluation.autoattack import AutoAttack, package_attack
 from utils.errors import UserError
@@ -107,7 +107,7 @@ def attack_all(model, images, labels, first=FIRST, spec=STANDARD, **threat):
     """AutoAttack's outcomes on one chunk, and its warnings."""
     batch = DeviceBatch(images, labels, torch.arange(first, first + len(labels)))
     runner = AutoAttack(model, spec, ThreatModel(**{"eps": FATAL, "seed": SEED} | threat))
-    with attacking(model):
+    with frozen_eval(model):
         return list(runner.run([batch])), runner.warnings
 
 
@@ -206,7 +206,7 @@ def test_few_classes_take_the_untargeted_attacks(digits, classes):
 
 def test_a_radius_of_zero(model, chunk):
     outcome = attack(model, *chunk, eps=0.0)
-    with torch.no_grad(), attacking(model):
+    with torch.no_grad(), frozen_eval(model):
         assert torch.equal(outcome.robust, model(chunk[0]).argmax(1) == chunk[1])
     assert torch.equal(outcome.adversarial, chunk[0])
 
@@ -226,7 +226,7 @@ def test_every_norm_ends_as_in_the_package_and_below_every_pgd(digits, model, no
     batch = DeviceBatch(images[right], labels[right], torch.arange(FIRST, FIRST + 24)[right])
     for loss in ("ce", "margin", "dlr"):
         spec = PGDSpec(50, 2.5 * eps / 50, loss)
-        with attacking(model):
+        with frozen_eval(model):
             pgd = PGDAttack(model, spec, ThreatModel(eps, seed=SEED, norm=norm))
             robust = sum(int(each.robust.sum()) for each in pgd.run([batch]))
         assert int(outcome.robust.sum()) <= robust
@@ -250,7 +250,7 @@ def test_it_leaves_no_trace(model, chunk):
 def test_search_in_low_precision_is_judged_in_full(model, chunk, outcome):
     images, labels = chunk
     found = attack(model, images, labels, eps=EPS, precision="bf16")
-    with torch.no_grad(), attacking(model):
+    with torch.no_grad(), frozen_eval(model):
         assert torch.equal(found.robust, model(found.adversarial).argmax(1) == labels)
     assert (found.robust != outcome.robust).sum() <= 1
     assert not torch.equal(found.adversarial, outcome.adversarial)

@@ -16,11 +16,9 @@ from conftest import settings
 from in_process import call, only_error
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lib.algorithm.free_training import make_noise
 from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.metrics import MetricSums
-from lib.algorithm.trainer import Trainer, TrainingSettings
-from lib.algorithm.training_methods import METHODS
+from lib.algorithm.training import METHODS, Trainer, TrainingSettings, make_noise
 from lib.training.assembly import make_networks, make_optimizer
 from models.resnet import ResNet
 from utils.config.load import merge

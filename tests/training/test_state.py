@@ -17,7 +17,7 @@ from processes import the_run
 
 import lib.training.epoch_end
 import lib.training.loop
-from lib.algorithm.training_methods import METHODS
+from lib.algorithm.training import METHODS
 from lib.training.assembly import make_optimizer
 from lib.training.restore import restore_momentum
 from lib.training.resumption import compare_settings

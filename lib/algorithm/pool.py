@@ -1,17 +1,15 @@
-"""PGD that leaves an image alone once it is misclassified, over a batch that stays full.
+"""Images under attack: batches, outcomes, and PGD that leaves an image alone once misclassified.
 
-An image that has ended makes room for the next at once, so the cost of an evaluation follows the
-robust accuracy.
+An image that has ended makes room for the next at once: the batch stays full, and the cost of an
+evaluation follows the robust accuracy.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
-from lib.algorithm.batch import DeviceBatch, Outcome
 from lib.algorithm.metrics import correct_in_top
 from lib.algorithm.pgd import Step
 
@@ -23,6 +21,51 @@ Ascend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Step]
 Recheck = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+class DeviceBatch(NamedTuple):
+    """A batch on its device: images (B, 3, H, W) in [0, 1], labels and indices (B,)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+
+
+class Outcome(NamedTuple):
+    """Images whose attack has ended.
+
+    Attributes:
+        indices: (B,) int64, positions in the tree.
+        robust: (B,) bool, top-1 right wherever the protocol looks.
+        stages_survived: (B,) int64, of the attack's stages; PGD is one.
+        robust5: (B,) bool, the same of top-5. Under `standard` the attack stops at the first
+            misclassified iterate, so this is an upper bound there.
+        predictions: (B,) int64, of the image that ended the attack.
+        no_gradient: (B,) bool, the first step's gradient was zero in every pixel.
+        adversarial: (B, 3, H, W), the image that ended the attack.
+    """
+
+    indices: torch.Tensor
+    robust: torch.Tensor
+    stages_survived: torch.Tensor
+    robust5: torch.Tensor
+    predictions: torch.Tensor
+    no_gradient: torch.Tensor
+    adversarial: torch.Tensor
+
+
+def worst_per_image(one: Outcome, other: Outcome) -> Outcome:
+    """Of two restarts, each image's worse: the first that is misclassified, else the later one."""
+    keep = ~one.robust
+    return Outcome(
+        one.indices,
+        one.robust & other.robust,
+        one.stages_survived & other.stages_survived,
+        one.robust5 & other.robust5,
+        torch.where(keep, one.predictions, other.predictions),
+        one.no_gradient,
+        torch.where(keep.view(-1, 1, 1, 1), one.adversarial, other.adversarial),
+    )
+
+
 @dataclass(frozen=True)
 class Pool:
     """Images under attack; every field has one row an image.
@@ -30,7 +73,6 @@ class Pool:
     Attributes:
         images: the clean ones.
         iterate: number of the iterate, counted over all restarts.
-        robust5: top-5 right at all iterates so far.
         no_gradient: the first step's gradient was zero in every pixel.
     """
 
@@ -39,14 +81,13 @@ class Pool:
     labels: torch.Tensor
     indices: torch.Tensor
     iterate: torch.Tensor
-    robust5: torch.Tensor
     no_gradient: torch.Tensor
 
-    def select(self, rows: torch.Tensor) -> Pool:
+    def select(self, rows: torch.Tensor) -> "Pool":
         """Only some rows, by their numbers."""
         return Pool(*(field[rows] for field in vars(self).values()))
 
-    def join(self, other: Pool | None) -> Pool:
+    def join(self, other: "Pool | None") -> "Pool":
         """These rows and those."""
         if other is None:
             return self
@@ -114,13 +155,12 @@ def attack_until_misclassified(
         first = pool.iterate == 0
         pool = replace(
             pool,
-            robust5=pool.robust5 & correct_in_top(logits, pool.labels, 5),
             no_gradient=torch.where(first, is_zero(step.gradient), pool.no_gradient),
         )
         through = pool.iterate == restarts * (steps + 1) - 1
         ended, restarting, staying = sort_rows(~robust | through, last)
         if len(ended):
-            yield outcome_of(pool, ended, robust, logits.argmax(1))
+            yield outcome_of(pool, ended, logits[ended])
         pool = advance(pool, step.adversarial, restarting, steps, begin)
         if len(ended):
             pool = pool.select(staying)
@@ -132,9 +172,9 @@ def enter(batch: DeviceBatch | None, begin: Begin) -> Pool | None:
     if batch is None:
         return None
     images, labels, indices = batch
-    seen = torch.ones_like(labels, dtype=torch.bool)
+    never = torch.zeros_like(labels, dtype=torch.bool)
     adversarial = begin(images, indices, 0)
-    return Pool(images, adversarial, labels, indices, torch.zeros_like(labels), seen, ~seen)
+    return Pool(images, adversarial, labels, indices, torch.zeros_like(labels), never)
 
 
 def sort_rows(ended: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -147,17 +187,19 @@ def sort_rows(ended: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, ..
     return order[:n_ended], order[n_ended : n_ended + n_restarting], order[n_ended:]
 
 
-def outcome_of(
-    pool: Pool, rows: torch.Tensor, robust: torch.Tensor, predictions: torch.Tensor
-) -> Outcome:
-    """What became of the rows that have ended."""
+def outcome_of(pool: Pool, rows: torch.Tensor, logits: torch.Tensor) -> Outcome:
+    """What became of the rows that have ended, from their last logits.
+
+    All iterates before had their label first, so top-5 over all iterates is that of the last.
+    """
     ended = pool.select(rows)
+    robust, robust5 = (correct_in_top(logits, ended.labels, k) for k in (1, 5))
     return Outcome(
         ended.indices,
-        robust[rows],
-        robust[rows].long(),
-        ended.robust5,
-        predictions[rows],
+        robust,
+        robust.long(),
+        robust5,
+        logits.argmax(1),
         ended.no_gradient,
         ended.adversarial,
     )
@@ -166,7 +208,7 @@ def outcome_of(
 def advance(
     pool: Pool, moved: torch.Tensor, restarting: torch.Tensor, steps: int, begin: Begin
 ) -> Pool:
-    """Everybody's next iterate; after the last one, the next restart's first."""
+    """Move every image to its next iterate or, after a restart's last one, to the next start."""
     iterate = pool.iterate + 1
     if len(restarting):
         restart = iterate[restarting] // (steps + 1)

@@ -1,1 +1,0 @@
-"""What a machine with a GPU has to show: `python -m tests.gpu_acceptance`."""
