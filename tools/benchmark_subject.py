@@ -22,10 +22,9 @@ import torch
 import torchvision
 from torch import nn
 
-from lib.algorithm.pgd import pgd
+from lib.algorithm.pgd import Search, pgd
 from lib.algorithm.protocols import ThreatModel
-from lib.algorithm.training import Trainer
-from lib.algorithm.training import METHODS, draw_noise_
+from lib.algorithm.training import METHODS, Trainer, draw_noise_
 from lib.data.datasets import FolderBatches, eval_transform
 from lib.data.folders import read_split
 from lib.data.loader import make_loader
@@ -164,12 +163,12 @@ def pgd_suite(case: Case) -> dict[str, Work]:
     trainer = trainer_of(case)
     trainer.model.eval().requires_grad_(False)  # as attacks have it
     logits = partial(trainer.logits, trainer.attack_network)
-    attack = partial(pgd, steps=PGD_STEPS, step_size=STEP_SIZE, eps=EPS)
+    search = Search(PGD_STEPS, STEP_SIZE, EPS)
 
     def steps() -> Iterator[Any]:
         start = torch.empty_like(images).uniform_(-EPS, EPS)
         for _ in itertools.count():
-            yield from attack(logits, images, labels, start)
+            yield from pgd(logits, images, labels, start, search)
 
     iterates = steps()
     return {"pgd": lambda: (next(iterates), case.batch_size / PGD_STEPS)[1]}

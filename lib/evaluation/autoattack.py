@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lib.algorithm.pool import DeviceBatch, Outcome
-from lib.algorithm.metrics import correct_in_top
+from lib.algorithm.metrics import correct_in_top, derived_seed, full_precision, precision_context
 from lib.algorithm.norms import NORMS
-from lib.algorithm.metrics import full_precision, precision_context
+from lib.algorithm.pool import DeviceBatch, Outcome
 from lib.algorithm.protocols import AutoAttackSpec, ThreatModel
-from lib.algorithm.metrics import derived_seed
 from utils.errors import UserError
 
 CHUNK = 256  # images, whatever EVAL.batch_size

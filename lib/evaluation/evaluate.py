@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lib.algorithm.pool import DeviceBatch, Outcome
 from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.pgd_attack import PGDAttack
+from lib.algorithm.pool import DeviceBatch, Outcome
 from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, Protocol, ThreatModel
 from lib.evaluation.autoattack import AutoAttack
 from lib.evaluation.load_model import EvaluatedModel
@@ -58,7 +58,7 @@ def make_attack(
     """The attack that a spec describes, on `model` or a surrogate; `pgd` goes to PGDAttack."""
     if isinstance(spec, AutoAttackSpec):
         return AutoAttack(model, spec, threat, surrogate)
-    return PGDAttack(model, spec, threat, source=surrogate, **pgd)
+    return PGDAttack(model, spec, threat, surrogate=surrogate, **pgd)
 
 
 def rows_of(attack: PGDAttack | AutoAttack, batches: Iterable[DeviceBatch]) -> Iterator[Rows]:

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lib.algorithm.pool import DeviceBatch
 from lib.algorithm.losses import ce_loss
-from lib.algorithm.metrics import averages, correct_in_top
+from lib.algorithm.metrics import averages, correct_in_top, full_precision
 from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.pgd_attack import PGDAttack
-from lib.algorithm.metrics import full_precision
+from lib.algorithm.pool import DeviceBatch
 from lib.algorithm.protocols import PGDSpec, ThreatModel
 from lib.data.datasets import ImageBatches, eval_transform
 from lib.data.folders import ImageTree
