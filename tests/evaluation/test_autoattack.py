@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lib.algorithm.pool import DeviceBatch, Outcome
+from lib.algorithm.metrics import derived_seed
 from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.pgd_attack import PGDAttack
+from lib.algorithm.pool import DeviceBatch, Outcome
 from lib.algorithm.protocols import AutoAttackSpec, PGDSpec, ThreatModel
-from lib.algorithm.metrics import derived_seed
 from lib.evaluation.attacks import for_classes, parse_attack
 from lib.evaluation.autoattack import AutoAttack, package_attack
 from utils.errors import UserError
