@@ -144,11 +144,11 @@ def write_corruptions(val: Path, folder: Path, arguments: argparse.Namespace) ->
     total = len(STANDARD) * len(SEVERITIES) * wanted
     bar = image_bar("corrupting", total)
     with bar, closing(in_parallel(corrupt_images, batches, arguments.workers)) as results:
-        for count, _ in results:
+        for count in results:
             bar.advance(count)
 
 
-def corrupt_images(jobs: list[tuple[str, str, str, str, str]]) -> None:
+def corrupt_images(jobs: list[tuple[str, str, str, str, str]]) -> int:
     """Write `folder/corruption/severity/name` of each (val, folder, corruption, severity, name)."""
     try:
         import cv2
@@ -168,6 +168,7 @@ def corrupt_images(jobs: list[tuple[str, str, str, str, str]]) -> None:
         path = Path(folder, corruption, severity, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(result).save(path, compress_level=1)
+    return len(jobs)
 
 
 if __name__ == "__main__":
