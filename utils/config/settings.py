@@ -252,7 +252,7 @@ class Options:
         (),
         words,
         "attacks separated by commas: pgd10,pgd50-margin,pgd50-dlr-r5,pgd100@1/255,autoattack,"
-        " autoattack-plus,apgd,apgd-ce,apgd-t,fab-t,square (default:"
+        " apgd,apgd-ce,apgd-t,fab-t,square (default:"
         " ADV.pgd_attack, and in protocol standard its longest row on margin)",
         "NAMES",
     )
