@@ -4,8 +4,6 @@ model = torch.hub.load("PATH/OF/THIS/SUITE", "robust_model", "best.pth.tar", sou
 logits = model(x)       # x: (B, 3, H, W), pixels in [0, 1]; logits: (B, classes)
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

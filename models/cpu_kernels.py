@@ -1,7 +1,5 @@
 """Convolutions that the CPU does faster in another form; the same sums in another order."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.nn import functional as F

@@ -5,8 +5,6 @@ Eq. 5: feature normalisation (FN), weight normalisation (WN), scale s and angula
 scale is applied by the network (`models.resnet`), the margin by the loss (`lib.algorithm.losses`).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.nn import functional as F

@@ -41,7 +41,7 @@ class PixelNetwork(nn.Module):
     def _apply(
         self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
     ) -> PixelNetwork:
-        """As nn.Module, for .double(), .to(...): a widened 0.485 is not 0.485, so write it anew."""
+        """As nn.Module, for .double(), .to(...): a widened 0.485 is not 0.485, so rewrite it."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, values in self.normalisation.items():
             buffer = getattr(self, name)
