@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lib.data.folders import read_split
-from lib.data.samplers import GlobalBatches
+from lib.data.sampler import DistributedBatchSampler
 from tests.commands import ROOT, command, environment
 from utils.distributed import context as distributed
 
@@ -270,7 +270,7 @@ def children_of(pid: int) -> list[int]:
 def image_of_rank_1(data: Path, minibatch: int) -> Path:
     """The image that the second of two processes reads first in a minibatch of 16 images."""
     tree = read_split(str(data), "train")
-    share = list(GlobalBatches(len(tree.files), 16, 1, 2, seed=0))[minibatch]
+    share = list(DistributedBatchSampler(len(tree.files), 16, 1, 2, seed=0))[minibatch]
     return Path(tree.root) / tree.files[share[0][1]]
 
 

@@ -28,7 +28,7 @@ from lib.algorithm.training import METHODS, Trainer, draw_noise_
 from lib.data.datasets import FolderBatches, eval_transform
 from lib.data.folders import read_split
 from lib.data.loader import make_loader
-from lib.data.samplers import FolderShards
+from lib.data.sampler import EvaluationSampler, share_in_batches
 from lib.data.to_device import on_device
 from lib.evaluation.attacks import parse_attack
 from lib.evaluation.evaluate import Evaluation
@@ -264,8 +264,9 @@ def read_suite(case: Case, resize: int | None) -> float:
     folders = read_corruptions(case.data, find_folders(case.data, os.listdir(case.data))).folders
     trees = list(folders.values())
     data = FolderBatches(trees, eval_transform(resize, case.crop_size), case.crop_size)
-    plan = FolderShards({i: len(tree.files) for i, tree in enumerate(trees)}, case.batch_size)
-    loader = make_loader(data, plan, case.workers, device)
+    shares = [share_in_batches(range(len(tree.files)), case.batch_size) for tree in trees]
+    sampler = EvaluationSampler([(n, batch) for n, share in enumerate(shares) for batch in share])
+    loader = make_loader(data, sampler, case.workers, device)
     return sum(len(batch.labels) for batch in on_device(loader, device))
 
 

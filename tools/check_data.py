@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from lib.data.folders import Listing, list_classes, subfolders
 from lib.data.images import UnreadableImage, load_rgb
-from lib.data.listing import Listing, as_path, list_classes, subfolders
 from lib.imagenet_c.corruptions import CORRUPTIONS, SEVERITIES, STANDARD
 from lib.imagenet_c.scan import corruption_folders
 from tools.parallel import image_bar, in_parallel
@@ -73,7 +73,7 @@ class DataTree:
     def paths(self) -> Iterator[str]:
         """Every image, one at a time."""
         for name, folder in self.parts.items():
-            yield from (as_path(os.path.join(folder, file)) for file in self.files[name])
+            yield from (os.path.join(folder, file) for file in self.files[name])
 
     @property
     def count(self) -> int:
@@ -243,6 +243,8 @@ def faults(name: str, listing: Listing) -> Iterator[Problem]:
     """What is wrong with a part."""
     for folder, reason in listing.unreadable:
         yield "unreadable", f"{folder}: {reason}"
+    for file in listing.not_utf8:
+        yield "unreadable", f"{name}/{file}: its name is not UTF-8"
     if listing.loose:
         first = min(listing.loose)
         yield (

@@ -1,6 +1,6 @@
 """Text that others have written (names of files, classes, runs), made safe to show; plurals."""
 
-from __future__ import annotations
+from collections.abc import Sequence
 
 
 def printable(text: str) -> str:
@@ -19,3 +19,9 @@ def printable_lines(text: str) -> str:
 def counted(number: int, noun: str, ending: str = "s") -> str:
     """`1 pass`, `4 passes`."""
     return f"{number} {noun}" + ending * (number != 1)
+
+
+def shortlist(names: Sequence[str], most: int = 3) -> str:
+    """The first few names and how many more, fit to be shown."""
+    rest = len(names) - most
+    return ", ".join(map(printable, names[:most])) + (f" and {rest} more" if rest > 0 else "")

@@ -1,15 +1,12 @@
 """Which output of a network a class folder is: by name, by number, or in alphabetical order."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from lib.data.listing import shortlist
 from utils.errors import UserError
-from utils.text import printable
+from utils.text import printable, shortlist
 
 
 @cache

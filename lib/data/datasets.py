@@ -1,13 +1,10 @@
 """Batches of uint8 pixels: the same images, order and crops for any number of workers, processes.
 
-Everything random is a function of (seed, epoch, image index), and every process takes every
-world_size-th position of a global batch, so that a partial batch is shared out evenly.
+Everything random is a function of (seed, epoch, image index).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +15,7 @@ from torchvision import transforms
 from lib.algorithm.metrics import derived_seed
 from lib.data.folders import ImageTree
 from lib.data.images import load_rgb
-from lib.data.samplers import Keys
+from lib.data.sampler import Keys
 from utils.errors import UserError
 
 Transform = Callable[[Image.Image], Image.Image]
@@ -32,8 +29,8 @@ class Batch(NamedTuple):
         labels: (B,) int64.
         indices: (B,) int64, positions in the tree.
         flips: (B,) bool, which images are to be mirrored; done on the device.
-        error: why an image could not be read; the process that trains raises it, because a
-            message that a worker raises arrives wrapped in a traceback.
+        error: why an image could not be read; the main process raises it, because an exception
+            of a worker arrives wrapped in a traceback.
     """
 
     pixels: torch.Tensor
@@ -41,6 +38,23 @@ class Batch(NamedTuple):
     indices: torch.Tensor
     flips: torch.Tensor
     error: str | None = None
+
+
+class PipedBatch(Batch):
+    """A batch that a worker sends through its pipe, as NumPy arrays; it arrives as a `Batch`.
+
+    A tensor takes new shared memory each time, cleared by the system, and a file descriptor.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        pixels, *others, error = self
+        tensors = [pixels.permute(0, 2, 3, 1), *others]  # contiguous, as pickling wants it
+        return batch_of_arrays, ([tensor.numpy() for tensor in tensors], error)
+
+
+def batch_of_arrays(arrays: list[np.ndarray], error: str | None) -> Batch:
+    pixels, labels, indices, flips = map(torch.from_numpy, arrays)
+    return Batch(pixels.permute(0, 3, 1, 2), labels, indices, flips, error)
 
 
 def train_transform(crop_size: int, min_area: float = 0.08) -> Transform:
@@ -56,17 +70,7 @@ def eval_transform(img_size: int | None, crop_size: int) -> Transform:
     return transforms.Compose([transforms.Resize(img_size), crop])
 
 
-class BatchDataset(Dataset):
-    """Reads batches of uint8 images of `size` x `size` pixels."""
-
-    size: int
-
-    def __getitems__(self, keys: Keys) -> Batch:
-        """The images of these keys."""
-        raise NotImplementedError
-
-
-class ImageBatches(BatchDataset):
+class ImageBatches(Dataset):
     """Reads batches. A key is (epoch, position in the tree); the epoch seeds the crop.
 
     Args:
@@ -94,7 +98,7 @@ class ImageBatches(BatchDataset):
     def __getitems__(self, keys: Keys) -> Batch:
         positions = [position for _, position in keys]
         # Height, width, colour as PIL has it: permuted below, that is channels_last.
-        pixels = torch.empty((len(keys), self.size, self.size, 3), dtype=torch.uint8)
+        pixels = np.empty((len(keys), self.size, self.size, 3), dtype=np.uint8)
         flips = torch.zeros(len(keys), dtype=torch.bool)
         error = None
         for row, (epoch, position) in enumerate(keys):
@@ -103,9 +107,10 @@ class ImageBatches(BatchDataset):
             except UserError as problem:
                 error = str(problem)
                 break
-            pixels[row] = torch.from_numpy(np.array(image))
+            pixels[row] = np.asarray(image)
         labels = torch.tensor([self.tree.labels[p] for p in positions])
-        return Batch(pixels.permute(0, 3, 1, 2), labels, torch.tensor(positions), flips, error)
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        return Batch(images, labels, torch.tensor(positions), flips, error)
 
     def load(self, epoch: int, position: int) -> tuple[Image.Image, bool]:
         """One image after its transform, and whether it is to be mirrored."""
@@ -117,7 +122,7 @@ class ImageBatches(BatchDataset):
             return self.transform(image), self.flip and bool(torch.rand(()) < 0.5)
 
 
-class FolderBatches(BatchDataset):
+class FolderBatches(Dataset):
     """Batches of several folders through one loader. A key is (number of the folder, position).
 
     Args:

@@ -1,22 +1,183 @@
-"""Trees of class folders, DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE, checked before work."""
+"""Trees of class folders, DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE, checked before work.
+
+Needs neither torch nor Pillow, so that a process that only lists files starts at once.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from lib.data.classes import outputs_of
-from lib.data.listing import (
-    IMAGE_EXTENSIONS,
-    Listing,
-    as_path,
-    list_classes,
-    shortlist,
-)
 from utils.errors import UserError
 from utils.storage.files import names_sha256
-from utils.text import printable
+from utils.text import counted, printable, shortlist
+
+# torchvision's, which a test compares.
+IMAGE_EXTENSIONS = (
+    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm"),
+    *(".tif", ".tiff", ".webp"),
+)
+# Left by file servers, archivers and file systems, with thumbnails or deleted images in them.
+VENDOR_FOLDERS = frozenset(
+    {"@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "__MACOSX", "lost+found"}
+)
+
+
+def is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def is_hidden(name: str) -> bool:
+    return name[0] == "." or name in VENDOR_FOLDERS
+
+
+def subfolders(folder: str) -> list[str]:
+    """Paths of the folders in a folder, sorted, without hidden and vendor folders.
+
+    Raises:
+        UserError: it cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(e.path for e in entries if e.is_dir() and not is_hidden(e.name))
+    except OSError as error:
+        raise UserError(
+            f"cannot read the folder {folder}: {error.strerror}; give the data set's folder as DIR"
+            " or in configs.yml"
+        ) from error
+
+
+@dataclass
+class Listing:
+    """The images of a folder of class folders, and what is out of place.
+
+    Paths are relative to `root`, with `/`. Every real directory counts once, whatever links lead
+    to it.
+
+    Attributes:
+        root: the folder that holds the class folders.
+        images: by class, sorted; its images in torchvision's order, by folder, then by name.
+        loose: images beside the class folders.
+        others: by class, files that are no images.
+        passed_over: hidden and vendor folders, and links to a folder that counts already.
+        unreadable: (folder, reason) of those that cannot be listed.
+    """
+
+    root: str
+    images: dict[str, list[str]] = field(default_factory=dict)
+    loose: list[str] = field(default_factory=list)
+    others: dict[str, list[str]] = field(default_factory=dict)
+    passed_over: list[str] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    seen: set[tuple[int, int]] = field(default_factory=set)  # (device, inode) of folders
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.images)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(file for images in self.images.values() for file in images)
+
+    @property
+    def empty(self) -> list[str]:
+        """Classes without images."""
+        return [name for name, images in self.images.items() if not images]
+
+    @property
+    def not_utf8(self) -> list[str]:
+        """Images whose names are bytes that have no meaning here."""
+        names = (name for name in self.files if not name.isascii())
+        return [name for name in names if name.encode(errors="replace").decode() != name]
+
+    @property
+    def notes(self) -> list[str]:
+        """What has not been counted, in a line."""
+        if not self.passed_over:
+            return []
+        places = shortlist(sorted(self.passed_over))
+        return [f"{self.root}: hidden, vendor or repeated folders do not count ({places})"]
+
+    def relative(self, path: str) -> str:
+        return os.path.relpath(path, self.root).replace(os.sep, "/")
+
+    def is_new(self, folder: str) -> bool:
+        """Whether a folder counts; one that does not is noted."""
+        status = os.stat(folder)
+        identity = status.st_dev, status.st_ino
+        if is_hidden(os.path.basename(folder)) or identity in self.seen:
+            self.passed_over.append(self.relative(folder))
+            return False
+        self.seen.add(identity)
+        return True
+
+    def walk(self, folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
+        """`os.walk` through links, sorted, over folders that count and files that do not hide."""
+
+        def note(error: OSError) -> None:
+            self.unreadable.append((str(error.filename), error.strerror or ""))
+
+        for path, inner, names in os.walk(folder, followlinks=True, onerror=note):
+            inner[:] = [name for name in sorted(inner) if self.is_new(os.path.join(path, name))]
+            yield path, inner, sorted(name for name in names if name[0] != ".")
+
+
+def list_classes(root: str, listed: Callable[[int], object] = lambda count: None) -> Listing:
+    """List a folder of class folders.
+
+    Args:
+        root: the folder.
+        listed: called with the number of images of each class that has been listed.
+
+    Returns:
+        its images, faults included; nothing is raised.
+    """
+    listing = Listing(root)
+    # Class folders count before anything in them: no link within a class takes another's images.
+    _, classes, names = next(listing.walk(root), (root, [], []))
+    listing.loose = [name for name in names if is_image(name)]
+    repeated = [name for name in listing.passed_over if not is_hidden(name)]
+    for name in sorted(classes + repeated):
+        files = list_files(listing, name) if name in classes else []
+        listing.images[name] = [file for file in files if is_image(file)]
+        if others := [file for file in files if not is_image(file)]:
+            listing.others[name] = others
+        listed(len(listing.images[name]))
+    return listing
+
+
+def list_files(listing: Listing, name: str) -> list[str]:
+    """The files of one class, in folders within it, too."""
+    folders = sorted(listing.walk(os.path.join(listing.root, name)))
+    return [f"{listing.relative(path)}/{file}" for path, _, files in folders for file in files]
+
+
+def unlike_most(lists: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str, list[str]]]:
+    """Which folders hold other images than most of their siblings.
+
+    Args:
+        lists: by folder, its images.
+
+    Yields:
+        the folder, one of most, and how it differs, such as `lacks 1 image, such as cat/0.png`.
+    """
+    votes = Counter(lists.values())
+    usual = max(votes, key=lambda files: (votes[files], len(files)), default=())
+    example = next((name for name, files in lists.items() if files == usual), "")
+    for name, files in lists.items():
+        if files == usual:
+            continue
+        lacking, extra = set(usual).difference(files), set(files).difference(usual)
+        differences = [
+            f"{verb} {counted(len(images), 'image')}, such as {min(images)}"
+            for verb, images in (("lacks", lacking), ("alone has", extra))
+            if images
+        ]
+        if differences:
+            yield name, example, differences
 
 
 @dataclass(frozen=True)
@@ -43,7 +204,7 @@ class ImageTree:
         return names_sha256(self.files)
 
     def path(self, position: int) -> str:
-        return as_path(os.path.join(self.root, self.files[position]))
+        return os.path.join(self.root, self.files[position])
 
     def subset(self, positions: Sequence[int]) -> ImageTree:
         """Only the images at these positions, in that order."""
@@ -53,16 +214,7 @@ class ImageTree:
     def with_labels_of(
         self, names: Sequence[str] | None, num_classes: int, order: str = "auto"
     ) -> ImageTree:
-        """The same images with labels that index a network's outputs.
-
-        Args:
-            names: class name of each output, from the checkpoint; None when it carries none.
-            num_classes: outputs of the network.
-            order: `DATA.class_order`, for a checkpoint without names.
-
-        Raises:
-            UserError: a class the network does not know, or an order that cannot be known.
-        """
+        """The same images with labels that index a network's outputs; see `outputs_of`."""
         outputs, note = outputs_of(self.root, self.classes, names, num_classes, order)
         notes = (*self.notes, note) if note else self.notes
         return replace(self, labels=tuple(outputs[label] for label in self.labels), notes=notes)
@@ -94,10 +246,10 @@ def read_tree(root: str) -> ImageTree:
 
 
 def tree_of(listing: Listing) -> ImageTree:
-    """The images of a listing that is in order.
+    """The images of a listing without faults.
 
     Raises:
-        UserError: it is not.
+        UserError: it has one.
     """
     if problem := fault_of(listing):
         raise UserError(problem)
@@ -111,8 +263,6 @@ def fault_of(listing: Listing) -> str:
     if listing.unreadable:
         folder, reason = listing.unreadable[0]
         return f"cannot read the folder {printable(folder)}: {reason}; add it or make it readable"
-    if listing.special:
-        return f"{root}: {shortlist(listing.special)} is no regular file (a FIFO?); remove it"
     if not listing.images and listing.loose:
         loose = printable(min(listing.loose))
         return (
@@ -126,6 +276,8 @@ def fault_of(listing: Listing) -> str:
             f"{root}: no images in class folder {shortlist(listing.empty)}; fill or remove it"
             f" (readable are {' '.join(IMAGE_EXTENSIONS)})"
         )
+    if names := listing.not_utf8:
+        return f"{root}: not UTF-8: {shortlist(names)}; rename it, or set PYTHONUTF8=1"
     return ""
 
 
@@ -142,8 +294,7 @@ def require_same_classes(train: ImageTree, val: ImageTree) -> None:
         UserError: names the classes that only one of them has.
     """
     for one, other in ((train, val), (val, train)):
-        extra = sorted(set(one.classes) - set(other.classes))
-        if extra:
+        if extra := sorted(set(one.classes) - set(other.classes)):
             raise UserError(
                 f"class {shortlist(extra)} is in {one.root} and not in {other.root}; both need"
                 " the same class folders"

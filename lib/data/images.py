@@ -3,8 +3,6 @@
 Needs no torch, so that processes that only read start at once.
 """
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

@@ -1,57 +1,43 @@
-"""Loaders: batches read ahead by other processes, the same for any number of them."""
-
-from __future__ import annotations
+"""Loaders: batches read ahead by worker processes, the same for any number of them."""
 
 import math
-import multiprocessing
 import os
 import shutil
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from lib.data.datasets import Batch, BatchDataset
-from lib.data.samplers import Batches
-from lib.data.shared_ring import Numbered, PipeDataset, RingDataset
+from lib.data.datasets import Batch, FolderBatches, ImageBatches, PipedBatch
+from lib.data.sampler import DistributedBatchSampler, EvaluationSampler
 from utils.distributed.context import DistributedContext
+from utils.distributed.signals import leave_to_parent
 from utils.errors import UserError
 
-PREFETCH = 4  # batches that each reader is ahead
+PREFETCH = 4  # batches that each worker is ahead
 MOST_WORKERS = 16  # of one process under DATA.workers auto; each holds PREFETCH batches in memory
 SHARED_MEMORY = "/dev/shm"
-SECONDS_BETWEEN_CHECKS = 1  # of requests and of the readers, while a batch is waited for
-ENLARGE = "enlarge it, as by docker run --shm-size=8g"
+SECONDS_BETWEEN_CHECKS = 1  # of requests and of the workers, while a batch is waited for
 WhileWaiting = Callable[[], Any]
 
 
-class GaveUp(Exception):
-    """A batch is no longer waited for."""
-
-
 class Loader:
-    """Batches of a dataset in a sampler's order, whose readers live as long as it does.
-
-    Args:
-        loader: gives what the readers send.
-        received: makes a batch of that.
+    """Batches of a dataset in a sampler's order, whose workers live as long as it does.
 
     Attributes:
+        workers: the processes that read, after the first pass has begun.
         seconds_waited: for batches, so far.
     """
 
-    def __init__(self, loader: DataLoader, received: Callable[[Any], Batch]) -> None:
+    def __init__(self, loader: DataLoader) -> None:
         self.loader = loader
-        self.received = received
-        self.readers: list[BaseProcess] = []
-        self.iterator: Any = None  # torch's, which lives as long as the readers
+        self.workers: list[BaseProcess] = []
+        self.iterator: Any = None  # torch's, which lives as long as the workers
         self.seconds_waited = 0.0
 
     def __len__(self) -> int:
@@ -65,157 +51,118 @@ class Loader:
 
         Args:
             while_waiting: called every second while there is no batch, as when a disk does not
-                answer; the batches end when it returns True or raises, and the readers with them.
+                answer; the batches end when it returns True or raises, and the workers with them.
 
         Raises:
-            UserError: a reader was killed.
+            UserError: a worker was killed.
         """
-        iterator = self.start()
+        self.start()
         while True:
             started = time.monotonic()
             try:
-                sent = self.next_of(iterator, while_waiting)
-            except StopIteration:
-                return
-            except GaveUp:
-                self.kill_readers()
-                return
+                batch = self.next_batch(while_waiting)
             except BaseException:
-                self.kill_readers()
+                self.kill_workers()
                 raise
             finally:
                 self.seconds_waited += time.monotonic() - started
-            yield self.received(sent)
+            if batch is None:
+                return
+            yield batch
 
-    def start(self) -> Iterator[Any]:
-        """What the readers send, who are started the first time, and later told to go on.
-
-        Raises:
-            UserError: a reader was killed since the last pass.
-        """
-        others = multiprocessing.active_children()
-        if self.readers:
+    def start(self) -> None:
+        """Begin a pass: start the workers the first time, and later tell them to continue."""
+        if self.workers:
             self.iterator._timeout = 0  # however long one takes that was swapped out meanwhile
         try:
-            self.iterator = iterator = iter(self.loader)
+            self.iterator = iter(self.loader)
         except RuntimeError as error:
             self.raise_if_killed(error)
             raise
-        self.readers += [p for p in multiprocessing.active_children() if p not in others]
-        if self.readers and threading.current_thread() is threading.main_thread():
-            # torch's handler raises, wherever the main thread is, when a reader dies.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if self.readers:
-            iterator._timeout = SECONDS_BETWEEN_CHECKS
-        return iterator
+        if self.loader.num_workers:
+            self.workers = self.iterator._workers
+            self.iterator._timeout = SECONDS_BETWEEN_CHECKS
+            if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+                # torch's handler raises, wherever the main thread is, when a worker dies.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
-    def next_of(self, iterator: Iterator[Any], while_waiting: WhileWaiting) -> Any:
-        """The next of what the readers send."""
+    def next_batch(self, while_waiting: WhileWaiting) -> Batch | None:
+        """The next batch; None at the end, or when it is no longer waited for."""
         while True:
             try:
-                return next(iterator)
+                return next(self.iterator, None)
             except RuntimeError as error:
                 self.raise_if_killed(error)
                 if not str(error).startswith("DataLoader timed out"):
                     raise
             if while_waiting():
-                raise GaveUp
+                self.kill_workers()
+                return None
 
     def raise_if_killed(self, error: RuntimeError) -> None:
         if str(error).startswith("DataLoader worker"):
-            raise UserError(what_ended(self.readers)) from error
+            status = next((worker.exitcode for worker in self.workers if worker.exitcode), 0) or 0
+            name = f"killed by {signal.Signals(-status).name}" if status < 0 else "ended"
+            raise UserError(
+                f"a worker that reads images was {name}; if the memory was too small, set"
+                " fewer DATA.workers or a smaller batch, and give the same command again"
+            ) from error
 
-    def kill_readers(self) -> None:
-        """End the readers, which may ignore any other signal, or wait for a disk."""
-        for reader in self.readers:
-            reader.kill()
-
-
-def what_ended(readers: list[BaseProcess]) -> str:
-    """What to tell of readers that have ended, and what helps."""
-    status = next((reader.exitcode for reader in readers if reader.exitcode), 0) or 0
-    how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended, status {status}"
-    if -status == signal.SIGBUS:
-        fix = f"{SHARED_MEMORY} is full: {ENLARGE}, or set fewer DATA.workers"
-    else:
-        fix = "if the memory was too small, set fewer DATA.workers or a smaller batch"
-    return f"a process that reads images was {how}; {fix}, and give the same command again"
-
-
-def collate(batch: Any) -> Any:
-    """Nothing to collate: the datasets make whole batches."""
-    return batch
-
-
-def ignore_signals(_: int) -> None:
-    """A reader leaves Ctrl-C and SLURM's warning to the main process, which ends it."""
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    def kill_workers(self) -> None:
+        """End the workers, which may ignore any other signal, or wait for a disk."""
+        for worker in self.workers:
+            worker.kill()
 
 
 def make_loader(
-    dataset: BatchDataset,
-    batches: Batches,
+    dataset: ImageBatches | FolderBatches,
+    batches: DistributedBatchSampler | EvaluationSampler,
     workers: int,
     device: torch.device,
-    worker_init: Callable[[int], None] = ignore_signals,
-    warn: Callable[[str], Any] = warnings.warn,
     local_processes: int = 1,
 ) -> Loader:
-    """A loader of `Batch`es, whose pixels travel as suits device and memory.
+    """A loader of `Batch`es.
 
-    For CUDA each batch is pinned, by a thread; elsewhere a ring of shared memory takes the pixels,
-    or pipes where there is no room for it.
+    For CUDA each batch is pinned, by a thread, and comes through shared memory where there is
+    enough of it; it comes through pipes elsewhere, as in a container with little.
 
     Args:
         dataset: reads a batch.
         batches: which images are read together.
-        workers: reading processes of this process; 0 reads in line.
+        workers: processes that read for this process; 0 reads in line.
         device: where the batches go.
-        worker_init: called in each reading process.
-        warn: told where there is little shared memory.
         local_processes: of this machine, which share its memory.
     """
-    # Of its own: each pass draws a seed for readers, and an interrupted training has more passes.
+    # Of its own: each pass draws a seed for workers, and an interrupted training has more passes.
     generator = torch.Generator()
     if not workers:
-        plain = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, generator=generator)
-        return Loader(plain, collate)
-    room = free_shared_memory() / local_processes
-    ahead = batches_ahead(batches.largest * 3 * dataset.size**2, workers, room, warn)
-
-    readers = partial(
-        DataLoader,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=worker_init,
-        persistent_workers=True,
-        prefetch_factor=max(1, ahead),
-        generator=generator,
-    )
-    if not ahead:
-        pipe = PipeDataset(dataset)
-        return Loader(readers(pipe, batch_sampler=batches), pipe.received)
-    if device.type == "cuda":
-        return Loader(readers(dataset, batch_sampler=batches, pin_memory=True), collate)
-    slots = max(1, min(ahead * workers + 1, len(batches)))
-    ring = RingDataset(dataset, slots, batches.largest)
-    return Loader(readers(ring, batch_sampler=Numbered(batches, slots)), ring.received)
-
-
-def batches_ahead(size: int, workers: int, room: float, warn: Callable[[str], Any]) -> int:
-    """How many batches of `size` bytes each reader may be ahead in `room` bytes; 0: none fits."""
-    fits = (ahead for ahead in (PREFETCH, 2, 1) if (ahead * workers + 1) * size <= room)
-    ahead = next(fits, 0)
-    if ahead < PREFETCH:
-        wanted = (PREFETCH * workers + 1) * size / 2**20
-        less = f"each reader is {ahead} ahead" if ahead else "batches go through pipes"
-        warn(
-            f"{SHARED_MEMORY} has room for {room / 2**20:.0f} MB of images here and {wanted:.0f} MB"
-            f" are wanted: {less}, which is slower; {ENLARGE}"
+        return Loader(
+            DataLoader(dataset, batch_sampler=batches, collate_fn=as_it_is, generator=generator)
         )
-    return ahead
+    ahead = (PREFETCH * workers + 1) * batches.largest * 3 * dataset.size**2  # bytes
+    cuda = device.type == "cuda"
+    shared = cuda and ahead * local_processes < free_shared_memory()
+    return Loader(
+        DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=as_it_is if shared else piped,
+            pin_memory=cuda,
+            worker_init_fn=leave_to_parent,
+            persistent_workers=True,
+            prefetch_factor=PREFETCH,
+            generator=generator,
+        )
+    )
+
+
+def as_it_is(batch: Any) -> Batch:  # the datasets make whole batches
+    return batch
+
+
+def piped(batch: Any) -> Batch:
+    return PipedBatch(*batch)
 
 
 def free_shared_memory() -> float:
@@ -226,7 +173,7 @@ def free_shared_memory() -> float:
 
 
 def share_of_workers(workers: int | str, context: DistributedContext) -> int:
-    """Reading processes of this process, of those of `DATA.workers` on this machine.
+    """Workers of this process, of those of `DATA.workers` on this machine.
 
     Args:
         workers: `auto` is one for every core that falls to this process; no number goes beyond

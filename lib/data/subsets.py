@@ -1,7 +1,5 @@
 """Which images of a tree an evaluation takes: all, some evenly spread ones, or those of a list."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

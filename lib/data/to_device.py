@@ -1,7 +1,5 @@
 """Batches on their device: copies beside the work, mirrored images, bytes as numbers in [0, 1]."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -47,7 +45,7 @@ def scaled(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         # CUDA divides by a number as it multiplies by its reciprocal: half of the 256 are others.
         return table_of_255ths(pixels.device, dtype)[pixels.int()]
     # NumPy does it in this thread alone. After a parallel loop of PyTorch's, OpenMP's threads wait
-    # for the next one by spinning, for longer than a batch takes, on cores that the readers need.
+    # for the next one by spinning, for longer than a batch takes, on cores that the workers need.
     result = torch.empty_like(pixels, dtype=dtype)
     values = result.numpy()
     np.divide(pixels.numpy(), 255, out=values, dtype=values.dtype)

@@ -73,7 +73,7 @@ def evaluate_attacks(
     warn(config, evaluated, tree, logger)
     sizes = config.DATA.img_size, config.DATA.crop_size, config.EVAL.batch_size
     workers = share_of_workers(config.DATA.workers, context)
-    images = EvaluationData(tree, *sizes, workers, context, logger.warning)
+    images = EvaluationData(tree, *sizes, workers, context)
     radius_source = config.source("EVAL.eps" if config.EVAL.eps else "ADV.clip_eps").value
     clean: dict[str, Rows] = {}  # known from the first radius on
     evaluations: list[Evaluation] = []

@@ -16,7 +16,7 @@ from lib.algorithm.pool import DeviceBatch
 from lib.data.datasets import FolderBatches, eval_transform
 from lib.data.folders import ImageTree
 from lib.data.loader import make_loader
-from lib.data.samplers import FolderShards
+from lib.data.sampler import EvaluationSampler, share_in_batches
 from lib.data.subsets import choose
 from lib.data.to_device import on_device
 from lib.evaluation.folder_measure import Measure, count_folder, top1_and_top5
@@ -132,37 +132,36 @@ class FolderEvaluation:
                 done = f"{len(folders) - len(left)} of {len(folders)}"
                 self.logger.info(f"resuming: {done} folders were evaluated before")
             sizes = {number: len(folders[name].files) for name, number in left.items()}
-            shards = FolderShards(sizes, self.batch_size, context.rank, context.world_size)
+            rank, world_size = context.rank, context.world_size
+            shares = {
+                number: share_in_batches(range(size), self.batch_size, rank, world_size)
+                for number, size in sizes.items()
+            }
+            sampler = EvaluationSampler([(number, b) for number in shares for b in shares[number]])
             share = share_name(context.rank, context.world_size)
-            batches = self.read(list(folders.values()), shards, what)
+            batches = self.read(list(folders.values()), sampler, what)
             with frozen_eval(self.model):  # evaluation mode, no gradients
                 for name, number in left.items():
-                    of_folder = islice(batches, len(shards.shards[number]))
+                    of_folder = islice(batches, len(shares[number]))
                     own[name] = count_folder(self.model, of_folder, name, measure)
                     journal.add(share, {name: own[name]})
                     journal.flush()
-        shares = [complete, *context.gather(own)]
-        return {name: add_up(s[name] for s in shares if name in s) for name in folders}
+        counts = [complete, *context.gather(own)]
+        return {name: add_up(s[name] for s in counts if name in s) for name in folders}
 
     def read(
-        self, trees: Sequence[ImageTree], shards: FolderShards, what: str
+        self, trees: Sequence[ImageTree], sampler: EvaluationSampler, what: str
     ) -> Iterator[DeviceBatch]:
         """This process's batches of all folders, through one loader, under a bar."""
         device = self.context.device
         transform = eval_transform(self.img_size, self.crop_size)
         dataset = FolderBatches(trees, transform, self.crop_size)
-        workers = min(self.workers, len(shards))
-        loader = make_loader(
-            dataset,
-            shards,
-            workers,
-            device,
-            warn=self.logger.warning,
-            local_processes=self.context.local_processes,
-        )
+        workers = min(self.workers, len(sampler))
+        local = self.context.local_processes
+        loader = make_loader(dataset, sampler, workers, device, local)
         batches = on_device(loader, device, next(self.model.parameters()).dtype)
-        every = max(1, len(shards) // PROGRESS_LINES)
-        return self.logger.progress(batches, len(shards), what, every)
+        every = max(1, len(sampler) // PROGRESS_LINES)
+        return self.logger.progress(batches, len(sampler), what, every)
 
 
 def share_name(rank: int, world_size: int) -> str:

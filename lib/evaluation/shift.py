@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from lib.algorithm.metrics import correct_in_top
-from lib.data.folders import ImageTree, read_tree
-from lib.data.listing import is_image, subfolders
+from lib.data.folders import ImageTree, is_image, read_tree, subfolders
 from lib.data.subsets import describe_subset
 from lib.evaluation.folder_counts import FolderCounts, FolderEvaluation
 from lib.evaluation.folder_measure import Measure

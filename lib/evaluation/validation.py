@@ -1,10 +1,8 @@
 """Clean images, one row an image, and what training wants to know of a model in between."""
 
-import warnings
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,7 +16,7 @@ from lib.algorithm.protocols import PGDSpec, ThreatModel
 from lib.data.datasets import ImageBatches, eval_transform
 from lib.data.folders import ImageTree
 from lib.data.loader import WhileWaiting, make_loader
-from lib.data.samplers import Chunks
+from lib.data.sampler import EvaluationSampler, share_in_batches
 from lib.data.subsets import evenly_spread
 from lib.data.to_device import on_device
 from utils.distributed.context import DistributedContext
@@ -46,7 +44,6 @@ class EvaluationData:
         batch_size: images in a batch of one process.
         workers: of one process, which read.
         context: the processes that share the images out.
-        warn: told where there is little shared memory.
         while_waiting: called while no batch is there, see `lib.data.loader.Loader.batches`.
     """
 
@@ -56,13 +53,11 @@ class EvaluationData:
     batch_size: int
     workers: int
     context: DistributedContext
-    warn: Callable[[str], Any] = warnings.warn
     while_waiting: WhileWaiting = lambda: False
 
     def __post_init__(self) -> None:
         transform = eval_transform(self.img_size, self.crop_size)
         self.images = ImageBatches(self.tree, transform, self.crop_size)
-        self.warn = cache(self.warn)  # each text once
 
     def batches(self, positions: Iterable[int] | None = None) -> Iterator[DeviceBatch]:
         """This process's share of some positions (all by default), each image once."""
@@ -71,7 +66,7 @@ class EvaluationData:
 
     def shares(
         self, positions: Iterable[int], done: Container[int] = (), chunk: int | None = None
-    ) -> list[list[int]]:
+    ) -> list[Sequence[int]]:
         """This process's batches of some positions, without those done before.
 
         Args:
@@ -81,23 +76,19 @@ class EvaluationData:
         """
         rank, world_size = self.context.rank, self.context.world_size
         if chunk is not None:
-            chunks = cut(list(positions), chunk)
+            chunks = share_in_batches(list(positions), chunk)
             return [c for c in chunks if any(i not in done for i in c)][rank::world_size]
-        return cut([i for i in positions if i not in done][rank::world_size], self.batch_size)
+        rest = [i for i in positions if i not in done]
+        return share_in_batches(rest, self.batch_size, rank, world_size)
 
-    def read(self, batches: list[list[int]]) -> Iterator[DeviceBatch]:
+    def read(self, batches: Sequence[Sequence[int]]) -> Iterator[DeviceBatch]:
         """Batches of positions, on the device."""
         if batches:
             workers = min(self.workers, len(batches))
             device, local = self.context.device, self.context.local_processes
-            loader = make_loader(
-                self.images, Chunks(batches), workers, device, warn=self.warn, local_processes=local
-            )
+            sampler = EvaluationSampler([(0, positions) for positions in batches])
+            loader = make_loader(self.images, sampler, workers, device, local)
             yield from on_device(loader, device, while_waiting=self.while_waiting)
-
-
-def cut(positions: list[int], size: int) -> list[list[int]]:
-    return [positions[start : start + size] for start in range(0, len(positions), size)]
 
 
 @torch.no_grad()

@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lib.data.folders import ImageTree, tree_of
-from lib.data.listing import list_classes, shortlist, subfolders, unlike_most
+from lib.data.folders import ImageTree, list_classes, subfolders, tree_of, unlike_most
 from lib.data.subsets import describe_subset
 from lib.imagenet_c.corruptions import SEVERITIES, choose_corruptions
 from utils.errors import UserError
 from utils.storage.files import names_sha256
+from utils.text import shortlist
 
 SCAN_THREADS = 16  # listing waits for the disk or the network, not for the processor
 PROBLEMS_SHOWN = 3

@@ -18,7 +18,7 @@ from lib.algorithm.training import Network, Trainer, TrainingSettings, make_nois
 from lib.data.datasets import ImageBatches, train_transform
 from lib.data.folders import ImageTree
 from lib.data.loader import Loader, make_loader, share_of_workers
-from lib.data.samplers import GlobalBatches
+from lib.data.sampler import DistributedBatchSampler
 from lib.evaluation.validation import EvaluationData
 from lib.training.restore import restore_state
 from lib.training.setup import Setup
@@ -27,7 +27,7 @@ from lib.training.tensorboard import TensorBoardLog
 from models.resnet import ResNet
 from utils.config.settings import Config, Data
 from utils.distributed.context import DistributedContext
-from utils.distributed.signals import SignalRequests, leave_to_parent
+from utils.distributed.signals import SignalRequests
 from utils.logging import Logger
 from utils.storage.files import names_sha256
 
@@ -56,7 +56,7 @@ def assemble(
         )
     if config.OPTIONS.tensorboard and context.is_main:
         board = TensorBoardLog(config.run_dir, progress.epoch + 1)
-    order, loader = make_train_loader(setup.train, config.DATA, config.RUN.seed, context, logger)
+    order, loader = make_train_loader(setup.train, config.DATA, config.RUN.seed, context)
     return Run(
         config=config,
         context=context,
@@ -68,8 +68,8 @@ def assemble(
         schedule=make_schedule(config),
         order=order,
         loader=loader,
-        validation=make_validation(setup.val, config.DATA, context, logger),
-        selection=make_validation(setup.selection, config.DATA, context, logger),
+        validation=make_validation(setup.val, config.DATA, context),
+        selection=make_validation(setup.selection, config.DATA, context),
         norms=norms,
         board=board,
         sums=MetricSums(context.device),
@@ -193,11 +193,11 @@ def make_schedule(config: Config) -> Schedule:
 
 
 def make_train_loader(
-    tree: ImageTree, data: Data, seed: int, context: DistributedContext, logger: Logger
-) -> tuple[GlobalBatches, Loader]:
+    tree: ImageTree, data: Data, seed: int, context: DistributedContext
+) -> tuple[DistributedBatchSampler, Loader]:
     """The order of the training images, and what reads them in it."""
     total = len(tree.files)
-    order = GlobalBatches(total, data.batch_size, context.rank, context.world_size, seed)
+    order = DistributedBatchSampler(total, data.batch_size, context.rank, context.world_size, seed)
     crop = train_transform(data.crop_size, data.min_area)
     images = ImageBatches(tree, crop, data.crop_size, seed, data.flip)
     workers = share_of_workers(data.workers, context)
@@ -206,18 +206,14 @@ def make_train_loader(
         order,
         workers,
         context.device,
-        leave_to_parent,
-        logger.warning,
         context.local_processes,
     )
     return order, loader
 
 
-def make_validation(
-    tree: ImageTree, data: Data, context: DistributedContext, logger: Logger
-) -> EvaluationData:
+def make_validation(tree: ImageTree, data: Data, context: DistributedContext) -> EvaluationData:
     """How images are read for validation."""
     share = max(1, data.batch_size // context.world_size)
     workers = share_of_workers(data.workers, context)
     sizes = data.img_size, data.crop_size, share
-    return EvaluationData(tree, *sizes, workers, context, logger.warning)
+    return EvaluationData(tree, *sizes, workers, context)

@@ -7,13 +7,13 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from lib.data.listing import shortlist
 from lib.evaluation.model_settings import ModelSettings, settings_of
 from utils.config.settings import SETTINGS, Config, number_of_passes, plain
 from utils.errors import UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint, UnreadableCheckpoint, read_checkpoint
 from utils.storage.run_folder import LATEST, PREVIOUS, find_checkpoint
+from utils.text import shortlist
 
 # What another phase of a training may have of its own.
 PHASE_SETTINGS = (

@@ -17,7 +17,7 @@ from lib.algorithm.metrics import MetricSums
 from lib.algorithm.schedules import Schedule
 from lib.algorithm.training import Trainer
 from lib.data.loader import Loader
-from lib.data.samplers import GlobalBatches
+from lib.data.sampler import DistributedBatchSampler
 from lib.evaluation.model_settings import ModelSettings
 from lib.evaluation.validation import EvaluationData
 from lib.training.tensorboard import TensorBoardLog
@@ -82,7 +82,7 @@ class Run:
     trainer: Trainer
     progress: Progress
     schedule: Schedule
-    order: GlobalBatches
+    order: DistributedBatchSampler
     loader: Loader
     validation: EvaluationData
     selection: EvaluationData
@@ -96,7 +96,7 @@ class Run:
 
     def close(self) -> None:
         """End the reading processes and the logs."""
-        self.loader.kill_readers()
+        self.loader.kill_workers()
         if self.board is not None:
             self.board.close()
 

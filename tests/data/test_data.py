@@ -1,13 +1,11 @@
 """Batches: the same images, order and crops for any number of workers and processes."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +23,11 @@ from lib.data import to_device as devices
 from lib.data.datasets import Batch, ImageBatches, eval_transform, train_transform
 from lib.data.folders import ImageTree, read_tree
 from lib.data.loader import make_loader, share_of_workers
-from lib.data.samplers import GlobalBatches, Shard
+from lib.data.sampler import DistributedBatchSampler, EvaluationSampler, share_in_batches
 from lib.data.to_device import on_device, to_device
 from lib.evaluation.validation import EvaluationData
 from utils.distributed.context import DistributedContext
 from utils.distributed.machine import share_of_cores
-from utils.distributed.signals import leave_to_parent
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -57,11 +54,10 @@ def evaluation(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
-    warn: Callable[[str], None] = print,
 ) -> EvaluationData:
     """Evaluation's images."""
     context = DistributedContext(rank, world_size, CPU)
-    return EvaluationData(tree, 48, 32, batch_size, workers, context, warn)
+    return EvaluationData(tree, 48, 32, batch_size, workers, context)
 
 
 def clean(tree: ImageTree) -> ImageBatches:
@@ -86,9 +82,14 @@ def epoch_of(
     workers: int = 0,
 ) -> list[Batch]:
     """One process's batches of an epoch of training."""
-    order = GlobalBatches(len(tree.files), batch_size, rank, world_size, seed)
+    order = DistributedBatchSampler(len(tree.files), batch_size, rank, world_size, seed)
     order.set_position(epoch, start)
     return list(make_loader(augmented(tree, seed), order, workers, CPU))
+
+
+def in_order(total: int, batch_size: int) -> EvaluationSampler:
+    """The images of a tree in its order."""
+    return EvaluationSampler([(0, b) for b in share_in_batches(range(total), batch_size)])
 
 
 def by_position(batches: list[Batch]) -> dict[int, torch.Tensor]:
@@ -121,7 +122,7 @@ def test_processes_share_each_global_batch(tree: ImageTree, world_size: int) -> 
     for number, batch in enumerate(whole):
         for rank, share in enumerate(batches[number] for batches in shares):
             expected = Batch(*(field[rank::world_size] for field in batch[:4]))
-            if not len(expected.labels):  # two images for three processes: one borrows the first
+            if not len(expected.labels):  # two images for three processes: padding
                 assert (world_size, rank, number) == (3, 2, 3)
                 expected = Batch(*(field[:1] for field in batch[:4]))
             assert same([share], [expected])
@@ -147,7 +148,7 @@ def test_going_on_within_an_epoch(tree: ImageTree) -> None:
     whole = epoch_of(tree, epoch=2)
     for start in (1, 3, 4):
         assert same(epoch_of(tree, epoch=2, start=start), whole[start:])
-    order = GlobalBatches(20, 6)
+    order = DistributedBatchSampler(20, 6)
     assert order.batches_per_epoch() == 4
     assert [order.images_in(batch) for batch in range(4)] == [6, 6, 6, 2]
     order.set_position(0, 3)
@@ -156,7 +157,7 @@ def test_going_on_within_an_epoch(tree: ImageTree) -> None:
 
 
 def test_a_loader_goes_through_epochs_with_the_same_workers(tree: ImageTree) -> None:
-    order = GlobalBatches(len(tree.files), 6, seed=0)
+    order = DistributedBatchSampler(len(tree.files), 6, seed=0)
     loader = make_loader(augmented(tree), order, 2, CPU)
     for epoch, start in ((0, 2), (1, 0)):
         order.set_position(epoch, start)
@@ -247,8 +248,6 @@ def test_evaluation_shares_are_exact(tree: ImageTree, world_size: int, batch_siz
             data = evaluation(tree, batch_size, rank=rank, world_size=world_size)
             batches = list(data.batches(positions))
             assert all(1 <= len(batch.labels) <= batch_size for batch in batches)
-            shard = Shard(wanted, batch_size, rank, world_size)
-            assert len(batches) == len(shard) == len(list(shard))
             seen += [i for batch in batches for i in batch.indices.tolist()]
         assert sorted(seen) == wanted  # each once, none twice, none left out
 
@@ -267,7 +266,7 @@ def test_the_main_process_raises_what_a_worker_met(
     files = (str(good), "class0/bad.jpg", str(good))  # an absolute path stays itself
     broken = ImageTree(str(tmp_path), ("class0",), files, (0, 0, 0))
     images = ImageBatches(broken, eval_transform(48, 32), 32)
-    batches = on_device(make_loader(images, Shard(range(3), 1), workers, CPU), CPU)
+    batches = on_device(make_loader(images, in_order(3, 1), workers, CPU), CPU)
     assert next(batches).indices.tolist() == [0]
     with pytest.raises(UserError, match=f"^cannot read {bad}: it is not an image; replace"):
         next(batches)
@@ -306,54 +305,43 @@ def test_cores_that_a_launcher_gives_each_process_are_not_shared_out_again() -> 
     assert [share_of_cores(own, overlapping) for own in overlapping] == [6, 6]
 
 
-# What may happen to readers
+# What may happen to workers
 
 
-@pytest.mark.parametrize(
-    ("batches_that_fit", "says"),
-    [(100, ""), (7, "each reader is 2 ahead"), (3, "each reader is 1 ahead"), (2, "through pipes")],
-)
-def test_little_shared_memory(
-    tree: ImageTree, batches_that_fit: int, says: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+@pytest.mark.parametrize(("free", "collate"), [(1e9, "as_it_is"), (1e5, "piped")])
+def test_for_cuda_batches_come_through_shared_memory_where_there_is_enough(
+    tree: ImageTree, free: float, collate: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = 6 * 3 * 32 * 32
-    monkeypatch.setattr(loaders, "free_shared_memory", lambda: batches_that_fit * size)
-    said: list[str] = []
-    order = GlobalBatches(20, 6, seed=0)
-    loader = make_loader(augmented(tree), order, 2, CPU, warn=said.append)
-    assert same(list(loader), epoch_of(tree))
-    assert [says in text and "--shm-size" in text for text in said] == [True] * bool(says)
-    said.clear()  # and an evaluation says it once
-    data = evaluation(tree, 6, workers=2, warn=said.append)
-    assert [sum(len(b.labels) for b in data.batches()) for _ in range(2)] == [20, 20]
-    assert [says in text for text in said] == [True] * bool(says)
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_the_ring_is_no_larger_than_what_is_read(tree: ImageTree) -> None:
-    loader = make_loader(augmented(tree), GlobalBatches(20, 512), 4, CPU)
-    assert loader.loader.dataset.ring.shape == (1, 20, 32, 32, 3)
+    monkeypatch.setattr(loaders, "free_shared_memory", lambda: free)
+    order = DistributedBatchSampler(20, 6, seed=0)
+    loader = make_loader(augmented(tree), order, 2, torch.device("cuda"))
+    assert loader.loader.collate_fn.__name__ == collate
+    assert loader.loader.pin_memory
+    batches = list(loader)
+    assert same(batches, epoch_of(tree))
+    assert batches[0].pixels.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Readers are looked at often, and those that are left are not waited for."""
+    """Workers are looked at often, and those that are left are not waited for."""
     monkeypatch.setattr(loaders, "SECONDS_BETWEEN_CHECKS", 0.1)
     yield
-    for reader in multiprocessing.active_children():
-        reader.kill()
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 class Blocking(ImageBatches):
-    """A disk that does not answer for one image, or a reader that the system kills for it."""
+    """A disk that does not answer for one image, or a worker that the system kills for it."""
 
-    def __init__(self, tree: ImageTree, position: int, signum: int = 0) -> None:
+    def __init__(self, tree: ImageTree, position: int, killed: bool = False) -> None:
         super().__init__(tree, eval_transform(48, 32), 32)
-        self.position, self.signum = position, signum
+        self.position, self.killed = position, killed
 
     def load(self, epoch: int, position: int) -> tuple[Image.Image, bool]:
-        if position == self.position and self.signum:
-            os.kill(os.getpid(), self.signum)
+        if position == self.position and self.killed:
+            os.kill(os.getpid(), signal.SIGKILL)
         if position == self.position:
             time.sleep(1000)
         return super().load(epoch, position)
@@ -369,39 +357,34 @@ def test_a_read_that_blocks_is_not_waited_for_without_end(tree: ImageTree, answe
             raise KeyboardInterrupt
         return len(asked) == 2  # of a request that comes before the second look
 
-    order = Shard(range(20), 5)
-    loader = make_loader(Blocking(tree, 12), order, 2, CPU, leave_to_parent)
-    found = []
+    loader = make_loader(Blocking(tree, 12), in_order(20, 5), 2, CPU)
+    seen = []
     try:
         for batch in on_device(loader, CPU, while_waiting=while_waiting):
-            found += batch.indices.tolist()
+            seen += batch.indices.tolist()
     except KeyboardInterrupt:
         assert answer == "raises"
-    assert found == list(range(10))
-    for reader in loader.readers:
-        reader.join(5)
-        assert not reader.is_alive()
+    assert seen == list(range(10))
+    for worker in loader.workers:
+        worker.join(5)
+        assert not worker.is_alive()
 
 
-@pytest.mark.parametrize(
-    ("signum", "says"),
-    [(signal.SIGKILL, "SIGKILL; if the memory was too small"), (signal.SIGBUS, "--shm-size")],
-)
-def test_a_reader_that_is_killed_is_an_error(tree: ImageTree, signum: int, says: str) -> None:
-    loader = make_loader(Blocking(tree, 7, signum), Shard(range(20), 5), 2, CPU)
+def test_a_worker_that_is_killed_is_an_error(tree: ImageTree) -> None:
+    loader = make_loader(Blocking(tree, 7, killed=True), in_order(20, 5), 2, CPU)
     message = user_error(lambda: list(loader))
-    assert "set fewer" in message
-    assert says in message
+    assert "killed by SIGKILL" in message
+    assert "DATA.workers" in message
 
 
 @pytest.mark.parametrize("wakes_up", [True, False])
-def test_a_reader_that_stops_between_two_passes(
+def test_a_worker_that_stops_between_two_passes(
     tree: ImageTree, wakes_up: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is waited for, and an error where it was killed."""
-    loader = make_loader(clean(tree), Shard(range(8), 4), 2, CPU)
+    loader = make_loader(clean(tree), in_order(8, 4), 2, CPU)
     assert len(list(loader)) == 2
-    pid = loader.readers[1].pid
+    pid = loader.workers[1].pid
     if not wakes_up:  # torch looks every five seconds
         looking = _MultiProcessingDataLoaderIter._try_get_data
         monkeypatch.setattr(looking, "__defaults__", (0.1,))
@@ -419,7 +402,7 @@ def test_the_time_of_waiting_is_measured(tree: ImageTree) -> None:
             time.sleep(0.02)
             return super().load(epoch, position)
 
-    loader = make_loader(Slow(tree, eval_transform(48, 32), 32), Shard(range(20), 5), 0, CPU)
+    loader = make_loader(Slow(tree, eval_transform(48, 32), 32), in_order(20, 5), 0, CPU)
     assert len(list(loader)) == 4
     assert 0.4 < loader.seconds_waited < 4
 
@@ -444,16 +427,3 @@ def test_bytes_are_the_same_numbers_on_every_device(dtype: torch.dtype) -> None:
 def test_layout_on_mps() -> None:
     assert devices.memory_format(torch.device("mps")) == torch.contiguous_format
     assert devices.memory_format(torch.device("cuda")) == torch.channels_last
-
-
-def test_slots_are_not_written_while_a_batch_is_in_use(tree: ImageTree) -> None:
-    """More batches than slots, all held until the end, and a slow consumer: the same pixels."""
-    expected, found = (
-        make_loader(clean(tree), Shard(range(20), 1), workers, CPU) for workers in (0, 2)
-    )
-    held = []
-    for batch in found:
-        time.sleep(0.01)  # the workers run ahead as far as they can
-        held.append(batch)
-    assert len(held) > 2 * 4 + 1
-    assert same(held, [Batch(*(field.clone() for field in batch[:4])) for batch in expected])

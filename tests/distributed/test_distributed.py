@@ -39,7 +39,7 @@ from lib.algorithm.training import METHODS, Trainer, TrainingSettings, draw_nois
 from lib.data.datasets import ImageBatches, eval_transform, train_transform
 from lib.data.folders import read_split
 from lib.data.loader import make_loader
-from lib.data.samplers import GlobalBatches
+from lib.data.sampler import DistributedBatchSampler
 from lib.data.to_device import on_device, to_device
 from lib.evaluation.model_settings import ModelSettings
 from models.resnet import ResNet
@@ -167,7 +167,7 @@ def train_steadily(
     settings = TrainingSettings(eps=16 / 255, step=5 / 255, attack_steps=2)
     method = METHODS[name]
     trainer = Trainer(model, optimizer, noise, settings, network)
-    order = GlobalBatches(images, batch, context.rank, context.world_size, seed=1)
+    order = DistributedBatchSampler(images, batch, context.rank, context.world_size, seed=1)
     loader = make_loader(ImageBatches(tree, train_transform(24), 24, 1), order, 0, context.device)
     seen, sums = [], MetricSums("cpu")
     for epoch in range(2):

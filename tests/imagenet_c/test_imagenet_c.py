@@ -25,9 +25,9 @@ from torchvision import datasets, transforms
 import utils.figures.style
 from lib.algorithm.protocols import PROTOCOLS
 from lib.data.datasets import FolderBatches, eval_transform
-from lib.data.listing import list_classes
+from lib.data.folders import list_classes
 from lib.data.loader import make_loader
-from lib.data.samplers import FolderShards
+from lib.data.sampler import EvaluationSampler, share_in_batches
 from lib.data.subsets import choose
 from lib.evaluation import folder_counts
 from lib.evaluation.folder_counts import FolderEvaluation
@@ -317,11 +317,22 @@ def test_a_subset_needs_one_folder_listed(tree, monkeypatch):
 # Batches
 
 
+def sampler_of(images, batch_size, rank=0, world_size=1):
+    """A process's batches of folders with so many images."""
+    return EvaluationSampler(
+        [
+            (folder, batch)
+            for folder, size in images.items()
+            for batch in share_in_batches(range(size), batch_size, rank, world_size)
+        ]
+    )
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_every_image_is_in_one_batch_of_one_process(world_size, batch_size):
     images = dict(enumerate([5, 1, 0, 8, 3]))
-    shards = [FolderShards(images, batch_size, rank, world_size) for rank in range(world_size)]
+    shards = [sampler_of(images, batch_size, rank, world_size) for rank in range(world_size)]
     keys = Counter(key for each in shards for batch in each for key in batch)
     assert keys == Counter((g, i) for g, size in images.items() for i in range(size))
     for each in shards:
@@ -329,10 +340,10 @@ def test_every_image_is_in_one_batch_of_one_process(world_size, batch_size):
         assert len(each) == len(batches)
         assert all(len({folder for folder, _ in batch}) == 1 for batch in batches)
     # Resuming keeps the batches.
-    whole = list(FolderShards(images, batch_size))
-    rest = list(FolderShards({4: 3}, batch_size))
+    whole = list(sampler_of(images, batch_size))
+    rest = list(sampler_of({4: 3}, batch_size))
     assert whole[len(whole) - len(rest) :] == rest
-    assert list(FolderShards({}, batch_size)) == []
+    assert list(sampler_of({}, batch_size)) == []
 
 
 PUBLISHED = transforms.Compose([transforms.CenterCrop(224), transforms.PILToTensor()])
@@ -344,7 +355,7 @@ RESIZED = transforms.Compose([transforms.Resize(256), PUBLISHED])
 def test_preprocessing_is_torchvisions(photos, resize, reference, workers):
     found = read(photos, ["fog", "pixelate"]).with_labels_of(None, 2)
     dataset = FolderBatches(list(found.folders.values()), eval_transform(resize, 224), 224)
-    shards = FolderShards(dict(enumerate(sizes(found))), 2)
+    shards = sampler_of(dict(enumerate(sizes(found))), 2)
     batches = list(make_loader(dataset, shards, workers, torch.device("cpu")))
     pixels, labels, positions = (torch.cat([b[i] for b in batches]) for i in range(3))
     assert pixels.dtype == torch.uint8

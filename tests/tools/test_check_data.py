@@ -13,7 +13,7 @@ from in_process import Done, call, only_error
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from lib.data.listing import IMAGE_EXTENSIONS
+from lib.data.folders import IMAGE_EXTENSIONS
 from tools.parallel import in_parallel
 
 

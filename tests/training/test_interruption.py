@@ -94,7 +94,7 @@ def test_kill_9_at_random_instants(digits: Path, tmp_path: Path, whole: dict[str
 
 
 def make_fifos(folder: Path) -> None:
-    """Images that no reader comes to the end of, as on a disk that does not answer."""
+    """Images that no worker comes to the end of, as on a disk that does not answer."""
     for path in folder.glob("*/*.png"):
         os.mkfifo(path.with_suffix(".fifo"))
         path.with_suffix(".fifo").replace(path)
@@ -145,7 +145,7 @@ def test_two_processes_answer_a_signal_while_images_are_waited_for(
     assert f"[{state['position'] + 1}/8]" not in done[0].out
 
 
-def test_a_reader_that_is_killed_ends_the_training_in_one_line(
+def test_a_worker_that_is_killed_ends_the_training_in_one_line(
     digits: Path, tmp_path: Path
 ) -> None:
     data = shutil.copytree(digits, tmp_path / "data")
@@ -158,7 +158,7 @@ def test_a_reader_that_is_killed_ends_the_training_in_one_line(
             os.kill(int(child), signal.SIGKILL)
         done = running.end()
     assert done.status == 2, done
-    assert re.fullmatch("error: a process that reads images was killed by SIGKILL.*\n", done.err)
+    assert re.fullmatch("error: a worker that reads images was killed by SIGKILL.*\n", done.err)
 
 
 # Signals and damage
