@@ -6,8 +6,6 @@ Runs the suite's own command lines in DIR, each printed first, and leaves DIR/RE
 figures beside it. Interrupted, the same command resumes.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess
@@ -19,9 +17,8 @@ from pathlib import Path
 from utils.config.command_line import tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
-from utils.figures.gradients import read_gradient_norms
 from utils.storage.files import atomic_write, make_folder
-from utils.storage.results import AttackResult, ImageNetCResult, only_result
+from utils.storage.results import AttackResult, only_result
 
 TEMPLATE = Path(__file__).with_name("demo_report.md")
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,35 +48,32 @@ def demo(folder: Path) -> None:
     step(folder, "-m", "tools.demo_data", "digits", "--corruptions")
     for flags in METHODS.values():
         train = [*CONFIG, *flags, "--print_gradients", "True", "--save_images", "6"]
-        step(folder, "main_free.py", "digits", *train, "--resume", "auto")
-    runs = run_folders(folder)
-    for run in runs.values():
+        step(folder, str(ROOT / "main_free.py"), "digits", *train, "--resume", "auto")
+    folders = sorted((folder / "trained_models").iterdir(), key=lambda run: "_FN_" in run.name)
+    for run in folders:
         best = f"{run.name}/model_best.pth.tar"
         corrupted = ["digits-C", "--eva_on_imagenet_c", *CONFIG, "--resume", best]
-        step(folder, "evaluate.py", *corrupted)
-    paths = [str(run.relative_to(folder)) for run in runs.values()]
-    step(folder, "-m", "tools.compare", *paths, "--names", *runs, "-o", "comparison")
-    step(folder, "-m", "tools.plot", "gradient_ratio", *paths, "-o", "gradient_ratio.png")
-    results = [f"{path}/imagenet_c_standard.json" for path in paths]
+        step(folder, str(ROOT / "evaluate.py"), *corrupted)
+    runs = [f"trained_models/{run.name}" for run in folders]
+    step(folder, "-m", "tools.compare", *runs, "--names", *METHODS, "-o", "comparison")
+    step(folder, "-m", "tools.plot", "gradient_ratio", *runs, "-o", "gradient_ratio.png")
+    results = [f"{run}/imagenet_c_standard.json" for run in runs]
     step(folder, "-m", "tools.plot", "imagenet_c", *results, "-o", "corruptions.png")
-    report = write_report(folder, runs)
+    report = write_report(folder, dict(zip(METHODS, runs, strict=True)))
     print(f"\n{(folder / 'comparison.md').read_text().strip()}\n")
     minutes = (time.monotonic() - began) / 60
     print(f"done in {minutes:.1f} minutes: {os.path.relpath(report)}")
 
 
 def step(folder: Path, *arguments: str) -> None:
-    """Run one of the suite's commands in the demo's folder.
+    """Print one of the suite's commands and run it in the demo's folder.
 
     Raises:
         UserError: it failed; what it printed says why.
     """
-    words = list(arguments)
-    script = [] if words[0] == "-m" else [str(ROOT / words.pop(0))]
-    shown = [os.path.relpath(word, folder) if os.path.isabs(word) else word for word in words]
-    name = [os.path.relpath(path, folder) for path in script]
-    print(f"\n$ python {shlex.join([*name, *shown])}", flush=True)
-    done = subprocess.run([sys.executable, *script, *words], cwd=folder, env=environment())
+    words = [os.path.relpath(word, folder) if os.path.isabs(word) else word for word in arguments]
+    print(f"\n$ python {shlex.join(words)}", flush=True)
+    done = subprocess.run([sys.executable, *words], cwd=folder, env=environment())
     if done.returncode:
         raise UserError(
             f"the command above ended with status {done.returncode}; fix what it says, then give"
@@ -93,44 +87,33 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, **more}
 
 
-def run_folders(folder: Path) -> dict[str, Path]:
-    folders = sorted((folder / "trained_models").iterdir(), key=lambda path: "_FN_" in path.name)
-    return dict(zip(METHODS, folders, strict=True))
-
-
-def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
+def write_report(folder: Path, runs: Mapping[str, str]) -> Path:
     """Write DIR/REPORT.md from the files that the commands have left.
 
     Args:
         folder: the demo's folder.
-        runs: name to run folder of both methods.
+        runs: name to run folder of both methods, relative to `folder`.
 
     Returns:
         The report's path.
     """
-    attacks = {name: only_result(run, AttackResult) for name, run in runs.items()}
-    corrupted = {n: only_result(run, ImageNetCResult).summary for n, run in runs.items()}
-    origin = next(iter(attacks.values())).provenance
-    config, versions = origin["config"], origin["versions"]
+    attacks = {name: only_result(folder / run, AttackResult) for name, run in runs.items()}
+    provenance = next(iter(attacks.values())).provenance
+    config, replays = provenance["config"], provenance["config"]["ADV"]["n_repeats"]
     values = {
-        "date": origin["date"][:10],
-        "torch": versions["torch"],
-        "device": origin["device"],
+        "date": provenance["date"][:10],
+        "torch": provenance["versions"]["torch"],
+        "device": provenance["device"],
         "train_images": len(list((folder / "digits" / "train").glob("*/*"))),
-        "val_images": origin["subset"]["n"],
+        "val_images": provenance["subset"]["n"],
         "arch": config["TRAIN"]["arch"],
-        "passes": -(-config["TRAIN"]["epochs"] // config["ADV"]["n_repeats"]),
-        "repeats": config["ADV"]["n_repeats"],
+        "passes": -(-config["TRAIN"]["epochs"] // replays),
+        "replays": replays,
         "eps": f"{config['ADV']['clip_eps']:g}",
-        "config": "tools/demo_configs.yml",
         "comparison": (folder / "comparison.md").read_text().strip(),
         "verdict": verdict(attacks),
-        "attack_figures": figures(folder, runs, "attack_standard_images.png"),
-        "corruptions": "; ".join(
-            f"{name} {100 * (found.mean_accuracy or 0):.2f} %" for name, found in corrupted.items()
-        ),
-        "ratios": "; ".join(f"{name} {group_ratios(run)}" for name, run in runs.items()),
-        "training_figures": figures(folder, runs, "training_curves.png"),
+        "plain": runs["FreeAT"],
+        "he": runs["FreeAT + HE"],
     }
     path = folder / "REPORT.md"
     atomic_write(path, TEMPLATE.read_text(encoding="utf-8").format(**values))
@@ -138,33 +121,17 @@ def write_report(folder: Path, runs: Mapping[str, Path]) -> Path:
 
 
 def verdict(attacks: Mapping[str, AttackResult]) -> str:
-    """What the intervals allow to be said, no more."""
-    lines = [
-        f"- {name}: {result.clean.top1.percent:.2f} % clean,"
-        f" {result.worst_case.top1.percent:.2f} % in the worst case."
-        for name, result in attacks.items()
-    ]
-    (one, first), (other, second) = ((n, r.worst_case.top1) for n, r in attacks.items())
-    low, high = sorted((first, second), key=lambda accuracy: accuracy.fraction)
-    better = one if high is first else other
-    apart = low.interval[1] < high.interval[0]
-    conclusion = f"{better} is the more robust here" if high != low else "Both are equally robust"
-    certain = "their intervals do not overlap" if apart else (
-        "but the intervals overlap: with this few images and one seed that is no finding"
-    )  # fmt: skip
-    return "\n".join([*lines, "", f"{conclusion}; {certain}."])
-
-
-def group_ratios(run: Path) -> str:
-    """The last epoch's ratios of the three groups."""
-    rows = [row for row in read_gradient_norms(run) if row["parameter"] == "all"]
-    return ", ".join(f"{row['group']} {float(row['ratio']):.2f}" for row in rows)
-
-
-def figures(folder: Path, runs: Mapping[str, Path], name: str) -> str:
-    """One figure of each run as Markdown."""
-    paths = {label: Path(os.path.relpath(run / name, folder)) for label, run in runs.items()}
-    return "\n\n".join(f"![{label}]({path.as_posix()})" for label, path in paths.items())
+    """What the intervals of the worst case allow to be said, no more."""
+    worst = {name: result.worst_case.top1 for name, result in attacks.items()}
+    low, high = sorted(worst, key=lambda name: worst[name].fraction)
+    if worst[low].fraction == worst[high].fraction:
+        return "Both are equally robust here."
+    if worst[low].interval[1] < worst[high].interval[0]:
+        return f"{high} is the more robust here; their intervals do not overlap."
+    return (
+        f"{high} is the more robust here, but the intervals overlap: with this few images and one"
+        " seed that is no finding."
+    )
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ command gives the same bytes; what is there and complete is left alone. A tree i
 place and moved there whole, so an interrupted command leaves nothing that looks complete.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io
@@ -18,9 +16,10 @@ import json
 import os
 import shutil
 import sys
+import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,7 @@ def write_data(arguments: argparse.Namespace) -> None:
         UserError: something else is there already, or the disk is full.
     """
     digits = Path(os.path.abspath(arguments.dir))
-    build(digits, {"digits": SIZE, "val_every": VAL_EVERY}, write_digits)
+    write_digits(digits)
     if arguments.corruptions:
         build(
             digits.with_name(f"{digits.name}-C"),
@@ -82,9 +81,6 @@ def build(folder: Path, recipe: dict[str, Any], write: Callable[[Path], None]) -
         folder: its place.
         recipe: what tells it from another tree of this module.
         write: fills an empty folder.
-
-    Raises:
-        UserError: something else is in its place, or the disk is full.
     """
     if folder.is_dir() and any(folder.iterdir()):
         with contextlib.suppress(OSError, ValueError):
@@ -110,65 +106,61 @@ def build(folder: Path, recipe: dict[str, Any], write: Callable[[Path], None]) -
     print(f"{folder}: written")
 
 
-def write_digits(folder: Path) -> None:
-    """The digits as an ImageFolder, `train/CLASS/NUMBER.png` and `val/CLASS/NUMBER.png`."""
+def write_digits(folder: Path, limit: int | None = None) -> None:
+    """Make an ImageFolder of the digits, or the first of them: {train,val}/CLASS/NUMBER.png."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UserError(f"the digits come with scikit-learn; {REQUIREMENTS}") from error
-    digits = load_digits()
-    seen = dict.fromkeys(digits.target.tolist(), 0)
-    for number, (scan, label) in enumerate(zip(digits.images, digits.target.tolist(), strict=True)):
-        split = "val" if seen[label] % VAL_EVERY == VAL_EVERY - 1 else "train"
-        seen[label] += 1
-        place = folder / split / str(label)
-        place.mkdir(parents=True, exist_ok=True)
-        enlarge(scan).save(place / f"{number:04d}.png")
 
+    def write(partial: Path) -> None:
+        digits, seen = load_digits(), Counter[int]()
+        scans = zip(digits.images[:limit], digits.target[:limit].tolist(), strict=True)
+        for number, (scan, label) in enumerate(scans):
+            split = "val" if seen[label] % VAL_EVERY == VAL_EVERY - 1 else "train"
+            seen[label] += 1
+            path = partial / split / str(label) / f"{number:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            grey = Image.fromarray(np.round(scan * (255 / 16)).astype(np.uint8))  # from 0 to 16
+            grey.resize((SIZE, SIZE), Image.Resampling.BILINEAR).convert("RGB").save(path)
 
-def enlarge(scan: np.ndarray) -> Image.Image:
-    """A scan (8, 8) of values 0 to 16 as an RGB image."""
-    grey = Image.fromarray(np.round(scan * (255 / 16)).astype(np.uint8))
-    return grey.resize((SIZE, SIZE), Image.Resampling.BILINEAR).convert("RGB")
+    recipe = {"digits": SIZE, "val_every": VAL_EVERY}
+    build(folder, recipe | ({"limit": limit} if limit else {}), write)
 
 
 def write_corruptions(val: Path, folder: Path, arguments: argparse.Namespace) -> None:
     """Every corruption and severity of evenly spread images, under a progress bar."""
     files = sorted(path.relative_to(val).as_posix() for path in val.glob("*/*.png"))
-    wanted = min(arguments.images, len(files))
-    chosen = [files[i * len(files) // wanted] for i in range(wanted)]
-    batches = (
-        [(str(val), str(folder), corruption, severity, name) for name in chosen]
-        for corruption, severity in product(STANDARD, map(str, SEVERITIES))
-    )
-    total = len(STANDARD) * len(SEVERITIES) * wanted
-    bar = image_bar("corrupting", total)
-    with bar, closing(in_parallel(corrupt_images, batches, arguments.workers)) as results:
-        for count in results:
-            bar.advance(count)
+    count = min(arguments.images, len(files))
+    chosen = [files[i * len(files) // count] for i in range(count)]
+    jobs = list(product([val], [folder], STANDARD, SEVERITIES, chosen))
+    bar = image_bar("corrupting", len(jobs))
+    with bar, contextlib.closing(in_parallel(corrupt_image, jobs, arguments.workers)) as results:
+        for _ in results:
+            bar.advance()
 
 
-def corrupt_images(jobs: list[tuple[str, str, str, str, str]]) -> int:
-    """Write `folder/corruption/severity/name` of each (val, folder, corruption, severity, name)."""
+def corrupt_image(job: tuple[Path, Path, str, int, str]) -> None:
+    """Write `folder/corruption/severity/name` of a (val, folder, corruption, severity, name)."""
     try:
         import cv2
         from imagecorruptions import corrupt
     except ImportError as error:
         raise UserError(f"corruptions need imagecorruptions-imaug; {REQUIREMENTS}") from error
+    warnings.simplefilter("ignore")  # the packages'
     cv2.setNumThreads(1)  # there is one process per core already
-    for val, folder, corruption, severity, name in jobs:
-        with Image.open(os.path.join(val, name)) as image:
-            pixels = np.array(image)
-        # Of the image's own name, so that neither order nor number of processes matters.
-        seed = zlib.crc32(f"{corruption}/{severity}/{name}".encode())
-        np.random.seed(seed)
-        own = {"seed": seed} if corruption in OWN_SEED else {}
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints when it meets small images
-            result = corrupt(pixels, int(severity), corruption_name=corruption, **own)
-        path = Path(folder, corruption, severity, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(result).save(path, compress_level=1)
-    return len(jobs)
+    val, folder, corruption, severity, name = job
+    with Image.open(val / name) as image:
+        pixels = np.array(image)
+    # Of the image's own name, so that neither order nor number of processes matters.
+    seed = zlib.crc32(f"{corruption}/{severity}/{name}".encode())
+    np.random.seed(seed)
+    arguments = {"seed": seed} if corruption in OWN_SEED else {}
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints when it meets small images
+        result = corrupt(pixels, severity, corruption_name=corruption, **arguments)
+    path = folder / corruption / str(severity) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(result).save(path, compress_level=1)
 
 
 if __name__ == "__main__":

@@ -13,24 +13,23 @@ at several eps. Exit status 2 after an error.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from utils.config.command_line import OneLineParser, tool_parser, user_path
+from utils.config.command_line import tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.figures.gradients import gradient_ratio, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
 from utils.figures.style import run_labels, save_figure
-from utils.figures.training import draw_training
+from utils.figures.training import training_curves
 from utils.storage.results import AttackResult, ImageNetCResult, find_results, read_result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
-    return run_command(lambda: plot(build_parser().parse_args(argv)))
+    return run_command(lambda: plot(parse(argv)))
 
 
 def plot(arguments: argparse.Namespace) -> None:
@@ -39,8 +38,8 @@ def plot(arguments: argparse.Namespace) -> None:
     print(f"written: {', '.join(str(path) for path in paths)}")
 
 
-def build_parser() -> OneLineParser:
-    """The parser; each figure is a command."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; each figure is a command."""
     parser = tool_parser("plot", __doc__)
     figures = parser.add_subparsers(metavar="FIGURE", required=True)
     for name, draw, inputs, count, text in (
@@ -55,26 +54,24 @@ def build_parser() -> OneLineParser:
         add("-o", "--output", required=True, metavar="PATH", type=user_path, help="fig or fig.png")
         add("--title", default="", help="text above the figure")
         figure.set_defaults(draw=draw)
-        if count == "+" and name != "robustness":
+        if name in ("imagenet_c", "gradient_ratio"):
             add("--labels", nargs="+", metavar="NAME", help="a name per input")
         if name == "gradient_ratio":
             add("--epoch", type=int, metavar="N", help="from 1; default the last")
-    return parser
+    return parser.parse_args(argv)
 
 
 def of_imagenet_c(arguments: argparse.Namespace) -> Figure:
     """Curves and bars of one or more results."""
-    results = [read_imagenet_c(path) for path in arguments.inputs]
-    labels = run_labels(arguments.inputs, arguments.labels)
-    return imagenet_c(dict(zip(labels, results, strict=True)), arguments.title)
-
-
-def read_imagenet_c(path: Path) -> ImageNetCResult:
-    """An ImageNet-C result file."""
-    result = read_result(path)
-    if not isinstance(result, ImageNetCResult) or not result.corruptions:
-        raise UserError(f"{path} is no ImageNet-C result; make one with --eva_on_imagenet_c")
-    return result
+    results = {}
+    for path, label in zip(
+        arguments.inputs, run_labels(arguments.inputs, arguments.labels), strict=True
+    ):
+        result = read_result(path)
+        if not isinstance(result, ImageNetCResult) or not result.corruptions:
+            raise UserError(f"{path} is no ImageNet-C result; make one with --eva_on_imagenet_c")
+        results[label] = result
+    return imagenet_c(results, arguments.title)
 
 
 def of_gradients(arguments: argparse.Namespace) -> Figure:
@@ -86,7 +83,7 @@ def of_gradients(arguments: argparse.Namespace) -> Figure:
 
 def of_training(arguments: argparse.Namespace) -> Figure:
     """Training curves of one run."""
-    return draw_training(arguments.inputs[0], arguments.title)
+    return training_curves(arguments.inputs[0], arguments.title)
 
 
 def of_robustness(arguments: argparse.Namespace) -> Figure:

@@ -9,27 +9,31 @@ a figure of robust accuracy against training cost. A run that is finished is kep
 interrupted is resumed, by the same command again.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
-import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lib.algorithm.training import METHODS as TRAINING_METHODS
 from tools.compare import main as compare
 from tools.demo import CONFIG, HE, ROOT, environment
-from tools.study_report import write_report
+from tools.demo_data import write_digits
 from utils.config.command_line import names, parse_command_line, positive, tool_parser, user_path
 from utils.config.settings import Config
 from utils.distributed.launch import run_command
 from utils.errors import UserError
-from utils.storage.files import make_folder
+from utils.figures.study import robustness_against_cost
+from utils.figures.style import save_figure
+from utils.logging import markdown_table
+from utils.storage.accuracy import over_seeds
+from utils.storage.files import atomic_write, make_folder
 from utils.storage.results import AttackResult, only_result
 
 # What each training gets: its epochs and its own numbers; steps are of 255.
@@ -39,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fast": {"TRAIN.epochs": 10, "ADV.fgsm_step": 30},
     "pgd": {"TRAIN.epochs": 10, "ADV.train_steps": 3, "ADV.fgsm_step": 16},
 }
-# The last model is judged: none is chosen by the images that it is then judged on.
+# The last model is attacked: none is chosen by the images that it is then attacked on.
 SETTINGS = {
     "TRAIN.schedule": "cosine",
     "TRAIN.lr": 0.01,
@@ -47,30 +51,39 @@ SETTINGS = {
     "DATA.workers": 0,
 }
 QUICK = {"TRAIN.epochs": 1, "ADV.n_repeats": 1, "DATA.img_size": 16, "DATA.crop_size": 16}
-ATTACKS = ("pgd20", "pgd20-margin", "apgd")
+FEW = 100  # digits
+ATTACKS = "pgd20,pgd20-margin,apgd"
+TEXT = """# Free, fast, PGD and natural training, with and without hypersphere embedding
+
+Made by `python -m tools.study` on {date} with torch {torch} on {device}: {arch} trained on
+scikit-learn's handwritten digits of {size} px and attacked on {images} others, eps {eps:g}/255,
+batch {batch}, a cosine of the learning rate from {lr:g}; number of seeds: {seeds}. The last model
+of each training is attacked, so that no image has chosen what it judges.
+
+{costs}
+
+{comparison}
+
+![robust accuracy against training cost](cost.png)
+
+What this does not show: anything about ImageNet. These are small grey images of ten classes and a
+network trained for minutes; epochs and learning rate are the same for plain and HE and were not
+tuned for either, and so few seeds tell large differences alone.
+"""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training and its attacks: a row's name, its seed, the command, where results go."""
+    """A training and its attacks: its row of the table, flags, settings and run folder."""
 
-    name: str
-    seed: int
-    words: tuple[str, ...]
+    row: str
+    flags: Sequence[str]
     config: Config
-    folder: Path  # the study's
+    run: Path
 
     @property
     def label(self) -> str:
-        return f"{self.name}, seed {self.seed}"
-
-    @property
-    def run(self) -> Path:
-        return self.folder / self.config.run_dir
-
-    @property
-    def done(self) -> bool:
-        return any(self.run.glob("attack_*.json"))
+        return f"{self.row}, seed {self.config.RUN.seed}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,50 +110,38 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def study(arguments: argparse.Namespace) -> None:
     """Data, trainings with their attacks, comparison, report."""
     folder = make_folder(arguments.folder).resolve()
-    make_data(folder, arguments.quick)
+    data = folder / ("few_digits" if arguments.quick else "digits")
+    write_digits(data, FEW if arguments.quick else None)
     seeds = 1 if arguments.quick else arguments.seeds
-    jobs = all_jobs(folder, arguments.methods, seeds, arguments.quick)
-    run_jobs([job for job in jobs if not job.done], arguments.jobs, len(jobs))
-    rows = list(dict.fromkeys(job.name for job in jobs))
-    runs = [str(os.path.relpath(job.run)) for job in jobs]
+    jobs = all_jobs(folder, data, arguments.methods, seeds, arguments.quick)
+    train_all(folder, jobs, arguments.jobs)
+    rows = list(dict.fromkeys(job.row for job in jobs))
+    runs = [os.path.relpath(job.run) for job in jobs]
     stem = os.path.relpath(folder / "comparison")
     if status := compare([*runs, "--names", *rows, "-o", stem]):
         raise UserError(f"the comparison ended with status {status}")
-    report = write_report(folder, {job.run: (job.name, job.config) for job in jobs})
+    report = write_report(folder, jobs)
     print(f"written: {os.path.relpath(report)}")
 
 
-def make_data(folder: Path, quick: bool) -> None:
-    """The digits, and of them a few where it is to be quick."""
-    making = start(folder, "digits", ["-m", "tools.demo_data", "digits", "--workers", "1"])
-    require_success(folder, "digits", making.wait())
-    if quick and not (folder / "few").exists():
-        for source in sorted((folder / "digits").glob("*/*")):
-            target = folder / "few.part" / source.relative_to(folder / "digits")
-            target.mkdir(parents=True)
-            for image in sorted(source.iterdir())[:4]:
-                shutil.copy(image, target)
-        (folder / "few.part").rename(folder / "few")
-
-
-def all_jobs(folder: Path, methods: Sequence[str], seeds: int, quick: bool) -> list[Job]:
+def all_jobs(
+    folder: Path, data: Path, methods: Sequence[str], seeds: int, quick: bool
+) -> list[Job]:
     """Every training, those of one row together."""
-    data = str(folder / ("few" if quick else "digits"))
     jobs = []
     for method in methods:
-        own = METHODS[method] | (QUICK if quick else {})
-        values = {"TRAIN.method": method, **SETTINGS, **own}
-        flags = [word for key, v in values.items() for word in ("--set", f"{key}={v}")]
-        for name, embedding in ((method, []), (f"{method} + HE", HE)):
+        settings = {"TRAIN.method": method} | SETTINGS | METHODS[method] | (QUICK if quick else {})
+        flags = [str(data), *CONFIG, "--attack", ATTACKS, "--resume", "auto"]
+        flags += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        for row, embedding in ((method, []), (f"{method} + HE", HE)):
             for seed in range(seeds):
-                words = [data, *CONFIG, *flags, *embedding, "--attack", ",".join(ATTACKS)]
-                words += ["--seed", str(seed), "--resume", "auto"]
-                config = parse_command_line(words, "main_free", "")
-                jobs.append(Job(name, seed, tuple(words), config, folder))
+                own_flags = [*flags, *embedding, "--seed", str(seed)]
+                config = parse_command_line(own_flags, "main_free", "")
+                jobs.append(Job(row, own_flags, config, folder / config.run_dir))
     return jobs
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int, total: int) -> None:
+def train_all(folder: Path, jobs: Sequence[Job], at_once: int) -> None:
     """Train and attack, several at a time; a line for each that is done.
 
     Whatever ends this ends the trainings under way, which save their state first.
@@ -148,56 +149,101 @@ def run_jobs(jobs: Sequence[Job], at_once: int, total: int) -> None:
     Raises:
         UserError: one failed; its log says why.
     """
-    print(f"{total} trainings, {total - len(jobs)} of them finished before", flush=True)
-    waiting, done = list(jobs), total - len(jobs)
-    running: dict[subprocess.Popen[bytes], tuple[Job, float]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                job = waiting.pop(0)
-                words = [str(ROOT / "main_free.py"), *job.words]
-                running[start(job.folder, job.label, words)] = job, time.monotonic()
-            time.sleep(0.2)
-            for process in [p for p in running if p.poll() is not None]:
-                job, began = running.pop(process)
-                require_success(job.folder, job.label, process.returncode)
-                done += 1
-                minutes = (time.monotonic() - began) / 60
-                result = only_result(job.run, AttackResult)
-                clean, worst = result.clean.top1.percent, result.worst_case.top1.percent
-                found = f"{clean:.1f} % clean, {worst:.1f} % in the worst case"
-                print(f"[{done}/{total}] {job.label}: {found} ({minutes:.1f} min)", flush=True)
-    finally:
-        for process in running:
+    waiting = [job for job in jobs if not any(job.run.glob("attack_*.json"))]
+    done = len(jobs) - len(waiting)
+    print(f"{len(jobs)} trainings, {done} of them finished before", flush=True)
+    processes: list[subprocess.Popen[bytes]] = []
+    stopping = threading.Event()
+
+    def train(job: Job) -> str:
+        if stopping.is_set():
+            return ""
+        began, log = time.monotonic(), folder / "logs" / f"{job.run.name}.txt"
+        process = start(folder, job.flags, log)
+        processes.append(process)
+        if stopping.is_set():
             process.terminate()
-        for process in running:
-            process.wait()
+        if status := process.wait():
+            raise UserError(
+                f"{job.label} ended with status {status}; {log} says why, and the same command"
+                " resumes the study"
+            )
+        result = only_result(job.run, AttackResult)
+        clean, worst = result.clean.top1.percent, result.worst_case.top1.percent
+        minutes = (time.monotonic() - began) / 60
+        return f"{clean:.1f} % clean, {worst:.1f} % in the worst case ({minutes:.1f} min)"
+
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        futures = {pool.submit(train, job): job for job in waiting}
+        for number, future in enumerate(as_completed(futures), done + 1):
+            label = futures[future].label
+            print(f"[{number}/{len(jobs)}] {label}: {future.result()}", flush=True)
+    finally:
+        stopping.set()
+        for process in processes:
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
 
 
-def start(folder: Path, label: str, words: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start a command in the study's folder, on one thread, into a log."""
-    own = environment(OMP_NUM_THREADS="1")
-    with open(log_of(folder, label), "a", encoding="utf-8") as file:
+def start(folder: Path, flags: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a training in the study's folder, on one thread, into a log."""
+    make_folder(log.parent)
+    with open(log, "a", encoding="utf-8") as file:
         return subprocess.Popen(
-            [sys.executable, *words], cwd=folder, env=own, stdout=file, stderr=file
+            [sys.executable, str(ROOT / "main_free.py"), *flags],
+            cwd=folder,
+            env=environment(OMP_NUM_THREADS="1"),
+            stdout=file,
+            stderr=file,
         )
 
 
-def log_of(folder: Path, label: str) -> Path:
-    return make_folder(folder / "logs") / f"{label.replace(', ', '_').replace(' ', '_')}.txt"
+def write_report(folder: Path, jobs: Sequence[Job]) -> Path:
+    """Write DIR/STUDY.md and DIR/cost.png from the results of all runs; the report's path."""
+    results = [only_result(job.run, AttackResult) for job in jobs]
+    worst: dict[str, list[float]] = {}
+    for job, result in zip(jobs, results, strict=True):
+        worst.setdefault(job.row, []).append(result.worst_case.top1.percent)
+    costs = {job.row: training_cost(job.config) for job in jobs}
+    points = {row: (costs[row], over_seeds(values)) for row, values in worst.items()}
+    save_figure(robustness_against_cost(points), folder / "cost")
+    methods = {job.config.TRAIN.method: job.config for job in jobs}
+    config, provenance = jobs[0].config, results[0].provenance
+    text = TEXT.format(
+        date=provenance["date"][:10],
+        torch=provenance["versions"]["torch"],
+        device=provenance["device"],
+        arch=config.TRAIN.arch,
+        images=provenance["subset"]["n"],
+        size=config.DATA.crop_size,
+        eps=255 * config.eps,
+        batch=config.DATA.batch_size,
+        lr=config.TRAIN.lr,
+        seeds=max(map(len, worst.values())),
+        costs=markdown_table(
+            ["training", "settings", "forward-backward passes of the training set"],
+            [
+                [
+                    method,
+                    ", ".join(f"{key} {config.value(key)}" for key in METHODS[method]),
+                    str(training_cost(config)),
+                ]
+                for method, config in methods.items()
+            ],
+            numbers=False,
+        ),
+        comparison=(folder / "comparison.md").read_text(encoding="utf-8").strip(),
+    )
+    path = folder / "STUDY.md"
+    atomic_write(path, text)
+    return path
 
 
-def require_success(folder: Path, label: str, status: int) -> None:
-    """A command must have ended well.
-
-    Raises:
-        UserError: it has not.
-    """
-    if status:
-        raise UserError(
-            f"{label} ended with status {status}; {log_of(folder, label)} says why, and the same"
-            " command resumes the study"
-        )
+def training_cost(config: Config) -> int:
+    """Forward-backward passes over the training set that a training makes."""
+    method = TRAINING_METHODS[config.TRAIN.method]
+    return config.passes * method.cost(config.ADV.n_repeats, config.ADV.train_steps)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
 """`python -m tools.study --quick`: every training, its attacks, table, figure, and resumption."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, environment
 from in_process import call, unchanged
 
 import tools.study
-from tools.study import METHODS, all_jobs, main
-from tools.study_report import training_cost
+from tools.study import METHODS, all_jobs, main, training_cost
 from utils.storage.run_folder import lock_folder
 
 
@@ -27,21 +26,31 @@ def study(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 class Ended:
-    """A command that ran in this process, as far as the study asks a process of its own."""
+    """A training that ran in this process, as far as the study asks a process of its own."""
 
-    def __init__(self, folder: Path, label: str, words: Sequence[str]) -> None:
-        script, *arguments = words[1:] if words[0] == "-m" else (Path(words[0]).name, *words[1:])
+    def __init__(self, folder: Path, flags: Sequence[str], log: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
-            done = call(script, *arguments)
-        assert done.status == 0, (label, done)
-        self.returncode = done.status
-
-    def poll(self) -> int:
-        return self.returncode
+            self.done = call("main_free.py", *flags)
 
     def wait(self) -> int:
-        return self.returncode
+        assert self.done.status == 0, self.done
+        return self.done.status
+
+    def terminate(self) -> None:
+        """It has ended."""
+
+
+class InlineExecutor(Executor):
+    """Handling signals, as the commands do, is for the main thread alone."""
+
+    def __init__(self, _: int) -> None:
+        pass
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:  # type: ignore[override]
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments))
+        return future
 
 
 @pytest.mark.slow
@@ -49,16 +58,17 @@ def test_quick_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tools.study, "ATTACKS", ("pgd2",))
+    monkeypatch.setattr(tools.study, "ATTACKS", "pgd2")
     monkeypatch.setattr(tools.study, "start", Ended)
+    monkeypatch.setattr(tools.study, "ThreadPoolExecutor", InlineExecutor)
     words = ("study", "--quick", "--methods", "pgd")
     study(capsys, *words)
     text = (tmp_path / "study" / "STUDY.md").read_text()
     assert "| pgd |" in text
     assert "| pgd + HE |" in text
-    assert "40 training and 40 validation images" in text
-    costs = [row.split("|")[-2].strip() for row in text.splitlines() if "/255 |" in row]
-    assert costs == ["4"]  # three steps and the update
+    assert "attacked on 16 others" in text
+    settings = "TRAIN.epochs 1, ADV.train_steps 3, ADV.fgsm_step 16.0"
+    assert f"| pgd | {settings} | 4 |" in text  # three steps and the update
     assert (tmp_path / "study" / "cost.png").stat().st_size > 5000
     runs = sorted((tmp_path / "study" / "trained_models").iterdir())
     assert len(runs) == 2
@@ -74,9 +84,8 @@ def test_quick_study(
 
 def test_costs_of_the_trainings(tmp_path: Path) -> None:
     """Forward-backward passes over the training set: epochs times updates and attack steps."""
-    (tmp_path / "digits").mkdir()
-    jobs = all_jobs(tmp_path, list(METHODS), 1, quick=False)
-    costs = {job.name: training_cost(job.config) for job in jobs if "HE" not in job.name}
+    jobs = all_jobs(tmp_path, tmp_path, list(METHODS), 1, quick=False)
+    costs = {job.row: training_cost(job.config) for job in jobs if "HE" not in job.row}
     assert costs == {"natural": 10, "free": 20, "fast": 20, "pgd": 40}
 
 
@@ -85,12 +94,14 @@ def test_what_ends_the_study_ends_its_trainings(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tools.study", str(tmp_path / "study"), "--quick"]
     command += ["--methods", "natural", "--jobs", "1"]
     with subprocess.Popen(command, cwd=ROOT, env=environment(), text=True) as running:
-        log = tmp_path / "study" / "logs" / "natural_seed_0.txt"
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not (log.exists() and "1/1" in log.read_text()):
+        logs, deadline = tmp_path / "study" / "logs", time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if any("1/1" in log.read_text() for log in logs.glob("*.txt")):
+                break
             time.sleep(0.05)
         running.terminate()
         assert running.wait(60) == 143
+    (log,) = logs.iterdir()  # no other training has started
     text = log.read_text()
     assert "stopped by SIGTERM" in text or "results:" in text
     for folder in (tmp_path / "study" / "trained_models").glob("*"):

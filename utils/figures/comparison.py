@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.figures.style import WIDTH, footnote, handles_of, literal, point_style, styled
+from utils.figures.style import WIDTH, footnote, legend_handles, literal, point_style, styled
 from utils.storage.accuracy import Estimate
 
 ROW = 0.15  # inches from one run of a measure to the next
@@ -41,7 +41,7 @@ def comparison(panels: Sequence[Panel]) -> Figure:
     all_axes = fig.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, panel in zip(all_axes, panels, strict=True):
         draw_panel(axes, panel, names)
-    handles = handles_of(names, map(point_style, range(len(names))))
+    handles = legend_handles({name: point_style(index) for index, name in enumerate(names)})
     fig.legend(handles=handles, loc="outside upper center", handletextpad=0.3)
     footnote(fig, whisker_note([e for p in panels for _, v in p.measures for e in v.values()]))
     return fig

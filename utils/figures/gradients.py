@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from utils.errors import UserError
-from utils.figures.style import GREY, WIDTH, handles_of, literal, point_style, styled
+from utils.figures.style import GREY, WIDTH, legend_handles, literal, point_style, styled
 from utils.storage.files import CsvRows, read_csv, series
 
 # By group of parameters: the panel's title and what its axis counts.
@@ -72,11 +72,10 @@ def gradient_ratio(runs: Mapping[str, CsvRows], title: str = "") -> Figure:
     panels[0].yaxis.set_major_formatter("{x:g}")
     panels[0].yaxis.set_minor_locator(NullLocator())
     drawn = {parameter_type(row) for rows in runs.values() for row in rows}
-    types = {t: {"color": "grey", "marker": "o", **PARAMETER_STYLES[t]} for t in PARAMETER_STYLES}
-    types = {t: style for t, style in types.items() if t in drawn} | {"equal norms": EQUAL}
-    handles = handles_of(runs, map(point_style, range(len(runs)))) + handles_of(
-        types, types.values()
-    )
+    common = {"color": "grey", "marker": "o"}
+    types = {t: common | style for t, style in PARAMETER_STYLES.items() if t in drawn}
+    handles = legend_handles({label: point_style(index) for index, label in enumerate(runs)})
+    handles += legend_handles(types | {"equal norms": EQUAL})
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
     fig.suptitle(literal(title))
     return fig

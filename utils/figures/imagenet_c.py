@@ -10,7 +10,7 @@ from utils.figures.style import (
     WIDTH,
     curve_style,
     footnote,
-    handles_of,
+    legend_handles,
     literal,
     percent_axis,
     styled,
@@ -55,7 +55,7 @@ def imagenet_c(results: Results, title: str = "") -> Figure:
     percent_axis(panels[0], "top-1 accuracy (%)", accuracies)
     draw_bars(below.subplots(), results, groups)
     if not single:
-        handles = handles_of(results, map(curve_style, range(len(results))))
+        handles = legend_handles({label: curve_style(i) for i, label in enumerate(results)})
         above.legend(handles=handles, loc="outside lower center", ncols=2)
     footnote(fig, "Whiskers: 95 % Wilson intervals over the images, not images x severities.")
     fig.suptitle(literal(title))
@@ -68,23 +68,15 @@ def group_curves(results: Results, members: Sequence[str]) -> list[tuple[str, li
     A mean over a group is left empty where the result lacks a corruption that another has: means
     over different corruptions do not compare.
     """
-    curves = {
-        label: {
-            name: [accuracy.percent for accuracy in result.corruptions[name].top1]
-            for name in members
-            if name in result.corruptions
-        }
-        for label, result in results.items()
-    }
-    if len(results) == 1:
-        (only,) = curves.values()
-        return [(readable(name), values) for name, values in only.items()]
-    return [
-        (label, [fmean(v) for v in zip(*by_name.values(), strict=True)])
-        if len(by_name) == len(members)
-        else (label, [])
-        for label, by_name in curves.items()
-    ]
+    curves = []
+    for label, result in results.items():
+        top1 = [result.corruptions[name].top1 for name in members if name in result.corruptions]
+        percents = [[accuracy.percent for accuracy in severities] for severities in top1]
+        if len(results) == 1:
+            return list(zip(map(readable, members), percents, strict=True))
+        complete = len(percents) == len(members)
+        curves.append((label, [fmean(v) for v in zip(*percents, strict=True)] if complete else []))
+    return curves
 
 
 def bars_of(result: ImageNetCResult) -> dict[str, Estimate]:

@@ -46,8 +46,7 @@ def weak_attack_warnings(curve: Curve) -> list[str]:
             )
     last, conditions = curve[-1], curve[-1].conditions
     values = 3 * conditions.crop**2
-    all_values = {"Linf": 1.0, "L2": math.sqrt(values), "L1": float(values)}  # changed by 1
-    large = LARGE * all_values[conditions.norm]
+    large = LARGE * {"Linf": 1.0, "L2": math.sqrt(values), "L1": float(values)}[conditions.norm]
     if conditions.eps >= large and last.worst_case.top1.fraction > NEARLY_NONE:
         warnings.append(
             f"robust accuracy is still {last.worst_case.top1.percent:.1f} % at eps"
@@ -63,16 +62,11 @@ def radius_of(result: AttackResult) -> str:
 
 @styled
 def robustness(curves: Mapping[str, Curve], title: str = "") -> Figure:
-    """Worst-case accuracy against the radius, a panel for each norm; at 0 it is clean.
-
-    Args:
-        curves: by label.
-    """
+    """Worst-case accuracy against the radius, a panel for each norm; at 0 it is clean."""
     norms = list(dict.fromkeys(curve[0].conditions.norm for curve in curves.values()))
     fig = Figure(figsize=(WIDTH, 2.6), layout="constrained")
-    panels = dict(
-        zip(norms, fig.subplots(1, len(norms), sharey=True, squeeze=False)[0], strict=True)
-    )
+    columns = fig.subplots(1, len(norms), sharey=True, squeeze=False)[0]
+    panels = dict(zip(norms, columns, strict=True))
     highest: list[float] = []
     for index, (label, curve) in enumerate(curves.items()):
         norm, style = curve[0].conditions.norm, curve_style(index)

@@ -4,7 +4,7 @@ Figures are made of `matplotlib.figure.Figure` alone: no pyplot, no window, no d
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ WIDTH = 5.5  # inches, of the text of a paper: set so, the fonts have the sizes 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8.5,
-    "axes.labelsize": 8,
     "legend.fontsize": 7.5,
     "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5,
@@ -49,14 +48,10 @@ STYLE: dict[Any, Any] = {
 styled = matplotlib.rc_context(STYLE)  # decorator: the style holds inside the function alone
 
 
-def save_figure(fig: Figure, stem: str | Path) -> list[Path]:
-    """Write `stem.png` and `stem.pdf`, each whole or not at all, and return their paths.
-
-    Args:
-        stem: path; an ending .png or .pdf is dropped.
-    """
+def save_figure(fig: Figure, stem: Path) -> list[Path]:
+    """Write `stem.png` and `stem.pdf`; an ending .png or .pdf of `stem` is dropped."""
     # Not with_suffix: a stem such as `s10.0_margin0.2` has no suffix to replace.
-    folder, name = Path(stem).parent, re.sub(r"\.(png|pdf)$", "", Path(stem).name, flags=re.I)
+    folder, name = stem.parent, re.sub(r"\.(png|pdf)$", "", stem.name, flags=re.I)
     make_folder(folder)
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
     with matplotlib.rc_context(STYLE):
@@ -80,10 +75,9 @@ def curve_style(index: int) -> dict[str, Any]:
     return {**point_style(index), "linestyle": LINES[index % len(LINES)]}
 
 
-def handles_of(labels: Iterable[str], styles: Iterable[Mapping[str, Any]]) -> list[Line2D]:
-    """Legend entries, each with its style."""
-    pairs = zip(labels, styles, strict=True)
-    return [Line2D([], [], label=literal(label), **style) for label, style in pairs]
+def legend_handles(styles: Mapping[str, Mapping[str, Any]]) -> list[Line2D]:
+    """Legend entries by label."""
+    return [Line2D([], [], label=literal(label), **style) for label, style in styles.items()]
 
 
 def footnote(fig: Figure, text: str) -> None:
@@ -123,22 +117,24 @@ def run_label(name: str) -> str:
     return label + (f", seed {seed}" if seed else "")
 
 
-def run_labels(paths: Sequence[str | Path], given: Sequence[str] | None = None) -> list[str]:
-    """One distinct name per run: those given, else short names, else folder names, else paths.
+def run_labels(paths: Sequence[Path], labels: Sequence[str] | None = None) -> list[str]:
+    """One distinct name per run: its label, else short names, else folder names, else paths.
 
     Args:
         paths: run folders, or files inside them.
-        given: the caller's names; as many as paths.
+        labels: the user's; as many as paths.
     """
-    if given:
-        if len(given) != len(paths):
-            raise UserError(f"--labels has {len(given)} names for {len(paths)} runs; give one each")
-        return list(given)
-    folders = [Path(p).resolve() if Path(p).is_dir() else Path(p).resolve().parent for p in paths]
+    if labels:
+        if len(labels) != len(paths):
+            raise UserError(
+                f"--labels has {len(labels)} names for {len(paths)} runs; give one each"
+            )
+        return list(labels)
+    folders = [path.resolve() if path.is_dir() else path.resolve().parent for path in paths]
     for names in (
         [run_label(folder.name) for folder in folders],
         [folder.name for folder in folders],
-        [f"{folder.name}/{Path(p).stem}" for folder, p in zip(folders, paths, strict=True)],
+        [f"{folder.name}/{path.stem}" for folder, path in zip(folders, paths, strict=True)],
     ):
         if len(set(names)) == len(names):
             return names

@@ -31,46 +31,31 @@ def read_metrics(run: str | Path) -> list[dict[str, str]]:
 
 
 def draw_run(folder: Path) -> None:
-    """Training curves, and gradient ratios where they have been measured, as PNG and PDF.
-
-    Args:
-        folder: holds metrics.csv, and gradient_norms.csv where there are any.
-    """
-    save_figure(draw_training(folder), folder / "training_curves")
+    """Training curves, and gradient ratios where they have been measured, as PNG and PDF."""
+    save_figure(training_curves(folder), folder / "training_curves")
     if (folder / "gradient_norms.csv").exists():
         rows = read_gradient_norms(folder)
         save_figure(gradient_ratio({run_label(folder.name): rows}), folder / "gradient_ratio")
 
 
-def draw_training(folder: Path, title: str = "") -> Figure:
-    """The training curves of a run; its settings say what was trained on and with which loss."""
-    settings = run_settings(folder)
-    head = settings.get("HE", {})
-    margin = bool((head.get("FN") or head.get("WN")) and head.get("angular_margin_HE"))
-    natural = settings.get("TRAIN", {}).get("method") == "natural"
-    images = "clean" if natural else "adversarial"
-    return training_curves(read_metrics(folder), title, margin, images)
-
-
 @styled
-def training_curves(
-    rows: CsvRows, title: str = "", margin: bool = False, trained_on: str = "adversarial"
-) -> Figure:
-    """Loss with the learning rate below it, and top-1, over the epochs.
+def training_curves(folder: Path, title: str = "") -> Figure:
+    """Loss with the learning rate below it, and top-1, over the epochs of a run folder.
 
-    Args:
-        rows: of metrics.csv: epoch (from 1), lr, train_loss, train_top1, val_loss, val_top1 and,
-            where the best model is chosen by it, val_pgd_top1, and with an average of the weights
-            val_ema_loss and val_ema_top1; accuracies in percent.
-        margin: the training's loss has HE's margin, so it is no cross-entropy of the outputs.
-        trained_on: `adversarial` or `clean` images.
+    Its metrics.csv holds, where the best model is chosen by it, val_pgd_top1, and with an average
+    of the weights val_ema_loss and val_ema_top1, too; accuracies are in percent.
     """
+    rows, settings = read_metrics(folder), run_settings(folder)
+    head = settings.get("HE", {})
+    # With it the training's loss is no cross-entropy of the outputs.
+    margin = (head.get("FN") or head.get("WN")) and head.get("angular_margin_HE")
+    natural = settings.get("TRAIN", {}).get("method") == "natural"
     fig = Figure(figsize=(WIDTH, 2.8), layout="constrained")
     mosaic: Any = [["loss", "accuracy"], ["rate", "accuracy"]]
     panels = fig.subplot_mosaic(mosaic, height_ratios=(3.6, 1))
     loss, accuracy, rate = (panels[name] for name in ("loss", "accuracy", "rate"))
     labels = {
-        "train": f"training: {trained_on} images",
+        "train": f"training: {'clean' if natural else 'adversarial'} images",
         "val": "validation: clean images",
         "val_pgd": "validation: PGD-10",
         "val_ema": "validation: averaged weights",
