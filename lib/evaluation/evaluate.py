@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
-from lib.algorithm.pgd import frozen_eval
+from lib.algorithm.pgd import Logits, frozen_eval
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.pool import DeviceBatch, Outcome
 from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, Protocol, ThreatModel
@@ -52,15 +51,6 @@ def attack_rows(outcome: Outcome) -> dict[int, AttackRow]:
     return {i: AttackRow(p, bool(r), bool(r5), bool(z), s) for i, p, r, r5, z, s in rows}
 
 
-def make_attack(
-    model: nn.Module, spec: AttackSpec, threat: ThreatModel, surrogate: nn.Module | None, **pgd: Any
-) -> PGDAttack | AutoAttack:
-    """The attack that a spec describes, on `model` or a surrogate; `pgd` goes to PGDAttack."""
-    if isinstance(spec, AutoAttackSpec):
-        return AutoAttack(model, spec, threat, surrogate)
-    return PGDAttack(model, spec, threat, surrogate=surrogate, **pgd)
-
-
 def rows_of(attack: PGDAttack | AutoAttack, batches: Iterable[DeviceBatch]) -> Iterator[Rows]:
     return map(attack_rows, attack.run(batches))
 
@@ -94,9 +84,13 @@ class Evaluation:
     rows: dict[str, Rows] = field(default_factory=dict)
     warnings: set[str] = field(default_factory=set)
 
-    @property
-    def surrogate_model(self) -> nn.Module | None:
-        return None if self.surrogate is None else self.surrogate.model
+    def attack_of(self, spec: AttackSpec, outputs: Logits | None = None) -> PGDAttack | AutoAttack:
+        """The attack that a spec describes; PGD may take the compiled outputs of its network."""
+        model = self.evaluated.model
+        surrogate = None if self.surrogate is None else self.surrogate.model
+        if isinstance(spec, AutoAttackSpec):
+            return AutoAttack(model, spec, self.threat, surrogate)
+        return PGDAttack(model, spec, self.threat, outputs, surrogate)
 
     def run(self) -> None:
         """Fill `rows`, with what an interrupted run has left of them and what it has not.
@@ -114,8 +108,7 @@ class Evaluation:
                 everything = list(range(len(self.data.tree.files)))
                 self.phase(journal, CLEAN, CLEAN, everything, self.finite_rows)
             for spec in self.specs:
-                surrogate = self.surrogate_model
-                attack = make_attack(model, spec, self.threat, surrogate, outputs=outputs)
+                attack = self.attack_of(spec, outputs)
                 work = partial(rows_of, attack)
                 self.phase(journal, spec.name, spec.label, self.targets(), work, attack.chunk)
                 self.warnings |= attack.warnings

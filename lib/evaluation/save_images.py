@@ -9,7 +9,7 @@ from torchvision.utils import save_image
 from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.protocols import AttackSpec
 from lib.data.subsets import evenly_spread
-from lib.evaluation.evaluate import CLEAN, Evaluation, make_attack
+from lib.evaluation.evaluate import CLEAN, Evaluation
 from utils.distributed.context import DistributedContext
 from utils.figures.attacks import AttackedImage, attack_images
 from utils.figures.style import save_figure
@@ -60,8 +60,7 @@ def attacked_images(evaluation: Evaluation, chosen: Sequence[int]) -> list[Attac
             positions = [i for i in chosen if breaking(evaluation, i) is spec]
             if not positions:
                 continue
-            attack = make_attack(model, spec, evaluation.threat, evaluation.surrogate_model)
-            for outcome in attack.run(alone.batches(positions)):
+            for outcome in evaluation.attack_of(spec).run(alone.batches(positions)):
                 answers = model(outcome.adversarial).argmax(1).tolist()
                 attacked = zip(
                     outcome.indices.tolist(), outcome.adversarial.cpu(), answers, strict=True
