@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lib.algorithm.pgd import Search, frozen_eval, pgd
 from lib.algorithm.schedules import Schedule
 from lib.algorithm.training import Trainer, TrainingSettings, fast_step, free_step, make_noise
-from lib.training.assembly import make_optimizer
+from lib.training.setup import make_optimizer
 from models.resnet import ResNet, load_weights
 from tests.golden_inputs import drawn_noise, minibatch, start, weights
 from utils.config.load import merge

@@ -36,7 +36,7 @@ from lib.evaluation.load_model import EvaluatedModel
 from lib.evaluation.model_settings import settings_from
 from lib.evaluation.validation import EvaluationData
 from lib.imagenet_c.scan import find_folders, read_corruptions
-from lib.training.assembly import make_trainer
+from lib.training.setup import make_trainer
 from models.resnet import ResNet
 from tools import published_loop as plain
 from utils.config.settings import Config, Data, Train

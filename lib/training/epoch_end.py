@@ -16,8 +16,8 @@ from lib.algorithm.metrics import averages
 from lib.algorithm.pool import DeviceBatch
 from lib.algorithm.protocols import PROTOCOLS, PGDSpec, ThreatModel
 from lib.evaluation.validation import adversarial_examples, validate, validate_pgd
+from lib.training.checkpointing import Run, begin_epoch, epoch_totals, save
 from lib.training.loop import lr_at, stop_run
-from lib.training.state import Run, begin_epoch, epoch_totals, save
 from utils.storage.files import write_csv
 from utils.storage.run_folder import BEST, BEST_EMA
 

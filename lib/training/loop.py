@@ -14,7 +14,7 @@ import torch
 from lib.algorithm.metrics import averages
 from lib.algorithm.training import METHODS, draw_noise_
 from lib.data.to_device import on_device
-from lib.training.state import Run, epoch_totals, save
+from lib.training.checkpointing import Run, epoch_totals, save
 from utils.errors import Interrupted
 from utils.logging import ProgressBar
 

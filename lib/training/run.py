@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 
-from lib.training.assembly import assemble
+from lib.training.checkpointing import Run, begin_epoch
 from lib.training.epoch_end import finish_epoch
 from lib.training.loop import cudnn_benchmark, stop_run, train_one_epoch
-from lib.training.setup import read_images, require_same_start, set_up
-from lib.training.state import Run, begin_epoch
+from lib.training.setup import assemble, read_images, require_same_start, set_up
 from utils.config.load import dump_yaml
 from utils.config.rules import ignored_settings
 from utils.config.settings import Config

@@ -1,25 +1,45 @@
-"""What a training starts from, all of it checked before any work."""
+"""What a training starts from, all of it checked before any work, and the run made of it."""
 
-from __future__ import annotations
-
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from lib.algorithm.gradient_norms import GradientNorms
+from lib.algorithm.metrics import MetricSums
+from lib.algorithm.schedules import Schedule
+from lib.algorithm.training import Network, Trainer, TrainingSettings, make_noise
+from lib.data.datasets import ImageBatches, train_transform
 from lib.data.folders import ImageTree, read_split, require_same_classes, sizes_of_sample
+from lib.data.loader import Loader, make_loader, share_of_workers
+from lib.data.sampler import DistributedBatchSampler
 from lib.data.subsets import evenly_spread
 from lib.evaluation.model_settings import ModelSettings, model_of, new_model, settings_from
-from lib.training.resumption import begins_phase, find_resumption, require_same_run
-from lib.training.tensorboard import require_tensorboard
+from lib.evaluation.validation import EvaluationData
+from lib.training.checkpointing import (
+    Progress,
+    Run,
+    find_resumption,
+    require_same_run,
+    restore_state,
+)
+from lib.training.tensorboard import TensorBoardLog, require_tensorboard
 from models.resnet import ResNet
-from utils.config.settings import Config
+from utils.config.settings import Config, Data
 from utils.config.validators import REDUCE_OVERHEAD
 from utils.distributed.context import DistributedContext
+from utils.distributed.signals import SignalRequests
 from utils.errors import SharedUserError, UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint
-from utils.storage.files import make_folder
+from utils.storage.files import make_folder, names_sha256
 from utils.storage.run_folder import claim
 
 
@@ -29,7 +49,6 @@ class Setup:
 
     Attributes:
         selection: the images that choose the best model.
-        new_phase: whether weights and momentum of `resumed` alone are taken, into a run of its own.
         lock: of the run folder, for the first process.
     """
 
@@ -39,7 +58,6 @@ class Setup:
     model_settings: ModelSettings
     model: ResNet
     resumed: Checkpoint | None
-    new_phase: bool
     lock: AbstractContextManager[Any]
 
 
@@ -85,17 +103,16 @@ def set_up(
         train_tree, selection = hold_out(train_tree, config.TRAIN.select_examples)
     require_statistics(len(train_tree.files), config, context.world_size)
     resumed = find_resumption(config, config.run_dir, logger)
-    new_phase = resumed is not None and begins_phase(config, resumed)
     if resumed is None:
         settings = settings_from(config, train_tree.classes)
         model = new_model(settings, config.RUN.seed, config.OPTIONS.pretrained)
     else:
-        settings = require_same_run(config, resumed, train_tree.classes, new_phase, logger)
+        settings = require_same_run(config, resumed, train_tree.classes, logger)
         model = model_of(resumed, settings)
     lock: AbstractContextManager[Any] = nullcontext()
     if context.is_main:
         lock = claim_folder(config, resumed)
-    return Setup(train_tree, val_tree, selection, settings, model, resumed, new_phase, lock)
+    return Setup(train_tree, val_tree, selection, settings, model, resumed, lock)
 
 
 def hold_out(tree: ImageTree, examples: int) -> tuple[ImageTree, ImageTree]:
@@ -162,3 +179,188 @@ def require_same_start(setup: Setup, context: DistributedContext) -> None:
                 f"process {rank} sees {what} than process 0; all machines need the same"
                 " files, on a shared disk"
             )
+
+
+def assemble(
+    config: Config,
+    context: DistributedContext,
+    logger: Logger,
+    setup: Setup,
+    requests: SignalRequests,
+) -> Run:
+    """The run, ready for its next minibatch."""
+    torch.manual_seed(config.RUN.seed)  # nothing draws from it today, and checkpoints hold it
+    trainer = make_trainer(setup.model, config, setup.model_settings.scaled_margin, context)
+    progress = Progress(epoch=config.TRAIN.start_epoch)
+    if setup.resumed is not None:
+        progress = restore_state(setup.resumed, trainer, context, progress.epoch, logger)
+        warn_of_other_images(setup, progress, logger)
+    progress.images_hash = names_sha256(setup.train.files)
+    norms = board = None
+    if config.OPTIONS.print_gradients:
+        norms = GradientNorms(
+            trainer.model, trainer.loss, context.average_, progress.gradient_sums, trainer.scaler
+        )
+    if config.OPTIONS.tensorboard and context.is_main:
+        board = TensorBoardLog(config.run_dir, progress.epoch + 1)
+    order, loader = make_train_loader(setup.train, config.DATA, config.RUN.seed, context)
+    return Run(
+        config=config,
+        context=context,
+        logger=logger,
+        requests=requests,
+        model_settings=setup.model_settings,
+        trainer=trainer,
+        progress=progress,
+        schedule=make_schedule(config),
+        order=order,
+        loader=loader,
+        validation=make_validation(setup.val, config.DATA, context),
+        selection=make_validation(setup.selection, config.DATA, context),
+        norms=norms,
+        board=board,
+        sums=MetricSums(context.device),
+    )
+
+
+def warn_of_other_images(setup: Setup, progress: Progress, logger: Logger) -> None:
+    """The order of an epoch follows from the list of images; with another list it is another."""
+    if progress.images_hash not in ("", names_sha256(setup.train.files)):
+        part = f"the rest of epoch {progress.epoch + 1}" if progress.position else "from here on it"
+        logger.warning(
+            f"the training images are not those that this run was interrupted with: {part} takes"
+            f" the {len(setup.train.files)} images that are there now, in their own order"
+        )
+
+
+def make_trainer(
+    model: ResNet, config: Config, scaled_margin: float, context: DistributedContext
+) -> Trainer:
+    """Model, optimizer and noise on the device."""
+    train = config.TRAIN
+    if train.sync_bn and context.world_size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(context.device).to(memory_format=torch.channels_last)
+    average = None
+    if train.ema:  # batch-norm's statistics are averaged as the weights are
+        average = AveragedModel(
+            model, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True
+        )
+    share = config.DATA.batch_size // context.world_size
+    return Trainer(
+        model,
+        make_optimizer(model, config, context.device.type),
+        make_noise(share, config.DATA.crop_size, context.device),
+        TrainingSettings(
+            eps=config.eps,
+            step=config.step,
+            scaled_margin=scaled_margin,
+            precision=train.precision,
+            label_smoothing=train.label_smoothing,
+            attack_steps=config.ADV.train_steps,
+        ),
+        *make_networks(model, train.compile, context),
+        average,
+    )
+
+
+def make_networks(
+    model: ResNet, mode: bool | str, context: DistributedContext
+) -> tuple[Network, Network]:
+    """What forward passes go through, those of updates and those of attacks.
+
+    The model, compiled as `TRAIN.compile` says; for updates of several processes in DDP.
+    """
+    attacked = compile_network(model, mode)
+    if context.world_size == 1:
+        return attacked, attacked
+    ids = [context.device.index] if context.device.type == "cuda" else None
+    # Training does not read the running statistics, so rank 0's are copied where they are read,
+    # instead of at every forward pass.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    sync: Any = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    updated = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **sync)
+    return compile_network(updated, mode), attacked
+
+
+def compile_network(network: nn.Module, mode: bool | str) -> Network:
+    """The network as `TRAIN.compile` says: as it is, compiled, or in CUDA graphs.
+
+    A CUDA graph's outputs and gradients lie in memory that its next call uses again: a step reads
+    them before, which a test holds.
+    """
+    if not mode:
+        return network
+    if mode is True:
+        return torch.compile(network)
+    graphs = torch.compile(network, mode=mode, dynamic=False)  # one for each of a few sizes
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        torch.compiler.cudagraph_mark_step_begin()  # nothing of the call before is needed
+        return graphs(x)
+
+    return call
+
+
+def make_optimizer(model: nn.Module, config: Config, kind: str) -> torch.optim.SGD:
+    """SGD as published; one fused kernel where the device has it."""
+    train = config.TRAIN
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and not train.bn_weight_decay]
+    exempt = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if id(p) not in exempt]}
+    ]
+    if exempt:
+        without = [p for p in model.parameters() if id(p) in exempt]
+        groups.append({"params": without, "weight_decay": 0.0})
+    # The fused kernel lets an overflow, whose step fp16's scaler skips, into the momentum.
+    fused = kind in ("cpu", "cuda") and train.precision != "fp16"
+    return torch.optim.SGD(
+        groups,
+        train.lr,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        fused=True if fused else None,
+    )
+
+
+def make_schedule(config: Config) -> Schedule:
+    """The learning rate."""
+    train = config.TRAIN
+    repeats = config.ADV.n_repeats if train.method == "free" else 1
+    return Schedule(
+        config.schedule,
+        train.lr,
+        repeats,
+        config.passes,
+        train.lr_epochs,
+        train.lr_values,
+        train.warmup_epochs,
+    )
+
+
+def make_train_loader(
+    tree: ImageTree, data: Data, seed: int, context: DistributedContext
+) -> tuple[DistributedBatchSampler, Loader]:
+    """The order of the training images, and what reads them in it."""
+    total = len(tree.files)
+    order = DistributedBatchSampler(total, data.batch_size, context.rank, context.world_size, seed)
+    crop = train_transform(data.crop_size, data.min_area)
+    images = ImageBatches(tree, crop, data.crop_size, seed, data.flip)
+    workers = share_of_workers(data.workers, context)
+    loader = make_loader(
+        images,
+        order,
+        workers,
+        context.device,
+        context.local_processes,
+    )
+    return order, loader
+
+
+def make_validation(tree: ImageTree, data: Data, context: DistributedContext) -> EvaluationData:
+    """How images are read for validation."""
+    share = max(1, data.batch_size // context.world_size)
+    workers = share_of_workers(data.workers, context)
+    sizes = data.img_size, data.crop_size, share
+    return EvaluationData(tree, *sizes, workers, context)

@@ -8,7 +8,7 @@ from torch import nn
 
 from lib.algorithm.losses import margin_cross_entropy
 from lib.algorithm.training import Trainer, TrainingSettings, free_step, make_noise, update_noise_
-from lib.training.assembly import make_optimizer
+from lib.training.setup import make_optimizer
 from models.hypersphere import HypersphereHead
 from utils.config.settings import Config, Train
 

@@ -20,7 +20,7 @@ from lib.algorithm.training import (
     natural_step,
     pgd_step,
 )
-from lib.training.assembly import make_optimizer
+from lib.training.setup import make_optimizer
 from utils.config.load import merge
 
 EPS, STEP, LR, STEPS = 0.1, 0.04, 0.5, 3

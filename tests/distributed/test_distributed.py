@@ -396,7 +396,7 @@ def test_resuming_with_another_number_of_processes(digits: Path, tmp_path: Path)
 
 def restored_noise(context: DistributedContext, path: str) -> torch.Tensor:
     """This process's share, as a training goes on with it."""
-    from lib.training.restore import restore_state
+    from lib.training.checkpointing import restore_state
     from utils.logging import Logger
     from utils.storage.checkpoint import read_checkpoint
 

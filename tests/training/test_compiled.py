@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.metrics import MetricSums
 from lib.algorithm.training import METHODS, Trainer, TrainingSettings, make_noise
-from lib.training.assembly import make_networks, make_optimizer
+from lib.training.setup import make_networks, make_optimizer
 from models.resnet import ResNet
 from utils.config.load import merge
 from utils.config.validators import REDUCE_OVERHEAD

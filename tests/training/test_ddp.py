@@ -13,7 +13,7 @@ import torch
 from processes import gang
 from torch.nn.parallel import DistributedDataParallel
 
-from lib.training.assembly import make_networks
+from lib.training.setup import make_networks
 from models.resnet import ResNet
 from tests.ddp_steps import train_two_steps
 from utils.config.load import merge

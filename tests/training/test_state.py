@@ -8,6 +8,8 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,15 +19,18 @@ from processes import the_run
 
 import lib.training.epoch_end
 import lib.training.loop
-from lib.algorithm.training import METHODS
-from lib.training.assembly import make_optimizer
-from lib.training.restore import restore_momentum
-from lib.training.resumption import compare_settings
+from lib.algorithm.training import METHODS, Trainer, TrainingSettings
+from lib.data.sampler import DistributedBatchSampler
+from lib.training.checkpointing import Progress, compare_settings, restore_momentum, restore_state
+from lib.training.epoch_end import Validation, keep_best
+from lib.training.setup import make_optimizer
 from models.resnet import ResNet
 from utils.config.load import merge
 from utils.config.settings import Config
+from utils.distributed.context import DistributedContext
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint
+from utils.storage.run_folder import BEST
 
 SHORT = {"TRAIN__epochs": 2, "DATA__batch_size": 16, "ADV__pgd_attack": "[[1, 8/255]]"}
 
@@ -108,10 +113,52 @@ def test_settings_that_a_checkpoint_did_not_know_are_not_mentioned(
         del saved["TRAIN"][key]
     content = {"config": saved, "training": {}}
     checkpoint = Checkpoint("old.pth", {}, content, {})
-    compare_settings(Config(), checkpoint, (), Logger())
+    compare_settings(Config(), checkpoint, Logger())
     assert "from here on" not in capsys.readouterr().out
-    compare_settings(merge({"TRAIN": {"ema": 0.5}}), checkpoint, (), Logger())
+    compare_settings(merge({"TRAIN": {"ema": 0.5}}), checkpoint, Logger())
     assert "TRAIN.ema was 0.0 and is 0.5 from here on" in capsys.readouterr().out
+
+
+def test_noise_momentum_and_random_state_are_restored() -> None:
+    """By the second of two processes, whose noise is every other image of the saved buffer."""
+    model, buffer = ResNet("resnet18", 4), torch.rand(6, 3, 8, 8)
+    optimizer = make_optimizer(model, Config(), "cpu")
+    trainer = Trainer(model, optimizer, torch.zeros(3, 3, 8, 8), TrainingSettings(0.1, 0.1))
+    generator = torch.get_rng_state()
+    torch.manual_seed(5)
+    drawn = {"random_state": torch.get_rng_state(), "value": torch.rand(3)}
+    torch.set_rng_state(generator)
+    training = {"epoch": 3, "position": 7, "noise": buffer, "scaler": {}, **drawn}
+    content = {"training": training, "optimizer": published_momentum(model)}
+    checkpoint = Checkpoint("saved.pth", model.state_dict(), content, {})
+    context = DistributedContext(1, 2, torch.device("cpu"))
+    progress = restore_state(checkpoint, trainer, context, 0, Logger(False))
+    assert torch.equal(torch.rand(3), drawn["value"])
+    assert torch.equal(trainer.noise, buffer[1::2])
+    assert (progress.epoch, progress.position) == (3, 7)
+    saved = published_momentum(model)["state"].values()
+    for parameter, state in zip(model.parameters(), saved, strict=True):
+        assert torch.equal(optimizer.state[parameter]["momentum_buffer"], state["momentum_buffer"])
+
+
+def test_the_best_is_the_largest_so_far() -> None:
+    run: Any = SimpleNamespace(progress=Progress())
+    scores = [50.0, 40.0, 60.0, 60.0]
+    kept = [keep_best(run, Validation({}, None, score), None) for score in scores]
+    assert [BEST in best for best in kept] == [True, False, True, False]
+    assert run.progress.best == 60
+
+
+@pytest.mark.parametrize(("total", "world_size"), [(7, 2), (5, 4), (8, 3), (1, 2)])
+def test_weights_of_shares_make_the_mean_over_the_minibatch(total: int, world_size: int) -> None:
+    """The last minibatch is uneven: each process's mean loss is weighed by its images."""
+    losses = torch.rand(total, dtype=torch.float64)
+    terms = []
+    for rank in range(world_size):
+        order = DistributedBatchSampler(total, 8, rank, world_size)
+        (keys,) = order
+        terms.append(order.weight(0) * losses[[key[-1] for key in keys]].mean())
+    assert sum(terms) / world_size == pytest.approx(float(losses.mean()), rel=1e-12)
 
 
 @pytest.mark.slow
