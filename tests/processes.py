@@ -229,7 +229,7 @@ def member(
 ) -> None:
     """One process of `gang`."""
     torch.set_num_threads(1)
-    context = distributed.init("cpu", rank, count, rank, f"file://{place}/meeting")
+    context = distributed.init("cpu", rank, count, rank, f"file://{place}/rendezvous")
     Path(place, str(rank)).write_bytes(pickle.dumps(work(context, *arguments)))
     distributed.destroy()
 

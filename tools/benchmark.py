@@ -40,12 +40,12 @@ from tools.benchmark_subject import MISCLASSIFIED, ROBUST, Case
 from utils.config.command_line import names, positive, tool_parser, user_path
 from utils.config.settings import ARCHITECTURES, PRECISIONS
 from utils.config.validators import REDUCE_OVERHEAD
-from utils.distributed.device import choose_device
+from utils.distributed.context import choose_device
 from utils.distributed.launch import run_command
 from utils.errors import UserError
-from utils.logging import markdown_table
 from utils.storage.files import make_folder, write_json
 from utils.storage.provenance import now, processor, versions
+from utils.text import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {

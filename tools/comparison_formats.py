@@ -7,7 +7,7 @@ from typing import Any
 
 from tools.comparison_table import Table, describe
 from tools.comparison_values import MCE, MEAN, MEAN_OF_OTHERS, Conditions, Value
-from utils.logging import markdown_table
+from utils.text import markdown_table
 
 
 def cell_text(value: Value | None) -> str:

@@ -7,7 +7,7 @@ import sys
 from utils.config.command_line import FLAGS
 from utils.config.settings import EVERY, SETTINGS, SWITCH, Setting, plain
 from utils.distributed.launch import run_command
-from utils.logging import markdown_table
+from utils.text import markdown_table
 
 HEAD = """# Flags and settings
 

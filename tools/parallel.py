@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
-from utils.distributed.signals import holding_back, leave_to_parent, let_through
+from utils.distributed.signals import block_signals, ignore_signals, unblock_signals
 from utils.errors import UserError
 from utils.logging import Logger, ProgressBar
 
@@ -26,7 +26,7 @@ def in_parallel(
         UserError: a process died, and its batch with it.
     """
     others = multiprocessing.active_children()
-    with holding_back():
+    with block_signals():
         pool = multiprocessing.get_context("spawn").Pool(workers, follow_parent)
     processes = [process for process in multiprocessing.active_children() if process not in others]
     with pool:
@@ -45,9 +45,9 @@ def in_parallel(
 
 def follow_parent() -> None:
     """In a process of the pool: signals are the parent's matter, but how the pool ends it."""
-    leave_to_parent()
+    ignore_signals()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    let_through()
+    unblock_signals()
 
 
 def image_bar(label: str, total: int | None = None) -> ProgressBar:

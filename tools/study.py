@@ -31,10 +31,10 @@ from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.figures.study import robustness_against_cost
 from utils.figures.style import save_figure
-from utils.logging import markdown_table
 from utils.storage.accuracy import over_seeds
 from utils.storage.files import atomic_write, make_folder
 from utils.storage.results import AttackResult, only_result
+from utils.text import markdown_table
 
 # What each training gets: its epochs and its own numbers; steps are of 255.
 METHODS: dict[str, dict[str, Any]] = {

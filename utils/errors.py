@@ -1,6 +1,6 @@
-"""The two ways in which a command ends early on purpose."""
+"""The ways in which a command ends early on purpose."""
 
-from __future__ import annotations
+import signal
 
 
 class UserError(ValueError):
@@ -8,15 +8,24 @@ class UserError(ValueError):
 
 
 class SharedUserError(UserError):
-    """A user error that every process has; only the first one says it."""
+    """A user error that every rank has; rank 0 alone prints it."""
 
 
-class Interrupted(Exception):
-    """A signal asked the command to stop, and its state has been saved."""
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the command; what is on the disk is intact.
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by signal {signum}")
-        self.signum = signum
+    A KeyboardInterrupt, so that no `except Exception` on the way takes it for an error.
+
+    Args:
+        said: the user has been told; otherwise whoever catches it prints a line.
+    """
+
+    def __init__(self, signum: int, said: bool = False) -> None:
+        super().__init__(signum, said)
+        self.signum, self.said = signum, said
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.signum).name}"
 
     @property
     def exit_status(self) -> int:

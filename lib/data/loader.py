@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from lib.data.datasets import Batch, FolderBatches, ImageBatches, PipedBatch
 from lib.data.sampler import DistributedBatchSampler, EvaluationSampler
 from utils.distributed.context import DistributedContext
-from utils.distributed.signals import leave_to_parent
+from utils.distributed.signals import ignore_signals
 from utils.errors import UserError
 
 PREFETCH = 4  # batches that each worker is ahead
@@ -149,7 +149,7 @@ def make_loader(
             num_workers=workers,
             collate_fn=as_it_is if shared else piped,
             pin_memory=cuda,
-            worker_init_fn=leave_to_parent,
+            worker_init_fn=ignore_signals,
             persistent_workers=True,
             prefetch_factor=PREFETCH,
             generator=generator,

@@ -21,7 +21,7 @@ from lib.data.subsets import choose
 from lib.data.to_device import on_device
 from lib.evaluation.folder_measure import Measure, count_folder, top1_and_top5
 from utils.distributed.context import DistributedContext
-from utils.logging import Logger
+from utils.logging import Logger, ProgressBar
 from utils.storage.conditions import Conditions
 from utils.storage.journal import ResumableRows, remove_journals
 from utils.storage.results import result_stem
@@ -161,7 +161,7 @@ class FolderEvaluation:
         loader = make_loader(dataset, sampler, workers, device, local)
         batches = on_device(loader, device, next(self.model.parameters()).dtype)
         every = max(1, len(sampler) // PROGRESS_LINES)
-        return self.logger.progress(batches, len(sampler), what, every)
+        return ProgressBar(self.logger, len(sampler), what, every).over(batches)
 
 
 def share_name(rank: int, world_size: int) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 
 from lib.algorithm.protocols import AttackSpec, PGDSpec
 from lib.evaluation.evaluate import CLEAN, Evaluation, worst_case
-from utils.logging import table
 from utils.storage.accuracy import Accuracy
 from utils.storage.conditions import length_text
 from utils.storage.files import write_csv
@@ -17,6 +16,7 @@ from utils.storage.results import (
     TopAccuracies,
     write_result,
 )
+from utils.text import table
 
 CLASS_HEADER = ("class", "n", "clean_correct", "clean_accuracy", "robust", "robust_accuracy")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from functools import partial
 
 from lib.algorithm.protocols import PROTOCOLS
@@ -33,8 +32,6 @@ def evaluate(config: Config, context: DistributedContext) -> None:
     Raises:
         UserError: bad input.
     """
-    if hasattr(signal, "SIGUSR1"):  # "save": everything finished is on the disk already
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     logger = Logger(context.is_main)
     evaluated = context.run_and_share_errors(lambda: load_evaluated_model(config, context.device))
     for warning in ignored_settings(config, evaluated.settings.hypersphere):

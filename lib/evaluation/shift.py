@@ -17,10 +17,10 @@ from lib.evaluation.folder_measure import Measure
 from utils.errors import UserError
 from utils.figures.comparison import Panel, comparison
 from utils.figures.style import save_figure
-from utils.logging import table
 from utils.storage.accuracy import Accuracy
 from utils.storage.files import names_sha256, write_csv
 from utils.storage.results import ShiftAccuracies, ShiftResult, write_result
+from utils.text import table
 
 PART = 10_000  # images after which an interrupted evaluation resumes
 MEASURES = ("top1", "top5", "present_top1", "present_top5")

@@ -11,7 +11,6 @@ from lib.imagenet_c.corruptions import GROUPS, SEVERITIES, STANDARD, group_of
 from lib.imagenet_c.mce import summarise
 from lib.imagenet_c.scan import CorruptionTree
 from utils.errors import UserError
-from utils.logging import table
 from utils.storage.accuracy import Accuracy
 from utils.storage.conditions import Conditions
 from utils.storage.files import write_csv
@@ -23,6 +22,7 @@ from utils.storage.results import (
     read_result,
     write_result,
 )
+from utils.text import table
 
 COLUMNS = ["corruption", "group", "severity", "n"]
 COLUMNS += [f"{top}_{what}" for top in ("top1", "top5") for what in ("correct", "accuracy")]

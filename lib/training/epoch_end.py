@@ -18,6 +18,7 @@ from lib.algorithm.protocols import PROTOCOLS, PGDSpec, ThreatModel
 from lib.evaluation.validation import adversarial_examples, validate, validate_pgd
 from lib.training.checkpointing import Run, begin_epoch, epoch_totals, save
 from lib.training.loop import lr_at, stop_run
+from utils.logging import ProgressBar
 from utils.storage.files import write_csv
 from utils.storage.run_folder import BEST, BEST_EMA
 
@@ -124,7 +125,8 @@ def validate_network(run: Run, model: nn.Module) -> Validation:
             stop_run(run, run.requests.stop)  # saved before validation began
 
     def with_progress(batches: Iterable[DeviceBatch], total: int) -> Iterator[DeviceBatch]:
-        for batch in run.logger.progress(batches, total, what, train.print_freq):
+        bar = ProgressBar(run.logger, total, what, train.print_freq)
+        for batch in bar.over(batches):
             answer_stop()
             yield batch
 

@@ -31,8 +31,7 @@ def train_one_epoch(run: Run) -> None:
     method = METHODS[config.TRAIN.method]
     trainer.model.train()
     what = f"epoch {progress.epoch + 1}/{config.passes}"
-    bar = ProgressBar(run.logger, total, what, print_freq)
-    bar.advance(progress.position, skipped=True)
+    bar = ProgressBar(run.logger, total, what, print_freq, done=progress.position)
     run.order.set_position(progress.epoch, progress.position)
     batches = on_device(run.loader, run.context.device, while_waiting=lambda: run.requests.stop)
     for number, (images, labels, _) in enumerate(batches, progress.position):
@@ -72,6 +71,7 @@ def answer_requests(run: Run, at_end: bool = False) -> None:
         save(run)
         run.requests.save = False
     if stop:
+        run.context.barrier()  # the first rank that ends has the others killed by torchrun
         stop_run(run, stop)
 
 
@@ -109,7 +109,7 @@ def stop_run(run: Run, signum: int, state: str = "saved") -> NoReturn:
     """Say how to resume, and end."""
     name = signal.Signals(signum).name
     run.logger.info(f"stopped by {name}; {state}. Resume with --resume auto")
-    raise Interrupted(signum)
+    raise Interrupted(signum, said=True)
 
 
 @contextmanager

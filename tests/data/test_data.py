@@ -26,8 +26,7 @@ from lib.data.loader import make_loader, share_of_workers
 from lib.data.sampler import DistributedBatchSampler, EvaluationSampler, share_in_batches
 from lib.data.to_device import on_device, to_device
 from lib.evaluation.validation import EvaluationData
-from utils.distributed.context import DistributedContext
-from utils.distributed.machine import share_of_cores
+from utils.distributed.context import DistributedContext, share_of_cores
 from utils.errors import UserError
 
 CPU = torch.device("cpu")

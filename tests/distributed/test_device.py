@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from utils.config.command_line import parse_command_line
-from utils.distributed import device
-from utils.distributed import device as devices
-from utils.distributed.context import FORK_SAFE
-from utils.distributed.device import choose_device, number_of_processes, require_own_gpus
+from utils.distributed import context
+from utils.distributed.context import (
+    FORK_SAFE,
+    choose_device,
+    number_of_processes,
+    require_own_gpus,
+)
 from utils.distributed.launch import launch, run_command
 from utils.errors import SharedUserError, UserError
 
@@ -80,7 +83,7 @@ def test_how_many_processes(
 def test_more_processes_than_there_is_room_for(
     nproc: int, name: str, words: str, gpus: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "allowed_cores", lambda: frozenset({1, 4, 5}))
+    monkeypatch.setattr(context, "allowed_cores", lambda: frozenset({1, 4, 5}))
     assert number_of_processes(12, "cpu") == 12
     with pytest.raises(UserError, match=words):
         number_of_processes(nproc, name)
@@ -103,7 +106,7 @@ def test_auto_with_a_broken_driver(
     gpus.count = 0
     monkeypatch.setattr(torch.cuda, "is_available", is_available)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(devices, "GPU_FILES", str(tmp_path / "nvidia[0-9]*"))
+    monkeypatch.setattr(context, "GPU_FILES", str(tmp_path / "nvidia[0-9]*"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert choose_device("auto") == torch.device("cpu")  # no GPU in the machine
     (tmp_path / "nvidia0").touch()
@@ -171,7 +174,6 @@ def test_other_errors_keep_their_traceback() -> None:
 
 def test_memory_of_infiniband_is_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Set for NCCL before it starts; what a user has set stays."""
-    from utils.distributed import context
 
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("that is enough")

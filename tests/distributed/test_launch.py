@@ -1,10 +1,7 @@
 """One message, the right exit status, and nothing left running, however a command ends."""
 
-from __future__ import annotations
-
-import multiprocessing
-import os
 import signal
+import subprocess
 import sys
 import textwrap
 import time
@@ -12,52 +9,55 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import settings
+from conftest import command, environment, settings
 from in_process import call, only_error
-from processes import (
-    MARK,
-    Running,
-    started,
-    survivors,
-    until,
-)
+from processes import MARK, Running, started, survivors, until
 
-from utils.distributed.launch import OwnUserError, run_command
-from utils.distributed.processes import raise_cause
-from utils.distributed.signals import StoppedAtOnce
+from utils.distributed.launch import lost_peer, raise_cause, run_command, run_under_torchrun
 from utils.errors import Interrupted, SharedUserError, UserError
-
-pytestmark = pytest.mark.slow
 
 TRAINING = settings(TRAIN__epochs=4, DATA__batch_size=8)
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="looks for processes in /proc"
 )
 
-# A small command: two processes, each with a reading process, one of which does what it is told.
+# A small command: two ranks, each with a worker, one of which does what it is told.
 SMALL = """
     import multiprocessing, os, signal, sys, time
     from types import SimpleNamespace
 
     from utils.distributed.launch import launch, run_command
-    from utils.distributed.signals import leave_to_parent
-    from utils.errors import UserError
+    from utils.distributed.signals import SignalRequests, ignore_signals
+    from utils.errors import Interrupted, UserError
 
     def read(parent):
-        leave_to_parent()
+        ignore_signals()
         while os.getppid() == parent:  # a loader's workers look every five seconds
             time.sleep(0.5)
 
     def work(config, context):
-        reader = multiprocessing.Process(target=read, args=[os.getpid()], daemon=True)
-        reader.start()
+        multiprocessing.Process(target=read, args=[os.getpid()], daemon=True).start()
         print("ready", flush=True)
         context.barrier()
+        if config.act == "save":
+            save(context)
         if context.rank == 1:
             act(config.act)
         context.barrier()
+
+    def save(context):
+        with SignalRequests().noted() as requests:
+            while not context.max(requests.stop):
+                time.sleep(0.01)
+                if requests.save:
+                    requests.save = print(f"rank {context.rank} saves", flush=True)
+            if context.rank == 0:
+                time.sleep(8)  # longer than ranks have after another failure
+                print("saved", flush=True)
+            raise Interrupted(context.max(requests.stop), said=True)
 
     def act(what):
         if what == "error":
@@ -76,15 +76,6 @@ SMALL = """
 """
 
 
-@contextmanager
-def small(act: str, tmp_path: Path, mark: str = "none") -> Iterator[Running]:
-    """Start the small command."""
-    path = tmp_path / "small.py"
-    path.write_text(textwrap.dedent(SMALL))
-    with started([sys.executable, path, act], tmp_path, **{MARK: mark}) as running:
-        yield running
-
-
 @pytest.fixture
 def mark() -> Iterator[str]:
     """Marks the processes of a test; none of them may be left some seconds after it."""
@@ -94,40 +85,43 @@ def mark() -> Iterator[str]:
 
 
 def wait_for_none(mark: str, seconds: float = 10) -> None:
-    """The processes with this mark are gone, or will be in no time."""
     deadline = time.monotonic() + seconds
     while (left := survivors(mark)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert left == []
 
 
-@needs_proc
-def test_a_user_error_of_one_process(tmp_path: Path, mark: str) -> None:
-    """Such as an image that it cannot read: one line, and its peers end."""
-    with small("error", tmp_path, mark) as running:
-        done = running.end()
-        wait_for_none(mark)
-    assert (done.status, done.err) == (2, "error: rank 1 cannot\n")
+@contextmanager
+def small(act: str, tmp_path: Path, mark: str) -> Iterator[Running]:
+    """Start the small command."""
+    path = tmp_path / "small.py"
+    path.write_text(textwrap.dedent(SMALL))
+    with started([sys.executable, path, act], tmp_path, **{MARK: mark}) as running:
+        yield running
 
 
+@pytest.mark.slow
 @needs_proc
-def test_a_process_that_is_killed(tmp_path: Path, mark: str) -> None:
-    with small("kill", tmp_path, mark) as running:
+@pytest.mark.parametrize(
+    ("act", "status", "first_line", "last_line"),
+    [
+        ("error", 2, "error: rank 1 cannot", ""),
+        ("kill", 1, "error: process 1 was killed by SIGKILL, perhaps for lack of memory; its", ""),
+        ("bug", 1, "Traceback (most recent call last):", "KeyError: 'a bug in rank 1'"),
+    ],
+)
+def test_one_rank_fails(
+    act: str, status: int, first_line: str, last_line: str, tmp_path: Path, mark: str
+) -> None:
+    with small(act, tmp_path, mark) as running:
         done = running.saw("ready", times=2).end()
         wait_for_none(mark)  # before `started` kills what is left
-    assert done.status == 1
-    assert done.err == (
-        "error: process 1 was killed by SIGKILL, perhaps for lack of memory; its peers were ended\n"
-    )
-
-
-def test_a_bug_keeps_its_traceback_once(tmp_path: Path) -> None:
-    with small("bug", tmp_path) as running:
-        done = running.end()
-    assert done.status == 1
-    assert done.err.startswith("Traceback (most recent call last):\n")
-    assert done.err.count("Traceback") == 1
-    assert done.err.endswith("KeyError: 'a bug in rank 1'\n")
+    lines = done.err.splitlines()
+    assert done.status == status
+    assert lines[0].startswith(first_line)
+    assert lines[-1].endswith(last_line)
+    assert done.err.count("Traceback") == (act == "bug")
+    assert len(lines) == 1 or act == "bug"
 
 
 CRASH = """
@@ -142,9 +136,10 @@ sys.exit(main_free.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @needs_proc
-def test_a_bug_does_not_wait_for_the_readers(tmp_path: Path, digits: Path, mark: str) -> None:
-    """Its traceback keeps the loader; the readers ignore the signal that Python ends them by."""
+def test_a_bug_does_not_wait_for_the_workers(tmp_path: Path, digits: Path, mark: str) -> None:
+    """Its traceback keeps the loader; the workers ignore the signal that Python ends them by."""
     words = [sys.executable, "-c", CRASH, digits, *settings(DATA__workers=1)]
     with started(words, tmp_path, **{MARK: mark}) as running:
         done = running.end()
@@ -152,20 +147,22 @@ def test_a_bug_does_not_wait_for_the_readers(tmp_path: Path, digits: Path, mark:
     assert done.err.count("KeyError: 'a bug in a step'") == 1
 
 
+@pytest.mark.slow
 @needs_proc
 def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path, mark: str) -> None:
     with small("wait", tmp_path, mark) as running:
         running.saw("ready", times=2)
-        assert len(survivors(mark)) >= 5  # the command, two processes, their readers
+        assert len(survivors(mark)) >= 5  # the command, two ranks, their workers
         assert running.send(signal.SIGKILL).end().status == -signal.SIGKILL
         wait_for_none(mark)
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize(
     ("number", "everyone"), [(signal.SIGINT, True), (signal.SIGHUP, True), (signal.SIGTERM, False)]
 )
-def test_signals_while_processes_start_or_wait(
+def test_signals_while_ranks_start_or_wait(
     number: int, everyone: bool, tmp_path: Path, mark: str
 ) -> None:
     """All get it while they import; SIGTERM, to the command alone, while they wait."""
@@ -177,7 +174,19 @@ def test_signals_while_processes_start_or_wait(
         done = running.send(number, everyone).end()
         wait_for_none(mark)
     assert done.status == 128 + number
-    assert done.err == f"stopped by {number.name}\n"
+    assert done.err == f"stopped by {signal.Signals(number).name}\n"
+
+
+@pytest.mark.slow
+@needs_proc
+def test_all_ranks_get_signals_and_time_to_save(tmp_path: Path, mark: str) -> None:
+    with small("save", tmp_path, mark) as running:
+        running.saw("ready", times=2)
+        time.sleep(1)
+        running.send(signal.SIGUSR1).saw("rank 0 saves").saw("rank 1 saves")
+        done = running.send(signal.SIGTERM).end()
+    assert (done.status, done.err) == (143, "")
+    assert done.out.endswith("saved\n")
 
 
 # The parts
@@ -194,9 +203,9 @@ def ends(error: BaseException | None) -> None:
         (None, 0, ""),
         (UserError("wrong"), 2, "error: wrong\n"),
         (UserError("wrong\nalso wrong"), 2, "error: wrong\nerror: also wrong\n"),
-        (Interrupted(signal.SIGINT), 130, ""),  # who saved has said so
-        (Interrupted(signal.SIGTERM), 143, ""),
-        (StoppedAtOnce(signal.SIGTERM), 143, "stopped by SIGTERM\n"),
+        (Interrupted(signal.SIGINT, said=True), 130, ""),
+        (Interrupted(signal.SIGHUP, said=True), 129, ""),
+        (Interrupted(signal.SIGTERM), 143, "stopped by SIGTERM\n"),
         (
             RuntimeError("gloo: Connection closed by peer [127.0.0.1]:4"),
             1,
@@ -209,6 +218,50 @@ def test_exit_statuses(
 ) -> None:
     assert run_command(lambda: ends(error)) == status
     assert tuple(capsys.readouterr()) == ("", message)
+
+
+def test_bugs_are_raised() -> None:
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_command(lambda: ends(RuntimeError("a bug")))
+
+
+def test_a_lost_peer_is_told_from_other_errors() -> None:
+    texts = [
+        "[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:8351: Connection reset by peer",
+        "[gloo/transport/tcp/pair.cc:525] Connection closed by peer [127.0.0.1]:29500",
+        "NCCL error: remote process exited or there was a network error",
+        "writev [10.0.0.1]: Broken pipe",
+        "NCCL communicator was aborted on rank 1.",
+    ]
+    assert all(lost_peer(RuntimeError(text)) for text in texts)
+    assert not lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not lost_peer(KeyError("closed by peer"))
+
+
+TERM, DONE = Interrupted(signal.SIGTERM), Interrupted(signal.SIGTERM, said=True)
+
+
+@pytest.mark.parametrize(
+    ("failed", "reports", "stops", "cause"),
+    [
+        ({1: 143}, {1: DONE}, [15], TERM),  # rank 0, which prints, has not reported
+        ({1: 143}, {1: DONE, 0: DONE}, [15], DONE),
+        ({0: -15}, {}, [15], TERM),  # before it could answer
+        ({1: 2}, {1: UserError("wrong"), 0: DONE}, [], UserError("wrong")),
+        ({1: 2}, {1: UserError("wrong"), 0: "Traceback"}, [], SystemExit(1)),
+        ({1: -9}, {0: DONE}, [], SystemExit(1)),
+        ({1: -11}, {}, [], SystemExit(1)),
+    ],
+)
+def test_what_made_ranks_fail(
+    failed: dict[int, int],
+    reports: dict[int, Any],
+    stops: list[int],
+    cause: BaseException,
+) -> None:
+    with pytest.raises(type(cause)) as caught:
+        raise_cause(failed, reports, stops)
+    assert caught.value.args == cause.args
 
 
 @pytest.mark.parametrize(
@@ -230,51 +283,89 @@ def test_a_launcher_that_says_too_little(
 
 
 @pytest.mark.parametrize(
-    ("others", "message"),
+    ("error", "in_worker", "speakers"),
     [
-        ([], "stopped by SIGTERM; what was saved is intact. Resume with --resume auto\n"),
-        ([("said", Interrupted(signal.SIGTERM))], ""),  # the first process has had its say
-    ],
-)
-def test_a_stop_that_the_first_process_knows_nothing_of(
-    others: list, message: str, capsys: pytest.CaptureFixture
-) -> None:
-    reports = multiprocessing.SimpleQueue()
-    for report in [("stopped", Interrupted(signal.SIGTERM)), *others]:
-        reports.put(report)
-    with pytest.raises(Interrupted):
-        raise_cause({1: 143}, [], reports, [])
-    assert capsys.readouterr().out == message
-
-
-def test_bugs_are_raised() -> None:
-    with pytest.raises(RuntimeError, match="a bug"):
-        run_command(lambda: ends(RuntimeError("a bug")))
-
-
-@pytest.mark.parametrize(
-    ("error", "speakers"),
-    [
-        (UserError("before they met"), [(0, 0), (2, 0)]),  # once on each machine
-        (SharedUserError("all have it"), [(0, 0)]),
-        (OwnUserError("one has it"), [(0, 0), (1, 1), (2, 0), (3, 1)]),
-        (RuntimeError("Connection reset by peer"), [(0, 0), (2, 0)]),
-        (StoppedAtOnce(signal.SIGINT), [(0, 0)]),
+        (UserError("before they met"), False, [(0, 0), (2, 0)]),  # once on each machine
+        (SharedUserError("all have it"), True, [(0, 0)]),
+        (UserError("one has it"), True, [(0, 0), (1, 1), (2, 0), (3, 1)]),
+        (RuntimeError("Connection reset by peer"), False, [(0, 0), (2, 0)]),
+        (Interrupted(signal.SIGINT), False, [(0, 0)]),
     ],
 )
 def test_who_speaks_under_torchrun(
     error: BaseException,
+    in_worker: bool,
     speakers: list[tuple[int, int]],
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two machines with two processes each: (rank, local rank) of those that say it."""
+    """Two machines with two ranks each: (rank, local rank) of those that say it."""
+    numbers = {"WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    config: Any = type("Config", (), {"RUN": type("Run", (), {"nproc": 0})})
+    monkeypatch.setattr("utils.distributed.launch.run_rank", lambda *_: ends(error))
     spoke = []
-    for place in ((0, 0), (1, 1), (2, 0), (3, 1)):
-        monkeypatch.setenv("RANK", str(place[0]))
-        monkeypatch.setenv("LOCAL_RANK", str(place[1]))
-        run_command(lambda: ends(error))
-        if capsys.readouterr().err:
-            spoke.append(place)
+    for rank, local_rank in ((0, 0), (1, 1), (2, 0), (3, 1)):
+        for name, value in {**numbers, "RANK": rank, "LOCAL_RANK": local_rank}.items():
+            monkeypatch.setenv(name, str(value))
+        run_command(lambda: run_under_torchrun(None, config) if in_worker else ends(error))  # type: ignore[arg-type]
+        printed = capsys.readouterr().err
+        assert printed.count("\n") <= 1
+        if printed:
+            spoke.append((rank, local_rank))
     assert spoke == speakers
-    assert os.environ["RANK"] == "3"
+
+
+# Standard streams that are closed, full or for ASCII alone end no command
+
+PRINTS = """
+import sys
+from pathlib import Path
+from utils.distributed.launch import run_command
+from utils.logging import Logger, ProgressBar
+
+def work():
+    logger = Logger(path=Path("log.txt"))
+    logger.heading("caf\\u00e9 \\udcff")
+    for _ in ProgressBar(logger, 3, "epoch", 1).over(range(3)):
+        print("x" * 100_000)
+    print("said", file=sys.stderr)
+    Path("done").write_text(str(sys.stdout.isatty()))
+    return 7
+
+sys.exit(run_command(work))
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirections", "encoding"),
+    [
+        (">&- 2>&-", "utf-8"),
+        ("0<&- >&- 2>&-", "utf-8"),
+        ("> /dev/full 2>&-", "ascii"),
+        ("| head -n 1 > /dev/null; exit ${PIPESTATUS[0]}", "utf-8"),
+        ("> out.txt", "ascii:strict"),
+    ],
+)
+def test_the_work_outlives_its_streams(redirections: str, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "prints.py").write_text(PRINTS)
+    line = f"{sys.executable} prints.py {redirections}"
+    environ = environment(PYTHONIOENCODING=encoding)
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environ, timeout=60)
+    assert done.returncode == 7
+    assert (tmp_path / "done").read_text() == "False"
+    log = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert log[0].endswith("== café \\udcff")
+    assert [text.split()[3] for text in log[1:]] == ["[1/3]", "[2/3]", "[3/3]"]
+    assert all("x" not in text.split(maxsplit=2)[2] for text in log)  # no output went astray
+
+
+def test_tools_outlive_their_readers(tmp_path: Path) -> None:
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class" / "0.jpg").touch()
+    words = [*command("tools.check_data", tmp_path, "--workers", 1), "> /dev/full"]
+    done = subprocess.run(
+        ["bash", "-c", " ".join(words)], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 1  # what it found, not how it could be said
+    assert "Traceback" not in done.stderr
+    assert "reading [1/1] 1 wrong" in done.stderr  # lines in a log, no bar

@@ -18,12 +18,8 @@ import torch
 from conftest import settings
 from processes import Done, differences, forked, launching, outcome, the_run
 
-from utils.distributed.signals import (
-    SignalRequests,
-    StoppedAtOnce,
-    handling,
-    stopping_at_once,
-)
+from utils.distributed.signals import SignalRequests, handling, stopping_at_once
+from utils.errors import Interrupted
 from utils.storage.checkpoint import is_whole
 
 pytestmark = pytest.mark.slow
@@ -312,7 +308,7 @@ def test_a_stop_that_a_destructor_swallows_is_sent_again() -> None:
             del slow
             time.sleep(5)
 
-    with pytest.raises(StoppedAtOnce) as stop:
+    with pytest.raises(Interrupted) as stop:
         work()
     assert stop.value.signum == signal.SIGINT
 
@@ -327,7 +323,7 @@ def test_requests_are_noted_and_handlers_given_back() -> None:
         signal.raise_signal(signal.SIGINT)  # at once after it: another way of the same request
         assert requests.stop == signal.SIGTERM
         requests.since -= 2
-        with pytest.raises(StoppedAtOnce):
+        with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGINT)  # impatience
     assert before == {number: signal.getsignal(number) for number in (2, 10, 15)}
 
@@ -336,7 +332,7 @@ def test_handlers_are_given_back_after_an_error() -> None:
     before = signal.getsignal(signal.SIGTERM)
 
     def fail() -> None:
-        with handling({"SIGTERM": print, "SIGNONE": print}):
+        with handling([signal.SIGTERM], print):
             assert signal.getsignal(signal.SIGTERM) is print
             raise ZeroDivisionError
 
@@ -350,7 +346,7 @@ def test_nohup_keeps_its_meaning() -> None:
     try:
         with SignalRequests().noted() as requests:
             signal.raise_signal(signal.SIGHUP)
-        with handling({"SIGHUP": print}):
+        with handling([signal.SIGHUP], print):
             signal.raise_signal(signal.SIGHUP)
         assert requests.stop == 0
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN

@@ -1,38 +1,40 @@
-"""Processes: who this one is, what they say to each other, and starting one on every GPU."""
+"""The ranks of a command: who this one is, what they exchange, and the device each computes on."""
 
-from __future__ import annotations
-
+import glob
 import os
-import re
+import platform
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed
 
-from utils.distributed.device import choose_device, gpu_identity, require_own_gpus, take_device
-from utils.distributed.machine import allowed_cores, machine_identity, share_of_cores
-from utils.distributed.rendezvous import store_of_attempt
 from utils.distributed.signals import STOP_SIGNALS, handling
 from utils.errors import SharedUserError, UserError
 
 T = TypeVar("T")
-# A process may wait for another that still evaluates or saves; one that died is noticed at once,
+# A rank may wait for another that still evaluates or saves; one that died is noticed at once,
 # because its connection closes.
 TIMEOUT = timedelta(hours=24)
-# What gloo and NCCL say when a process that they talk to is gone.
-GONE = re.compile(
-    r"(closed|reset) by peer|broken pipe|remote process exited|communicator was aborted",
-    re.IGNORECASE,
-)
-# Readers are forked after NCCL has begun: libibverbs keeps the memory of InfiniBand apart if told
+# Workers are forked after NCCL has begun: libibverbs keeps the memory of InfiniBand apart if told
 # to, on large pages, too.
 FORK_SAFE = ("IBV_FORK_SAFE", "RDMAV_FORK_SAFE", "RDMAV_HUGEPAGES_SAFE")
+PROCESSES_A_CORE = 4  # of a CPU, at most: hundreds of them would take the machine down
+GPU_FILES = "/dev/nvidia[0-9]*"  # there where the system has a driver for a GPU
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def allowed_cores() -> frozenset[int]:
+    """The cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return frozenset(affinity(0)) if affinity else frozenset(range(os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,9 @@ class DistributedContext:
     """This process among its peers.
 
     Attributes:
-        rank: its number, 0 for the one that writes and prints.
-        world_size: how many there are.
-        device: where it computes.
-        control: a gloo group for Python objects and flags, so that talking to each other never
-            waits for a GPU; None alone.
-        local_processes: how many of them run on this machine.
+        rank: 0 writes and prints.
+        control: a gloo group for Python objects and flags, which never wait for a GPU; None alone.
+        local_processes: how many of the ranks run on this machine.
         cores: of this machine that fall to this process.
     """
 
@@ -58,11 +57,11 @@ class DistributedContext:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and prints."""
+        """Whether this is rank 0."""
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, by rank, on every process."""
+        """Every rank's value, in order, on every rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -70,11 +69,11 @@ class DistributedContext:
         return values
 
     def sum(self, values: list[float]) -> list[float]:
-        """Element-wise sums over the processes, in rank order and so the same everywhere."""
+        """Element-wise sums over the ranks, added in order and so the same everywhere."""
         return [sum(column) for column in zip(*self.gather(values), strict=True)]
 
     def max(self, value: int) -> int:
-        """The largest of every process's small whole number."""
+        """The largest of every rank's integer."""
         if self.world_size == 1:
             return value
         tensor = torch.tensor(value)
@@ -85,14 +84,14 @@ class DistributedContext:
         self.gather(None)
 
     def average_(self, tensors: list[torch.Tensor]) -> None:
-        """Average tensors over the processes, in place, on the device."""
+        """Average tensors over the ranks, in place, on the device."""
         if self.world_size > 1:
             with joined(tensors) as flat:
                 distributed.all_reduce(flat)
                 flat /= self.world_size
 
     def copy_from_main_(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give every process rank 0's values, in place, in one message for each type."""
+        """Give every rank the values of rank 0, in place, in one message for each type."""
         if self.world_size == 1:
             return
         by_type: dict[torch.dtype, list[torch.Tensor]] = {}
@@ -112,26 +111,26 @@ class DistributedContext:
         return torch.stack(shares, dim=1).flatten(0, 1) if shares else None
 
     def run_and_share_errors(self, work: Callable[[], T]) -> T:
-        """Do work that may find a user error, and fail on all processes if it fails on one.
+        """Do work that may find a user error, and fail on all ranks if it fails on one.
 
         Raises:
-            SharedUserError: the error of the lowest rank that has one, on every process.
+            SharedUserError: the error of the lowest rank that has one, on every rank.
         """
-        result, problem = None, None
+        result, error_text = None, None
         try:
             result = work()
         except UserError as error:
-            problem = str(error)
-        found = [text for text in self.gather(problem) if text is not None]
-        if found:
-            raise SharedUserError(found[0])
+            error_text = str(error)
+        errors = [text for text in self.gather(error_text) if text is not None]
+        if errors:
+            raise SharedUserError(errors[0])
         return result  # type: ignore[return-value]
 
     def from_main(self, work: Callable[[], T]) -> T:
-        """Do work on rank 0 alone and give every process its result.
+        """Do work on rank 0 alone and give every rank its result.
 
         Raises:
-            SharedUserError: the work's user error, on every process.
+            SharedUserError: the work's user error, on every rank.
         """
         result = self.run_and_share_errors(lambda: work() if self.is_main else None)
         if self.world_size > 1:
@@ -143,7 +142,7 @@ class DistributedContext:
 
 @contextmanager
 def joined(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Tensors of one type as one, whose values they have at the end of the block."""
+    """Tensors of one type as one flat tensor, whose values are copied back at the end."""
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     yield flat
     for tensor, values in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
@@ -151,19 +150,19 @@ def joined(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 
 def init(
-    device_name: str, rank: int, world_size: int, local_rank: int, meeting: str
+    device_name: str, rank: int, world_size: int, local_rank: int, init_method: str
 ) -> DistributedContext:
-    """Meet the other processes.
+    """Join the process group of all ranks.
 
     Args:
-        meeting: `file://PATH` of a file that no other processes meet at; empty under torchrun,
-            where the environment says where to meet.
+        init_method: `file://PATH` of a file that no other group uses; "" reads the address from
+            the environment, where torchrun puts it.
 
     Raises:
-        UserError: the device is missing or of no use, or another process's.
+        UserError: the device is missing or of no use, or another rank's.
     """
     device = choose_device(device_name, local_rank)
-    take_device(device)
+    claim_device(device)
     if world_size == 1:
         return DistributedContext(rank, world_size, device)
     if device.type == "mps":
@@ -171,29 +170,20 @@ def init(
     backend = "nccl" if device.type == "cuda" else "gloo"
     for name in FORK_SAFE:
         os.environ.setdefault(name, "1")
-    # Python's handlers would only be called once all are there; nothing is to be saved yet.
-    with handling(dict.fromkeys(STOP_SIGNALS, signal.SIG_DFL)):
-        store = None if meeting else store_of_attempt(rank, world_size)
+    # Python's handlers would only be called once all ranks are there; nothing is to be saved yet.
+    with handling(STOP_SIGNALS, signal.SIG_DFL):
         distributed.init_process_group(
-            backend,
-            init_method=meeting or None,
-            store=store,
-            rank=rank,
-            world_size=world_size,
-            timeout=TIMEOUT,
+            backend, init_method or None, TIMEOUT, rank=rank, world_size=world_size
         )
         control = distributed.new_group(backend="gloo", timeout=TIMEOUT)
     context = DistributedContext(rank, world_size, device, control)
     if device.type == "cuda":
-        require_own_gpus(context.gather(gpu_identity(device)))
-    here, own = machine_identity(), allowed_cores()
-    local = [cores for machine, cores in context.gather((here, own)) if machine == here]
-    return replace(context, local_processes=len(local), cores=share_of_cores(own, local))
-
-
-def lost_peer(error: BaseException) -> bool:
-    """Whether talking to the other processes has failed since one of them is gone."""
-    return isinstance(error, RuntimeError) and GONE.search(str(error)) is not None
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        require_own_gpus(context.gather(uuid))
+    boot = BOOT_ID.read_text() if BOOT_ID.exists() else ""  # hosts may have the same name
+    host, cores = f"{platform.node()} {boot}", allowed_cores()
+    local = [its_cores for its_host, its_cores in context.gather((host, cores)) if its_host == host]
+    return replace(context, local_processes=len(local), cores=share_of_cores(cores, local))
 
 
 def destroy() -> None:
@@ -204,3 +194,112 @@ def destroy() -> None:
         time.sleep(0.1)
         with suppress(RuntimeError):  # a peer may be gone already
             distributed.destroy_process_group()
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that `--device` names; `auto` is CUDA, else MPS, else the CPU.
+
+    Args:
+        local_rank: `cuda` is the GPU of this number, or the only visible one, as where a launcher
+            shows each rank its own.
+
+    Raises:
+        UserError: there is no such device here, or auto finds a GPU that torch cannot use.
+    """
+    name = automatic() if name == "auto" else name
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device {name}: unknown; use auto, cpu, cuda, cuda:1 or mps")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and device.index is None:
+        if 1 < count <= local_rank:
+            raise UserError(
+                f"process {local_rank} of this machine has no GPU of its own, there are {count};"
+                " start as many processes as GPUs"
+            )
+        device = torch.device("cuda", local_rank if count > 1 else 0)
+    present = {
+        "cpu": True,
+        "cuda": (device.index or 0) < count,
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present[device.type]:
+        raise UserError(f"--device {name}: there is none here; use --device auto")
+    return device
+
+
+def automatic() -> str:
+    """`cuda`, `mps` or `cpu`; with a broken driver none, for the CPU would be far too slow."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return "cuda"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if torch.version.cuda and not hidden and glob.glob(GPU_FILES):
+        reasons = [" ".join(str(warning.message).partition(" (")[0].split()) for warning in caught]
+        reason = f" ({reasons[0]})" if reasons else ""
+        raise UserError(
+            f"torch cannot use the GPU of this machine{reason}; update its driver or install a"
+            " torch that fits it, or give --device cpu"
+        )
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def claim_device(device: torch.device) -> None:
+    """Make a GPU this process's, and compute something on it."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.set_device(device)
+        (torch.ones(1, device=device) + 1).item()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{device} cannot compute ({reason}); install a torch that is built for it, end what"
+            " else uses it, or give --device cpu"
+        ) from error
+
+
+def number_of_processes(nproc: int, name: str) -> int:
+    """`--nproc`, or one per visible GPU where CUDA is used, or one.
+
+    Raises:
+        UserError: more processes than GPUs, or than the CPU's cores can bear.
+    """
+    device_type = choose_device(name).type
+    all_gpus = device_type == "cuda" and name in ("auto", "cuda")
+    available = torch.cuda.device_count() if all_gpus else 1
+    if device_type != "cpu" and nproc > available:
+        raise UserError(f"--nproc {nproc}: only {available} {device_type} device here; take fewer")
+    cores = len(allowed_cores())
+    if device_type == "cpu" and nproc > PROCESSES_A_CORE * cores:
+        raise UserError(
+            f"--nproc {nproc}: this machine lets {cores} cores be used; take at most"
+            f" {PROCESSES_A_CORE * cores} processes, best no more than cores"
+        )
+    return nproc or available
+
+
+def require_own_gpus(uuids: Sequence[str]) -> None:
+    """Refuse two ranks on one GPU, on which NCCL would fail; `uuids` of GPUs by rank."""
+    for rank, uuid in enumerate(uuids):
+        if (first := uuids.index(uuid)) < rank:
+            raise SharedUserError(
+                f"processes {first} and {rank} have the same GPU; start no more than one process"
+                " a GPU, and give --device cuda without a number"
+            )
+
+
+def share_of_cores(own: frozenset[int], of_all: Sequence[frozenset[int]]) -> int:
+    """The cores that fall to one rank, at least one.
+
+    Args:
+        own: those that it may use.
+        of_all: those that each rank of this machine may use, its own among them. A launcher gives
+            all the same cores, as torchrun does, or each its own, as srun may.
+    """
+    shares = sum(1 / sum(core in cores for cores in of_all) for core in own)
+    return max(1, int(shares + 1e-6))

@@ -1,23 +1,46 @@
-"""Running a command: on one process or many, with one message and the right exit status."""
+"""Running a command, on one rank or many: one message, the right exit status, nothing left over.
 
-from __future__ import annotations
+Torch is imported only once ranks are started, so that a typo is answered at once.
+"""
 
+import io
+import multiprocessing
 import os
+import pickle
+import re
 import signal
 import sys
 import tempfile
+import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
 
 from utils.config.settings import Config
-from utils.distributed.processes import Worker, end_readers, meet_and_work, run_processes, say_error
-from utils.distributed.signals import StoppedAtOnce, stopping_at_once
+from utils.distributed.signals import (
+    SIGNALS,
+    STOP_SIGNALS,
+    block_signals,
+    handling,
+    stopping_at_once,
+    unblock_signals,
+)
 from utils.errors import Interrupted, SharedUserError, UserError
-from utils.streams import lasting_streams
+from utils.text import printable
 
-
-class OwnUserError(UserError):
-    """A user error that this process alone has, among those of torchrun."""
+Worker = Callable[[Config, Any], None]  # (config, context)
+SAVE_SECONDS = 60.0  # for all ranks to save and end, once one was stopped by a signal
+END_SECONDS = 5.0  # for a rank to end by itself after another has failed
+# What gloo and NCCL raise when a process that they talk to is gone.
+LOST_PEER = re.compile(
+    r"(closed|reset) by peer|broken pipe|remote process exited|communicator was aborted",
+    re.IGNORECASE,
+)
 
 
 def run_command(command: Callable[[], int | None]) -> int:
@@ -28,102 +51,76 @@ def run_command(command: Callable[[], int | None]) -> int:
         stderr for each cause; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP; 1 where
         another process has failed. Bugs keep their traceback.
     """
-    with lasting_streams():
+    protect_streams()
+    with stopping_at_once():
         status = run_and_report(command)
-        sys.stdout.flush()
+    sys.stdout.flush()
     if status and in_process_group():
-        os._exit(status)  # NCCL's destructors would wait for peers, or print what is no news
+        os._exit(status)  # NCCL's destructors would wait for peers
     return status
 
 
 def run_and_report(command: Callable[[], int | None]) -> int:
-    """Run a command and say what ended it; its exit status."""
+    """Run a command and print what ended it; its exit status."""
+    first, first_here = (os.environ.get(n, "0") == "0" for n in ("RANK", "LOCAL_RANK"))
     try:
-        with stopping_at_once():
-            return command() or 0
+        return command() or 0
     except UserError as error:
-        if speaks(error):
-            say_error(str(error))
+        if first if isinstance(error, SharedUserError) else first_here:
+            print_error(str(error))
         return 2
     except Interrupted as stop:
+        if first and not stop.said:
+            print(stop, file=sys.stderr, flush=True)
+        kill_children()
         return stop.exit_status
-    except StoppedAtOnce as stop:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"stopped by {signal.Signals(stop.signum).name}", file=sys.stderr, flush=True)
-        end_readers()
-        return 128 + stop.signum
     except Exception as error:
-        from utils.distributed.context import lost_peer
-
-        if not lost_peer(error):
-            # Its traceback keeps the loaders; Python would wait for readers that ignore SIGTERM.
-            end_readers()
-            if not in_process_group():
-                raise
+        kill_children()  # its traceback keeps the loaders, and their workers ignore SIGTERM
+        if lost_peer(error):
+            if first_here:
+                print_error("another process has ended, or its machine cannot be reached")
+        elif in_process_group():
             traceback.print_exc()
-            return 1
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            say_error("another process has ended, or its machine cannot be reached")
+        else:
+            raise
         return 1
 
 
-def in_process_group() -> bool:
-    """Whether this process has met others."""
-    distributed = sys.modules.get("torch.distributed")
-    return distributed is not None and distributed.is_available() and distributed.is_initialized()
-
-
-def speaks(error: UserError) -> bool:
-    """Whether it is for this process of torchrun's to say it: one on all, or on each machine."""
-    if isinstance(error, SharedUserError):
-        return os.environ.get("RANK", "0") == "0"
-    return isinstance(error, OwnUserError) or os.environ.get("LOCAL_RANK", "0") == "0"
-
-
 def launch(worker: Worker, config: Config) -> None:
-    """Run `worker(config, context)`: under torchrun as one of its processes, else on every GPU.
+    """Run `worker(config, context)`: under torchrun as one of its ranks, else on every GPU.
 
     Raises:
-        UserError, Interrupted, StoppedAtOnce: what a process raised.
+        UserError, Interrupted: what a rank raised.
     """
-    from utils.distributed.device import number_of_processes
-
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         run_under_torchrun(worker, config)
         return
+    from utils.distributed.context import number_of_processes
+
     count = number_of_processes(config.RUN.nproc, config.RUN.device)
     if count == 1:
-        meet_and_work(worker, config, 0, 1, 0, "")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        run_processes(worker, config, count, f"file://{folder}/meeting")
+        run_rank(worker, config, 0, 1, 0)
+    else:
+        run_ranks(worker, config, count)
 
 
 def run_under_torchrun(worker: Worker, config: Config) -> None:
-    """Be one of the processes that torchrun (or another launcher) has started.
-
-    Raises:
-        UserError: the environment lacks something, --nproc says another number; or the worker's.
-    """
+    """Be one of the ranks that torchrun (or another launcher) has started."""
     rank, count, local_rank = launcher_numbers()
     if config.RUN.nproc not in (0, count):
         raise UserError(
             f"--nproc {config.RUN.nproc}: torchrun has started {count} processes; leave it out"
         )
     try:
-        meet_and_work(worker, config, rank, count, local_rank, "")
-    except SharedUserError:
-        raise
+        run_rank(worker, config, rank, count, local_rank)
     except UserError as error:
-        raise OwnUserError(str(error)) from error
+        if local_rank and not isinstance(error, SharedUserError):
+            print_error(str(error))  # this rank alone has it; `run_command` prints local rank 0's
+        raise
 
 
 def launcher_numbers() -> tuple[int, int, int]:
-    """RANK, WORLD_SIZE and LOCAL_RANK, which a launcher has put into the environment.
-
-    Raises:
-        UserError: names the variable that is missing or wrong.
-    """
+    """RANK, WORLD_SIZE and LOCAL_RANK, which a launcher has put into the environment."""
     needed = ["RANK", "WORLD_SIZE"]
     if os.environ["WORLD_SIZE"] != "1":
         needed += ["LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"]
@@ -136,3 +133,231 @@ def launcher_numbers() -> tuple[int, int, int]:
             )
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     return rank, count, int(os.environ.get("LOCAL_RANK", 0))
+
+
+def run_ranks(worker: Worker, config: Config, count: int) -> None:
+    """Start `count` ranks on this machine, forward signals, and end all when one fails."""
+    from torch.multiprocessing import start_processes
+
+    processes: Sequence[BaseProcess] = ()
+    stops: list[int] = []
+
+    def forward(signum: int, _: Any) -> None:
+        stops.extend({signum}.intersection(STOP_SIGNALS))
+        for process in processes:
+            if process.is_alive() and process.pid:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signum)
+
+    pipe_of_ranks, pipe = multiprocessing.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory() as folder, handling(SIGNALS, forward):
+        try:
+            with block_signals():
+                given = (worker, config, count, folder, pipe_of_ranks)
+                processes = start_processes(rank_main, given, count, join=False).processes
+            failed = first_failed(processes)
+            if failed and all(status - 128 in STOP_SIGNALS for status in failed.values()):
+                join(processes, SAVE_SECONDS)
+        finally:
+            pipe.close()  # ends the others
+            join(processes, END_SECONDS)
+            for process in processes:
+                process.kill()
+                process.join()
+        if failed:
+            raise_cause(failed, reports_of(processes, folder), stops)
+
+
+def first_failed(processes: Sequence[BaseProcess]) -> dict[int, int]:
+    """Wait until some ranks have failed, or all have ended: exit status by rank, < 0 for signals.
+
+    Statuses are looked at now and then, too: loader workers that outlive a killed rank keep its
+    sentinel open.
+    """
+    while True:
+        running = [process.sentinel for process in processes if process.exitcode is None]
+        failed = {rank: p.exitcode for rank, p in enumerate(processes) if p.exitcode}
+        if failed or not running:
+            return failed
+        connection.wait(running, timeout=0.5)
+
+
+def join(processes: Sequence[BaseProcess], seconds: float) -> None:
+    """Wait for the end of all processes, so many seconds at most."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+
+
+def reports_of(processes: Sequence[BaseProcess], folder: str) -> dict[int, Any]:
+    """By rank: the user error, the interruption or the traceback that ended it."""
+    paths = {rank: Path(folder, str(rank)) for rank, p in enumerate(processes) if p.exitcode}
+    return {
+        rank: pickle.loads(path.read_bytes())
+        for rank, path in paths.items()
+        if path.exists() and (processes[rank].exitcode or 0) > 0
+    }
+
+
+def raise_cause(failed: dict[int, int], reports: dict[int, Any], stops: list[int]) -> None:
+    """Raise what made ranks fail.
+
+    Args:
+        failed: exit status by rank, negative after a signal, of those that failed first.
+        reports: by rank.
+        stops: signals that asked to stop.
+
+    Raises:
+        UserError, Interrupted: a rank reported it, or none could answer the signal.
+        SystemExit: a rank had a bug, which is printed, or was killed.
+    """
+    if stops and not reports:
+        raise Interrupted(stops[0])
+    if not reports or -signal.SIGKILL in failed.values():
+        rank, status = min(failed.items(), key=lambda item: item[1])
+        how = f"ended with status {status}"
+        if status < 0:
+            how = f"was killed by {signal.Signals(-status).name}"
+        hint = ", perhaps for lack of memory" if status == -signal.SIGKILL else ""
+        print_error(f"process {rank} {how}{hint}; its peers were ended")
+        raise SystemExit(1)
+    for report in reports.values():
+        if isinstance(report, str):
+            print(report, end="", file=sys.stderr, flush=True)
+            raise SystemExit(1)
+    for report in reports.values():
+        if isinstance(report, UserError):
+            raise report
+    # Rank 0 alone prints; without its report the parent has to.
+    raise reports.get(0) or Interrupted(next(iter(reports.values())).signum)
+
+
+def rank_main(
+    rank: int, worker: Worker, config: Config, count: int, folder: str, pipe_of_ranks: Any
+) -> None:
+    """The process of a rank. After a failure it ends at once: peers may be waiting for it."""
+    threading.Thread(target=end_with_parent, args=(pipe_of_ranks,), daemon=True).start()
+    # A spawned process would spawn its loader workers, too, each with an import of torch.
+    multiprocessing.set_start_method(None, force=True)
+    protect_streams()
+    report: Any = None
+    with stopping_at_once():
+        try:
+            unblock_signals()
+            share_threads(count)
+            run_rank(worker, config, rank, count, rank, f"file://{folder}/rendezvous")
+            return
+        except UserError as error:
+            report, status = error, 2
+        except Interrupted as stop:
+            report, status = Interrupted(stop.signum, stop.said), stop.exit_status
+        except BaseException as error:
+            report, status = None if lost_peer(error) else traceback.format_exc(), 1
+        if report is not None:  # a lost peer reports itself
+            Path(folder, str(rank)).write_bytes(pickle.dumps(report))
+    kill_children()
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def run_rank(
+    worker: Worker, config: Config, rank: int, count: int, local_rank: int, init_method: str = ""
+) -> None:
+    """Be one of `count` ranks, or the only one; `init_method` as in `context.init`."""
+    from utils.distributed import context as distributed
+
+    context = distributed.init(config.RUN.device, rank, count, local_rank, init_method)
+    try:
+        worker(config, context)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(memory_advice(config, count, str(context.device))) from error
+    distributed.destroy()  # not after an error: it would wait for peers that may be busy
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the CPU, had no memory left."""
+    import torch
+
+    message = re.search(r"out of memory|can't allocate memory", str(error), re.IGNORECASE)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or message is not None
+
+
+def memory_advice(config: Config, count: int, device: str) -> str:
+    """What was too large for a device's memory, and what makes it smaller."""
+    if config.OPTIONS.evaluating:
+        batch, setting, precision = config.EVAL.batch_size, "EVAL.batch_size", "EVAL.precision"
+    else:
+        batch = max(1, config.DATA.batch_size // count)
+        setting, precision = "DATA.batch_size", "TRAIN.precision"
+    return (
+        f"out of memory on {device} with batches of {batch} images a device, DATA.crop_size"
+        f" {config.DATA.crop_size} and {precision} {config.value(precision)}; lower {setting} or"
+        f" the crop, or use {precision} bf16"
+    )
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether talking to the other ranks has failed since one of them is gone."""
+    return isinstance(error, RuntimeError) and LOST_PEER.search(str(error)) is not None
+
+
+def in_process_group() -> bool:
+    """Whether this process has met others."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def share_threads(count: int) -> None:
+    """Give each rank its share of the CPU's threads, unless OMP_NUM_THREADS says otherwise."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // count))
+
+
+def end_with_parent(pipe_of_ranks: Any) -> None:
+    """End this process when the parent closes its end of the pipe, as it does however it ends."""
+    connection.wait([pipe_of_ranks])
+    kill_children()
+    os._exit(1)
+
+
+def kill_children() -> None:
+    """End this process's loader workers, which would wait some seconds before they end."""
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for each of them
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+def print_error(text: str) -> None:
+    """One line on stderr for each of the text's."""
+    for line in text.splitlines():
+        print(f"error: {printable(line)}", file=sys.stderr, flush=True)
+
+
+class LastingFile(io.FileIO):
+    """A descriptor that swallows what cannot be written: the work matters more."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def protect_streams() -> None:
+    """Let no printing end a command: streams may be closed, full, without a reader, or ASCII."""
+    # The next files would otherwise take descriptors that processes print to.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is getattr(sys, f"__{name}__"):  # nobody has redirected it
+            encoding = stream.encoding if stream else "utf-8"
+            buffer = io.BufferedWriter(LastingFile(number, "w", closefd=False))
+            lasting = io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=True)
+            setattr(sys, name, lasting)

@@ -1,140 +1,107 @@
 """What signals do: they end a command at once, or ask a training to save first."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
-STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
-SAVE_SIGNAL = "SIGUSR1"  # what SLURM is asked to send ahead of its time limit
+from utils.errors import Interrupted
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+# Those that this system has; SIGUSR1 is what SLURM is asked to send ahead of its time limit.
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+STOP_SIGNALS = tuple(number for number in SIGNALS if number.name != "SIGUSR1")
+SAVE_SIGNALS = tuple(number for number in SIGNALS if number.name == "SIGUSR1")
 DUPLICATE_SECONDS = 1.0  # a launcher forwards the Ctrl-C that the terminal has sent already
+NEVER = float("-inf")
 
 Handler = Callable[[int, FrameType | None], Any] | int
 
 
-class StoppedAtOnce(KeyboardInterrupt):
-    """A signal ended a command wherever it was; what it had saved by then is kept.
-
-    A KeyboardInterrupt, so that no `except Exception` on the way takes it for an error.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
-
-
 @contextmanager
-def handling(handlers: Mapping[str, Handler]) -> Iterator[None]:
-    """Handle signals, those of them that this system has, until the end of the block.
-
-    Args:
-        handlers: by name, such as SIGTERM.
-    """
+def handling(numbers: Iterable[int], handler: Handler) -> Iterator[None]:
+    """Handle signals until the end of the block; SIGHUP stays ignored under nohup."""
     before = {}
     try:
-        for name, handler in handlers.items():
-            number = getattr(signal, name, None)
-            if number is not None and not ignored_by_nohup(name):
-                before[number] = signal.signal(number, handler) or signal.SIG_DFL
+        for number in numbers:
+            current = signal.getsignal(number)
+            if (signal.Signals(number).name, current) != ("SIGHUP", signal.SIG_IGN):
+                before[number] = current or signal.SIG_DFL
+                signal.signal(number, handler)
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def ignored_by_nohup(name: str) -> bool:
-    """Whether the command was started so that the end of its terminal does not concern it."""
-    return name == "SIGHUP" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Within the block the stop signals raise `StoppedAtOnce`, and SIGUSR1 does nothing.
+    """Within the block the stop signals raise `Interrupted`, and SIGUSR1 does nothing.
 
     For work that has nothing to save beyond what is on the disk already.
     """
-
-    raised, caught = threading.Event(), threading.Event()
+    raised_at = NEVER
 
     def stop(signum: int, _: FrameType | None) -> None:
-        raised.set()
-        raise StoppedAtOnce(signum)
+        nonlocal raised_at
+        if time.monotonic() - raised_at > DUPLICATE_SECONDS:
+            raised_at = time.monotonic()
+            raise Interrupted(signum)
 
-    def send_again(signum: int) -> None:
-        delay = 0.01
-        while not caught.wait(delay):
-            os.kill(os.getpid(), signum)
-            delay = DUPLICATE_SECONDS  # not sooner: on its way up the exception may be waited for
+    def unraisable(lost: Any) -> None:
+        nonlocal raised_at
+        if isinstance(lost.exc_value, Interrupted):  # a destructor was running, and swallows it
+            raised_at = NEVER
+            again = (os.getpid(), lost.exc_value.signum)
+            threading.Timer(0.05, os.kill, again).start()
+        elif raised_at == NEVER:  # after a stop, destructors may find things half made
+            previous(lost)
 
-    def lost_exception(lost: Any) -> None:
-        if isinstance(lost.exc_value, StoppedAtOnce):
-            signum = lost.exc_value.signum
-            threading.Thread(target=send_again, args=[signum], daemon=True).start()
-        elif not raised.is_set():  # after that, destructors may find things half made
-            before(lost)
-
-    # Raised while a destructor runs, an exception goes no further than this hook.
-    before, sys.unraisablehook = sys.unraisablehook, lost_exception
+    previous, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
-        with handling({**dict.fromkeys(STOP_SIGNALS, stop), SAVE_SIGNAL: signal.SIG_IGN}):
-            try:
-                yield
-            finally:
-                caught.set()
-    except StoppedAtOnce as error:
-        traceback.clear_frames(error.__traceback__)  # runs destructors while the hook is there
-        raise
+        with handling(STOP_SIGNALS, stop), handling(SAVE_SIGNALS, signal.SIG_IGN):
+            yield
     finally:
-        sys.unraisablehook = before
+        sys.unraisablehook = previous
 
 
 @contextmanager
-def holding_back() -> Iterator[None]:
-    """Keep signals for later, here and in processes that are started within the block.
+def block_signals() -> Iterator[None]:
+    """Keep signals pending, here and in processes that are started within the block.
 
-    Those let them through by `let_through`, once they can answer; Python's resource tracker, which
-    SIGHUP would end, never does.
+    Those call `unblock_signals` once they can answer; Python's resource tracker, which SIGHUP would
+    end, never does.
     """
-    change_mask("SIG_BLOCK")
     if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         resource_tracker.ensure_running()
-        change_mask("SIG_BLOCK")  # starting the tracker lets SIGINT and SIGTERM through
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # starting it has unblocked some
     try:
         yield
     finally:
-        let_through()
+        unblock_signals()
 
 
-def let_through() -> None:
-    """Receive signals, those first that were held back."""
-    change_mask("SIG_UNBLOCK")
-
-
-def change_mask(how: str) -> None:
-    """Block or unblock the signals of this module, where the system can."""
+def unblock_signals() -> None:
+    """Receive signals, those first that are pending."""
     if hasattr(signal, "pthread_sigmask"):
-        numbers = {getattr(signal, name) for name in (*STOP_SIGNALS, SAVE_SIGNAL)}
-        signal.pthread_sigmask(getattr(signal, how), numbers)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def leave_to_parent(_: int = 0) -> None:
+def ignore_signals(_: int = 0) -> None:
     """Ignore signals in a process that its parent ends; a loader's `worker_init_fn`.
 
     Ctrl-C, a batch system and `timeout` signal all processes of a command, and a training that is
     to finish its step needs its workers until then.
     """
-    for name in (*STOP_SIGNALS, SAVE_SIGNAL):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class SignalRequests:
@@ -154,16 +121,16 @@ class SignalRequests:
         self.since = 0.0
 
     @contextmanager
-    def noted(self) -> Iterator[SignalRequests]:
+    def noted(self) -> Iterator["SignalRequests"]:
         """Note signals until the end of the block; only in the main thread."""
-        with handling(dict.fromkeys((*STOP_SIGNALS, SAVE_SIGNAL), self.note)):
+        with handling(SIGNALS, self.note):
             yield self
 
     def note(self, signum: int, _: FrameType | None) -> None:
         """Note a signal."""
-        if signal.Signals(signum).name == SAVE_SIGNAL:
+        if signum in SAVE_SIGNALS:
             self.save = True
         elif not self.stop:
             self.stop, self.since = signum, time.monotonic()
         elif time.monotonic() - self.since > DUPLICATE_SECONDS:
-            raise StoppedAtOnce(signum)
+            raise Interrupted(signum)
