@@ -6,8 +6,6 @@ parameters, in training mode with batch statistics, and averaged over processes 
 The clean one leaves no trace: no parameter gradient, no running statistic, no noise changes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """The training loss with its angular margin, and the losses that attacks ascend."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

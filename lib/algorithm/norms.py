@@ -3,8 +3,6 @@
 A projection is onto what lies both in the ball around a centre and in the pixel range [0, 1].
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Nothing here needs torch, so that the command line is checked before it is impor
 names of methods, losses and norms stand here, and their functions in the files of that name.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 METHOD_NAMES = ("free", "fast", "pgd", "natural")  # of training

@@ -1,7 +1,5 @@
 """Learning rates, as functions of the time in epochs."""
 
-from __future__ import annotations
-
 import bisect
 import math
 from collections.abc import Sequence

@@ -116,11 +116,7 @@ def begin_epoch(run: Run) -> None:
 
 
 def epoch_totals(run: Run) -> list[float]:
-    """The epoch's `MetricSums.totals` over all processes; this synchronises with the device.
-
-    Raises:
-        UserError: the loss is not finite.
-    """
+    """The epoch's `MetricSums.totals` over all processes; this synchronises with the device."""
     totals = run.context.sum(run.sums.totals())
     if not math.isfinite(totals[0]):
         where = f"epoch {run.progress.epoch + 1}, by minibatch {run.progress.position}"
@@ -160,11 +156,7 @@ def save(run: Run, best: Iterable[str] = ()) -> None:
 
 
 def network_content(run: Run) -> dict[str, Any]:
-    """What a checkpoint keeps of the network, and how to use it.
-
-    Raises:
-        UserError: weights are not finite.
-    """
+    """What a checkpoint keeps of the network, and how to use it."""
     state_dict = cpu_copy(run.trainer.model.state_dict())
     if not all(bool(value.isfinite().all()) for value in state_dict.values()):
         where = f"epoch {run.progress.epoch + 1}"
@@ -218,9 +210,6 @@ def find_resumption(config: Config, folder: Path, logger: Logger) -> Checkpoint 
 
     `auto` takes the newest intact checkpoint of the run folder. Where there is none yet it starts
     from the phase before or from scratch, so that the same command starts and restarts a job.
-
-    Raises:
-        UserError: the file is missing, damaged or foreign beyond use.
     """
     wanted, start = config.OPTIONS.resume, config.OPTIONS.start_from
     if wanted not in ("", "auto"):
@@ -260,12 +249,7 @@ def is_elsewhere(config: Config, checkpoint: Checkpoint) -> bool:
 def require_same_run(
     config: Config, checkpoint: Checkpoint, classes: Sequence[str], logger: Logger
 ) -> ModelSettings:
-    """The settings of a network whose training continues.
-
-    Raises:
-        UserError: the checkpoint is of another network, data set or procedure than the command
-            says; the message has both values.
-    """
+    """The settings of a network whose training continues."""
     settings = settings_of(config, checkpoint)
     if settings.classes is not None and list(settings.classes) != list(classes):
         raise UserError(
@@ -286,11 +270,7 @@ def require_same_run(
 
 
 def require_work_left(config: Config, checkpoint: Checkpoint) -> None:
-    """A finished run may be looked at again in its own folder; elsewhere it leaves nothing.
-
-    Raises:
-        UserError: the checkpoint has all passes behind it.
-    """
+    """A finished run may be looked at again in its own folder; elsewhere it leaves nothing."""
     done = checkpoint.epoch
     if done >= config.passes and is_elsewhere(config, checkpoint):
         wanted = f"TRAIN.epochs {config.TRAIN.epochs}"
@@ -303,11 +283,7 @@ def require_work_left(config: Config, checkpoint: Checkpoint) -> None:
 
 
 def compare_settings(config: Config, checkpoint: Checkpoint, logger: Logger) -> None:
-    """Refuse or mention settings that are not those the training was started with.
-
-    Raises:
-        UserError: names every one that cannot change.
-    """
+    """Refuse or mention settings that are not those the training was started with."""
     saved, now = checkpoint.content["config"], config.as_dict()
     fixed: list[str] = []
     for key, setting in SETTINGS.items():
@@ -380,11 +356,7 @@ def restore_momentum(
 
 
 def with_strides_of(parameter: torch.Tensor, buffer: torch.Tensor | None) -> torch.Tensor | None:
-    """A buffer laid out in memory like its parameter: the fused step reads both as raw memory.
-
-    Raises:
-        ValueError: it has another shape.
-    """
+    """A buffer laid out in memory like its parameter: the fused step reads both as raw memory."""
     if buffer is None:
         return None
     if buffer.shape != parameter.shape:

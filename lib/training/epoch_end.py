@@ -1,7 +1,5 @@
 """The end of an epoch: validation, the best model, tables, checkpoint."""
 
-from __future__ import annotations
-
 import csv
 import time
 from collections.abc import Iterable, Iterator

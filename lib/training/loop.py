@@ -1,7 +1,5 @@
 """The training loop: minibatches, replays, progress, checkpoints, stops."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Iterator

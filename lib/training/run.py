@@ -1,7 +1,5 @@
 """One training run: set up or resumed, epoch by epoch, saved so that nothing finished is lost."""
 
-from __future__ import annotations
-
 import time
 
 from lib.training.checkpointing import Run, begin_epoch
@@ -82,11 +80,7 @@ def describe_method(config: Config) -> str:
 
 
 def train_all_epochs(run: Run) -> None:
-    """Train what is left, and draw it.
-
-    Raises:
-        Interrupted: a signal asked to stop, and the state has been saved.
-    """
+    """Train what is left, and draw it."""
     while run.progress.epoch < run.config.passes:
         begin_epoch(run)
         if run.progress.position < run.order.batches_per_epoch():

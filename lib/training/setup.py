@@ -62,11 +62,7 @@ class Setup:
 
 
 def read_images(data: str) -> tuple[ImageTree, ImageTree]:
-    """The images of DIR/train and DIR/val.
-
-    Raises:
-        UserError: one is not in order, or their classes differ.
-    """
+    """The images of DIR/train and DIR/val."""
     train, val = read_split(data, "train"), read_split(data, "val")
     require_same_classes(train, val)
     return train, val
@@ -82,9 +78,6 @@ def set_up(
 
     Args:
         trees: the images of training and validation.
-
-    Raises:
-        UserError: anything that would stop the run later.
     """
     if config.DATA.batch_size % context.world_size:
         raise UserError(
@@ -116,11 +109,7 @@ def set_up(
 
 
 def hold_out(tree: ImageTree, examples: int) -> tuple[ImageTree, ImageTree]:
-    """A tree without some evenly spread images, and these.
-
-    Raises:
-        UserError: nothing would be left to train on.
-    """
+    """A tree without some evenly spread images, and these."""
     total = len(tree.files)
     if examples >= total:
         raise UserError(
@@ -133,11 +122,7 @@ def hold_out(tree: ImageTree, examples: int) -> tuple[ImageTree, ImageTree]:
 
 
 def claim_folder(config: Config, resumed: Checkpoint | None) -> TextIO:
-    """Make, lock and claim the run folder.
-
-    Raises:
-        UserError: another run is there.
-    """
+    """Make, lock and claim the run folder."""
     folder = make_folder(config.run_dir)
     # A model_best holds no state of a training: starting from it begins a new run.
     here = False
@@ -147,11 +132,7 @@ def claim_folder(config: Config, resumed: Checkpoint | None) -> TextIO:
 
 
 def require_statistics(total: int, config: Config, world_size: int) -> None:
-    """Batch-norm needs two values a channel; small crops leave one pixel an image at the end.
-
-    Raises:
-        UserError: some minibatch would have a single image in a process.
-    """
+    """Batch-norm needs two values a channel; small crops leave one pixel an image at the end."""
     batch = config.DATA.batch_size
     sizes = {min(batch, total), total % batch or batch}
     smallest = min(max(1, size // world_size) for size in sizes)
@@ -164,11 +145,7 @@ def require_statistics(total: int, config: Config, world_size: int) -> None:
 
 
 def require_same_start(setup: Setup, context: DistributedContext) -> None:
-    """All processes must read the same images and resume from the same minibatch.
-
-    Raises:
-        UserError: a machine sees something else under the same path.
-    """
+    """All processes must read the same images and resume from the same minibatch."""
     images = sizes_of_sample(setup.train), sizes_of_sample(setup.val)
     training = (setup.resumed.training if setup.resumed else None) or {}
     seen = context.gather((images, training.get("epoch"), training.get("position")))

@@ -1,7 +1,5 @@
 """`--tensorboard`: scalars, learning rate, gradient ratios and a grid of adversarial images."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,7 @@ MOST_IMAGES = 16
 
 
 def require_tensorboard() -> Any:
-    """torch's SummaryWriter.
-
-    Raises:
-        UserError: the package tensorboard is not installed.
-    """
+    """torch's SummaryWriter."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

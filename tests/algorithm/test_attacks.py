@@ -1,7 +1,5 @@
 """What the attacks guarantee, and the three protocols against plain loops written out here."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

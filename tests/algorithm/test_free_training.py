@@ -1,7 +1,5 @@
 """The free step against finite differences, and the promises of the noise buffer."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

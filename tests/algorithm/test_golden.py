@@ -1,7 +1,5 @@
 """The published code's numbers, to a relative 1e-9: every trace in tests/golden is replayed."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

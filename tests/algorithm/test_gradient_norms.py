@@ -1,7 +1,5 @@
 """Gradient norms against ones computed by hand, and that measuring them leaves no trace."""
 
-from __future__ import annotations
-
 import copy
 import csv
 import math

@@ -1,7 +1,5 @@
 """Balls against their definitions: projections against scipy, points and directions by property."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

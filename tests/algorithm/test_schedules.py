@@ -1,7 +1,5 @@
 """Learning rates, by table and against numpy."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

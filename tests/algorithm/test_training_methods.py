@@ -1,7 +1,5 @@
 """FastAT, PGD adversarial training and natural training against plain code."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -4,8 +4,6 @@ CUDA graphs are not to be had everywhere, so their rules stand in for them: a ca
 outputs and the gradients of the call before, and knows parameters by their addresses.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Training under DistributedDataParallel, plain, in bf16 and compiled, on gloo processes."""
 
-from __future__ import annotations
-
 import inspect
 from functools import partial
 from pathlib import Path

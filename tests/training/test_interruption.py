@@ -1,7 +1,5 @@
 """Trainings that are killed, signalled and damaged, against one that nothing happens to."""
 
-from __future__ import annotations
-
 import os
 import random
 import re

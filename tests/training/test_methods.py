@@ -1,7 +1,5 @@
 """All training methods through the command: exact resumption, phases, averages, selection."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

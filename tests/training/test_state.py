@@ -1,7 +1,5 @@
 """Resuming: what was saved in another memory layout, precision or list of images."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """Whole trainings through the command: what they leave, select, what they refuse."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
