@@ -1,7 +1,6 @@
 """Figures: what they show, that they are readable files, and the command line's errors."""
 
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from conftest import ROOT, environment
 from in_process import call, only_error, user_error
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -30,7 +30,6 @@ from utils.storage.accuracy import over_seeds
 from utils.storage.files import write_csv
 from utils.storage.results import AttackResult
 
-ROOT = Path(__file__).resolve().parents[2]
 FREE = "resnet18_free_adv_step4_eps4_repeat4_bs256"
 HE = f"{FREE}_FN_WN_s10.0_margin0.2"
 METRICS = "epoch lr train_loss train_top1 val_loss val_top1 val_pgd_top1".split()
@@ -92,7 +91,6 @@ def test_saved_as_png_and_pdf(tmp_path: Path) -> None:
         (FREE, "FreeAT"),
         (HE, "FreeAT + HE (s = 10, m = 0.2)"),
         (f"{FREE}_WN_s15.5_margin0.0", "FreeAT + WN (s = 15.5, m = 0)"),
-        (f"{FREE}_FN_s10.0_margin0.2", "FreeAT + FN (s = 10, m = 0.2)"),
         (f"{HE}_seed12", "FreeAT + HE (s = 10, m = 0.2), seed 12"),
         ("my_run", "my_run"),
     ],
@@ -313,17 +311,17 @@ def test_attack_images() -> None:
 
 
 @pytest.mark.slow
-def test_commands_without_a_display(runs: list[Path], tmp_path: Path) -> None:
-    for folder, level in zip(runs, (0.8, 0.7), strict=True):
-        write(folder / "imagenet_c_standard.json", imagenet_c_result(level))
+def test_commands_without_a_display(runs: list[Path], here: Path) -> None:
+    for run, level in zip(runs, (0.8, 0.7), strict=True):
+        write(run / "imagenet_c_standard.json", imagenet_c_result(level))
     for number, result in enumerate(curve(_1=30, _4=40)):
         write(runs[0] / f"attack_{number}.json", result)
-    corrupted = [str(run / "imagenet_c_standard.json") for run in runs]
+    free, both = str(runs[0]), [str(run) for run in runs]
     commands = [
-        ["imagenet_c", *corrupted, "-o", str(tmp_path / "c.png")],
-        ["gradient_ratio", *map(str, runs), "-o", str(tmp_path / "g.png"), "--epoch", "2"],
-        ["training", str(runs[0]), "-o", str(tmp_path / "t.png")],
-        ["robustness", str(runs[0]), "-o", str(tmp_path / "r.png")],
+        ["imagenet_c", *(f"{run}/imagenet_c_standard.json" for run in runs), "-o", "c"],
+        ["gradient_ratio", *both, "-o", "g", "--epoch", "2", "--labels", "A", "B"],
+        ["training", free, "-o", "t"],
+        ["robustness", free, "-o", "r"],
     ]
     code = f"""
 import sys
@@ -331,14 +329,15 @@ from tools import plot
 assert [plot.main(command) for command in {commands!r}] == [0] * 4
 assert not {{"matplotlib.pyplot", "torch"}} & sys.modules.keys()
 """
-    environment = {key: value for key, value in os.environ.items() if key != "DISPLAY"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    variables = {k: v for k, v in environment().items() if k != "DISPLAY"} | {
+        "PYTHONPATH": str(ROOT)
+    }
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "the attack is weak" in done.stderr
     for stem in "cgtr":
-        assert (tmp_path / f"{stem}.png").stat().st_size > 5000
+        assert (here / f"{stem}.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize(
@@ -358,13 +357,14 @@ assert not {{"matplotlib.pyplot", "torch"}} & sys.modules.keys()
 )
 def test_errors_are_one_line(runs: list[Path], here: Path, command: str, says: str) -> None:
     run = runs[0]
-    for name, header, rows in (
-        ("empty", METRICS, []),
-        ("other", ["epoch", "loss"], [[1, 2]]),
-        ("words", METRICS, [[1, 0.1, "x", 1, 1, 1, 1]]),
+    header = ",".join(METRICS)
+    for name, text in (
+        ("empty", header),
+        ("other", "epoch,loss\n1,2"),
+        ("words", f"{header}\n1,0.1,x,1,1,1,1"),
     ):
         (run / name).mkdir()
-        write_csv(run / name / "metrics.csv", header, rows)
+        (run / name / "metrics.csv").write_text(text)
     write(run / "attack.json", attack_result())
     done = call("tools.plot", *command.replace("RUN", str(run)).split())
     assert says in only_error(done)

@@ -1,17 +1,13 @@
 """`python -m tools.study --quick`: every training, its attacks, table, figure, and resumption."""
 
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import ROOT, environment
-from in_process import call, unchanged
+from in_process import unchanged
 
 import tools.study
 from tools.study import METHODS, all_jobs, main, training_cost
@@ -19,38 +15,10 @@ from utils.storage.run_folder import lock_folder
 
 
 def study(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The command in this process."""
+    """The command in this process; its trainings are processes of their own."""
     with unchanged():
         assert main(words) == 0
     return capsys.readouterr().out
-
-
-class Ended:
-    """A training that ran in this process, as far as the study asks a process of its own."""
-
-    def __init__(self, folder: Path, flags: Sequence[str], log: Path) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(folder)
-            self.done = call("main_free.py", *flags)
-
-    def wait(self) -> int:
-        assert self.done.status == 0, self.done
-        return self.done.status
-
-    def terminate(self) -> None:
-        """It has ended."""
-
-
-class InlineExecutor(Executor):
-    """Handling signals, as the commands do, is for the main thread alone."""
-
-    def __init__(self, _: int) -> None:
-        pass
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:  # type: ignore[override]
-        future: Future[Any] = Future()
-        future.set_result(function(*arguments))
-        return future
 
 
 @pytest.mark.slow
@@ -59,27 +27,23 @@ def test_quick_study(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tools.study, "ATTACKS", "pgd2")
-    monkeypatch.setattr(tools.study, "start", Ended)
-    monkeypatch.setattr(tools.study, "ThreadPoolExecutor", InlineExecutor)
     words = ("study", "--quick", "--methods", "pgd")
     study(capsys, *words)
     text = (tmp_path / "study" / "STUDY.md").read_text()
-    assert "| pgd |" in text
-    assert "| pgd + HE |" in text
+    assert "| pgd | " in text
+    assert "| pgd + HE | " in text
     assert "attacked on 16 others" in text
     settings = "TRAIN.epochs 1, ADV.train_steps 3, ADV.fgsm_step 16.0"
     assert f"| pgd | {settings} | 4 |" in text  # three steps and the update
     assert (tmp_path / "study" / "cost.png").stat().st_size > 5000
-    runs = sorted((tmp_path / "study" / "trained_models").iterdir())
-    assert len(runs) == 2
     # One lost result is made again; the other is kept.
-    times = {run: os.stat(run / "checkpoint.pth.tar").st_mtime_ns for run in runs}
+    runs = sorted((tmp_path / "study" / "trained_models").iterdir())
+    times = [(run / "checkpoint.pth.tar").stat().st_mtime_ns for run in runs]
     for path in runs[0].glob("attack_*"):
         path.unlink()
     assert "2 trainings, 1 of them finished before" in study(capsys, *words)
     assert any(runs[0].glob("attack_*.json"))
-    for run in runs:
-        assert os.stat(run / "checkpoint.pth.tar").st_mtime_ns == times[run]
+    assert [(run / "checkpoint.pth.tar").stat().st_mtime_ns for run in runs] == times
 
 
 def test_costs_of_the_trainings(tmp_path: Path) -> None:
@@ -93,8 +57,8 @@ def test_costs_of_the_trainings(tmp_path: Path) -> None:
 def test_what_ends_the_study_ends_its_trainings(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tools.study", str(tmp_path / "study"), "--quick"]
     command += ["--methods", "natural", "--jobs", "1"]
+    logs, deadline = tmp_path / "study" / "logs", time.monotonic() + 120
     with subprocess.Popen(command, cwd=ROOT, env=environment(), text=True) as running:
-        logs, deadline = tmp_path / "study" / "logs", time.monotonic() + 120
         while time.monotonic() < deadline:
             if any("1/1" in log.read_text() for log in logs.glob("*.txt")):
                 break
@@ -102,7 +66,6 @@ def test_what_ends_the_study_ends_its_trainings(tmp_path: Path) -> None:
         running.terminate()
         assert running.wait(60) == 143
     (log,) = logs.iterdir()  # no other training has started
-    text = log.read_text()
-    assert "stopped by SIGTERM" in text or "results:" in text
+    assert "stopped by SIGTERM" in log.read_text() or "results:" in log.read_text()
     for folder in (tmp_path / "study" / "trained_models").glob("*"):
         lock_folder(folder).close()  # no training is at work there any more
