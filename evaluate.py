@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 
 from lib.algorithm.protocols import PROTOCOLS
 from lib.evaluation.attacks import attack_list
-from lib.imagenet_c.corruptions import choose_corruptions
 from utils.config.command_line import parse_command_line
 from utils.config.settings import Config
 from utils.cpu_memory import keep_freed_memory
@@ -49,7 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Wrong names are answered at once.
         protocol, norm = PROTOCOLS[config.EVAL.protocol], config.EVAL.norm
         attack_list(config.OPTIONS.attack, config.ADV.pgd_attack, protocol, norm=norm)
-        choose_corruptions(config.OPTIONS.corruptions)
         launch(work, config)
 
     return run_command(command)

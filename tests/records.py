@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lib.imagenet_c.corruptions import CORRUPTIONS, STANDARD
-from lib.imagenet_c.mce import summarise
+from lib.imagenet_c.corruptions import STANDARD, group_of, summarise
 from utils.storage.accuracy import Accuracy
 from utils.storage.conditions import Conditions, attack_text
 from utils.storage.results import (
@@ -94,7 +93,7 @@ def imagenet_c_result(
     corruptions = {}
     for name, values in fractions.items():
         top1 = tuple(Accuracy(round(n * value), n) for value in values)
-        corruptions[name] = CorruptionAccuracies(CORRUPTIONS[name].group, top1, top1)
+        corruptions[name] = CorruptionAccuracies(group_of(name), top1, top1)
     conditions = Conditions(
         kind="imagenet_c", protocol="standard", checkpoint=sha256 * 64,
         images=f"{description:*<64}", resize=None, crop=224,

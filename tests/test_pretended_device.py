@@ -19,7 +19,7 @@ from lib.algorithm.pool import DeviceBatch
 from lib.algorithm.protocols import PROTOCOLS, AutoAttackSpec, PGDSpec, ThreatModel
 from lib.algorithm.training import Trainer, TrainingSettings, free_step, make_noise
 from lib.evaluation.autoattack import AutoAttack
-from lib.evaluation.folder_counts import count_folder, top1_and_top5
+from lib.evaluation.folder_counts import count_images, top1_and_top5
 from lib.evaluation.validation import clean_rows
 from models.hypersphere import HypersphereHead
 from models.resnet import ResNet
@@ -269,8 +269,8 @@ def test_counts_of_folders(device: PretendedDevice) -> None:
     batches = [DeviceBatch(*minibatch(n, seed=n), torch.arange(n)) for n in (4, 3)]
     on_device = [DeviceBatch(*(field.to(DEVICE) for field in batch)) for batch in batches]
     model = SmallNet().double().to(DEVICE)
-    counts, waits = device.counted(lambda: count_folder(model, on_device, "fog", top1_and_top5))
-    assert counts == count_folder(SmallNet().double(), batches, "fog", top1_and_top5)
+    counts, waits = device.counted(lambda: count_images(model, on_device, "fog", top1_and_top5))
+    assert counts == count_images(SmallNet().double(), batches, "fog", top1_and_top5)
     assert counts[-1] == 7
     assert counts[0] > 0
     assert len(waits) == 1
@@ -312,6 +312,6 @@ def test_training_resuming_and_evaluation(
     )
     assert done.status == 0, done
     assert list(folder.glob("imagenet_c*.json"))
-    assert 5 <= waits_in(device, "lib/evaluation/folder_measure.py") <= 2 * 5  # one a folder or so
+    assert 5 <= waits_in(device, "lib/evaluation/folder_counts.py") <= 2 * 5  # one a folder or so
     assert waits_in(device, "lib/algorithm/training.py") == 0
     assert list(folder.glob("attack*_images/*.png"))

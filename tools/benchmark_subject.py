@@ -7,7 +7,6 @@ CASE and the answer are JSON, which is all that two checkouts of the suite must 
 import itertools
 import json
 import math
-import os
 import sys
 import tempfile
 import time
@@ -35,7 +34,7 @@ from lib.evaluation.evaluate import Evaluation
 from lib.evaluation.load_model import EvaluatedModel
 from lib.evaluation.model_settings import settings_from
 from lib.evaluation.validation import EvaluationData
-from lib.imagenet_c.scan import find_folders, read_corruptions
+from lib.imagenet_c.tree import find_folders, read_corruptions
 from lib.training.setup import make_trainer
 from models.resnet import ResNet
 from tools import published_loop as plain
@@ -261,8 +260,7 @@ def read_plain(case: Case, resize: int | None) -> float:
 def read_suite(case: Case, resize: int | None) -> float:
     """One loader over all folders."""
     device = torch.device(case.device)
-    folders = read_corruptions(case.data, find_folders(case.data, os.listdir(case.data))).folders
-    trees = list(folders.values())
+    trees = list(read_corruptions(case.data, find_folders(case.data, ["all"]))[0].values())
     data = FolderBatches(trees, eval_transform(resize, case.crop_size), case.crop_size)
     shares = [share_in_batches(range(len(tree.files)), case.batch_size) for tree in trees]
     sampler = EvaluationSampler([(n, batch) for n, share in enumerate(shares) for batch in share])

@@ -8,7 +8,7 @@ group. Told, one a line, on the standard output:
 
     unreadable   images that do not decode to the end, such as truncated ones; folders kept shut
     empty        class folders without images, files without a byte
-    misplaced    images beside the class folders, other files among them, unknown corruptions
+    misplaced    images beside the class folders, other files among them
     different    classes of train and val; images of ImageNet-C's severities; severities not there
 
 Exit status: 0 all is well, 1 something is wrong, 2 bad arguments, 130 interrupted. Hidden files
@@ -26,8 +26,8 @@ from pathlib import Path
 
 from lib.data.folders import Listing, list_classes, subfolders
 from lib.data.images import UnreadableImage, load_rgb
-from lib.imagenet_c.corruptions import CORRUPTIONS, SEVERITIES, STANDARD
-from lib.imagenet_c.scan import corruption_folders
+from lib.imagenet_c.corruptions import EXTRA, SEVERITIES, STANDARD
+from lib.imagenet_c.tree import corruption_folders
 from tools.parallel import image_bar, in_parallel
 from utils.config.command_line import positive, tool_parser, user_path
 from utils.distributed.launch import run_command
@@ -196,7 +196,7 @@ def find_corruptions(root: str) -> list[tuple[str, str]]:
     folders = corruption_folders(root)
     for name, folder in folders:
         severities = [os.path.join(folder, str(severity)) for severity in SEVERITIES]
-        if name in CORRUPTIONS or all(os.path.isdir(s) and subfolders(s) for s in severities):
+        if name in STANDARD + EXTRA or all(os.path.isdir(s) and subfolders(s) for s in severities):
             return folders
     return []
 
@@ -204,12 +204,12 @@ def find_corruptions(root: str) -> list[tuple[str, str]]:
 def scan_corruptions(tree: DataTree, folders: Sequence[tuple[str, str]]) -> None:
     """Every severity of every corruption, which must all hold the same images."""
     names = [name for name, _ in folders]
-    has_standard = any(name in CORRUPTIONS for name in names)
+    has_standard = any(name in STANDARD + EXTRA for name in names)
     for position, (name, folder) in enumerate(folders):
         relative = os.path.relpath(folder, tree.root)
-        if has_standard and name not in CORRUPTIONS:
-            tree.problems.append(("misplaced", f"{relative}: not the name of a corruption"))
-        elif name in names[:position]:
+        if has_standard and name not in STANDARD + EXTRA:
+            tree.notes.append(f"{relative}: none of ImageNet-C's corruptions")
+        if name in names[:position]:
             tree.problems.append(("different", f"{relative}: a second folder of {name}"))
         else:
             scan_severities(tree, name, folder)

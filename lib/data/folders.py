@@ -6,14 +6,13 @@ Needs neither torch nor Pillow, so that a process that only lists files starts a
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from lib.data.classes import outputs_of
 from utils.errors import UserError
 from utils.storage.files import names_sha256
-from utils.text import counted, printable, shortlist
+from utils.text import printable, shortlist
 
 # torchvision's, which a test compares.
 IMAGE_EXTENSIONS = (
@@ -153,31 +152,6 @@ def list_files(listing: Listing, name: str) -> list[str]:
     """The files of one class, in folders within it, too."""
     folders = sorted(listing.walk(os.path.join(listing.root, name)))
     return [f"{listing.relative(path)}/{file}" for path, _, files in folders for file in files]
-
-
-def unlike_most(lists: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str, list[str]]]:
-    """Which folders hold other images than most of their siblings.
-
-    Args:
-        lists: by folder, its images.
-
-    Yields:
-        the folder, one of most, and how it differs, such as `lacks 1 image, such as cat/0.png`.
-    """
-    votes = Counter(lists.values())
-    usual = max(votes, key=lambda files: (votes[files], len(files)), default=())
-    example = next((name for name, files in lists.items() if files == usual), "")
-    for name, files in lists.items():
-        if files == usual:
-            continue
-        lacking, extra = set(usual).difference(files), set(files).difference(usual)
-        differences = [
-            f"{verb} {counted(len(images), 'image')}, such as {min(images)}"
-            for verb, images in (("lacks", lacking), ("alone has", extra))
-            if images
-        ]
-        if differences:
-            yield name, example, differences
 
 
 @dataclass(frozen=True)

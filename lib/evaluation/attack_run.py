@@ -212,7 +212,7 @@ def report(evaluation: Evaluation, provenance: Mapping[str, Any], warnings: Sequ
     logger, stem = evaluation.logger, evaluation.stem
     result = summarise(evaluation, provenance, warnings)
     write_files(evaluation, result)
-    remove_journals(stem)
+    remove_journals(stem.parent, evaluation.conditions.digest)
     logger.info(result_table(result))
     for warning in warnings:
         logger.warning(warning)

@@ -65,7 +65,7 @@ class Evaluation:
         data: the images, shared out over the processes.
         threat: ball, protocol, seed, precision.
         specs: the attacks, in order.
-        conditions: of the result, which the journals must have been written for too.
+        conditions: of the result, and what names the journals.
         stem: path of the results without extension; journals lie beside it until the end.
         compiled: whether torch.compile prepares what is attacked.
         rows: outcomes of every image by position, under `clean` and each attack's name.
@@ -96,13 +96,12 @@ class Evaluation:
         """Fill `rows`, with what an interrupted run has left of them and what it has not.
 
         Raises:
-            UserError: an image cannot be read, outputs are not finite, or journals belong to
-                another evaluation.
+            UserError: an image cannot be read, or outputs are not finite.
         """
         model, attacked = self.evaluated.model, (self.surrogate or self.evaluated).model
         outputs = torch.compile(attacked.outputs) if self.compiled else None
-        fingerprint = self.conditions.fingerprint()
-        journal = ResumableRows(self.stem, fingerprint, self.data.context, read_row)
+        folder, digest = self.stem.parent, self.conditions.digest
+        journal = ResumableRows(folder, digest, self.data.context, read_row)
         with journal, frozen_eval(model), frozen_eval(attacked):
             if CLEAN not in self.rows:
                 everything = list(range(len(self.data.tree.files)))

@@ -1,16 +1,16 @@
-"""Right answers on several folders of images, counted in one pass; each is kept as it is done."""
+"""Right answers on several folders of images, counted in one pass; what is counted is kept."""
 
-from __future__ import annotations
-
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from lib.algorithm.metrics import correct_in_top, full_precision
 from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.pool import DeviceBatch
 from lib.data.datasets import FolderBatches, eval_transform
@@ -19,15 +19,23 @@ from lib.data.loader import make_loader
 from lib.data.sampler import EvaluationSampler, share_in_batches
 from lib.data.subsets import choose
 from lib.data.to_device import on_device
-from lib.evaluation.folder_measure import Measure, count_folder, top1_and_top5
 from utils.distributed.context import DistributedContext
+from utils.errors import UserError
 from utils.logging import Logger, ProgressBar
 from utils.storage.conditions import Conditions
 from utils.storage.journal import ResumableRows, remove_journals
 from utils.storage.results import result_stem
 
+CHUNK = 512  # images of a folder that one process counts and the journal keeps as one row
 PROGRESS_LINES = 20  # over the whole evaluation, where stdout is no terminal
 FolderCounts = dict[str, list[int]]  # by folder: the measured columns' sums, then images
+# (logits (B, classes), labels (B,), folder's name) to a (B,) bool for each column
+Measure = Callable[[torch.Tensor, torch.Tensor, str], Sequence[torch.Tensor]]
+
+
+def top1_and_top5(logits: torch.Tensor, labels: torch.Tensor, _: str) -> list[torch.Tensor]:
+    """Whether the label is the largest output, and whether it is among the five largest."""
+    return [correct_in_top(logits, labels, 1), correct_in_top(logits, labels, 5)]
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,17 @@ class FolderEvaluation:
         """The images of a folder that are evaluated."""
         return choose(tree, self.n_examples, self.image_ids)
 
+    def with_labels(self, tree: ImageTree) -> ImageTree:
+        """The images with labels that index the network's outputs; logs what is odd about them.
+
+        Raises:
+            UserError: a class that the network does not know.
+        """
+        tree = tree.with_labels_of(self.class_names, self.num_classes, self.class_order)
+        for note in tree.notes:
+            self.logger.warning(note)
+        return tree
+
     def conditions(
         self, kind: str, protocol: str, subset: Mapping[str, Any], folders: str
     ) -> tuple[Conditions, Path]:
@@ -95,11 +114,11 @@ class FolderEvaluation:
         usual = {"resize": None if self.img_size is None else img_size, "crop": crop}
         return conditions, result_stem(self.folder, conditions, usual)
 
-    def finish(self, stem: Path, write: Callable[[], None], text: str) -> None:
+    def finish(self, conditions: Conditions, write: Callable[[], None], text: str) -> None:
         """Write and print the result; from then on nothing is left to resume."""
         if self.context.is_main:
             write()
-            remove_journals(stem)
+            remove_journals(self.folder, conditions.digest)
         self.logger.info(text)
         self.context.barrier()
 
@@ -107,97 +126,97 @@ class FolderEvaluation:
         self,
         folders: Mapping[str, ImageTree],
         conditions: Conditions,
-        stem: Path,
-        what: str,
+        title: str,
         measure: Measure = top1_and_top5,
-        columns: int = 2,
     ) -> FolderCounts:
         """Every folder's counts over all processes; what journals hold is not evaluated again.
 
+        Folders are cut into chunks and these into batches, the same for any number of processes
+        and after any interruption: so each image keeps its neighbours, and the sums their rounding.
+
         Args:
             folders: images by name, with the network's labels.
-            what: words for the progress.
-            measure, columns: what is counted of each image, and how many numbers that is.
+            title: of the progress.
+            measure: what is counted of each image.
 
         Raises:
-            UserError: an image that cannot be read, outputs that are not finite, or journals of
-                another evaluation.
+            UserError: an image that cannot be read, or outputs that are not finite.
         """
-        context, numbers = self.context, {name: number for number, name in enumerate(folders)}
-        read_row = partial(read_counts, columns + 1)
-        with ResumableRows(stem, conditions.fingerprint(), context, read_row) as journal:
-            complete, own = finished_folders(journal.found, context)
-            left = {n: i for n, i in numbers.items() if n not in complete and n not in own}
-            if len(left) < len(folders):
-                done = f"{len(folders) - len(left)} of {len(folders)}"
-                self.logger.info(f"resuming: {done} folders were evaluated before")
-            sizes = {number: len(folders[name].files) for name, number in left.items()}
-            rank, world_size = context.rank, context.world_size
-            shares = {
-                number: share_in_batches(range(size), self.batch_size, rank, world_size)
-                for number, size in sizes.items()
-            }
-            sampler = EvaluationSampler([(number, b) for number in shares for b in shares[number]])
-            share = share_name(context.rank, context.world_size)
-            batches = self.read(list(folders.values()), sampler, what)
+        context, names = self.context, list(folders)
+        chunks = {
+            f"{name}[{images[0]}:{images[-1] + 1}]": (number, images)
+            for number, (name, tree) in enumerate(folders.items())
+            for images in share_in_batches(range(len(tree.files)), CHUNK)
+        }
+        with ResumableRows(self.folder, conditions.digest, context, read_counts) as journal:
+            counts: FolderCounts = dict(journal.found.get("counts", {}))
+            left = [key for key in chunks if key not in counts]
+            left.sort(key=lambda key: -len(chunks[key][1]))  # so that the shares are even
+            if len(left) < len(chunks):
+                done = f"{len(chunks) - len(left)} of {len(chunks)}"
+                self.logger.info(f"resuming: {done} chunks of images were evaluated before")
+            own = left[context.rank :: context.world_size]
+            batches = self.read(list(folders.values()), [chunks[key] for key in own], title)
+            counted: FolderCounts = {}
             with frozen_eval(self.model):  # evaluation mode, no gradients
-                for name, number in left.items():
-                    of_folder = islice(batches, len(shares[number]))
-                    own[name] = count_folder(self.model, of_folder, name, measure)
-                    journal.add(share, {name: own[name]})
-                    journal.flush()
-        counts = [complete, *context.gather(own)]
-        return {name: add_up(s[name] for s in counts if name in s) for name in folders}
+                for key in own:
+                    number, images = chunks[key]
+                    of_chunk = islice(batches, len(share_in_batches(images, self.batch_size)))
+                    counted[key] = count_images(self.model, of_chunk, names[number], measure)
+                    journal.add("counts", {key: counted[key]})
+            journal.flush()
+        for share in context.gather(counted):
+            counts |= share
+        rows = defaultdict(list)
+        for key, (number, _) in chunks.items():
+            rows[names[number]].append(counts[key])
+        return {name: [sum(column) for column in zip(*rows[name], strict=True)] for name in names}
 
     def read(
-        self, trees: Sequence[ImageTree], sampler: EvaluationSampler, what: str
+        self, trees: Sequence[ImageTree], chunks: Sequence[tuple[int, Sequence[int]]], title: str
     ) -> Iterator[DeviceBatch]:
-        """This process's batches of all folders, through one loader, under a bar."""
-        device = self.context.device
+        """Batches of chunks, (number of the tree, positions), through one loader, under a bar."""
+        device, local = self.context.device, self.context.local_processes
         transform = eval_transform(self.img_size, self.crop_size)
         dataset = FolderBatches(trees, transform, self.crop_size)
-        workers = min(self.workers, len(sampler))
-        local = self.context.local_processes
-        loader = make_loader(dataset, sampler, workers, device, local)
+        sampler = EvaluationSampler(
+            [
+                (i, part)
+                for i, images in chunks
+                for part in share_in_batches(images, self.batch_size)
+            ]
+        )
+        loader = make_loader(dataset, sampler, min(self.workers, len(sampler)), device, local)
         batches = on_device(loader, device, next(self.model.parameters()).dtype)
         every = max(1, len(sampler) // PROGRESS_LINES)
-        return ProgressBar(self.logger, len(sampler), what, every).over(batches)
+        return ProgressBar(self.logger, len(sampler), title, every).over(batches)
 
 
-def share_name(rank: int, world_size: int) -> str:
-    """The journal's phase for the share of one process."""
-    return f"rank {rank} of {world_size}"
+@torch.no_grad()
+def count_images(
+    model: nn.Module, batches: Iterable[DeviceBatch], name: str, measure: Measure
+) -> list[int]:
+    """Columns of a folder's images, summed on the device: reading them is the only wait.
 
-
-def read_counts(columns: int, phase: str, name: str, values: list) -> tuple[str, list[int]]:
-    """A row of the journal; ValueError where it is damaged."""
-    int(phase.rpartition(" ")[2])
-    if len(values) not in (0, columns):
-        raise ValueError(f"{columns} numbers are needed")
-    return name, values
-
-
-def finished_folders(
-    found: Mapping[str, FolderCounts], context: DistributedContext
-) -> tuple[FolderCounts, FolderCounts]:
-    """What needs no evaluation any more.
-
-    Args:
-        found: by `share_name`, the counts that interrupted runs have left.
-
-    Returns:
-        folders of which all processes of some run had finished their shares, added up; and further
-        ones of which this process had finished its share, in a run of as many processes as now.
+    Raises:
+        UserError: outputs that are not finite, for there any class could be called the largest.
     """
-    complete: FolderCounts = {}
-    for world_size in {int(phase.rpartition(" ")[2]) for phase in found}:
-        shares = [found.get(share_name(rank, world_size), {}) for rank in range(world_size)]
-        for name in set(shares[0]).intersection(*shares):
-            complete[name] = add_up(share[name] for share in shares)
-    own = found.get(share_name(context.rank, context.world_size), {})
-    return complete, {name: counts for name, counts in own.items() if name not in complete}
+    sums = []
+    for images, labels, _ in batches:
+        with full_precision():
+            logits = model(images)
+        broken = ~logits.isfinite().all(dim=1)
+        columns = [*measure(logits, labels, name), torch.ones_like(broken), broken]
+        sums.append(torch.stack(columns).sum(dim=1))
+    *counts, not_finite = torch.stack(sums).sum(dim=0).tolist()
+    if not_finite:
+        raise UserError(
+            f"the network's outputs are not finite on {not_finite} of {counts[-1]} images of"
+            f" {name}; the checkpoint is of a training that diverged, or damaged"
+        )
+    return counts
 
 
-def add_up(shares: Iterable[list[int]]) -> list[int]:
-    """Element-wise sums; an empty share is one without images."""
-    return [sum(column) for column in zip(*filter(None, shares), strict=True)]
+def read_counts(_: str, chunk: str, values: list[int]) -> tuple[str, list[int]]:
+    """A row of the journal; TypeError where it is damaged."""
+    return chunk, [int(value) for value in values]

@@ -17,8 +17,8 @@ from lib.evaluation.load_model import (
     with_trained_settings,
 )
 from lib.evaluation.shift import evaluate_shift
-from lib.imagenet_c.evaluation import evaluate_imagenet_c
-from lib.imagenet_c.scan import find_folders
+from lib.imagenet_c.evaluate import evaluate_imagenet_c
+from lib.imagenet_c.tree import find_folders
 from utils.config.rules import ignored_settings
 from utils.config.settings import Config, Source
 from utils.distributed.context import DistributedContext

@@ -1,9 +1,6 @@
 """Shifted test sets: class folders such as ImageNet-V2, -R, -A, -Sketch or a mapped ObjectNet."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +9,7 @@ import torch
 from lib.algorithm.metrics import correct_in_top
 from lib.data.folders import ImageTree, is_image, read_tree, subfolders
 from lib.data.subsets import describe_subset
-from lib.evaluation.folder_counts import FolderCounts, FolderEvaluation
-from lib.evaluation.folder_measure import Measure
+from lib.evaluation.folder_counts import FolderEvaluation, Measure
 from utils.errors import UserError
 from utils.figures.comparison import Panel, comparison
 from utils.figures.style import save_figure
@@ -22,12 +18,10 @@ from utils.storage.files import names_sha256, write_csv
 from utils.storage.results import ShiftAccuracies, ShiftResult, write_result
 from utils.text import table
 
-PART = 10_000  # images after which an interrupted evaluation resumes
 MEASURES = ("top1", "top5", "present_top1", "present_top5")
 COLUMNS = ["test_set", "classes", "n"]
-COLUMNS += [f"{name}_{what}" for name in MEASURES for what in ("correct", "accuracy")]
+COLUMNS += [f"{name}_{value}" for name in MEASURES for value in ("correct", "accuracy")]
 COLUMNS += ["top1_low95", "top1_high95", "present_top1_low95", "present_top1_high95"]
-Sets = dict[str, ImageTree]
 
 
 def evaluate_shift(evaluation: FolderEvaluation, root: str) -> ShiftResult:
@@ -40,37 +34,29 @@ def evaluate_shift(evaluation: FolderEvaluation, root: str) -> ShiftResult:
     Raises:
         UserError: a tree that is not in order, or classes that the network does not know.
     """
-    whole = evaluation.context.from_main(lambda: read_sets(evaluation, root))
+
+    def read() -> dict[str, ImageTree]:
+        folders = find_test_sets(root)
+        return {name: evaluation.with_labels(read_tree(path)) for name, path in folders.items()}
+
+    whole = evaluation.context.from_main(read)
     sets = {name: evaluation.pick(tree) for name, tree in whole.items()}
     n, total = (sum(len(tree.files) for tree in each.values()) for each in (sets, whole))
     names = [f"{name}/{file}" for name, tree in sets.items() for file in tree.files]
     subset = describe_subset(n, total, bool(evaluation.image_ids), names_sha256(names))
     conditions, stem = evaluation.conditions("shift", "standard", subset, "+".join(sets))
-    device = evaluation.context.device
-    measure = measure_of(whole, evaluation.num_classes, device)
-    counts = evaluation.count(parts_of(sets), conditions, stem, "test sets", measure, columns=4)
-    accuracies = {name: accuracies_of(counts, name, sets, whole) for name in sets}
+    measure = measure_of(whole, evaluation.num_classes, evaluation.context.device)
+    accuracies = {}
+    for name, counts in evaluation.count(sets, conditions, "test sets", measure).items():
+        *correct, images = counts
+        tops = dict(zip(MEASURES, (Accuracy(right, images) for right in correct), strict=True))
+        classes = len(set(whole[name].labels))
+        accuracies[name] = ShiftAccuracies(classes, sets[name].fingerprint, **tops)
     warnings = tuple(note for tree in whole.values() for note in tree.notes)
     provenance = {**evaluation.provenance, "subset": subset}
     result = ShiftResult(conditions, provenance, warnings, accuracies)
-    evaluation.finish(stem, lambda: write_files(result, stem), result_text(result, stem))
+    evaluation.finish(conditions, lambda: write_files(result, stem), result_text(result, stem))
     return result
-
-
-def read_sets(evaluation: FolderEvaluation, root: str) -> Sets:
-    """All images of each set, with the network's labels; logs what is odd about them.
-
-    Raises:
-        UserError: one is not in order, or has classes that the network does not know.
-    """
-    names, outputs = evaluation.class_names, evaluation.num_classes
-    sets = {
-        name: read_tree(folder).with_labels_of(names, outputs, evaluation.class_order)
-        for name, folder in find_test_sets(root).items()
-    }
-    for note in (note for tree in sets.values() for note in tree.notes):
-        evaluation.logger.warning(note)
-    return sets
 
 
 def find_test_sets(root: str) -> dict[str, str]:
@@ -85,10 +71,10 @@ def find_test_sets(root: str) -> dict[str, str]:
         return {os.path.basename(os.path.abspath(root)): root}
     sets = {}
     for folder in subfolders(root):
-        inner = [folder, *subfolders(folder)]
-        place = next((each for each in inner if holds_classes(each)), None)
-        if place is not None:
-            sets[os.path.basename(folder)] = place
+        candidates = [folder, *subfolders(folder)]
+        holder = next((path for path in candidates if holds_classes(path)), None)
+        if holder is not None:
+            sets[os.path.basename(folder)] = holder
     if not sets:
         raise UserError(
             f"{root} holds no test set: put images into {root}/CLASS/, or several sets into"
@@ -99,50 +85,25 @@ def find_test_sets(root: str) -> dict[str, str]:
 
 def holds_classes(folder: str) -> bool:
     """Whether a folder in it has images."""
-    for inner in subfolders(folder):
-        with os.scandir(inner) as entries:
-            if any(is_image(entry.name) for entry in entries):
-                return True
-    return False
+    return any(any(map(is_image, os.listdir(inner))) for inner in subfolders(folder))
 
 
-def parts_of(sets: Sets) -> Sets:
-    """The sets in pieces, `SET/0`, `SET/1`, ..., each of which an interruption leaves done."""
-    return {
-        f"{name}/{start // PART}": tree.subset(range(start, min(start + PART, len(tree.files))))
-        for name, tree in sets.items()
-        for start in range(0, len(tree.files), PART)
-    }
-
-
-def measure_of(sets: Sets, num_classes: int, device: torch.device) -> Measure:
+def measure_of(sets: dict[str, ImageTree], num_classes: int, device: torch.device) -> Measure:
     """Top-1 and top-5 over all outputs, then over those of the set's classes alone.
 
     The latter is the 200-way accuracy that ImageNet-R and -A are published with.
     """
     absent = {}
     for name, tree in sets.items():
-        absent[name] = torch.ones(num_classes, dtype=torch.bool)
-        absent[name][sorted(set(tree.labels))] = False
-        absent[name] = absent[name].to(device)
+        mask = torch.ones(num_classes, dtype=torch.bool)
+        mask[sorted(set(tree.labels))] = False
+        absent[name] = mask.to(device)
 
-    def outcomes(logits: torch.Tensor, labels: torch.Tensor, part: str) -> list[torch.Tensor]:
-        present = logits.masked_fill(absent[part.rpartition("/")[0]], -torch.inf)
+    def outcomes(logits: torch.Tensor, labels: torch.Tensor, name: str) -> list[torch.Tensor]:
+        present = logits.masked_fill(absent[name], -torch.inf)
         return [correct_in_top(each, labels, k) for each in (logits, present) for k in (1, 5)]
 
     return outcomes
-
-
-def accuracies_of(counts: FolderCounts, name: str, sets: Sets, whole: Sets) -> ShiftAccuracies:
-    """A set's accuracies from the counts of its parts."""
-    parts: Sequence[Sequence[int]] = [
-        part for key, part in counts.items() if key.rpartition("/")[0] == name
-    ]
-    *correct, n = (sum(column) for column in zip(*parts, strict=True))
-    top1, top5, present_top1, present_top5 = (Accuracy(each, n) for each in correct)
-    classes = len(set(whole[name].labels))
-    images = sets[name].fingerprint
-    return ShiftAccuracies(classes, images, top1, top5, present_top1, present_top5)
 
 
 def result_text(result: ShiftResult, stem: Path) -> str:
@@ -150,9 +111,9 @@ def result_text(result: ShiftResult, stem: Path) -> str:
     header = ["test set", "images", "classes", "top-1 (%)", "top-5 (%)"]
     header += ["top-1 of its classes", "top-5 of its classes"]
     rows = [
-        [name, str(found.top1.n), str(found.classes)]
-        + [f"{getattr(found, measure).percent:.2f}" for measure in MEASURES]
-        for name, found in result.sets.items()
+        [name, str(entry.top1.n), str(entry.classes)]
+        + [f"{getattr(entry, measure).percent:.2f}" for measure in MEASURES]
+        for name, entry in result.sets.items()
     ]
     text = "top-1 and top-5 are over all outputs; those of its classes leave the other outputs out"
     return "\n".join([table(header, rows), "", text, f"written: {stem}.json, .csv, .png, .pdf"])
@@ -162,15 +123,15 @@ def write_files(result: ShiftResult, stem: Path) -> None:
     """Write `stem.json`, `.csv`, `.png` and `.pdf`."""
     write_result(stem.with_name(f"{stem.name}.json"), result)
     rows: list[list[Any]] = []
-    for name, found in result.sets.items():
-        each: list[Accuracy] = [getattr(found, measure) for measure in MEASURES]
-        counts = [value for a in each for value in (a.correct, a.fraction)]
-        intervals = (*found.top1.interval, *found.present_top1.interval)
-        rows.append([name, found.classes, found.top1.n, *counts, *intervals])
+    for name, entry in result.sets.items():
+        accuracies: list[Accuracy] = [getattr(entry, measure) for measure in MEASURES]
+        counts = [value for a in accuracies for value in (a.correct, a.fraction)]
+        intervals = (*entry.top1.interval, *entry.present_top1.interval)
+        rows.append([name, entry.classes, entry.top1.n, *counts, *intervals])
     write_csv(stem.with_name(f"{stem.name}.csv"), COLUMNS, rows)
 
-    measures = [
+    bars = [
         (name, {"all outputs": a.top1.estimate, "classes of the set": a.present_top1.estimate})
         for name, a in result.sets.items()
     ]
-    save_figure(comparison([Panel("", "top-1 accuracy (%)", measures)]), stem)
+    save_figure(comparison([Panel("", "top-1 accuracy (%)", bars)]), stem)

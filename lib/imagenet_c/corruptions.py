@@ -1,106 +1,134 @@
-"""The corruptions of ImageNet-C (arXiv:1903.12261): names, groups, AlexNet's errors.
+"""ImageNet-C (arXiv:1903.12261): its corruptions and their groups, and mCE from accuracies.
 
-Those of its successors, ImageNet-C-bar (arXiv:2102.11273) and 3DCC (arXiv:2203.01441), are known by
-name, and never count in mCE.
+Everything is keyed by the corruption's name, so no order of folders or of lists matters. Nothing
+here needs torch.
 """
 
-from __future__ import annotations
+import re
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 
-import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from utils.errors import UserError
+from utils.storage.results import Summary
 
 SEVERITIES = (1, 2, 3, 4, 5)
-
-
-@dataclass(frozen=True)
-class Corruption:
-    """One corruption: its group, and AlexNet's top-1 error averaged over the five severities.
-
-    The errors are those of Hendrycks & Dietterich, used by AugMix too. The extra corruptions and
-    those of successors have none, for they never count.
-    """
-
-    group: str
-    alexnet_error: float | None
-
-
-CORRUPTIONS: dict[str, Corruption] = {
-    "gaussian_noise": Corruption("noise", 0.886428),
-    "shot_noise": Corruption("noise", 0.894468),
-    "impulse_noise": Corruption("noise", 0.922640),
-    "defocus_blur": Corruption("blur", 0.819880),
-    "glass_blur": Corruption("blur", 0.826268),
-    "motion_blur": Corruption("blur", 0.785948),
-    "zoom_blur": Corruption("blur", 0.798360),
-    "snow": Corruption("weather", 0.866816),
-    "frost": Corruption("weather", 0.826572),
-    "fog": Corruption("weather", 0.819324),
-    "brightness": Corruption("weather", 0.564592),
-    "contrast": Corruption("digital", 0.853204),
-    "elastic_transform": Corruption("digital", 0.646056),
-    "pixelate": Corruption("digital", 0.717840),
-    "jpeg_compression": Corruption("digital", 0.606500),
-    "speckle_noise": Corruption("extra", None),
-    "gaussian_blur": Corruption("extra", None),
-    "spatter": Corruption("extra", None),
-    "saturate": Corruption("extra", None),
+# AlexNet's top-1 error averaged over the five severities, of Hendrycks & Dietterich; AugMix's too.
+ALEXNET_ERRORS_BY_GROUP = {
+    "noise": {"gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640},
+    "blur": {
+        "defocus_blur": 0.819880,
+        "glass_blur": 0.826268,
+        "motion_blur": 0.785948,
+        "zoom_blur": 0.798360,
+    },
+    "weather": {"snow": 0.866816, "frost": 0.826572, "fog": 0.819324, "brightness": 0.564592},
+    "digital": {
+        "contrast": 0.853204,
+        "elastic_transform": 0.646056,
+        "pixelate": 0.717840,
+        "jpeg_compression": 0.606500,
+    },
 }
-C_BAR = (
-    *("blue_noise_sample", "brownish_noise", "caustic_refraction", "checkerboard_cutout"),
-    *("cocentric_sine_waves", "inverse_sparkles", "perlin_noise", "plasma_noise"),
-    *("single_frequency_greyscale", "sparkles"),
-)
-THREE_D = (
-    *("near_focus", "far_focus", "bit_error", "color_quant", "flash", "fog_3d"),
-    *("h265_abr", "h265_crf", "iso_noise", "low_light", "xy_motion_blur", "z_motion_blur"),
-)
-CORRUPTIONS |= dict.fromkeys(C_BAR, Corruption("c-bar", None))
-CORRUPTIONS |= dict.fromkeys(THREE_D, Corruption("3dcc", None))
-STANDARD = tuple(name for name, entry in CORRUPTIONS.items() if entry.alexnet_error is not None)
-EXTRA = tuple(name for name, entry in CORRUPTIONS.items() if entry.group == "extra")
-SETS = {"": STANDARD, "extra": STANDARD + EXTRA, "c-bar": C_BAR, "3dcc": THREE_D}  # in file names
-GROUPS = {
-    group: tuple(name for name in STANDARD if CORRUPTIONS[name].group == group)
-    for group in dict.fromkeys(CORRUPTIONS[name].group for name in STANDARD)
+ALEXNET_CLEAN_ERROR = 0.4348  # torchvision's weights, top-1 56.52 %
+ALEXNET_ERRORS = {
+    name: error for errors in ALEXNET_ERRORS_BY_GROUP.values() for name, error in errors.items()
 }
+GROUPS = {group: tuple(errors) for group, errors in ALEXNET_ERRORS_BY_GROUP.items()}
+STANDARD = tuple(ALEXNET_ERRORS)
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # published, never in mCE
 
 
 def choose_corruptions(asked: Sequence[str] | None, present: Sequence[str] = ()) -> tuple[str, ...]:
-    """The corruptions to evaluate, in the table's order.
+    """The corruptions to evaluate: the published ones in their order, then any others.
 
     Args:
         asked: names; `extra` adds the four extra ones to the names given, or to the 15 where no
             name is; `all` is whatever the tree holds. None or nothing is the 15.
         present: what the tree holds.
-
-    Raises:
-        UserError: an unknown name, with the nearest known one.
     """
-    asked = [name.strip() for name in asked or ()]
-    known = [*CORRUPTIONS, "extra", "all"]
-    for name in asked:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise UserError(f"--corruptions: unknown corruption {name!r}; {hint}")
-    if "all" in asked:
-        others = sorted(set(present) - set(CORRUPTIONS))
-        return (*(name for name in CORRUPTIONS if name in present), *others)
-    wanted = {name for name in asked if name != "extra"} or set(STANDARD)
-    if "extra" in asked:
-        wanted.update(EXTRA)
-    return tuple(name for name in CORRUPTIONS if name in wanted)
+    wanted = {name.strip() for name in asked or ()}
+    if "all" in wanted:
+        wanted = set(present)
+    elif not wanted - {"extra"}:
+        wanted |= set(STANDARD)
+    if "extra" in wanted:
+        wanted = wanted - {"extra"} | set(EXTRA)
+    published = [name for name in STANDARD + EXTRA if name in wanted]
+    return (*published, *sorted(wanted - set(published)))
 
 
 def group_of(name: str) -> str:
-    """A corruption's group; `other` where it is none of the table."""
-    return CORRUPTIONS[name].group if name in CORRUPTIONS else "other"
+    """A corruption's group; `other` where it is none of the published ones."""
+    groups = {**GROUPS, "extra": EXTRA}
+    return next((group for group, members in groups.items() if name in members), "other")
 
 
 def corruptions_label(names: Sequence[str]) -> str:
-    """What names of files say of these: nothing of the 15, a set's name, else the names."""
-    label = next((label for label, members in SETS.items() if set(members) == set(names)), None)
-    return "+".join(names) if label is None else label
+    """What names of files say of these: nothing of the 15, `extra` of all 19, else the names."""
+    labels = {STANDARD: "", STANDARD + EXTRA: "extra"}
+    return labels.get(tuple(names), "+".join(names))
+
+
+def are_imagenet_classes(classes: Sequence[str]) -> bool:
+    """Whether these are ImageNet's 1000 classes: WordNet ids such as n01440764, all of them."""
+    return len(set(classes)) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in classes)
+
+
+def summarise(
+    accuracies: Mapping[str, Sequence[float]],
+    classes: Sequence[str],
+    clean_accuracy: float | None = None,
+) -> Summary:
+    """The metrics over the 15 corruptions. What is undefined is None, with the reason.
+
+    CE is the sum of errors over the severities, over AlexNet's sum; relative CE takes the error on
+    clean images off both.
+
+    Args:
+        accuracies: top-1 per corruption at the five severities, fractions in [0, 1].
+        classes: the folder names of the tree's classes.
+        clean_accuracy: top-1 on clean images, a fraction; relative mCE needs it.
+    """
+    means = {name: fmean(accuracies[name]) for name in STANDARD if name in accuracies}
+    groups: dict[str, float | None] = {}
+    left_out: dict[str, str] = {}
+    for group, members in GROUPS.items():
+        absent = [name for name in members if name not in means]
+        groups[group] = None if absent else fmean(means[name] for name in members)
+        if absent:
+            left_out[group] = f"without {', '.join(absent)}"
+    absent = [name for name in STANDARD if name not in means]
+    if absent:
+        names = ", ".join(absent[:3]) + ", ..." * (len(absent) > 3)
+        reason = f"needs all 15 corruptions; {len(absent)} were not evaluated: {names}"
+        left_out |= dict.fromkeys(("mean_accuracy", "mean_error", "mCE", "relative_mCE"), reason)
+        return Summary(None, None, None, None, groups, {}, left_out)
+    ce: dict[str, float] = {}
+    relative_mce = None
+    if not are_imagenet_classes(classes):
+        reason = (
+            "needs ImageNet's 1000 classes by their ids (n01440764, ...), for AlexNet's errors are"
+            f" over them; this tree has {len(classes)} classes"
+        )
+        left_out |= dict.fromkeys(("mCE", "relative_mCE"), reason)
+    else:
+        ce = {name: 100 * (1 - means[name]) / ALEXNET_ERRORS[name] for name in STANDARD}
+        if clean_accuracy is None:
+            left_out["relative_mCE"] = (
+                "needs the clean accuracy of the same checkpoint: give --clean_accuracy,"
+                " or run the attack evaluation (-e) first"
+            )
+        else:
+            relative_mce = fmean(
+                100 * (clean_accuracy - means[name]) / (ALEXNET_ERRORS[name] - ALEXNET_CLEAN_ERROR)
+                for name in STANDARD
+            )
+    mean_accuracy = fmean(means.values())
+    return Summary(
+        mean_accuracy=mean_accuracy,
+        mean_error=1 - mean_accuracy,
+        mCE=fmean(ce.values()) if ce else None,
+        relative_mCE=relative_mce,
+        groups=groups,
+        CE=ce,
+        left_out=left_out,
+    )

@@ -1,15 +1,12 @@
 """What an ImageNet-C evaluation leaves: its JSON, CSV and figure, and the table on the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lib.imagenet_c.corruptions import GROUPS, SEVERITIES, STANDARD, group_of
-from lib.imagenet_c.mce import summarise
-from lib.imagenet_c.scan import CorruptionTree
+from lib.data.folders import ImageTree
+from lib.imagenet_c.corruptions import GROUPS, SEVERITIES, STANDARD, group_of, summarise
 from utils.errors import UserError
 from utils.storage.accuracy import Accuracy
 from utils.storage.conditions import Conditions
@@ -24,14 +21,13 @@ from utils.storage.results import (
 )
 from utils.text import table
 
-COLUMNS = ["corruption", "group", "severity", "n"]
-COLUMNS += [f"{top}_{what}" for top in ("top1", "top5") for what in ("correct", "accuracy")]
-COLUMNS += ["top1_low95", "top1_high95"]
+COLUMNS = ["corruption", "group", "severity", "n", "top1_correct", "top1_accuracy"]
+COLUMNS += ["top5_correct", "top5_accuracy", "top1_low95", "top1_high95"]
 
 
 def make_result(
     counts: Mapping[str, Sequence[int]],
-    tree: CorruptionTree,
+    images: ImageTree,
     conditions: Conditions,
     provenance: Mapping[str, Any],
     clean_accuracy: float | None,
@@ -41,21 +37,21 @@ def make_result(
 
     Args:
         counts: by folder, `gaussian_noise/1`: top-1 right, top-5 right, images.
-        tree: what was evaluated.
+        images: of one folder, the same in all.
         provenance: with checkpoint and subset.
         clean_accuracy: a fraction, or None to look into `run_dir`.
     """
     corruptions = {}
-    for name in tree.corruptions:
+    for name in dict.fromkeys(folder.rpartition("/")[0] for folder in counts):
         rows = [counts[f"{name}/{severity}"] for severity in SEVERITIES]
-        tops = [[Accuracy(row[column], row[2]) for row in rows] for column in (0, 1)]
-        corruptions[name] = CorruptionAccuracies(group_of(name), *map(tuple, tops))
+        top1, top5 = (tuple(Accuracy(row[column], row[2]) for row in rows) for column in (0, 1))
+        corruptions[name] = CorruptionAccuracies(group_of(name), top1, top5)
     clean = CleanReference(clean_accuracy, "--clean_accuracy")
     if clean_accuracy is None:
-        clean = find_clean_accuracy(run_dir, conditions, provenance["subset"]["n"])
-    summary = summarise(fractions(corruptions), tree.classes, clean.accuracy)
-    warnings = tuple(tree.warnings())
-    return ImageNetCResult(conditions, provenance, warnings, corruptions, clean, summary)
+        clean = find_clean_accuracy(run_dir, conditions, len(images.files))
+    classes = sorted({file.partition("/")[0] for file in images.files})
+    summary = summarise(fractions(corruptions), classes, clean.accuracy)
+    return ImageNetCResult(conditions, provenance, images.notes, corruptions, clean, summary)
 
 
 def fractions(corruptions: Mapping[str, CorruptionAccuracies]) -> dict[str, list[float]]:
@@ -68,7 +64,7 @@ def find_clean_accuracy(run_dir: Path, conditions: Conditions, n: int) -> CleanR
 
     On the same images if there is one, else on `n` at least; None where there is neither.
     """
-    found = []
+    candidates = []
     for path in sorted(run_dir.glob("*.json")):
         try:
             result = read_result(path)
@@ -78,8 +74,8 @@ def find_clean_accuracy(run_dir: Path, conditions: Conditions, n: int) -> CleanR
         if isinstance(result, AttackResult) and same_network:
             same_images = result.conditions.images == conditions.images
             top1 = result.clean.top1
-            found.append((same_images, top1.n, top1.fraction, path.name))
-    same_images, most, accuracy, source = max(found, default=(False, 0, None, None))
+            candidates.append((same_images, top1.n, top1.fraction, path.name))
+    same_images, most, accuracy, source = max(candidates, default=(False, 0, None, None))
     if not same_images and most < n:
         return CleanReference(None, None)
     return CleanReference(accuracy, source)
@@ -144,7 +140,8 @@ def summary_lines(result: ImageNetCResult) -> list[str]:
         "relative mCE": ("relative_mCE", percent(summary.relative_mCE, 1)),
     }
     lines = [
-        f"{k:<26} {v or f'left out: {summary.left_out.get(key)}'}" for k, (key, v) in texts.items()
+        f"{label:<26} {text or f'left out: {summary.left_out.get(key)}'}"
+        for label, (key, text) in texts.items()
     ]
     if summary.relative_mCE is not None:
         lines[-1] += f" (clean accuracy {percent(clean.accuracy)}, {clean.source})"

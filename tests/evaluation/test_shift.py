@@ -16,10 +16,11 @@ from records import attack_result, write
 from torchvision import datasets, transforms
 
 from lib.data.folders import read_tree
-from lib.evaluation import shift
-from lib.evaluation.folder_measure import count_folder
+from lib.evaluation import folder_counts
+from lib.evaluation.folder_counts import count_images
 from lib.evaluation.shift import find_test_sets, measure_of
 from models.resnet import ResNet
+from utils.storage import journal
 from utils.storage.results import read_result
 
 NAMES = [f"digit_{i}" for i in range(4)]
@@ -76,7 +77,7 @@ def test_outputs_that_a_set_has_no_images_of_are_left_out() -> None:
     tree = read_tree("sets/rendered").with_labels_of(NAMES, 4, "auto")  # outputs 1 and 3
     measure = measure_of({"rendered": tree}, 4, torch.device("cpu"))
     logits = torch.tensor([[9.0, 5.0, 8.0, 0.0], [9.0, 5.0, 8.0, 0.0]])
-    top1, _, present_top1, _ = measure(logits, torch.tensor([1, 3]), "rendered/0")
+    top1, _, present_top1, _ = measure(logits, torch.tensor([1, 3]), "rendered")
     assert (top1.tolist(), present_top1.tolist()) == ([False, False], [True, False])
 
 
@@ -105,21 +106,22 @@ def test_an_interrupted_evaluation_resumes(monkeypatch: pytest.MonkeyPatch) -> N
     whole = json.loads(file.read_text())
     for path in Path("run").glob("shift*"):
         path.unlink()
-    monkeypatch.setattr(shift, "PART", 10)
+    monkeypatch.setattr(folder_counts, "CHUNK", 10)
+    monkeypatch.setattr(journal, "SECONDS_BETWEEN_WRITES", -1.0)
     counted = []
 
     def count(model, batches, name, measure):
         counted.append(name)
         if len(counted) == 5:
             raise KeyboardInterrupt
-        return count_folder(model, batches, name, measure)
+        return count_images(model, batches, name, measure)
 
-    monkeypatch.setattr("lib.evaluation.folder_counts.count_folder", count)
+    monkeypatch.setattr(folder_counts, "count_images", count)
     with pytest.raises(KeyboardInterrupt):
         call("evaluate.py", "sets", *WORDS)
     said = evaluate()
-    assert "resuming: 4 of 8 folders were evaluated before" in said
-    assert counted[5:] == ["sketch/0", "sketch/1", "sketch/2", "sketch/3"]
+    assert "resuming: 4 of 8 chunks of images were evaluated before" in said
+    assert counted[5:] == ["sketch", "sketch", "sketch", "rendered"]  # full chunks first
     assert json.loads(file.read_text())["sets"] == whole["sets"]
 
 

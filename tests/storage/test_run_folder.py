@@ -86,7 +86,7 @@ def test_folder_in_place_of_a_checkpoint(here: Path) -> None:
     "file",
     [*BIG, "metrics.csv", "gradient_norms.csv", "attack_standard.json",
      "attack_paper_n100_images.csv", "imagenet_c_freeat.json", "shift_standard.json",
-     "attack_x.rank0of1.jsonl"],
+     "unfinished_1a2b3c4d.rank0.jsonl"],
 )  # fmt: skip
 def test_whatever_took_work_makes_a_run(file: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text("kept")

@@ -50,11 +50,6 @@ class Conditions:
     surrogate: str = ""
     cascade: bool = False
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Plain values: what an interrupted evaluation and the one that resumes it must share."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return values
-
     @property
     def digest(self) -> str:
         """Eight hexadecimal digits that tell these conditions from any other."""

@@ -1,16 +1,16 @@
 """Evaluates a network on ImageNet-C: one pass over all folders, each result kept as it comes."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lib.algorithm.protocols import Protocol
+from lib.data.folders import ImageTree
 from lib.data.images import load_rgb
+from lib.data.subsets import describe_subset
 from lib.evaluation.folder_counts import FolderEvaluation
 from lib.imagenet_c.corruptions import corruptions_label
 from lib.imagenet_c.report import make_result, result_text, write_files
-from lib.imagenet_c.scan import CorruptionTree, find_folders, read_corruptions
+from lib.imagenet_c.tree import find_folders, read_corruptions
 from utils.errors import UserError
 from utils.storage.results import ImageNetCResult
 
@@ -35,51 +35,44 @@ def evaluate_imagenet_c(
         what the JSON holds, on every process.
 
     Raises:
-        UserError: a bad tree or image, or results of another evaluation in the way.
+        UserError: a bad tree or image.
     """
     if not protocol.resize_imagenet_c:
         evaluation = replace(evaluation, img_size=None)
-    tree = evaluation.context.from_main(lambda: read_tree(evaluation, root, corruptions))
-    subset = tree.describe_subset(bool(evaluation.image_ids))
-    label = corruptions_label(tree.corruptions)
+
+    def read() -> tuple[dict[str, ImageTree], int]:
+        trees, total = read_corruptions(
+            root,
+            find_folders(root, corruptions),
+            lambda images: evaluation.with_labels(evaluation.pick(images)),
+        )
+        if evaluation.img_size is None:
+            require_size(trees, evaluation.crop_size)
+        return trees, total
+
+    trees, total = evaluation.context.from_main(read)
+    images = next(iter(trees.values()))
+    listed = bool(evaluation.image_ids)
+    subset = describe_subset(len(images.files), total, listed, images.fingerprint)
+    label = corruptions_label(list(dict.fromkeys(name.rpartition("/")[0] for name in trees)))
     conditions, stem = evaluation.conditions("imagenet_c", protocol.name, subset, label)
-    counts = evaluation.count(tree.folders, conditions, stem, "corruptions")
+    counts = evaluation.count(trees, conditions, "corruptions")
     provenance = {**evaluation.provenance, "subset": subset}
-    result = make_result(counts, tree, conditions, provenance, clean_accuracy, evaluation.folder)
-    evaluation.finish(stem, lambda: write_files(result, stem), result_text(result, stem))
+    result = make_result(counts, images, conditions, provenance, clean_accuracy, evaluation.folder)
+    evaluation.finish(conditions, lambda: write_files(result, stem), result_text(result, stem))
     return result
 
 
-def read_tree(
-    evaluation: FolderEvaluation, root: str, corruptions: Sequence[str] | None
-) -> CorruptionTree:
-    """The images, with the network's labels; logs what is odd about them.
-
-    Raises:
-        UserError: the tree is not in order, or its images are smaller than the crop.
-    """
-    part = evaluation.n_examples or evaluation.image_ids
-    folders = find_folders(root, corruptions)
-    found = read_corruptions(root, folders, evaluation.pick if part else None)
-    if evaluation.img_size is None:
-        require_size(found, evaluation.crop_size)
-    names, order = evaluation.class_names, evaluation.class_order
-    found = found.with_labels_of(names, evaluation.num_classes, order)
-    for warning in found.warnings():
-        evaluation.logger.warning(warning)
-    return found
-
-
-def require_size(tree: CorruptionTree, side: int) -> None:
+def require_size(trees: Mapping[str, ImageTree], side: int) -> None:
     """The first image of every folder must be as large as the crop, or zeros would fill it up.
 
     Raises:
         UserError: names an image that is smaller.
     """
-    for images in tree.folders.values():
-        width, height = load_rgb(images.path(0)).size
+    for tree in trees.values():
+        width, height = load_rgb(tree.path(0)).size
         if min(width, height) < side:
             raise UserError(
-                f"{images.path(0)} has {width} x {height} pixels, less than the crop of {side}; set"
+                f"{tree.path(0)} has {width} x {height} pixels, less than the crop of {side}; set"
                 " DATA.crop_size, or resize with --protocol freeat"
             )
