@@ -15,29 +15,32 @@ table of their own. Runs that measured something under different conditions are 
 status 2), or given a column each by --allow_mixed.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from tools.comparison_formats import condition_notes, csv_table, latex, markdown, reading_notes
-from tools.comparison_seeds import Line, merge_seeds
-from tools.comparison_table import Table, build_tables
-from tools.comparison_values import MCE, Value, collect, row_of
+from tools.comparison import Row, Values, build_tables, collect, merge_seeds
+from tools.comparison_formats import (
+    condition_notes,
+    csv_table,
+    latex,
+    markdown,
+    panels_of,
+    reading_notes,
+)
 from tools.paired import paired_lines
 from tools.published import published_rows
 from utils.config.command_line import tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
-from utils.figures.comparison import Panel, comparison
+from utils.figures.comparison import comparison
 from utils.figures.style import run_labels, save_figure
 from utils.storage.files import atomic_write, make_folder, write_csv
-from utils.storage.results import Result, find_results
+from utils.storage.results import find_results
 from utils.text import printable
 
 
@@ -52,23 +55,29 @@ def compare(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: a run is missing, or the evaluations do not compare.
     """
-    results = find_results(arguments.runs)
-    lines = merge_seeds(collect(results))
-    names = row_names(lines, arguments.names)
-    rows = {name: line.values for name, line in zip(names, lines, strict=True)}
-    published: dict[str, list[Value]] = {}
-    about: list[str] = []
+    rows = merge_seeds(collect(find_results(arguments.runs)))
+    names = [printable(name) for name in row_names(rows, arguments.names)]
+    values = {name: row.values for name, row in zip(names, rows, strict=True)}
+    warnings = {name: map(printable, row.warnings) for name, row in zip(names, rows, strict=True)}
+    published: dict[str, Values] = {}
+    sources: list[str] = []
     if arguments.published:
-        columns = {value.column: None for values in rows.values() for value in values}
-        published, about = published_rows(columns)
-    tables = build_tables(rows, published, arguments.allow_mixed)
-    notes = [*reading_notes(tables, line_warnings(lines, names, results)), *about]
+        columns = dict.fromkeys(column for row in rows for column in row.values)
+        published, sources = published_rows(columns)
+    tables = build_tables(values, published, arguments.allow_mixed)
+    notes = [*reading_notes(tables, warnings), *sources]
     if arguments.paired:
-        notes += paired_lines(arguments.paired, rows)
+        notes += paired_lines(arguments.paired, values)
     text = markdown(tables, [*(n for table in tables for n in condition_notes(table)), *notes])
     print(text, end="")
-    written = write(tables, text, notes, output_stem(arguments.output))
-    print(f"written: {', '.join(str(path) for path in written)}", file=sys.stderr)
+    stem = output_stem(arguments.output)
+    make_folder(stem.parent)
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("md", "csv", "tex")]
+    atomic_write(paths[0], text)
+    write_csv(paths[1], *csv_table(tables))
+    atomic_write(paths[2], latex(tables, notes))
+    paths += save_figure(comparison(panels_of(tables)), stem)
+    print(f"written: {', '.join(map(str, paths))}", file=sys.stderr)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -90,53 +99,35 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def row_names(lines: Sequence[Line], given: Sequence[str] | None) -> list[str]:
+def row_names(rows: Sequence[Row], given: Sequence[str] | None) -> list[str]:
     """A distinct name per row: those given, else the run's and, where needed, the checkpoint's.
 
     Raises:
         UserError: another number of names than of rows, or one twice.
     """
-    if given is None:
-        return [printable(name) for name in own_names(lines)]
-    if len(given) != len(lines):
-        found = ", ".join(
-            f"{r.folder.name} ({r.checkpoint})" for r in (x.members[0] for x in lines)
-        )
-        raise UserError(f"--names has {len(given)} names for {len(lines)} rows: {found}")
-    if len(set(given)) < len(given):
-        raise UserError("--names has one name twice; give each row its own")
-    return [printable(name) for name in given]
-
-
-def own_names(lines: Sequence[Line]) -> list[str]:
-    """Names after the run folders."""
-    rows = [line.members[0] for line in lines]
-    folders = list(dict.fromkeys(row.folder for row in rows))
+    checkpoints = [row.checkpoint for row in rows]
+    if given is not None:
+        if len(given) != len(rows):
+            found = ", ".join(f"{c.folder.name} ({c.file})" for c in checkpoints)
+            raise UserError(f"--names has {len(given)} names for {len(rows)} rows: {found}")
+        if len(set(given)) < len(given):
+            raise UserError("--names has one name twice; give each row its own")
+        return list(given)
+    folders = list(dict.fromkeys(c.folder for c in checkpoints))
     labels = dict(zip(folders, run_labels(folders), strict=True))
-    per_folder = Counter(row.folder for row in rows)
-    per_file = Counter((row.folder, row.checkpoint) for row in rows)
+    per_folder = Counter(c.folder for c in checkpoints)
+    per_file = Counter((c.folder, c.file) for c in checkpoints)
     names = []
-    for row, line in zip(rows, lines, strict=True):
-        name = labels[row.folder]
-        if per_folder[row.folder] > 1:
-            name += f" ({row.checkpoint})"
-        if per_file[row.folder, row.checkpoint] > 1:  # the file was another one then
-            name += f" {row.sha256[:8]}"
-        if len(line.members) > 1:
-            name = re.sub(r"(, seed |_seed)\d+", "", name) + f", {len(line.members)} seeds"
+    for row, first in zip(rows, checkpoints, strict=True):
+        name = labels[first.folder]
+        if per_folder[first.folder] > 1:
+            name += f" ({first.file})"
+        if per_file[first.folder, first.file] > 1:  # the file was another one then
+            name += f" {first.sha256[:8]}"
+        if row.seeds > 1:
+            name = re.sub(r"(, seed |_seed)\d+", "", name) + f", {row.seeds} seeds"
         names.append(name)
     return names
-
-
-def line_warnings(
-    lines: Sequence[Line], names: Sequence[str], results: Mapping[Path, Result]
-) -> dict[str, dict[str, None]]:
-    """What the evaluations of each row warned of, each warning once."""
-    found: dict[str, dict[str, None]] = {name: {} for name in names}
-    name_of = {row: name for name, line in zip(names, lines, strict=True) for row in line.members}
-    for path, result in results.items():
-        found[name_of[row_of(path, result)]] |= dict.fromkeys(map(printable, result.warnings))
-    return found
 
 
 def output_stem(output: str) -> Path:
@@ -147,31 +138,6 @@ def output_stem(output: str) -> Path:
     # Not with_suffix(""): a stem such as `s10.0` has no suffix to drop.
     known = path.suffix in (".md", ".csv", ".tex", ".png", ".pdf")
     return path.with_suffix("") if known else path
-
-
-def write(tables: Sequence[Table], text: str, notes: Sequence[str], stem: Path) -> list[Path]:
-    """Write the tables in three formats and the figure in two."""
-    make_folder(stem.parent)
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("md", "csv", "tex")]
-    atomic_write(paths[0], text)
-    write_csv(paths[1], *csv_table(tables))
-    atomic_write(paths[2], latex(tables, notes))
-    return paths + save_figure(comparison(panels_of(tables)), stem)
-
-
-def panels_of(tables: Sequence[Table]) -> list[Panel]:
-    """The figure's panels: accuracies of each table, then mCE, where less is better."""
-    panels = []
-    for table in tables:
-        for axis, is_error in (("top-1 accuracy (%)", False), ("mCE (%), less is better", True)):
-            columns = [
-                (title, {n: table.cells[n, c] for n in table.names if (n, c) in table.cells})
-                for title, c in zip(table.headers(), table.columns, strict=True)
-                if (c.measure == MCE) == is_error
-            ]
-            if columns:
-                panels.append(Panel(table.title, axis, columns, is_share=not is_error))
-    return panels
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
-"""A comparison as Markdown, LaTeX and CSV, with what must be known to read it."""
-
-from __future__ import annotations
+"""A comparison as Markdown, LaTeX, CSV and a figure's panels, with what its reader must know."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tools.comparison_table import Table, describe
-from tools.comparison_values import MCE, MEAN, MEAN_OF_OTHERS, Conditions, Value
+from tools.comparison import MCE, MEAN, MEAN_OF_OTHERS, Table, Texts, Value, describe
+from utils.figures.comparison import Panel
 from utils.text import markdown_table
 
 
@@ -27,9 +25,9 @@ def cell_text(value: Value | None) -> str:
 
 def text_rows(table: Table) -> list[list[str]]:
     """The header, then each row, as texts."""
-    rows = [["", *table.headers()]]
-    for name in table.names:
-        rows.append([name, *(cell_text(table.cells.get((name, c))) for c in table.columns)])
+    rows = [["", *table.columns.values()]]
+    for name, values in table.rows.items():
+        rows.append([name, *(cell_text(values.get(column)) for column in table.columns)])
     return rows
 
 
@@ -49,17 +47,13 @@ def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
     for index, table in enumerate(tables):
         about = [f"Images: {table.title}."] if table.title else []
         about += [*condition_notes(table), *(notes if index == 0 else [])]
-        lines = [" & ".join(map(escape, row)) + r" \\" for row in text_rows(table)]
+        header, *rows = [" & ".join(map(escape, row)) + r" \\" for row in text_rows(table)]
         parts += [
             r"\begin{table}",
             r"\centering",
             r"\caption{" + escape(" ".join(about)) + "}",
             r"\begin{tabular}{l" + "r" * len(table.columns) + "}",
-            r"\toprule",
-            lines[0],
-            r"\midrule",
-            *lines[1:],
-            r"\bottomrule",
+            *(r"\toprule", header, r"\midrule", *rows, r"\bottomrule"),
             r"\end{tabular}",
             r"\end{table}",
             "",
@@ -67,27 +61,44 @@ def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
     return "\n".join(parts)
 
 
+def escape(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {character: f"\\{character}" for character in "&%$#_{}"} | {"±": r"$\pm$"}
+    return "".join(special.get(character, character) for character in text)
+
+
 def csv_table(tables: Sequence[Table]) -> tuple[list[str], list[list[Any]]]:
     """The header, and a line per value: row, measure, interval, image count, conditions, file."""
-    columns = [column for table in tables for column in table.columns]
-    aspects = list(dict.fromkeys(aspect for column in columns for aspect, _ in column.conditions))
+    conditions = [column.conditions for table in tables for column in table.columns]
+    aspects = list(dict.fromkeys(aspect for texts in conditions for aspect, _ in texts))
     titles = ["run", "measure", "percent", "low95", "high95", "std", "seeds", "n", *aspects, "file"]
     rows: list[list[Any]] = []
-    for table in tables:
-        for name in table.names:
-            for column in table.columns:
-                if value := table.cells.get((name, column)):
-                    spread = "" if value.spread is None else value.spread
-                    numbers = [value.percent, *(value.interval or ("", "")), spread]
-                    conditions = [column.condition(aspect) for aspect in aspects]
-                    about = [value.seeds or 1, value.n, *conditions, str(value.source)]
-                    rows.append([name, column.measure, *numbers, *about])
+    for name, column, value in (entry for table in tables for entry in table.values):
+        spread = "" if value.spread is None else value.spread
+        numbers = [value.percent, *(value.interval or ("", "")), spread, value.seeds or 1, value.n]
+        texts = [column.condition(aspect) for aspect in aspects]
+        rows.append([name, column.measure, *numbers, *texts, str(value.source)])
     return titles, rows
+
+
+def panels_of(tables: Sequence[Table]) -> list[Panel]:
+    """The figure's panels: accuracies of each table, then mCE, where less is better."""
+    panels = []
+    for table in tables:
+        for axis, is_error in (("top-1 accuracy (%)", False), ("mCE (%), less is better", True)):
+            columns = [
+                (title, {name: row[column] for name, row in table.rows.items() if column in row})
+                for column, title in table.columns.items()
+                if (column.measure == MCE) == is_error
+            ]
+            if columns:
+                panels.append(Panel(table.title, axis, columns, is_share=not is_error))
+    return panels
 
 
 def condition_notes(table: Table) -> list[str]:
     """Under which conditions each column was taken."""
-    alike: dict[Conditions, dict[str, None]] = {}
+    alike: dict[Texts, dict[str, None]] = {}
     for column in table.columns:
         alike.setdefault(column.conditions, {})[column.measure] = None
     lines = []
@@ -98,11 +109,15 @@ def condition_notes(table: Table) -> list[str]:
 
 
 def reading_notes(tables: Sequence[Table], warnings: Mapping[str, Iterable[str]]) -> list[str]:
-    """What the numbers are, and what casts doubt on them."""
-    values = [value for table in tables for value in table.cells.values()]
-    measures = {value.column.measure for value in values}
+    """What the numbers are, and what casts doubt on them.
+
+    Args:
+        warnings: of the evaluations, by row.
+    """
+    entries = [entry for table in tables for entry in table.values]
+    measures = {column.measure for _, column, _ in entries}
     lines = ["Top-1 accuracy in %, in brackets its 95 % Wilson interval."]
-    if any(value.spread is not None for value in values):
+    if any(value.spread is not None for _, _, value in entries):
         lines.append(
             "a ± b (n): mean and standard deviation over the trainings of n seeds; (1): of one."
         )
@@ -113,28 +128,17 @@ def reading_notes(tables: Sequence[Table], warnings: Mapping[str, Iterable[str]]
         )
     if MCE in measures:
         lines.append("mCE in %, less is better, AlexNet is 100; it has no simple interval.")
+    scales: dict[str, set[float]] = {}
+    for name, _, value in entries:
+        if value.scale is not None:
+            scales.setdefault(name, set()).add(value.scale)
+    if len(set(map(frozenset, scales.values()))) > 1:
+        texts = (f"{name} {', '.join(f'{s:g}' for s in sorted(scales[name]))}" for name in scales)
+        lines.append(
+            f"Attack losses saw the outputs at the scale s of each network: {'; '.join(texts)}."
+        )
     doubtful: dict[str, list[str]] = {}
     for name, each in warnings.items():
         for text in each:
             doubtful.setdefault(text, []).append(name)
-    cautions = [f"Warning, {', '.join(names)}: {text}" for text, names in doubtful.items()]
-    return [*lines, *scale_notes(tables), *cautions]
-
-
-def scale_notes(tables: Sequence[Table]) -> list[str]:
-    """At which scale of the outputs each row was attacked, where they are not all alike."""
-    scales: dict[str, set[float]] = {}
-    for table in tables:
-        for (name, _), value in table.cells.items():
-            if value.scale is not None:
-                scales.setdefault(name, set()).add(value.scale)
-    if len({frozenset(each) for each in scales.values()}) < 2:
-        return []
-    texts = (f"{name} {', '.join(f'{s:g}' for s in sorted(each))}" for name, each in scales.items())
-    return [f"Attack losses saw the outputs at the scale s of each network: {'; '.join(texts)}."]
-
-
-def escape(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {character: f"\\{character}" for character in "&%$#_{}"} | {"±": r"$\pm$"}
-    return "".join(special.get(character, character) for character in text)
+    return lines + [f"Warning, {', '.join(names)}: {text}" for text, names in doubtful.items()]

@@ -1,11 +1,10 @@
 """McNemar's exact test: do two networks differ on the same images by more than chance?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
+from math import comb
 from pathlib import Path
 
-from tools.comparison_values import Value
+from tools.comparison import Value, Values
 from utils.errors import UserError
 from utils.storage.files import read_csv
 
@@ -16,21 +15,17 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     McNemar, Q. (1947), Psychometrika 12; the exact binomial form. 1 where they never differ.
     """
     n, k = only_first + only_second, min(only_first, only_second)
-    term = total = 1
-    for i in range(k):
-        term = term * (n - i) // (i + 1)
-        total += term
-    p: float = 2 * total / 2**n  # a quotient of whole numbers, rounded once
+    p: float = 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n  # whole numbers, rounded once
     return min(1.0, p)
 
 
-def paired_lines(names: Sequence[str], rows: Mapping[str, Sequence[Value]]) -> list[str]:
+def paired_lines(names: Sequence[str], rows: Mapping[str, Values]) -> list[str]:
     """For every measure that two rows share: on how many images they differ, and p.
 
     Raises:
         UserError: a row is unknown, is a mean over seeds, or its per-image outcomes are missing.
     """
-    first, second = ({v.column: v for v in rows[chosen(name, rows)]} for name in names)
+    first, second = (rows[row_meant(name, rows)] for name in names)
     shared = [column for column in first if column in second and first[column].outcomes]
     if not shared:
         raise UserError(
@@ -38,28 +33,27 @@ def paired_lines(names: Sequence[str], rows: Mapping[str, Sequence[Value]]) -> l
         )
     lines = [f"McNemar's exact test, {names[0]} against {names[1]}:"]
     for column in shared:
-        one, other = (outcomes(side[column]) for side in (first, second))
+        one, other = outcomes(first[column]), outcomes(second[column])
         if one.keys() != other.keys():
             raise UserError(f"the per-image files of {names[0]} and {names[1]} list other images")
         a = sum(one[image] and not other[image] for image in one)
         b = sum(other[image] and not one[image] for image in one)
-        p = mcnemar_exact(a, b)
         eps = column.condition("eps")
         title = column.measure + (f", eps {eps}" if eps else "")
         lines.append(
             f"{title}: right on {a} images that the other gets wrong, against {b}; of"
-            f" {len(one)}, p = {p:.3g}"
+            f" {len(one)}, p = {mcnemar_exact(a, b):.3g}"
         )
     return lines
 
 
-def chosen(name: str, rows: Mapping[str, Sequence[Value]]) -> str:
+def row_meant(name: str, rows: Mapping[str, Values]) -> str:
     """The row that is meant: by its name, or by its run folder or result file."""
     if name in rows:
         return name
     path = Path(name).resolve()
     for row, values in rows.items():
-        sources = {Path(value.source).resolve() for value in values}
+        sources = {Path(value.source).resolve() for value in values.values()}
         if any(path in (source, source.parent) for source in sources):
             return row
     raise UserError(f"--paired {name}: no such row; there are {', '.join(rows)}")

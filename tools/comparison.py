@@ -1,0 +1,364 @@
+"""The values of several evaluations, each under its conditions: one row a run, or its seeds.
+
+Values of one measure share a column only where all their conditions agree, and a table holds
+columns of one list of images: a check on a few images never stands beside full evaluations.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.storage import accuracy
+from utils.storage.accuracy import Accuracy, Estimate, mean_estimate
+from utils.storage.conditions import Conditions, length_text
+from utils.storage.results import AttackResult, ImageNetCResult, Result, ShiftResult
+from utils.storage.run_folder import run_settings
+
+Texts = tuple[tuple[str, str], ...]  # conditions as (aspect, text), such as ("eps", "4/255")
+MEAN, MCE = "ImageNet-C mean", "mCE"
+MEAN_OF_OTHERS = "Mean over 15 corruptions"  # of classes that are not ImageNet's
+# Where a measure stands among the columns. Attacks: 1; shifted test sets: last.
+POSITIONS = {"Clean": 0, "Worst case": 2, MEAN: 3, MEAN_OF_OTHERS: 3, MCE: 4}
+KINDS = {"attack": "", "imagenet_c": "corruptions, "}
+# What changes no number of a run.
+IRRELEVANT = {"imagenet", "imagenet_c", "workers", "print_freq", "checkpoint_minutes", "compile"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The folder of its evaluations, the hash of its file, the file's name."""
+
+    folder: Path
+    sha256: str
+    file: str = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measure under one set of conditions.
+
+    Attributes:
+        measure: its name, conditions apart, such as `PGD-10 (ce)`.
+        kind: of the evaluation, `attack`, `imagenet_c`, or `shift` and the test set.
+        conditions: what must agree for two values to compare.
+    """
+
+    measure: str
+    kind: str
+    conditions: Texts
+
+    def condition(self, aspect: str) -> str:
+        """The text of one aspect; empty where it has none."""
+        return dict(self.conditions).get(aspect, "")
+
+    @property
+    def images(self) -> tuple[str, str]:
+        """What a table holds one of: a kind of evaluation on one list of images."""
+        return self.kind, self.condition("image list")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value(Estimate):
+    """One number, in percent; its spread is over seeds, where it is a mean over several.
+
+    Attributes:
+        n: images behind it.
+        source: the file, or who published it.
+        scale: factor on the outputs under the attack's loss; it belongs to the network.
+        outcomes: the column of the per-image CSV beside the source.
+        seeds: how many, in a row of several.
+    """
+
+    n: int
+    source: Path | str
+    scale: float | None = None
+    outcomes: str = ""
+    seeds: int | None = None
+
+
+Values = Mapping[Column, Value]
+
+
+@dataclass
+class Row:
+    """A checkpoint, or the first of several seeds, its values and the warnings they came with."""
+
+    checkpoint: Checkpoint
+    values: dict[Column, Value] = field(default_factory=dict)
+    warnings: dict[str, None] = field(default_factory=dict)
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Table:
+    """Named rows over columns.
+
+    Attributes:
+        title: the images, of any table but the first.
+        columns: with their titles, which name what distinguishes their conditions.
+        rows: those that have a value in one of the columns, by name.
+    """
+
+    title: str
+    columns: Mapping[Column, str]
+    rows: Mapping[str, Values]
+
+    @property
+    def values(self) -> Iterator[tuple[str, Column, Value]]:
+        """Row by row."""
+        for name, values in self.rows.items():
+            yield from ((name, c, values[c]) for c in self.columns if c in values)
+
+
+def collect(results: Mapping[Path, Result]) -> list[Row]:
+    """A row for each checkpoint, in the order of the files.
+
+    Raises:
+        UserError: a file without a needed entry; two different values of the same thing.
+    """
+    rows: dict[Checkpoint, Row] = {}
+    for path, result in results.items():
+        try:
+            name = Path(result.provenance["checkpoint"]["path"]).name
+            checkpoint = Checkpoint(path.resolve().parent, result.conditions.checkpoint, name)
+            values = list(values_of(path, result))
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} lacks what an evaluation holds ({error}); evaluate again"
+            ) from error
+        row = rows.setdefault(checkpoint, Row(checkpoint))
+        row.warnings |= dict.fromkeys(result.warnings)
+        for column, value in values:
+            known = row.values.setdefault(column, value)
+            if (known.percent, known.n) != (value.percent, value.n):
+                raise UserError(
+                    f"{known.source} and {path} give two values of {column.measure} for one"
+                    f" checkpoint, {known.percent:.2f} and {value.percent:.2f} %; name the file"
+                    " meant"
+                )
+    return list(rows.values())
+
+
+def values_of(path: Path, result: Result) -> Iterator[tuple[Column, Value]]:
+    """The values of one file, all of top-1, in the table's order."""
+
+    def value(top1: Accuracy, **about: Any) -> Value:
+        return Value(**vars(top1.estimate), n=top1.n, source=path, **about)
+
+    images, conditions = image_conditions(result), result.conditions
+    if isinstance(result, AttackResult):
+        attacked = partial(Column, kind="attack")
+        search = search_conditions(conditions)
+        yield (
+            attacked("Clean", conditions=images),
+            value(result.clean.top1, outcomes="clean_correct"),
+        )
+        for attack in result.attacks:
+            if attack.is_part:
+                continue  # what some of its attacks have left is no attack of its own
+            measure, texts = attack.label, search
+            if attack.steps:
+                measure = re.sub(r", step [^)]*", "", measure)
+                texts += (("step", length_text(attack.step_size, conditions.norm)),)
+            column = attacked(measure, conditions=texts + images)
+            outcomes = f"{attack.name}_robust"
+            yield column, value(attack.top1, outcomes=outcomes, scale=attack.scale)
+        column = attacked("Worst case", conditions=(*search, *attacks_behind(conditions), *images))
+        yield column, value(result.worst_case.top1, outcomes="worst_case_robust")
+    elif isinstance(result, ImageNetCResult):
+        texts = (("protocol", conditions.protocol), *images)
+        mean, mce = result.summary.mean_accuracy, result.summary.mCE
+        about: dict[str, Any] = {"n": next(iter(result.corruptions.values())).top1[0].n}
+        about["source"] = path
+        if mean is not None:
+            column = Column(MEAN_OF_OTHERS if mce is None else MEAN, "imagenet_c", texts)
+            yield column, Value(**vars(mean_estimate(mean, about["n"])), **about)
+        if mce is not None:
+            yield Column(MCE, "imagenet_c", texts), Value(percent=mce, **about)
+    elif isinstance(result, ShiftResult):
+        for name, test_set in result.sets.items():  # each is a kind of its own
+            count = ("images", f"{test_set.top1.n} images")
+            texts = (count, ("image list", test_set.images[:12]), images[-1])
+            of_classes = f"{name}, of its {test_set.classes} classes"
+            for measure, top1 in ((name, test_set.top1), (of_classes, test_set.present_top1)):
+                yield Column(measure, f"shift {name}", texts), value(top1)
+
+
+def image_conditions(result: Result) -> Texts:
+    """Which images, and how they became the network's input."""
+    conditions = result.conditions
+    resize = f"resize {conditions.resize}, " if conditions.resize else ""
+    return (
+        ("images", result.provenance["subset"]["description"]),
+        ("image list", conditions.images[:12]),
+        ("input", f"{resize}crop {conditions.crop}"),
+    )
+
+
+def search_conditions(conditions: Conditions) -> Texts:
+    """Under which rules attacks looked for adversarial images."""
+    surrogate = (("attacked network", conditions.surrogate[:12]),) if conditions.surrogate else ()
+    return (
+        ("protocol", conditions.protocol),
+        ("eps", length_text(conditions.eps, conditions.norm)),
+        ("search in", conditions.precision),
+        ("seed", str(conditions.seed)),
+        *surrogate,
+    )
+
+
+def attacks_behind(conditions: Conditions) -> Texts:
+    """The attacks behind a worst case, and their steps."""
+    pairs = [text.partition("@")[::2] for text in conditions.attacks]
+    unit = 255 if conditions.norm == "Linf" else 1
+    steps = [length_text(float(step) / unit, conditions.norm) for _, step in pairs if step]
+    over = ("over", " + ".join(name for name, _ in pairs))
+    return (("step", " and ".join(dict.fromkeys(steps))), over) if steps else (over,)
+
+
+def merge_seeds(rows: Sequence[Row]) -> list[Row]:
+    """Rows that differ in the training's seed alone become one, in the place of the first."""
+    groups: dict[Any, list[tuple[int, Row]]] = {}
+    for row in rows:
+        setting, seed = setting_and_seed(row.checkpoint)
+        groups.setdefault(setting, []).append((seed, row))
+    merged: list[Row] = []
+    for group in groups.values():
+        members = [row for _, row in group]
+        if len({seed for seed, _ in group}) == len(group) > 1:
+            columns = dict.fromkeys(column for row in members for column in row.values)
+            values = {
+                column: over_seeds([row.values[column] for row in members if column in row.values])
+                for column in columns
+            }
+            warnings = dict.fromkeys(text for row in members for text in row.warnings)
+            members = [Row(members[0].checkpoint, values, warnings, len(members))]
+        merged += members
+    return merged
+
+
+def setting_and_seed(checkpoint: Checkpoint) -> tuple[tuple[str, ...], int]:
+    """What the run has in common with its like of other seeds, and its seed."""
+    name, _, seed_in_name = checkpoint.folder.name.partition("_seed")
+    if not seed_in_name.isdecimal():
+        name, seed_in_name = checkpoint.folder.name, "0"
+    config = run_settings(checkpoint.folder)
+    seed = config.get("RUN", {}).get("seed", int(seed_in_name))
+    training = {
+        section: {k: v for k, v in config.get(section, {}).items() if k not in IRRELEVANT}
+        for section in ("TRAIN", "ADV", "DATA", "HE")
+    }
+    return (name, checkpoint.file, json.dumps(training, sort_keys=True)), seed
+
+
+def over_seeds(values: Sequence[Value]) -> Value:
+    """Mean and standard deviation over seeds; of a single one its value, without a spread."""
+    if len(values) == 1:
+        return replace(values[0], seeds=1)
+    mean = accuracy.over_seeds([value.percent for value in values])
+    return replace(values[0], **vars(mean), seeds=len(values))
+
+
+def build_tables(
+    rows: Mapping[str, Values], published: Mapping[str, Values], mixed: bool
+) -> list[Table]:
+    """Lay out the values: first the largest evaluations, then those of other images.
+
+    Args:
+        rows: by name.
+        published: further rows, whose values stand in columns of `rows`.
+        mixed: let a measure have several columns although two rows then share none.
+
+    Raises:
+        UserError: without `mixed`, two rows have a measure under no common conditions.
+    """
+    sizes = [(value.n, column) for values in rows.values() for column, value in values.items()]
+    columns = dict.fromkeys(column for _, column in sizes)
+    measures = list(dict.fromkeys(c.measure for c in sorted(columns, key=position_of)))
+    if not mixed:
+        for measure in measures:
+            refuse_mixture(measure, rows)
+    tables: dict[tuple[str, str], list[Column]] = {("", ""): []}
+    titles = {("", ""): ""}
+    largest: dict[str, str] = {}  # list of images by kind of evaluation
+    for _, column in sorted(sizes, key=lambda pair: -pair[0]):
+        kind, images = column.images
+        key = ("", "") if largest.setdefault(kind, images) == images else column.images
+        titles.setdefault(key, KINDS.get(kind, f"{kind} ") + column.condition("images"))
+        tables.setdefault(key, []).append(column)
+    made = []
+    for key, inside in tables.items():
+        ordered = [column for column in columns if column in inside]
+        ordered.sort(key=lambda c: (measures.index(c.measure), radius_of(c)))
+        all_rows = [*rows.items(), *published.items()]
+        with_values = {name: values for name, values in all_rows if values.keys() & set(ordered)}
+        made.append(Table(titles[key], {c: header(c, ordered) for c in ordered}, with_values))
+    return made
+
+
+def position_of(column: Column) -> int:
+    """Where its measure stands among a table's columns."""
+    return POSITIONS.get(column.measure, 1 if column.kind == "attack" else 5)
+
+
+def radius_of(column: Column) -> float:
+    """The number of its eps, `4/255` or `0.5 (L2)`; 0 where it has none."""
+    return float(re.split("[/ ]", column.condition("eps") or "0")[0])
+
+
+def refuse_mixture(measure: str, rows: Mapping[str, Values]) -> None:
+    """Every two rows must have a measure under some common conditions."""
+    having = {}
+    for name, values in rows.items():
+        if conditions := [column.conditions for column in values if column.measure == measure]:
+            having[name] = conditions
+    for name, mine in having.items():
+        for other, theirs in having.items():
+            if not set(mine) & set(theirs):
+                aspects = differing_aspects([mine[0], theirs[0]])
+                this, that = (", ".join(describe(c, aspects)) for c in (mine[0], theirs[0]))
+                raise UserError(
+                    f"{measure} of {name} ({this}) and of {other} ({that}) do not compare; evaluate"
+                    " both alike, or give --allow_mixed for a column each"
+                )
+
+
+def differing_aspects(conditions: Iterable[Texts]) -> list[str]:
+    """The aspects that some of these have, and not all alike."""
+    texts: dict[str, set[str]] = {}
+    for aspect, text in (pair for each in conditions for pair in each):
+        texts.setdefault(aspect, set()).add(text)
+    return [aspect for aspect, different in texts.items() if len(different) > 1]
+
+
+def header(column: Column, columns: Sequence[Column]) -> str:
+    """The column's title: the measure, and every condition that columns of its kind differ in.
+
+    The attacks behind a worst case make a long title, so they are named where nothing else differs.
+    """
+    siblings = [other for other in columns if other.kind == column.kind]
+    aspects = differing_aspects(other.conditions for other in siblings)
+    short = [aspect for aspect in aspects if aspect != "over"]
+    titles = [describe(c.conditions, short) for c in siblings if c.measure == column.measure]
+    title = describe(column.conditions, short)
+    if titles.count(title) > 1:
+        title = describe(column.conditions, aspects)
+    return ", ".join([column.measure, *title])
+
+
+def describe(conditions: Texts, aspects: Sequence[str]) -> list[str]:
+    """These aspects of the conditions in words, such as `eps 4/255`.
+
+    The list of images has only its hash for a name, so it is named where nothing else differs.
+    """
+    plain = [aspect for aspect in aspects if aspect != "image list"] or aspects
+    return [
+        text if aspect in ("images", "input") else f"{aspect} {text}"
+        for aspect, text in conditions
+        if aspect in plain
+    ]
