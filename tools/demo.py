@@ -73,11 +73,15 @@ def step(folder: Path, *arguments: str) -> None:
     """
     words = [os.path.relpath(word, folder) if os.path.isabs(word) else word for word in arguments]
     print(f"\n$ python {shlex.join(words)}", flush=True)
-    done = subprocess.run([sys.executable, *words], cwd=folder, env=environment())
-    if done.returncode:
+    with subprocess.Popen([sys.executable, *words], cwd=folder, env=environment()) as process:
+        try:
+            status = process.wait()
+        finally:
+            process.terminate()  # where this is interrupted; a training saves its state first
+    if status:
         raise UserError(
-            f"the command above ended with status {done.returncode}; fix what it says, then give"
-            " the same command again to resume"
+            f"the command above ended with status {status}; fix what it says, then give the same"
+            " command again to resume"
         )
 
 
