@@ -81,3 +81,11 @@ def test_the_rule_would_notice() -> None:
     assert not allowed("lib.data.loader", "lib.training.run")
     assert not allowed("lib.training.run", "tools.compare")
     assert allowed("lib.training.run", "lib.evaluation.validation")
+
+
+def test_the_algorithm_reads_alone() -> None:
+    five = ("training", "losses", "pgd", "protocols", "schedules")
+    needed = {f"lib.algorithm.{name}" for name in (*five, "norms", "metrics")}
+    needed |= {"models.hypersphere", "utils.errors"}
+    for name in five:
+        assert set(imported(ROOT / f"lib/algorithm/{name}.py")) <= needed
