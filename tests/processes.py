@@ -16,7 +16,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from multiprocessing import forkserver
 from pathlib import Path
@@ -26,7 +26,7 @@ import torch
 
 from lib.data.folders import read_split
 from lib.data.sampler import DistributedBatchSampler
-from tests.commands import ROOT, command, environment
+from tests.commands import ROOT, environment
 from utils.distributed import context as distributed
 
 LONGEST_WAIT = 180.0  # seconds; far more than anything here takes
@@ -108,13 +108,6 @@ def started(words: Sequence[object], cwd: Path, **env: str) -> Iterator[Running]
 
 
 @contextmanager
-def script(name: str, *arguments: object, cwd: Path, **env: str) -> Iterator[Running]:
-    """Start one of the scripts as people do."""
-    with started(command(name, *arguments), cwd, **env) as running:
-        yield running
-
-
-@contextmanager
 def forked(name: str, *arguments: object, cwd: Path, **env: str) -> Iterator[Running]:
     """Start a script's or module's main() in a fork of what has imported it: in no time."""
     out, err = outputs(cwd)
@@ -145,10 +138,8 @@ def outputs(cwd: Path) -> tuple[Path, Path]:
 
 
 def kill_group(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def nursery() -> Any:
@@ -243,28 +234,17 @@ def free_port() -> int:
 
 def survivors(mark: str) -> list[str]:
     """Command lines of living processes that were started with MARK=mark in their environment."""
-    found = []
+    lines = []
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
+        with suppress(OSError):  # it has ended meanwhile, or is another user's
             if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                found.append(f"{folder.name} {words}")
-        except OSError:
-            continue  # it has ended meanwhile, or is another user's
-    return found
+                lines.append(f"{folder.name} {(folder / 'cmdline').read_bytes()!r}")
+    return lines
 
 
 def children_of(pid: int) -> list[int]:
-    """Numbers of the living processes that a process has started."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return sorted(found)
+    """Numbers of the processes that a process has started."""
+    return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def image_of_rank_1(data: Path, minibatch: int) -> Path:
@@ -290,18 +270,16 @@ def outcome(folder: Path) -> dict[str, Any]:
     """Everything that a training leaves but the time it took, by name."""
     content = torch.load(folder / "checkpoint.pth.tar", weights_only=True)
     best = torch.load(folder / "model_best.pth.tar", weights_only=True)
-    training = content["training"]
-    found = {f"weights {key}": value for key, value in content["state_dict"].items()}
-    found |= {f"best {key}": value for key, value in best["state_dict"].items()}
     momentum = content["optimizer"]["state"]
-    found |= {f"momentum {key}": value["momentum_buffer"] for key, value in momentum.items()}
+    parts = {f"weights {key}": value for key, value in content["state_dict"].items()}
+    parts |= {f"best {key}": value for key, value in best["state_dict"].items()}
+    parts |= {f"momentum {key}": value["momentum_buffer"] for key, value in momentum.items()}
     for key in ("noise", "epoch", "position", "best", "totals", "random_state"):
-        found[key] = training[key]
-    found["metrics.csv"] = rows_of(folder / "metrics.csv", ("seconds", "images_per_second"))
-    if (folder / "gradient_norms.csv").exists():
-        found["gradient_norms.csv"] = rows_of(folder / "gradient_norms.csv")
-    found["evaluation"] = rows_of(folder / "attack_standard_images.csv")
-    return found
+        parts[key] = content["training"][key]
+    for name in ("metrics.csv", "gradient_norms.csv", "attack_standard_images.csv"):
+        if name != "gradient_norms.csv" or (folder / name).exists():
+            parts[name] = rows_of(folder / name, ("seconds", "images_per_second"))
+    return parts
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

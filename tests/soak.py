@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import settings, write_digits
-from processes import differences, outcome, script, the_run
+from conftest import command, settings, write_digits
+from processes import differences, outcome, started, the_run
 
 SETTINGS = settings(TRAIN__select="pgd", TRAIN__select_examples=8, DATA__batch_size=10)
 ALWAYS = ("--set", "TRAIN.checkpoint_minutes=1e-9")
@@ -52,7 +52,7 @@ def main() -> int:
 def left_alone(words: list[Any], cwd: Path) -> dict[str, Any]:
     """The outcome when nothing happens."""
     cwd.mkdir()
-    with script("main_free.py", *words, cwd=cwd) as running:
+    with started(command("main_free.py", *words), cwd) as running:
         done = running.end()
     assert done.status == 0, done
     print(f"left alone: {len(done.out.splitlines())} lines", flush=True)
@@ -65,9 +65,8 @@ def killed(words: list[Any], cwd: Path, kills: int, chance: random.Random) -> di
     count = 0
     while True:
         workers = ("--set", f"DATA.workers={chance.randrange(3)}")
-        with script(
-            "main_free.py", *words, "--resume", "auto", *ALWAYS, *workers, cwd=cwd
-        ) as running:
+        line = command("main_free.py", *words, "--resume", "auto", *ALWAYS, *workers)
+        with started(line, cwd) as running:
             if count == kills:
                 done = running.end()
                 assert done.status == 0, done

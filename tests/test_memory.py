@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment
 
-pytestmark = pytest.mark.slow
-
 PROGRAM = """
 import os, resource, torch
 from utils.cpu_memory import keep_freed_memory
@@ -22,7 +20,7 @@ def new_pages():
         pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     return pages
 
-print(new_pages(), keep_freed_memory(), new_pages())
+print(new_pages(), int(keep_freed_memory()), new_pages())
 block = torch.ones(2**26)
 if os.path.exists("/proc/self/smaps_rollup"):
     lines = open("/proc/self/smaps_rollup").read().splitlines()
@@ -31,32 +29,15 @@ if os.path.exists("/proc/self/smaps_rollup"):
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-@pytest.fixture(scope="module")
-def printed() -> list[str]:
-    """What a process prints: pages without it, whether it had an effect, pages with it; KiB."""
+@pytest.mark.slow
+def test_large_blocks_are_reused_and_lie_on_large_pages() -> None:
     pytest.importorskip("resource")
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    return done.stdout.split()
-
-
-def test_large_blocks_are_reused_instead_of_mapped_anew(printed: list[str]) -> None:
-    before, answer, kept = printed[:3]
-    if answer == "False":
+    words = [sys.executable, "-c", PROGRAM]
+    printed = subprocess.check_output(words, env=environment(), cwd=ROOT, text=True, timeout=60)
+    before, has_effect, kept, *huge = map(int, printed.split())
+    if not has_effect:
         pytest.skip("not glibc")
-    assert int(kept) < 100
-    assert int(before) > 1000  # what it is there for; 10 * 16384 pages of 4 KiB
-
-
-@pytest.mark.skipif(
-    not THP.exists() or "[never]" in THP.read_text(), reason="the system has no large pages"
-)
-def test_large_blocks_lie_on_large_pages(printed: list[str]) -> None:
-    assert int(printed[3]) > 2**17  # at least half of the 256 MiB
+    assert kept < 100
+    assert before > 1000  # what it is there for; 10 * 16384 pages of 4 KiB
+    if THP.exists() and "[never]" not in THP.read_text():
+        assert huge[0] > 2**17  # KiB: at least half of the 256 MiB

@@ -18,6 +18,7 @@ T = TypeVar("T")
 HEADING = logging.INFO + 1
 PREFIXES = {HEADING: "== ", logging.WARNING: "warning: "}
 COLORS = {HEADING: "cyan", logging.WARNING: "yellow"}
+tqdm.monitor_interval = 0  # no thread of its own: loader workers are forked
 
 
 class Logger(logging.Logger):

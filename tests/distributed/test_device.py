@@ -1,35 +1,24 @@
 """Devices that are missing, shared, broken or too small: one line each, with the fix."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from in_process import user_error
 
 from utils.config.command_line import parse_command_line
 from utils.distributed import context
-from utils.distributed.context import (
-    FORK_SAFE,
-    choose_device,
-    number_of_processes,
-    require_own_gpus,
-)
+from utils.distributed.context import FORK_SAFE, choose_device, number_of_processes
 from utils.distributed.launch import launch, run_command
-from utils.errors import SharedUserError, UserError
 
 
-@pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """So many GPUs as `count` says, for whoever asks torch.cuda."""
-    found = SimpleNamespace(count=4)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: found.count > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: found.count)
+def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Let torch.cuda answer as with so many GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    return found
 
 
 @pytest.mark.parametrize(
@@ -50,90 +39,79 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     ],
 )
 def test_which_device(
-    count: int, name: str, local_rank: int, expected: str, gpus: SimpleNamespace
+    count: int, name: str, local_rank: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpus.count = count
-    if " " not in expected:
+    pretend_gpus(monkeypatch, count)
+    if " " in expected:
+        assert user_error(choose_device, name, local_rank).startswith(expected)
+    else:
         assert choose_device(name, local_rank) == torch.device(expected)
-        return
-    with pytest.raises(UserError) as caught:
-        choose_device(name, local_rank)
-    assert str(caught.value).startswith(expected)
 
 
 @pytest.mark.parametrize(
     ("count", "nproc", "name", "expected"),
-    [(4, 0, "auto", 4), (4, 2, "cuda", 2), (4, 0, "cuda:1", 1), (0, 3, "auto", 3)],
-)
-def test_how_many_processes(
-    count: int, nproc: int, name: str, expected: int, gpus: SimpleNamespace
-) -> None:
-    gpus.count = count
-    assert number_of_processes(nproc, name) == expected
-
-
-@pytest.mark.parametrize(
-    ("nproc", "name", "words"),
     [
-        (5, "auto", "only 4 cuda"),
-        (2, "cuda:1", "only 1 cuda"),
-        (13, "cpu", "lets 3 cores be used; take at most 12"),
+        (4, 0, "auto", 4),
+        (4, 2, "cuda", 2),
+        (4, 0, "cuda:1", 1),
+        (0, 3, "auto", 3),
+        (4, 12, "cpu", 12),
+        (4, 5, "auto", "only 4 cuda"),
+        (4, 2, "cuda:1", "only 1 cuda"),
+        (4, 13, "cpu", "lets 3 cores be used; take at most 12"),
     ],
 )
-def test_more_processes_than_there_is_room_for(
-    nproc: int, name: str, words: str, gpus: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+def test_how_many_processes(
+    count: int, nproc: int, name: str, expected: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pretend_gpus(monkeypatch, count)
     monkeypatch.setattr(context, "allowed_cores", lambda: frozenset({1, 4, 5}))
-    assert number_of_processes(12, "cpu") == 12
-    with pytest.raises(UserError, match=words):
-        number_of_processes(nproc, name)
+    if isinstance(expected, str):
+        assert expected in user_error(number_of_processes, nproc, name)
+    else:
+        assert number_of_processes(nproc, name) == expected
 
 
 def test_processes_on_one_gpu() -> None:
-    require_own_gpus(["a", "b", "c"])
-    with pytest.raises(SharedUserError, match="processes 1 and 2 have the same GPU"):
-        require_own_gpus(["a", "b", "b"])
+    context.require_own_gpus(["a", "b", "c"])
+    message = user_error(context.require_own_gpus, ["a", "b", "b"])
+    assert message.startswith("processes 1 and 2 have the same GPU")
 
 
 @pytest.mark.filterwarnings("ignore:CUDA initialization")
-def test_auto_with_a_broken_driver(
-    gpus: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_auto_with_a_broken_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def is_available() -> bool:
         warnings.warn("CUDA initialization: The NVIDIA driver\nis too old (found", stacklevel=1)
         return False
 
-    gpus.count = 0
     monkeypatch.setattr(torch.cuda, "is_available", is_available)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(context, "GPU_FILES", str(tmp_path / "nvidia[0-9]*"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert choose_device("auto") == torch.device("cpu")  # no GPU in the machine
     (tmp_path / "nvidia0").touch()
-    words = (
-        r"cannot use the GPU of this machine \(CUDA initialization: The NVIDIA driver is too old\)"
+    assert "(CUDA initialization: The NVIDIA driver is too old)" in user_error(
+        choose_device, "auto"
     )
-    with pytest.raises(UserError, match=words):
-        choose_device("auto")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose
     assert choose_device("auto") == torch.device("cpu")
 
 
-def ones_fail(*_: object, device: torch.device) -> torch.Tensor:
-    raise RuntimeError("CUDA error: no kernel image is available for execution\nCompile with")
-
-
 def test_a_gpu_that_torch_has_no_kernels_for(
-    gpus: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    gpus.count = 1
+    def ones_fail(*_: object, device: torch.device) -> torch.Tensor:
+        raise RuntimeError("CUDA error: no kernel image is available for execution\nCompile with")
+
+    pretend_gpus(monkeypatch, 1)
     monkeypatch.setattr(torch, "ones", ones_fail)
     config = parse_command_line(["."], "main_free", "")
     assert run_command(lambda: launch(lambda config, context: None, config)) == 2
-    assert capsys.readouterr().err == (
-        "error: cuda:0 cannot compute (CUDA error: no kernel image is available for execution);"
-        " install a torch that is built for it, end what else uses it, or give --device cpu\n"
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: cuda:0 cannot compute (CUDA error: no kernel image is available"
     )
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -150,26 +128,15 @@ def test_out_of_memory(error: Exception, capsys: pytest.CaptureFixture) -> None:
         raise error
 
     words = [".", "--device", "cpu", "--set", "DATA.batch_size=96", "--set", "EVAL.batch_size=48"]
-    for command, flags, batch, section, setting in (
-        ("main_free", [], 96, "TRAIN", "DATA.batch_size"),
-        ("main_free", ["-e", "--pretrained"], 48, "EVAL", "EVAL.batch_size"),
+    for command, flags, batch, setting, precision in (
+        ("main_free", [], 96, "DATA.batch_size", "TRAIN.precision"),
+        ("main_free", ["-e", "--pretrained"], 48, "EVAL.batch_size", "EVAL.precision"),
     ):
         config = parse_command_line([*words, *flags], command, "")
         assert run_command(lambda config=config: launch(work, config)) == 2
-        assert capsys.readouterr().err == (
-            f"error: out of memory on cpu with batches of {batch} images a device, DATA.crop_size"
-            f" 224 and {section}.precision fp32; lower {setting} or the crop, or use"
-            f" {section}.precision bf16\n"
-        )
-
-
-def test_other_errors_keep_their_traceback() -> None:
-    def work(config: object, context: object) -> None:
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    config = parse_command_line([".", "--device", "cpu"], "main_free", "")
-    with pytest.raises(RuntimeError, match="mat1"):
-        run_command(lambda: launch(work, config))
+        line = capsys.readouterr().err
+        assert line.startswith(f"error: out of memory on cpu with batches of {batch} images")
+        assert f"lower {setting} or the crop, or use {precision} bf16\n" in line
 
 
 def test_memory_of_infiniband_is_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,11 +146,10 @@ def test_memory_of_infiniband_is_kept_apart(monkeypatch: pytest.MonkeyPatch) -> 
         raise RuntimeError("that is enough")
 
     monkeypatch.setattr(context.distributed, "init_process_group", refuse)
-    for name in FORK_SAFE:
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(FORK_SAFE[0], "0")
+    for name in FORK_SAFE[1:]:
+        monkeypatch.setenv(name, "")  # so that it is as before at the end
+        monkeypatch.delenv(name)
     with pytest.raises(RuntimeError, match="that is enough"):
         context.init("cpu", 0, 2, 0, "file:///nowhere")
     assert [os.environ[name] for name in FORK_SAFE] == ["0", "1", "1"]
-    for name in FORK_SAFE[1:]:
-        monkeypatch.setenv(name, "")  # so that they go again

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,9 @@ from lib.data.folders import read_split
 from lib.data.loader import make_loader
 from lib.data.sampler import DistributedBatchSampler
 from lib.data.to_device import on_device, to_device
-from lib.evaluation.model_settings import ModelSettings
 from models.resnet import ResNet
 from utils.distributed.context import DistributedContext, allowed_cores
 from utils.errors import SharedUserError, UserError
-from utils.storage.checkpoint import save_best
 
 pytestmark = pytest.mark.slow
 
@@ -101,9 +100,7 @@ def test_what_processes_say_to_each_other(tmp_path: Path) -> None:
 
 
 def test_alone_there_is_nobody_to_wait_for() -> None:
-    assert ALONE.gather("x") == ["x"]
-    assert ALONE.sum([1.5, 2]) == [1.5, 2]
-    assert ALONE.max(4) == 4
+    assert (ALONE.gather("x"), ALONE.sum([1.5, 2]), ALONE.max(4)) == (["x"], [1.5, 2], 4)
     ALONE.barrier()
     ALONE.average_([torch.ones(2)])
     ALONE.copy_from_main_([torch.ones(2)])
@@ -204,71 +201,40 @@ def test_many_processes_train_like_one(
 @pytest.fixture(scope="module")
 def knowing(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a network that knows the digits, so that its answers vary."""
-    tree = read_split(str(digits), "train")
-    images = ImageBatches(tree, eval_transform(32, 32), 32)
-    keys = [(0, position) for position in range(len(tree.files))]
-    pixels, labels, _ = to_device(images.__getitems__(keys), torch.device("cpu"))
-    torch.manual_seed(0)
-    model = ResNet("resnet18", 4, True, True)
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
-    for _ in range(12):
-        chosen = torch.randperm(len(labels))[:32]
-        loss = F.cross_entropy(model(pixels[chosen]), labels[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    with frozen_eval(model):
-        assert 0.5 < (model(pixels).argmax(1) == labels).float().mean() <= 1
-    names = [f"digit_{i}" for i in range(4)]
-    colours = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    carried = ModelSettings("resnet18", True, True, 10.0, 0.2, *colours, names)
-    folder = tmp_path_factory.mktemp("knowing")
-    save_best(folder, {"model": vars(carried), "state_dict": model.state_dict()})
-    return folder / "model_best.pth.tar"
+    cwd = tmp_path_factory.mktemp("knowing")
+    natural = settings(TRAIN__method="natural", TRAIN__epochs=8, ADV__n_repeats=1)
+    with forked("main_free.py", digits, *natural, cwd=cwd) as running:
+        assert running.end().status == 0
+    return the_run(cwd) / "model_best.pth.tar"
 
 
 @pytest.fixture(scope="module")
 def corrupted(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ImageNet-C's tree for two corruptions: 11 images in each folder, more or less noisy."""
     root = tmp_path_factory.mktemp("corrupted")
-    names = sorted(path.relative_to(digits / "val") for path in digits.glob("val/*/*"))
-    generator = torch.Generator().manual_seed(0)
-    for corruption in ("fog", "contrast"):
-        for severity in range(1, 6):
-            for name in names[::4] + names[1:6:4]:
-                copy_with_noise(
-                    digits / "val" / name,
-                    root / corruption / str(severity) / name,
-                    severity * 25,
-                    generator,
-                )
-    assert len(list(root.glob("fog/3/*/*"))) == 11
+    generator = np.random.default_rng(0)
+    for corruption, severity in product(("fog", "contrast"), range(1, 6)):
+        for path in sorted(digits.glob("val/*/*"))[:33:3]:
+            target = root / corruption / str(severity) / path.relative_to(digits / "val")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.array(Image.open(path)) + generator.normal(0, 25 * severity, (32, 32, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(target)
     return root
-
-
-def copy_with_noise(source: Path, target: Path, spread: int, generator: torch.Generator) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    image = torch.from_numpy(np.array(Image.open(source).convert("RGB")))
-    noise = torch.randn(image.shape, generator=generator) * spread
-    Image.fromarray((image + noise).clamp(0, 255).byte().numpy()).save(target)
 
 
 def evaluation(count: int, checkpoint: Path, digits: Path, corrupted: Path, cwd: Path) -> Any:
     """Counts and outcomes by so many processes: clean, attacked, corrupted."""
-    path = cwd / "model_best.pth.tar"
-    shutil.copy(checkpoint, path)
+    cwd.mkdir()
+    path = shutil.copy(checkpoint, cwd)
     words = ["-e", "--eva_on_imagenet_c", "--corruptions", "fog,contrast", "--resume", path]
     changes = {"ADV__clip_eps": 1, "ADV__pgd_attack": "[[3, 1/510]]", "DATA__batch_size": 8}
-    folders = {"DATA__imagenet": digits, "DATA__imagenet_c": corrupted}
-    words += settings(**changes, **folders)
+    words += settings(**changes, DATA__imagenet=digits, DATA__imagenet_c=corrupted)
     done = launched(count, "evaluate.py", *words, cwd=cwd)
-    assert [one.status for one in done] == [0] * count, done
-    assert [one.err for one in done] == [""] * count
+    assert [(one.status, one.err) for one in done] == [(0, "")] * count, done
     assert all(one.out == "" for one in done[1:])
-    # The checkpoint does not say how it was trained, so names tell these settings.
+    assert not list(cwd.glob("*.jsonl"))
     (attacked,), (corruptions,) = cwd.glob("attack_*.json"), cwd.glob("imagenet_c_*.json")
     attacks = json.loads(attacked.read_text())
-    assert not list(cwd.glob("*.jsonl"))
     return (
         {key: attacks[key] for key in ("clean", "attacks", "worst_case")},
         rows_of(attacked.with_name(f"{attacked.stem}_images.csv")),
@@ -280,21 +246,16 @@ def test_evaluation_counts_the_same(
     knowing: Path, digits: Path, corrupted: Path, tmp_path: Path
 ) -> None:
     """36 and 11 images over 1 and 3 processes, in batches of 8 and 2 images."""
-    found = []
-    for count in (1, 3):
-        folder = tmp_path / str(count)
-        folder.mkdir()
-        found.append(evaluation(count, knowing, digits, corrupted, folder))
-    (sums, rows, corruptions), (others, other_rows, other_corruptions) = found
+    (sums, rows, corruptions), (others, *rest) = (
+        evaluation(count, knowing, digits, corrupted, tmp_path / str(count)) for count in (1, 3)
+    )
     assert sums["clean"]["top1"]["n"] == len(rows) == 36
     assert sums["clean"]["top1"]["correct"] > sums["worst_case"]["top1"]["correct"] > 0
-    counts = [entry["correct"] for entry in corruptions["fog"]["top1"]]
-    assert len(set(counts)) > 1  # some images are lost with the severity
+    assert len({entry["correct"] for entry in corruptions["fog"]["top1"]}) > 1
     assert [entry["n"] for entry in corruptions["fog"]["top1"]] == [11] * 5
     assert others["clean"].pop("loss") == pytest.approx(sums["clean"].pop("loss"), rel=1e-6)
     assert others == sums
-    assert other_rows == rows
-    assert other_corruptions == corruptions
+    assert rest == [rows, corruptions]
 
 
 TRAINING = settings(TRAIN__epochs=2, ADV__n_repeats=1)  # two passes of four minibatches

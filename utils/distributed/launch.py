@@ -52,38 +52,33 @@ def run_command(command: Callable[[], int | None]) -> int:
         another process has failed. Bugs keep their traceback.
     """
     protect_streams()
+    first, first_here = (os.environ.get(n, "0") == "0" for n in ("RANK", "LOCAL_RANK"))
     with stopping_at_once():
-        status = run_and_report(command)
+        try:
+            status = command() or 0
+        except UserError as error:
+            status = 2
+            if first if isinstance(error, SharedUserError) else first_here:
+                print_error(str(error))
+        except Interrupted as stop:
+            status = stop.exit_status
+            if first and not stop.said:
+                print(stop, file=sys.stderr, flush=True)
+            kill_children()
+        except Exception as error:
+            status = 1
+            kill_children()  # its traceback keeps the loaders, and their workers ignore SIGTERM
+            if lost_peer(error):
+                if first_here:
+                    print_error("another process has ended, or its machine cannot be reached")
+            elif in_process_group():
+                traceback.print_exc()
+            else:
+                raise
     sys.stdout.flush()
     if status and in_process_group():
         os._exit(status)  # NCCL's destructors would wait for peers
     return status
-
-
-def run_and_report(command: Callable[[], int | None]) -> int:
-    """Run a command and print what ended it; its exit status."""
-    first, first_here = (os.environ.get(n, "0") == "0" for n in ("RANK", "LOCAL_RANK"))
-    try:
-        return command() or 0
-    except UserError as error:
-        if first if isinstance(error, SharedUserError) else first_here:
-            print_error(str(error))
-        return 2
-    except Interrupted as stop:
-        if first and not stop.said:
-            print(stop, file=sys.stderr, flush=True)
-        kill_children()
-        return stop.exit_status
-    except Exception as error:
-        kill_children()  # its traceback keeps the loaders, and their workers ignore SIGTERM
-        if lost_peer(error):
-            if first_here:
-                print_error("another process has ended, or its machine cannot be reached")
-        elif in_process_group():
-            traceback.print_exc()
-        else:
-            raise
-        return 1
 
 
 def launch(worker: Worker, config: Config) -> None:
@@ -153,8 +148,8 @@ def run_ranks(worker: Worker, config: Config, count: int) -> None:
     with tempfile.TemporaryDirectory() as folder, handling(SIGNALS, forward):
         try:
             with block_signals():
-                given = (worker, config, count, folder, pipe_of_ranks)
-                processes = start_processes(rank_main, given, count, join=False).processes
+                arguments = (worker, config, count, folder, pipe_of_ranks)
+                processes = start_processes(rank_main, arguments, count, join=False).processes
             failed = first_failed(processes)
             if failed and all(status - 128 in STOP_SIGNALS for status in failed.values()):
                 join(processes, SAVE_SECONDS)
@@ -164,8 +159,10 @@ def run_ranks(worker: Worker, config: Config, count: int) -> None:
             for process in processes:
                 process.kill()
                 process.join()
-        if failed:
-            raise_cause(failed, reports_of(processes, folder), stops)
+        paths = {rank: Path(folder, str(rank)) for rank, p in enumerate(processes) if p.exitcode}
+        reports = {rank: pickle.loads(p.read_bytes()) for rank, p in paths.items() if p.exists()}
+    if failed:
+        raise_cause(failed, reports, stops)
 
 
 def first_failed(processes: Sequence[BaseProcess]) -> dict[int, int]:
@@ -187,16 +184,6 @@ def join(processes: Sequence[BaseProcess], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
-
-
-def reports_of(processes: Sequence[BaseProcess], folder: str) -> dict[int, Any]:
-    """By rank: the user error, the interruption or the traceback that ended it."""
-    paths = {rank: Path(folder, str(rank)) for rank, p in enumerate(processes) if p.exitcode}
-    return {
-        rank: pickle.loads(path.read_bytes())
-        for rank, path in paths.items()
-        if path.exists() and (processes[rank].exitcode or 0) > 0
-    }
 
 
 def raise_cause(failed: dict[int, int], reports: dict[int, Any], stops: list[int]) -> None:
@@ -221,40 +208,46 @@ def raise_cause(failed: dict[int, int], reports: dict[int, Any], stops: list[int
         hint = ", perhaps for lack of memory" if status == -signal.SIGKILL else ""
         print_error(f"process {rank} {how}{hint}; its peers were ended")
         raise SystemExit(1)
-    for report in reports.values():
-        if isinstance(report, str):
-            print(report, end="", file=sys.stderr, flush=True)
-            raise SystemExit(1)
-    for report in reports.values():
-        if isinstance(report, UserError):
-            raise report
-    # Rank 0 alone prints; without its report the parent has to.
-    raise reports.get(0) or Interrupted(next(iter(reports.values())).signum)
+    # Bugs first, then user errors.
+    cause = min(
+        reports.values(), key=lambda r: (isinstance(r, Interrupted), not isinstance(r, str))
+    )
+    if isinstance(cause, str):
+        print(cause, end="", file=sys.stderr, flush=True)
+        raise SystemExit(1)
+    if isinstance(cause, Interrupted):  # rank 0 alone prints; without its report the parent has to
+        cause = reports.get(0, Interrupted(cause.signum))
+    raise cause
 
 
 def rank_main(
     rank: int, worker: Worker, config: Config, count: int, folder: str, pipe_of_ranks: Any
 ) -> None:
     """The process of a rank. After a failure it ends at once: peers may be waiting for it."""
+    import torch
+
     threading.Thread(target=end_with_parent, args=(pipe_of_ranks,), daemon=True).start()
     # A spawned process would spawn its loader workers, too, each with an import of torch.
     multiprocessing.set_start_method(None, force=True)
     protect_streams()
-    report: Any = None
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    report: UserError | Interrupted | str | None
     with stopping_at_once():
         try:
             unblock_signals()
-            share_threads(count)
             run_rank(worker, config, rank, count, rank, f"file://{folder}/rendezvous")
             return
         except UserError as error:
             report, status = error, 2
         except Interrupted as stop:
-            report, status = Interrupted(stop.signum, stop.said), stop.exit_status
+            report, status = stop, stop.exit_status
         except BaseException as error:
             report, status = None if lost_peer(error) else traceback.format_exc(), 1
         if report is not None:  # a lost peer reports itself
-            Path(folder, str(rank)).write_bytes(pickle.dumps(report))
+            path = Path(folder, str(rank))
+            path.with_suffix(".part").write_bytes(pickle.dumps(report))
+            path.with_suffix(".part").replace(path)
     kill_children()
     sys.stdout.flush()
     os._exit(status)
@@ -307,14 +300,6 @@ def in_process_group() -> bool:
     """Whether this process has met others."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
-
-
-def share_threads(count: int) -> None:
-    """Give each rank its share of the CPU's threads, unless OMP_NUM_THREADS says otherwise."""
-    import torch
-
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // count))
 
 
 def end_with_parent(pipe_of_ranks: Any) -> None:
