@@ -96,6 +96,8 @@ def evaluate_attacks(
         provenance = make_provenance(config, evaluated, subset, context)
         provenance |= {} if surrogate is None else {"surrogate": surrogate.identity}
         if context.is_main:
+            # Another evaluation may have taken the name meanwhile.
+            evaluation.stem = result_stem(evaluated.folder, conditions, usual)
             report(evaluation, provenance, warnings)
             if config.OPTIONS.save_images:
                 save_attack_images(evaluation, config.OPTIONS.save_images)

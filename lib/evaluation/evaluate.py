@@ -66,7 +66,7 @@ class Evaluation:
         threat: ball, protocol, seed, precision.
         specs: the attacks, in order.
         conditions: of the result, and what names the journals.
-        stem: path of the results without extension; journals lie beside it until the end.
+        stem: path of the results without extension.
         compiled: whether torch.compile prepares what is attacked.
         rows: outcomes of every image by position, under `clean` and each attack's name.
         warnings: the attacks' own, on this process.

@@ -91,14 +91,14 @@ class FolderEvaluation:
 
     def conditions(
         self, kind: str, protocol: str, subset: Mapping[str, Any], folders: str
-    ) -> tuple[Conditions, Path]:
-        """The conditions of a result, and the path of its files without extension.
+    ) -> Conditions:
+        """The conditions of a result.
 
         Args:
             subset: of `describe_subset`.
             folders: what names of files say of the folders.
         """
-        conditions = Conditions(
+        return Conditions(
             kind=kind,
             protocol=protocol,
             checkpoint=self.provenance["checkpoint"]["sha256"],
@@ -110,9 +110,12 @@ class FolderEvaluation:
             folders=folders,
             subset=subset["label"],
         )
+
+    def stem(self, conditions: Conditions) -> Path:
+        """Path of a result's files without extension; asked for when they are written."""
         img_size, crop = self.usual_sizes or (self.img_size, self.crop_size)
         usual = {"resize": None if self.img_size is None else img_size, "crop": crop}
-        return conditions, result_stem(self.folder, conditions, usual)
+        return result_stem(self.folder, conditions, usual)
 
     def finish(self, conditions: Conditions, write: Callable[[], None], text: str) -> None:
         """Write and print the result; from then on nothing is left to resume."""

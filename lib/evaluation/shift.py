@@ -44,7 +44,7 @@ def evaluate_shift(evaluation: FolderEvaluation, root: str) -> ShiftResult:
     n, total = (sum(len(tree.files) for tree in each.values()) for each in (sets, whole))
     names = [f"{name}/{file}" for name, tree in sets.items() for file in tree.files]
     subset = describe_subset(n, total, bool(evaluation.image_ids), names_sha256(names))
-    conditions, stem = evaluation.conditions("shift", "standard", subset, "+".join(sets))
+    conditions = evaluation.conditions("shift", "standard", subset, "+".join(sets))
     measure = measure_of(whole, evaluation.num_classes, evaluation.context.device)
     accuracies = {}
     for name, counts in evaluation.count(sets, conditions, "test sets", measure).items():
@@ -55,6 +55,7 @@ def evaluate_shift(evaluation: FolderEvaluation, root: str) -> ShiftResult:
     warnings = tuple(note for tree in whole.values() for note in tree.notes)
     provenance = {**evaluation.provenance, "subset": subset}
     result = ShiftResult(conditions, provenance, warnings, accuracies)
+    stem = evaluation.stem(conditions)
     evaluation.finish(conditions, lambda: write_files(result, stem), result_text(result, stem))
     return result
 

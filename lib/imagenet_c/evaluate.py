@@ -55,10 +55,11 @@ def evaluate_imagenet_c(
     listed = bool(evaluation.image_ids)
     subset = describe_subset(len(images.files), total, listed, images.fingerprint)
     label = corruptions_label(list(dict.fromkeys(name.rpartition("/")[0] for name in trees)))
-    conditions, stem = evaluation.conditions("imagenet_c", protocol.name, subset, label)
+    conditions = evaluation.conditions("imagenet_c", protocol.name, subset, label)
     counts = evaluation.count(trees, conditions, "corruptions")
     provenance = {**evaluation.provenance, "subset": subset}
     result = make_result(counts, images, conditions, provenance, clean_accuracy, evaluation.folder)
+    stem = evaluation.stem(conditions)
     evaluation.finish(conditions, lambda: write_files(result, stem), result_text(result, stem))
     return result
 

@@ -400,6 +400,25 @@ def test_image_ids(digits: Path) -> None:
     assert [row["image"] for row in rows(path.stem)] == sorted(chosen)
 
 
+def test_a_name_that_is_taken_meanwhile_stays_anothers(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two evaluations that began at the same time, of other images under one command."""
+    shutil.copytree(digits / "val" / "digit_2", "part/val/digit_2")
+    run = Evaluation.run
+
+    def run_both(self: Evaluation) -> None:
+        monkeypatch.setattr(Evaluation, "run", run)
+        evaluate("--attack", "pgd1", data="part")
+        run(self)
+
+    monkeypatch.setattr(Evaluation, "run", run_both)
+    evaluate("--attack", "pgd1")
+    assert {row["label"] for row in rows("attack_standard_pgd1")} == {"2"}
+    (other,) = FOLDER.glob("attack_standard_pgd1_????????.json")
+    assert len(rows(other.stem)) == 36
+
+
 @pytest.mark.slow
 def test_different_conditions_never_share_a_file(said: str, digits: Path) -> None:
     """And the same one again replaces its own file alone."""
