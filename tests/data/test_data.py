@@ -127,19 +127,13 @@ def test_processes_share_each_global_batch(tree: ImageTree, world_size: int) -> 
             assert same([share], [expected])
 
 
-def test_an_epoch_has_every_image_once(tree: ImageTree) -> None:
-    for epoch in range(3):
-        seen = torch.cat([batch.indices for batch in epoch_of(tree, epoch=epoch)]).tolist()
-        assert sorted(seen) == list(range(20))
-        assert seen != sorted(seen)
-
-
 def test_epochs_and_seeds_differ_and_repeat(tree: ImageTree) -> None:
     first = epoch_of(tree)
     assert same(epoch_of(tree), first)
     for other in (epoch_of(tree, epoch=1), epoch_of(tree, seed=1)):
-        assert [b.indices.tolist() for b in other] != [b.indices.tolist() for b in first]
         pixels, others = by_position(first), by_position(other)
+        assert sorted(others) == sorted(pixels) == list(range(20))  # every image once
+        assert list(others) not in (list(pixels), sorted(pixels))
         assert sum(torch.equal(pixels[i], others[i]) for i in range(20)) <= 1
 
 
@@ -176,12 +170,14 @@ def test_augmentation_leaves_the_random_state_alone(tree: ImageTree) -> None:
     assert np.array_equal(np.asarray(images.load(0, 1)[0]), np.asarray(again[0]))
 
 
-def test_crops_are_torchvisions(tree: ImageTree) -> None:
+@pytest.mark.parametrize("min_area", [0.08, 0.9])
+def test_crops_are_torchvisions(tree: ImageTree, min_area: float) -> None:
     image = Image.open(Path(tree.root, tree.files[4])).convert("RGB")
     torch.manual_seed(derived_seed(7, 2, 4))
-    expected = transforms.RandomResizedCrop(32)(image)
-    crop, _ = augmented(tree, seed=7).load(2, 4)
-    assert np.array_equal(np.asarray(crop), np.asarray(expected))
+    expected = transforms.RandomResizedCrop(32, scale=(min_area, 1))(image)
+    images = ImageBatches(tree, train_transform(32, min_area), 32, seed=7, flip=False)
+    assert np.array_equal(np.asarray(images.load(2, 4)[0]), np.asarray(expected))
+    assert not any(images.load(epoch, 4)[1] for epoch in range(20))
     centre = transforms.CenterCrop(32)(image)  # without resizing
     assert np.array_equal(np.asarray(eval_transform(None, 32)(image)), np.asarray(centre))
 
@@ -205,19 +201,6 @@ def test_bytes_become_floats_on_the_device_and_flips_are_pils_mirror(
         assert torch.equal(sent.images[position], wanted.permute(2, 0, 1).to(dtype) / 255)
     flips = [images.load(epoch, i)[1] for epoch in range(20) for i in range(20)]
     assert 160 < sum(flips) < 240
-
-
-def test_flips_can_be_left_out_and_crops_kept_large(tree: ImageTree) -> None:
-    whole = ImageBatches(tree, train_transform(32, min_area=0.9), 32, seed=0, flip=False)
-    small = augmented(tree)
-    image = Image.open(Path(tree.root, tree.files[0])).convert("RGB")
-    nearly = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
-    errors = {}
-    for name, images in (("whole", whole), ("small", small)):
-        crops = [images.load(epoch, 0) for epoch in range(12)]
-        errors[name] = np.mean([np.abs(np.asarray(crop) - nearly).mean() for crop, _ in crops])
-        assert any(flip for _, flip in crops) == (name == "small")
-    assert errors["whole"] < errors["small"] / 2
 
 
 # Evaluation
@@ -276,10 +259,8 @@ def test_the_main_process_raises_what_a_worker_met(
 
 def test_derived_seeds() -> None:
     seeds = {derived_seed(a, b, c) for a in range(4) for b in range(4) for c in range(4)}
-    assert len(seeds) == 64
+    assert len(seeds | {derived_seed(2**63 - 1, 5), derived_seed(2**63 - 2, 5)}) == 66
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert derived_seed(2**63 - 1, 5) != derived_seed(2**63 - 2, 5)
-    assert derived_seed(1, 2) == derived_seed(1, 2)
 
 
 @pytest.mark.parametrize(
