@@ -55,17 +55,10 @@ PARTS = {
     "standard": "PGD-50 of the `standard` protocol, half of the images misclassified early",
     "reading": "Reading ImageNet-C",
 }
-QUICK = {
-    "arch": "resnet18",
-    "batch_size": 4,
-    "crop_size": 32,
-    "repeats": 1,
-    "take_seconds": 0.01,
-    "reading_images": 8,
-    "standard_images": 6,
-    "pgd_steps": 5,
-    "no_compile": True,
-}
+QUICK = (
+    "--arch resnet18 --batch_size 4 --crop_size 32 --repeats 1 --take_seconds 0.01"
+    " --reading_images 8 --standard_images 6 --no_compile"
+).split()
 COLUMNS = {
     "images/s": "images_per_second",
     "ratio to plain": "ratio_to_plain",
@@ -140,9 +133,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--against", type=user_path, metavar="DIR", help=other)
     add("--quick", action="store_true", help="tiny sizes: does it work at all")
     add("--output", type=user_path, default=Path("benchmark.json"), metavar="FILE", help="JSON")
-    options = parser.parse_args(argv, argparse.Namespace(pgd_steps=50))
+    options = parser.parse_args(argv)
     if options.quick:
-        vars(options).update(QUICK)
+        options = parser.parse_args([*QUICK, *argv])
+    options.pgd_steps = 5 if options.quick else 50
     device = choose_device(options.device)
     options.device = str(device)
     options.batch_size = options.batch_size or (256 if device.type == "cuda" else 16)

@@ -115,19 +115,16 @@ def row_names(rows: Sequence[Row], given: Sequence[str] | None) -> list[str]:
         return list(given)
     folders = list(dict.fromkeys(c.folder for c in checkpoints))
     labels = dict(zip(folders, run_labels(folders), strict=True))
-    per_folder = Counter(c.folder for c in checkpoints)
-    per_file = Counter((c.folder, c.file) for c in checkpoints)
-    names = []
-    for row, first in zip(rows, checkpoints, strict=True):
-        name = labels[first.folder]
-        if per_folder[first.folder] > 1:
-            name += f" ({first.file})"
-        if per_file[first.folder, first.file] > 1:  # the file was another one then
-            name += f" {first.sha256[:8]}"
-        if row.seeds > 1:
-            name = re.sub(r"(, seed |_seed)\d+", "", name) + f", {row.seeds} seeds"
-        names.append(name)
-    return names
+    names = [labels[c.folder] for c in checkpoints]
+    # A file's content may have changed between two evaluations of it.
+    for part in (lambda c: f" ({c.file})", lambda c: f" {c.sha256[:8]}"):
+        counts = Counter(names)
+        pairs = zip(names, checkpoints, strict=True)
+        names = [name + part(c) if counts[name] > 1 else name for name, c in pairs]
+    return [
+        re.sub(r"(, seed |_seed)\d+", "", name) + f", {row.seeds} seeds" if row.seeds > 1 else name
+        for name, row in zip(names, rows, strict=True)
+    ]
 
 
 def output_stem(output: str) -> Path:

@@ -1,7 +1,5 @@
 """docs/flags.md from the schema: python -m tools.flags > docs/flags.md"""
 
-from __future__ import annotations
-
 import sys
 
 from utils.config.command_line import FLAGS
