@@ -47,15 +47,15 @@ def positions_of(tree: ImageTree, ids: str) -> list[int]:
     if ids == ROBUSTBENCH:
         return robustbench_positions(tree)
     try:
-        text = Path(ids).read_text(encoding="utf-8-sig", errors="surrogateescape")
+        text = Path(ids).read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise UserError(f"cannot read --image_ids {ids}: {error.strerror}") from error
     wanted = [s for line in text.splitlines() if (s := line.strip()) and not s.startswith("#")]
     index = {name: i for i, name in enumerate(tree.files)}
     missing = [name for name in wanted if name not in index]
     if missing or not wanted:
-        what = f"{missing[0]} is not in {tree.root}" if missing else "no image is named"
-        raise UserError(f"--image_ids {ids}: {what}; write one class/filename a line")
+        reason = f"{missing[0]} is not in {tree.root}" if missing else "no image is named"
+        raise UserError(f"--image_ids {ids}: {reason}; write one class/filename a line")
     return sorted({index[name] for name in wanted})
 
 
@@ -66,15 +66,15 @@ def robustbench_positions(tree: ImageTree) -> list[int]:
         UserError: one is not there.
     """
     path = Path(__file__).with_name("robustbench_val_numbers.txt")
-    found = {
+    positions = {
         int(match[1]): position
         for position, file in enumerate(tree.files)
         if (match := re.search(r"/ILSVRC2012_val_(\d{8})\.[^/]*$", file))
     }
     numbers = [int(line) for line in path.read_text("ascii").split()]
-    if missing := [number for number in numbers if number not in found]:
+    if missing := [number for number in numbers if number not in positions]:
         raise UserError(
             f"--image_ids {ROBUSTBENCH}: {tree.root} lacks {len(missing)} of {len(numbers)} images,"
             f" such as ILSVRC2012_val_{missing[0]:08}; keep the files' names of ImageNet's val"
         )
-    return sorted(found[number] for number in numbers)
+    return sorted(positions[number] for number in numbers)
