@@ -64,9 +64,6 @@ def build_any(
         pretrained: load the published weights.
         mean: per colour, pixels in [0, 1]; None is the network's own.
         std: likewise.
-
-    Raises:
-        UserError: there is no such network, no weights, or it does not take such images.
     """
     make = timm_network if arch.startswith(TIMM) else torchvision_network
     try:

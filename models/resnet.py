@@ -81,11 +81,7 @@ class ResNet(PixelNetwork):
 
 
 def load_weights(model: PixelNetwork, state_dict: dict[str, torch.Tensor]) -> None:
-    """Load a state_dict with torchvision's keys, and project a head that is not projected yet.
-
-    Raises:
-        UserError: keys or shapes do not fit; the message names the first that does not.
-    """
+    """Load a state_dict with torchvision's keys, and project a head that is not projected yet."""
     own = model.body.state_dict()
     needed = [key for key in own if "num_batches" not in key]  # which old files lack
     lacking = [f"lacks {key}" for key in needed if key not in state_dict]
@@ -111,9 +107,6 @@ def load_pretrained(model: ResNet) -> None:
 
     The last layer is taken over when it has 1000 outputs, without its bias in a hypersphere head;
     otherwise it keeps its random start.
-
-    Raises:
-        UserError: the weights are not here and cannot be downloaded.
     """
     weights = torchvision.models.get_model_weights(model.arch)["IMAGENET1K_V1"]
     published, own = torchvision_weights(weights), model.state_dict()
@@ -122,11 +115,7 @@ def load_pretrained(model: ResNet) -> None:
 
 
 def torchvision_weights(weights: WeightsEnum) -> dict[str, torch.Tensor]:
-    """Published weights, downloaded when needed.
-
-    Raises:
-        UserError: they are not here and cannot be downloaded.
-    """
+    """Published weights, downloaded when needed."""
     try:
         with redirect_stderr(io.StringIO()):  # torch.hub's "Downloading"
             return dict(weights.get_state_dict(progress=False, check_hash=True))

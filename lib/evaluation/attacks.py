@@ -51,11 +51,7 @@ def parse_attack(name: str, row_step: float, norm: str = "Linf", eps: float = 0.
 
 
 def read_step(name: str, text: str, norm: str) -> float:
-    """The step size after `@`.
-
-    Raises:
-        UserError: it is no length of a step.
-    """
+    """The step size after `@`."""
     try:
         size = number(text)
     except ValueError:
@@ -89,9 +85,6 @@ def attack_list(
         protocol: may repeat one of `rows` on another loss.
         scales: further scales at which every cross-entropy attack is repeated.
         norm, eps: of the ball, which decide the steps outside Linf.
-
-    Raises:
-        UserError: an unknown name, or two attacks of one name.
     """
     specs = [parse_attack(name, rows[0].step_size, norm, eps) for name in names]
     if not names:
@@ -121,9 +114,6 @@ def for_classes(specs: Iterable[AttackSpec], classes: int) -> list[AttackSpec]:
 
     The targeted attacks take the fourth largest logit, and DLR the third; with fewer classes their
     untargeted forms stand in, and cross-entropy for DLR.
-
-    Raises:
-        UserError: with one class there is nothing to attack, and no DLR with two.
     """
     if classes < 2:
         raise UserError(

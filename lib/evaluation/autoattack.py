@@ -200,11 +200,7 @@ def package_attack(
 
 
 def require_package() -> Any:
-    """The package's `AutoAttack`; to be called before long work too.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """The package's `AutoAttack`; to be called before long work too."""
     try:
         from pyautoattack import AutoAttack
     except ImportError as error:

@@ -93,11 +93,7 @@ class Evaluation:
         return PGDAttack(model, spec, self.threat, outputs, surrogate)
 
     def run(self) -> None:
-        """Fill `rows`, with what an interrupted run has left of them and what it has not.
-
-        Raises:
-            UserError: an image cannot be read, or outputs are not finite.
-        """
+        """Fill `rows`, with what an interrupted run has left of them and what it has not."""
         model, attacked = self.evaluated.model, (self.surrogate or self.evaluated).model
         outputs = torch.compile(attacked.outputs) if self.compiled else None
         folder, digest = self.stem.parent, self.conditions.digest
@@ -157,11 +153,7 @@ class Evaluation:
         self.rows[name] = dict(sorted(merged.items()))
 
     def finite_rows(self, batches: Iterable[DeviceBatch]) -> Iterator[Rows]:
-        """Rows of clean images.
-
-        Raises:
-            UserError: an output is not finite, and any class could be called the largest.
-        """
+        """Rows of clean images."""
         for rows in clean_rows(self.evaluated.model, batches):
             for position, row in rows.items():
                 if not math.isfinite(row.loss):

@@ -100,11 +100,7 @@ def load_evaluated_model(
 
 
 def read_network(config: Config, path: str) -> tuple[PixelNetwork, ModelSettings, Checkpoint]:
-    """The network of a file; `TRAIN.arch` says which it is where that is none of the ResNet family.
-
-    Raises:
-        UserError: the file is no such network, or contradicts the flags.
-    """
+    """The network of a file; `TRAIN.arch` says which where it is none of the ResNet family."""
     if config.TRAIN.arch not in ARCHITECTURES:
         network = read_any_network(config, path)
         if network is not None:
@@ -117,11 +113,7 @@ def read_network(config: Config, path: str) -> tuple[PixelNetwork, ModelSettings
 def read_any_network(
     config: Config, path: str
 ) -> tuple[PixelNetwork, ModelSettings, Checkpoint] | None:
-    """As `read_network`, of any family; None where the file says that it is another network's.
-
-    Raises:
-        UserError: there is no such family, or the tensors do not fit.
-    """
+    """As `read_network`, of any family; None where the file says that it is another network's."""
     arch = config.TRAIN.arch
     keys = [key for key in any_network(config).body.state_dict() if "num_batches" not in key]
     checkpoint = read_checkpoint(path, first_key=keys[0])
@@ -144,9 +136,6 @@ def any_network(
     """The network of `TRAIN.arch`, with random weights or the published ones.
 
     Mean and standard deviation are the command line's, else the checkpoint's, else as published.
-
-    Raises:
-        UserError: there is none, or a hypersphere head was asked for.
     """
     if config.HE.FN or config.HE.WN:
         raise UserError(f"a {config.TRAIN.arch} has no hypersphere head; leave --FN and --WN out")
@@ -168,11 +157,7 @@ def settings_of_any(config: Config, model: AnyNetwork) -> ModelSettings:
 
 
 def pretrained_network(config: Config) -> tuple[PixelNetwork, ModelSettings]:
-    """A network with published weights, for evaluation without a checkpoint.
-
-    Raises:
-        UserError: with a hypersphere head there is nothing to evaluate, or no weights.
-    """
+    """A network with published weights, for evaluation without a checkpoint."""
     if config.TRAIN.arch not in ARCHITECTURES:
         model = any_network(config, pretrained=True)
         return model, settings_of_any(config, model)
@@ -189,11 +174,7 @@ def pretrained_network(config: Config) -> tuple[PixelNetwork, ModelSettings]:
 def load_surrogate(
     config: Config, context: DistributedContext, evaluated: EvaluatedModel
 ) -> EvaluatedModel | None:
-    """The network of `--transfer_from`; None where the evaluated network itself is attacked.
-
-    Raises:
-        UserError: it cannot be loaded, or has other classes.
-    """
+    """The network of `--transfer_from`; None where the evaluated network itself is attacked."""
     path = config.OPTIONS.transfer_from
     if not path:
         return None
@@ -221,9 +202,6 @@ def with_trained_settings(config: Config, evaluated: EvaluatedModel, logger: Log
 
     Values on the command line and in a file given by -c go over them. The suite's own configs.yml
     does not, being the same for every training; where it was changed, a warning has both.
-
-    Raises:
-        UserError: a radius in another unit, or a crop larger than the image.
     """
     explicit = (Source.COMMAND_LINE, Source.GIVEN_FILE)
     values: dict[str, object] = {}
@@ -262,9 +240,6 @@ def load_images(
 
     Returns:
         The images, and what `describe_subset` says of them.
-
-    Raises:
-        UserError: bad tree, unknown classes, or a bad list of ids.
     """
     whole = read_split(data, "val").with_labels_of(
         evaluated.settings.classes, evaluated.model.num_classes, config.DATA.class_order

@@ -61,11 +61,7 @@ def settings_from(config: Config, classes: Sequence[str] | None) -> ModelSetting
 
 
 def settings_of(config: Config, checkpoint: Checkpoint) -> ModelSettings:
-    """A checkpoint's settings: its own where it carries them, else by flags and its shapes.
-
-    Raises:
-        UserError: a flag contradicts the checkpoint; the message has both values.
-    """
+    """A checkpoint's settings: its own where it carries them, else by flags and its shapes."""
     wanted = settings_from(config, None)
     if checkpoint.model is None:
         settings = settings_of_foreign(checkpoint, wanted)
@@ -82,11 +78,7 @@ def settings_of(config: Config, checkpoint: Checkpoint) -> ModelSettings:
 
 
 def settings_of_foreign(checkpoint: Checkpoint, wanted: ModelSettings) -> ModelSettings:
-    """A foreign file tells its architecture by its shapes and a hypersphere head by its bias.
-
-    Raises:
-        UserError: it is no ResNet, or has another head than the flags say.
-    """
+    """A foreign file tells its architecture by its shapes and a hypersphere head by its bias."""
     state = checkpoint.state_dict
     arch = family_member(state, ARCHITECTURES) or checkpoint.arch
     if arch not in ARCHITECTURES:
@@ -126,11 +118,7 @@ def new_model(settings: ModelSettings, seed: int, pretrained: bool) -> ResNet:
 
 
 def model_of(checkpoint: Checkpoint, settings: ModelSettings) -> ResNet:
-    """The checkpoint's network.
-
-    Raises:
-        UserError: its tensors do not fit.
-    """
+    """The checkpoint's network."""
     model = build(settings, len(checkpoint.state_dict["fc.weight"]))
     load_weights(model, checkpoint.state_dict)
     return model

@@ -1,7 +1,5 @@
 """`-e`, `--eva_on_imagenet_c` and `--eva_on_shift`: set up, run, report."""
 
-from __future__ import annotations
-
 import os
 from functools import partial
 

@@ -111,12 +111,7 @@ def own_checkpoint(path: str, content: Mapping[str, Any]) -> Checkpoint:
 
 
 def load_tensors(path: str) -> Any:
-    """torch.load of tensors and plain values only.
-
-    Raises:
-        UnreadableCheckpoint: with the reason and the fix.
-        UserError: there is no file to read.
-    """
+    """torch.load of tensors and plain values only."""
     try:
         with open(path, "rb") as file:
             start = file.read(4)

@@ -24,9 +24,6 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
     The temporary file lives in the same folder, so that os.replace is atomic. After an error,
     a full disk included, `path` is what it was and the temporary file is gone.
-
-    Raises:
-        UserError: the folder cannot be written to, or the disk is full.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -82,11 +79,7 @@ def csv_cell(value: Any) -> Any:
 
 
 def read_csv(path: Path, columns: Sequence[str], hint: str) -> list[dict[str, str]]:
-    """The rows of a table that has these columns.
-
-    Raises:
-        UserError: no such file, no rows, or other columns; `hint` says how such a file comes about.
-    """
+    """The rows of a table that has these columns."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -102,11 +95,7 @@ def read_csv(path: Path, columns: Sequence[str], hint: str) -> list[dict[str, st
 
 
 def series(rows: CsvRows, column: str) -> list[float]:
-    """A column as numbers; an empty field is nan.
-
-    Raises:
-        UserError: a field that is no number.
-    """
+    """A column as numbers; an empty field is nan."""
     try:
         return [float(row.get(column) or "nan") for row in rows]
     except ValueError as error:
@@ -121,11 +110,7 @@ def names_sha256(names: Iterable[str]) -> str:
 
 
 def file_sha256(path: str | os.PathLike) -> str:
-    """Hexadecimal SHA-256 of a file's bytes.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """Hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -141,9 +126,6 @@ def make_folder(path: str | os.PathLike, fix: str = "run from a folder that is w
 
     Args:
         fix: what to tell a user who cannot write there.
-
-    Raises:
-        UserError: it cannot be made or written to.
     """
     path = Path(path)
     try:

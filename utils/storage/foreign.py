@@ -41,9 +41,6 @@ def split_weights(
 
     Returns:
         The network's tensors, mean and standard deviation of each colour.
-
-    Raises:
-        UserError: there are several networks, or other tensors beside the one.
     """
     tensors = {
         key: value
@@ -78,11 +75,7 @@ def split_weights(
 
 
 def load_safetensors(path: str) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, which can hold nothing else.
-
-    Raises:
-        UserError: the package is missing, or the file is damaged.
-    """
+    """The tensors of a safetensors file, which can hold nothing else."""
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file

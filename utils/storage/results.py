@@ -181,11 +181,7 @@ def plain(value: Any) -> Any:
 
 
 def record(annotation: Any, value: Any) -> Any:
-    """JSON's values as what an annotation says: `plain` the other way round.
-
-    Raises:
-        KeyError, TypeError, ValueError: they hold something else.
-    """
+    """JSON's values as what an annotation says: `plain` the other way round."""
     arguments = get_args(annotation)
     if is_dataclass(annotation) and isinstance(annotation, type):
         hints = get_type_hints(annotation)
@@ -233,11 +229,7 @@ def result_of(path: Path) -> Result | None:
 
 
 def find_results(paths: Sequence[Path]) -> dict[Path, Result]:
-    """Every evaluation named, and every one in the run folders named; each once.
-
-    Raises:
-        UserError: a path that is not there, a folder without evaluations, another kind of file.
-    """
+    """Every evaluation named, and every one in the run folders named; each once."""
     results: dict[Path, Result] = {}
     for path in paths:
         if not path.is_dir():

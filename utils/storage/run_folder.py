@@ -94,9 +94,6 @@ def lock_folder(folder: Path) -> TextIO:
 
     The lock is this process's: it ends with it, however it ends, and the workers that are forked
     do not hold it. Where the system has no such locks, nothing is kept out.
-
-    Raises:
-        UserError: another training is at work there.
     """
     file = open(folder / ".lock", "w", encoding="utf-8")
     deadline = time.monotonic() + LOCK_SECONDS
