@@ -34,6 +34,7 @@ from utils.errors import Interrupted, SharedUserError, UserError
 from utils.text import printable
 
 Worker = Callable[[Config, Any], None]  # (config, context)
+KILLED = -9  # exit status, as Python gives it, of a process that SIGKILL has ended
 SAVE_SECONDS = 60.0  # for all ranks to save and end, once one was stopped by a signal
 END_SECONDS = 5.0  # for a rank to end by itself after another has failed
 # What gloo and NCCL raise when a process that they talk to is gone.
@@ -200,12 +201,12 @@ def raise_cause(failed: dict[int, int], reports: dict[int, Any], stops: list[int
     """
     if stops and not reports:
         raise Interrupted(stops[0])
-    if not reports or -signal.SIGKILL in failed.values():
+    if not reports or KILLED in failed.values():
         rank, status = min(failed.items(), key=lambda item: item[1])
         how = f"ended with status {status}"
         if status < 0:
             how = f"was killed by {signal.Signals(-status).name}"
-        hint = ", perhaps for lack of memory" if status == -signal.SIGKILL else ""
+        hint = ", perhaps for lack of memory" if status == KILLED else ""
         print_error(f"process {rank} {how}{hint}; its peers were ended")
         raise SystemExit(1)
     # Bugs first, then user errors.
