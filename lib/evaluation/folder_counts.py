@@ -2,12 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 from lib.algorithm.metrics import correct_in_top, full_precision
@@ -17,14 +18,17 @@ from lib.data.datasets import FolderBatches, eval_transform
 from lib.data.folders import ImageTree
 from lib.data.loader import make_loader
 from lib.data.sampler import EvaluationSampler, share_in_batches
-from lib.data.subsets import choose
+from lib.data.subsets import choose, describe_subset
 from lib.data.to_device import on_device
+from lib.evaluation.load_model import EvaluatedModel
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
+from utils.figures.style import save_figure
 from utils.logging import Logger, ProgressBar
 from utils.storage.conditions import Conditions
+from utils.storage.files import write_csv
 from utils.storage.journal import ResumableRows, remove_journals
-from utils.storage.results import result_stem
+from utils.storage.results import ImageNetCResult, ShiftResult, result_stem, write_result
 
 CHUNK = 512  # images of a folder that one process counts and the journal keeps as one row
 PROGRESS_LINES = 20  # over the whole evaluation, where stdout is no terminal
@@ -43,36 +47,26 @@ class FolderEvaluation:
     """What evaluations on ImageNet-C and on shifted test sets have in common.
 
     Attributes:
-        model: pixels (B, 3, H, W) in [0, 1] to logits (B, num_classes), on `context.device`.
-        class_names: class of each output; None if unknown.
-        img_size: shorter side before the crop, pixels; None crops alone.
-        crop_size: side of the network's input, pixels.
-        batch_size, workers: images in a batch, and reading processes, of one process.
-        folder: where the results go.
+        evaluated: the network.
+        conditions: of the result, without those of the images.
+        usual: sizes of the network's training, that files are not named by; see `Conditions`.
         provenance: as it goes into the JSON, without the subset.
         class_order: `DATA.class_order`, for a checkpoint without class names.
         n_examples, image_ids: only so many images of a folder, evenly spread; or a file's list.
-        usual_sizes: the network's own image and crop size; names of files tell others.
-        network, checkpoint_file: see `Conditions`.
+        batch_size, workers: images in a batch, and workers, of one process.
     """
 
-    model: nn.Module
-    num_classes: int
-    class_names: Sequence[str] | None
-    img_size: int | None
-    crop_size: int
+    evaluated: EvaluatedModel
+    conditions: Conditions
+    usual: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    class_order: str
+    n_examples: int | None
+    image_ids: str | None
     batch_size: int
     workers: int
     context: DistributedContext
     logger: Logger
-    folder: Path
-    provenance: Mapping[str, Any]
-    class_order: str = "auto"
-    n_examples: int | None = None
-    image_ids: str | None = None
-    usual_sizes: tuple[int, int] | None = None
-    network: str = ""
-    checkpoint_file: str = ""
 
     def pick(self, tree: ImageTree) -> ImageTree:
         """The images of a folder that are evaluated."""
@@ -84,45 +78,44 @@ class FolderEvaluation:
         Raises:
             UserError: a class that the network does not know.
         """
-        tree = tree.with_labels_of(self.class_names, self.num_classes, self.class_order)
+        outputs = self.evaluated.model.num_classes
+        tree = tree.with_labels_of(self.evaluated.settings.classes, outputs, self.class_order)
         for note in tree.notes:
             self.logger.warning(note)
         return tree
 
-    def conditions(
-        self, kind: str, protocol: str, subset: Mapping[str, Any], folders: str
-    ) -> Conditions:
-        """The conditions of a result.
+    def on_images(
+        self, n: int, total: int, sha256: str, folders: str
+    ) -> tuple[Conditions, dict[str, Any]]:
+        """Conditions and provenance of a result on `n` out of `total` images.
 
         Args:
-            subset: of `describe_subset`.
+            sha256: of the list of images.
             folders: what names of files say of the folders.
         """
-        return Conditions(
-            kind=kind,
-            protocol=protocol,
-            checkpoint=self.provenance["checkpoint"]["sha256"],
-            images=subset["sha256"],
-            resize=self.img_size,
-            crop=self.crop_size,
-            network=self.network,
-            checkpoint_file=self.checkpoint_file,
-            folders=folders,
-            subset=subset["label"],
+        subset = describe_subset(n, total, bool(self.image_ids), sha256)
+        conditions = replace(
+            self.conditions, images=sha256, subset=subset["label"], folders=folders
         )
+        return conditions, {**self.provenance, "subset": subset}
 
-    def stem(self, conditions: Conditions) -> Path:
-        """Path of a result's files without extension; asked for when they are written."""
-        img_size, crop = self.usual_sizes or (self.img_size, self.crop_size)
-        usual = {"resize": None if self.img_size is None else img_size, "crop": crop}
-        return result_stem(self.folder, conditions, usual)
-
-    def finish(self, conditions: Conditions, write: Callable[[], None], text: str) -> None:
-        """Write and print the result; from then on nothing is left to resume."""
+    def finish(
+        self,
+        result: ImageNetCResult | ShiftResult,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        draw: Callable[[], Figure],
+        text: str,
+    ) -> None:
+        """Write JSON, CSV and figure, and print; from then on nothing is left to resume."""
+        folder = self.evaluated.folder
         if self.context.is_main:
-            write()
-            remove_journals(self.folder, conditions.digest)
-        self.logger.info(text)
+            stem = result_stem(folder, result.conditions, self.usual)
+            write_result(Path(f"{stem}.json"), result)
+            write_csv(Path(f"{stem}.csv"), columns, rows)
+            save_figure(draw(), stem)
+            remove_journals(folder, result.conditions.digest)
+            self.logger.info(f"{text}\nwritten: {stem}.json, .csv, .png, .pdf")
         self.context.barrier()
 
     def count(
@@ -145,13 +138,13 @@ class FolderEvaluation:
         Raises:
             UserError: an image that cannot be read, or outputs that are not finite.
         """
-        context, names = self.context, list(folders)
+        context, folder, names = self.context, self.evaluated.folder, list(folders)
         chunks = {
             f"{name}[{images[0]}:{images[-1] + 1}]": (number, images)
             for number, (name, tree) in enumerate(folders.items())
             for images in share_in_batches(range(len(tree.files)), CHUNK)
         }
-        with ResumableRows(self.folder, conditions.digest, context, read_counts) as journal:
+        with ResumableRows(folder, conditions.digest, context, read_counts) as journal:
             counts: FolderCounts = dict(journal.found.get("counts", {}))
             left = [key for key in chunks if key not in counts]
             left.sort(key=lambda key: -len(chunks[key][1]))  # so that the shares are even
@@ -160,12 +153,12 @@ class FolderEvaluation:
                 self.logger.info(f"resuming: {done} chunks of images were evaluated before")
             own = left[context.rank :: context.world_size]
             batches = self.read(list(folders.values()), [chunks[key] for key in own], title)
-            counted: FolderCounts = {}
-            with frozen_eval(self.model):  # evaluation mode, no gradients
+            model, counted = self.evaluated.model, FolderCounts()
+            with frozen_eval(model):  # evaluation mode, no gradients
                 for key in own:
                     number, images = chunks[key]
                     of_chunk = islice(batches, len(share_in_batches(images, self.batch_size)))
-                    counted[key] = count_images(self.model, of_chunk, names[number], measure)
+                    counted[key] = count_images(model, of_chunk, names[number], measure)
                     journal.add("counts", {key: counted[key]})
             journal.flush()
         for share in context.gather(counted):
@@ -180,8 +173,8 @@ class FolderEvaluation:
     ) -> Iterator[DeviceBatch]:
         """Batches of chunks, (number of the tree, positions), through one loader, under a bar."""
         device, local = self.context.device, self.context.local_processes
-        transform = eval_transform(self.img_size, self.crop_size)
-        dataset = FolderBatches(trees, transform, self.crop_size)
+        resize, crop = self.conditions.resize, self.conditions.crop
+        dataset = FolderBatches(trees, eval_transform(resize, crop), crop)
         sampler = EvaluationSampler(
             [
                 (i, part)
@@ -190,7 +183,7 @@ class FolderEvaluation:
             ]
         )
         loader = make_loader(dataset, sampler, min(self.workers, len(sampler)), device, local)
-        batches = on_device(loader, device, next(self.model.parameters()).dtype)
+        batches = on_device(loader, device, next(self.evaluated.model.parameters()).dtype)
         every = max(1, len(sampler) // PROGRESS_LINES)
         return ProgressBar(self.logger, len(sampler), title, every).over(batches)
 

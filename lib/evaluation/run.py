@@ -21,6 +21,7 @@ from utils.config.rules import ignored_settings
 from utils.config.settings import Config, Source
 from utils.distributed.context import DistributedContext
 from utils.logging import Logger
+from utils.storage.conditions import Conditions
 from utils.storage.run_folder import BEST, BEST_EMA
 
 
@@ -85,9 +86,13 @@ def evaluate_corruptions(
 ) -> None:
     """ImageNet-C: table, JSON, CSV, figure."""
     announce(evaluated, f"corruptions at {data}", logger)
-    evaluation = folder_evaluation(config, context, logger, evaluated)
-    options, protocol = config.OPTIONS, PROTOCOLS[config.EVAL.protocol]
-    evaluate_imagenet_c(evaluation, data, protocol, options.corruptions, options.clean_accuracy)
+    protocol = PROTOCOLS[config.EVAL.protocol]
+    resize = config.DATA.img_size if protocol.resize_imagenet_c else None
+    evaluation = folder_evaluation(
+        config, context, logger, evaluated, "imagenet_c", protocol.name, resize
+    )
+    options = config.OPTIONS
+    evaluate_imagenet_c(evaluation, data, options.corruptions, options.clean_accuracy)
 
 
 def evaluate_test_sets(
@@ -96,31 +101,44 @@ def evaluate_test_sets(
     """Shifted test sets: table, JSON, CSV, figure."""
     data = config.OPTIONS.data or ""
     announce(evaluated, f"shifted test sets at {data}", logger)
-    evaluate_shift(folder_evaluation(config, context, logger, evaluated), data)
+    resize = config.DATA.img_size
+    evaluation = folder_evaluation(config, context, logger, evaluated, "shift", "standard", resize)
+    evaluate_shift(evaluation, data)
 
 
 def folder_evaluation(
-    config: Config, context: DistributedContext, logger: Logger, evaluated: EvaluatedModel
+    config: Config,
+    context: DistributedContext,
+    logger: Logger,
+    evaluated: EvaluatedModel,
+    kind: str,
+    protocol: str,
+    resize: int | None,
 ) -> FolderEvaluation:
-    """The network and how images are read, for ImageNet-C and shifted test sets."""
-    options, data = config.OPTIONS, config.DATA
-    own = (evaluated.trained or Config().as_dict())["DATA"]
+    """The network and how images are read; `resize` to this shorter side, or only cropped."""
+    trained = (evaluated.trained or Config().as_dict())["DATA"]
     return FolderEvaluation(
-        model=evaluated.model,
-        num_classes=evaluated.model.num_classes,
-        class_names=evaluated.settings.classes,
-        img_size=data.img_size,
-        crop_size=data.crop_size,
-        batch_size=config.EVAL.batch_size,
-        workers=share_of_workers(data.workers, context),
-        context=context,
-        logger=logger,
-        folder=evaluated.folder,
+        evaluated=evaluated,
+        conditions=Conditions(
+            kind=kind,
+            protocol=protocol,
+            checkpoint=evaluated.identity["sha256"],
+            images="",
+            resize=resize,
+            crop=config.DATA.crop_size,
+            network=network_text(config, evaluated),
+            checkpoint_file=evaluated.file_name,
+        ),
+        usual={
+            "resize": None if resize is None else trained["img_size"],
+            "crop": trained["crop_size"],
+        },
         provenance=make_provenance(config, evaluated, {}, context),
         class_order=config.DATA.class_order,
-        n_examples=options.n_examples,
-        image_ids=options.image_ids,
-        usual_sizes=(own["img_size"], own["crop_size"]),
-        network=network_text(config, evaluated),
-        checkpoint_file=evaluated.file_name,
+        n_examples=config.OPTIONS.n_examples,
+        image_ids=config.OPTIONS.image_ids,
+        batch_size=config.EVAL.batch_size,
+        workers=share_of_workers(config.DATA.workers, context),
+        context=context,
+        logger=logger,
     )

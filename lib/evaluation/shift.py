@@ -1,21 +1,19 @@
 """Shifted test sets: class folders such as ImageNet-V2, -R, -A, -Sketch or a mapped ObjectNet."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from lib.algorithm.metrics import correct_in_top
 from lib.data.folders import ImageTree, is_image, read_tree, subfolders
-from lib.data.subsets import describe_subset
 from lib.evaluation.folder_counts import FolderEvaluation, Measure
 from utils.errors import UserError
 from utils.figures.comparison import Panel, comparison
-from utils.figures.style import save_figure
 from utils.storage.accuracy import Accuracy
-from utils.storage.files import names_sha256, write_csv
-from utils.storage.results import ShiftAccuracies, ShiftResult, write_result
+from utils.storage.files import names_sha256
+from utils.storage.results import ShiftAccuracies, ShiftResult
 from utils.text import table
 
 MEASURES = ("top1", "top5", "present_top1", "present_top5")
@@ -43,9 +41,9 @@ def evaluate_shift(evaluation: FolderEvaluation, root: str) -> ShiftResult:
     sets = {name: evaluation.pick(tree) for name, tree in whole.items()}
     n, total = (sum(len(tree.files) for tree in each.values()) for each in (sets, whole))
     names = [f"{name}/{file}" for name, tree in sets.items() for file in tree.files]
-    subset = describe_subset(n, total, bool(evaluation.image_ids), names_sha256(names))
-    conditions = evaluation.conditions("shift", "standard", subset, "+".join(sets))
-    measure = measure_of(whole, evaluation.num_classes, evaluation.context.device)
+    sha256, folders = names_sha256(names), "+".join(sets)
+    conditions, provenance = evaluation.on_images(n, total, sha256, folders)
+    measure = measure_of(whole, evaluation.evaluated.model.num_classes, evaluation.context.device)
     accuracies = {}
     for name, counts in evaluation.count(sets, conditions, "test sets", measure).items():
         *correct, images = counts
@@ -53,10 +51,8 @@ def evaluate_shift(evaluation: FolderEvaluation, root: str) -> ShiftResult:
         classes = len(set(whole[name].labels))
         accuracies[name] = ShiftAccuracies(classes, sets[name].fingerprint, **tops)
     warnings = tuple(note for tree in whole.values() for note in tree.notes)
-    provenance = {**evaluation.provenance, "subset": subset}
     result = ShiftResult(conditions, provenance, warnings, accuracies)
-    stem = evaluation.stem(conditions)
-    evaluation.finish(conditions, lambda: write_files(result, stem), result_text(result, stem))
+    evaluation.finish(result, COLUMNS, csv_rows(result), lambda: figure(result), table_of(result))
     return result
 
 
@@ -107,8 +103,8 @@ def measure_of(sets: dict[str, ImageTree], num_classes: int, device: torch.devic
     return outcomes
 
 
-def result_text(result: ShiftResult, stem: Path) -> str:
-    """The table, accuracies in percent."""
+def table_of(result: ShiftResult) -> str:
+    """Accuracies in percent."""
     header = ["test set", "images", "classes", "top-1 (%)", "top-5 (%)"]
     header += ["top-1 of its classes", "top-5 of its classes"]
     rows = [
@@ -117,22 +113,23 @@ def result_text(result: ShiftResult, stem: Path) -> str:
         for name, entry in result.sets.items()
     ]
     text = "top-1 and top-5 are over all outputs; those of its classes leave the other outputs out"
-    return "\n".join([table(header, rows), "", text, f"written: {stem}.json, .csv, .png, .pdf"])
+    return f"{table(header, rows)}\n\n{text}"
 
 
-def write_files(result: ShiftResult, stem: Path) -> None:
-    """Write `stem.json`, `.csv`, `.png` and `.pdf`."""
-    write_result(stem.with_name(f"{stem.name}.json"), result)
-    rows: list[list[Any]] = []
+def csv_rows(result: ShiftResult) -> list[list[Any]]:
+    """One row per test set."""
+    rows = []
     for name, entry in result.sets.items():
         accuracies: list[Accuracy] = [getattr(entry, measure) for measure in MEASURES]
         counts = [value for a in accuracies for value in (a.correct, a.fraction)]
         intervals = (*entry.top1.interval, *entry.present_top1.interval)
         rows.append([name, entry.classes, entry.top1.n, *counts, *intervals])
-    write_csv(stem.with_name(f"{stem.name}.csv"), COLUMNS, rows)
+    return rows
 
+
+def figure(result: ShiftResult) -> Figure:
     bars = [
         (name, {"all outputs": a.top1.estimate, "classes of the set": a.present_top1.estimate})
         for name, a in result.sets.items()
     ]
-    save_figure(comparison([Panel("", "top-1 accuracy (%)", bars)]), stem)
+    return comparison([Panel("", "top-1 accuracy (%)", bars)])

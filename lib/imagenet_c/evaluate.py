@@ -1,24 +1,30 @@
 """Evaluates a network on ImageNet-C: one pass over all folders, each result kept as it comes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
-from lib.algorithm.protocols import Protocol
+from matplotlib.figure import Figure
+
 from lib.data.folders import ImageTree
 from lib.data.images import load_rgb
-from lib.data.subsets import describe_subset
 from lib.evaluation.folder_counts import FolderEvaluation
 from lib.imagenet_c.corruptions import corruptions_label
-from lib.imagenet_c.report import make_result, result_text, write_files
+from lib.imagenet_c.report import (
+    COLUMNS,
+    csv_rows,
+    find_clean_accuracy,
+    make_result,
+    result_text,
+)
 from lib.imagenet_c.tree import find_folders, read_corruptions
 from utils.errors import UserError
-from utils.storage.results import ImageNetCResult
+from utils.figures.imagenet_c import imagenet_c
+from utils.figures.style import run_label
+from utils.storage.results import CleanReference, ImageNetCResult
 
 
 def evaluate_imagenet_c(
     evaluation: FolderEvaluation,
     root: str,
-    protocol: Protocol,
     corruptions: Sequence[str] | None = None,
     clean_accuracy: float | None = None,
 ) -> ImageNetCResult:
@@ -27,7 +33,6 @@ def evaluate_imagenet_c(
     Args:
         evaluation: the network, and how images are read.
         root: the tree, flat or by group.
-        protocol: resizes before the centre crop, or crops alone.
         corruptions: names, `extra`, or `all`; None or nothing for the 15.
         clean_accuracy: top-1 on clean images, a fraction; None looks into the run folder.
 
@@ -37,8 +42,6 @@ def evaluate_imagenet_c(
     Raises:
         UserError: a bad tree or image.
     """
-    if not protocol.resize_imagenet_c:
-        evaluation = replace(evaluation, img_size=None)
 
     def read() -> tuple[dict[str, ImageTree], int]:
         trees, total = read_corruptions(
@@ -46,21 +49,28 @@ def evaluate_imagenet_c(
             find_folders(root, corruptions),
             lambda images: evaluation.with_labels(evaluation.pick(images)),
         )
-        if evaluation.img_size is None:
-            require_size(trees, evaluation.crop_size)
+        if evaluation.conditions.resize is None:
+            require_size(trees, evaluation.conditions.crop)
         return trees, total
 
     trees, total = evaluation.context.from_main(read)
     images = next(iter(trees.values()))
-    listed = bool(evaluation.image_ids)
-    subset = describe_subset(len(images.files), total, listed, images.fingerprint)
     label = corruptions_label(list(dict.fromkeys(name.rpartition("/")[0] for name in trees)))
-    conditions = evaluation.conditions("imagenet_c", protocol.name, subset, label)
+    conditions, provenance = evaluation.on_images(
+        len(images.files), total, images.fingerprint, label
+    )
     counts = evaluation.count(trees, conditions, "corruptions")
-    provenance = {**evaluation.provenance, "subset": subset}
-    result = make_result(counts, images, conditions, provenance, clean_accuracy, evaluation.folder)
-    stem = evaluation.stem(conditions)
-    evaluation.finish(conditions, lambda: write_files(result, stem), result_text(result, stem))
+    folder = evaluation.evaluated.folder
+    clean = CleanReference(clean_accuracy, "--clean_accuracy")
+    if clean_accuracy is None:
+        clean = find_clean_accuracy(folder, conditions, len(images.files))
+    result = make_result(counts, images, conditions, provenance, clean)
+    run = run_label(folder.resolve().name)
+
+    def draw() -> Figure:
+        return imagenet_c({run: result}, f"Common corruptions, {run}")
+
+    evaluation.finish(result, COLUMNS, csv_rows(result), draw, result_text(result))
     return result
 
 

@@ -126,10 +126,12 @@ def test_an_interrupted_evaluation_resumes(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_one_set_a_part_of_it_and_what_is_wrong() -> None:
-    done = call("evaluate.py", "sets/rendered", *WORDS, "--n_examples", 5)
+    shutil.copy("run/model_best.pth.tar", "run/last.pth.tar")
+    flags = ("--n_examples", 5, "--resume", "run/last.pth.tar", "--set", "DATA.crop_size=24")
+    done = call("evaluate.py", "sets/rendered", *WORDS, *flags)
     assert done.status == 0, done
-    (file,) = Path("run").glob("shift*n5.json")
-    assert read_result(file).sets["rendered"].top1.n == 5
+    result = read_result(Path("run/shift_standard_last_rendered_n5_crop24.json"))
+    assert result.sets["rendered"].top1.n == 5
     Path("empty").mkdir()
     Path("sets/rendered/digit_3").rename("sets/rendered/n00000001")
     for words, says in (
