@@ -149,12 +149,25 @@ def make_loader(
             num_workers=workers,
             collate_fn=as_it_is if shared else piped,
             pin_memory=cuda,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=begin_worker,
             persistent_workers=True,
             prefetch_factor=PREFETCH,
             generator=generator,
         )
     )
+
+
+def begin_worker(number: int) -> None:
+    """Leave signals to the process that is read for, and end with it, even when it is killed."""
+    ignore_signals(number)
+    parent = os.getppid()
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(SECONDS_BETWEEN_CHECKS)
+        os._exit(1)  # the queue's own thread may wait for a lock that nobody gives back
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def as_it_is(batch: Any) -> Batch:  # the datasets make whole batches

@@ -75,8 +75,14 @@ def test_kill_9_at_random_instants(digits: Path, tmp_path: Path, whole: dict[str
         with forked("main_free.py", *words, cwd=tmp_path) as running:
             running.saw(r"epoch \d/2 \[\d/5\]", times=chance.randint(1, 3))
             time.sleep(chance.uniform(0, 0.5))  # in a step or while a file is being written
+            workers = children_of(running.pid)
             running.send(signal.SIGKILL)
             assert running.end().status == -signal.SIGKILL
+        assert len(workers) == 2 * attempt
+        deadline = time.monotonic() + 20
+        while any(Path(f"/proc/{worker}").exists() for worker in workers):
+            assert time.monotonic() < deadline, "workers outlive the training"
+            time.sleep(0.1)
         state = state_of(the_run(tmp_path))
         places.append((state["epoch"], state["position"]))
     assert places == sorted(places)  # every start goes on from where the one before had come to
@@ -85,6 +91,10 @@ def test_kill_9_at_random_instants(digits: Path, tmp_path: Path, whole: dict[str
     assert "resumed trained_models" in done.out
     assert differences(outcome(the_run(tmp_path)), whole) == []
     assert not [p.name for p in the_run(tmp_path).iterdir() if p.name.endswith(".jsonl")]
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def make_fifos(folder: Path) -> None:
@@ -148,8 +158,8 @@ def test_a_worker_that_is_killed_ends_the_training_in_one_line(
         running.saw(r"epoch 1/2 \[1/5\]")
         make_fifos(data / "train")
         running.saw(r"\[2/5\]")
-        for child in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split():
-            os.kill(int(child), signal.SIGKILL)
+        for child in children_of(running.pid):
+            os.kill(child, signal.SIGKILL)
         done = running.end()
     assert done.status == 2, done
     assert re.fullmatch("error: a worker that reads images was killed by SIGKILL.*\n", done.err)
