@@ -36,14 +36,7 @@ class HypersphereHead(nn.Linear):
         Under autocast this layer keeps the weight's precision: bfloat16 has three digits, too few
         for cosines that a scale of 10 is going to multiply.
         """
-        with torch.autocast(features.device.type, enabled=False):
-            features = features.to(self.weight.dtype)
-            if self.feature_norm:
-                features = F.normalize(features, dim=1, eps=SMALLEST_NORM)
-            weight = self.weight
-            if self.weight_norm:
-                weight = weight / row_norms(weight.detach())
-            return F.linear(features, weight)
+        return head_outputs(features, self.weight, self.feature_norm, self.weight_norm)
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -55,6 +48,22 @@ class HypersphereHead(nn.Linear):
         """Whether `project_` would change nothing but last bits, which on loading would be lost."""
         deviation = (row_norms(self.weight.detach()) - 1).abs().max()
         return not self.weight_norm or bool(deviation <= 32 * torch.finfo(self.weight.dtype).eps)
+
+
+torch.fx.wrap("head_outputs")  # autocast needs the device, which a graph does not know
+
+
+def head_outputs(
+    features: torch.Tensor, weight: torch.Tensor, feature_norm: bool, weight_norm: bool
+) -> torch.Tensor:
+    """The outputs (B, classes) of a `HypersphereHead`."""
+    with torch.autocast(features.device.type, enabled=False):
+        features = features.to(weight.dtype)
+        if feature_norm:
+            features = F.normalize(features, dim=1, eps=SMALLEST_NORM)
+        if weight_norm:
+            weight = weight / row_norms(weight.detach())
+        return F.linear(features, weight)
 
 
 def row_norms(weight: torch.Tensor) -> torch.Tensor:

@@ -13,9 +13,10 @@ import torchvision
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from models.cpu_kernels import blockwise, make_pointwise_
+from models.cpu_kernels import make_pointwise_
 from models.hypersphere import HypersphereHead, heads_of
 from models.pixel_network import IMAGENET_MEAN, IMAGENET_STD, PixelNetwork
+from models.stem import StemConv2d, is_stem
 from utils.errors import UserError
 
 
@@ -57,6 +58,8 @@ class ResNet(PixelNetwork):
         super().__init__(arch, num_classes, float(scale) if hypersphere else 1.0, mean, std)
         backbone = torchvision.models.get_model(arch, num_classes=num_classes)
         make_pointwise_(backbone)
+        if is_stem(backbone.conv1):
+            backbone.conv1.__class__ = StemConv2d  # with the same parameters
         for name, module in backbone.named_children():  # unprefixed: keys stay torchvision's
             self.add_module(name, module)
         if hypersphere:
@@ -66,9 +69,7 @@ class ResNet(PixelNetwork):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Pixels (B, 3, H, W) in [0, 1] to the penultimate features (B, D)."""
-        x = self.normalised(x)
-        stem = blockwise(self.conv1, x) if x.device.type == "cpu" else self.conv1(x)
-        x = self.maxpool(self.relu(self.bn1(stem)))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(self.normalised(x)))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return torch.flatten(self.avgpool(x), 1)
 

@@ -14,6 +14,7 @@ from torch import nn
 from lib.algorithm.losses import PerImageLoss, ce_loss
 from lib.algorithm.metrics import derived_seed
 from lib.algorithm.norms import LINF, Norm
+from models.eval_norm import cheap_backward
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
 
@@ -127,14 +128,16 @@ def pgd(
 def frozen_eval(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, parameters without gradients; all as before afterwards.
 
-    cuDNN tunes no kernels meanwhile: batches have many sizes, each for a short time.
+    Batch-norm takes the cheaper way back to the input that it then has on CUDA. cuDNN tunes no
+    kernels meanwhile: batches have many sizes, each for a short time.
     """
     training = [(module, module.training) for module in model.modules()]
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     tuning, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
     model.eval().requires_grad_(False)
     try:
-        yield
+        with cheap_backward(model):
+            yield
     finally:
         torch.backends.cudnn.benchmark = tuning
         for module, mode in training:
