@@ -270,6 +270,10 @@ def test_what_made_ranks_fail(
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "MASTER_ADDR is 'missing'"),
         ({"RANK": "x", "WORLD_SIZE": "1"}, "RANK is 'x'"),
         ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_MAX_RESTARTS": "3"},
+            "needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1",
+        ),
     ],
 )
 def test_a_launcher_that_says_too_little(

@@ -107,6 +107,13 @@ def run_under_torchrun(worker: Worker, config: Config) -> None:
         raise UserError(
             f"--nproc {config.RUN.nproc}: torchrun has started {count} processes; leave it out"
         )
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if restarts != "0" and os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
+        # Ranks of a restart would find the addresses of those before it (pytorch issue 135712).
+        raise UserError(
+            "torchrun --max-restarts needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment,"
+            " or its restarts never meet; export that on every machine"
+        )
     try:
         run_rank(worker, config, rank, count, local_rank)
     except UserError as error:
