@@ -4,6 +4,9 @@ As in the code of "Adversarial Training for Free!" (arXiv:1904.12843) and of "Bo
 Training with Hypersphere Embedding" (arXiv:2002.08619): NCHW, float32, eager; mean and standard
 deviation created every time and applied by hand; loss and accuracies read from the device at each
 replay; a loader that gives normalised floats, a new one for every folder. Nothing else uses this.
+
+Models take normalised images; images are (B, 3, H, W) in [0, 1], labels (B,), eps and step_size in
+units of [0, 1].
 """
 
 from collections.abc import Callable, Iterator
@@ -29,24 +32,16 @@ def accuracy(
     ]
 
 
-def mean_and_std(device: torch.device, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def mean_and_std(device: torch.device, size: int) -> list[torch.Tensor]:
     """(3, size, size) each."""
-    mean = torch.Tensor(np.array(MEAN)[:, np.newaxis, np.newaxis]).expand(3, size, size).to(device)
-    std = torch.Tensor(np.array(STD)[:, np.newaxis, np.newaxis]).expand(3, size, size).to(device)
-    return mean, std
+    arrays = (np.array(values)[:, np.newaxis, np.newaxis] for values in (MEAN, STD))
+    return [torch.Tensor(array).expand(3, size, size).to(device) for array in arrays]
 
 
 def free_step(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, step_size: float
 ) -> Callable[[], None]:
-    """One replay of a minibatch.
-
-    Args:
-        model: takes normalised images.
-        images: (B, 3, H, W) in [0, 1].
-        labels: (B,).
-        eps, step_size: in units of [0, 1].
-    """
+    """What does one replay of a minibatch."""
     criterion = nn.CrossEntropyLoss().to(images.device)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     global_noise = torch.zeros_like(images, memory_format=torch.contiguous_format)
@@ -74,14 +69,7 @@ def free_step(
 def pgd(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, step_size: float
 ) -> Iterator[torch.Tensor]:
-    """The images after each step, for ever.
-
-    Args:
-        model: takes normalised images.
-        images: (B, 3, H, W) in [0, 1].
-        labels: (B,).
-        eps, step_size: in units of [0, 1].
-    """
+    """The images after each step, for ever."""
     mean, std = mean_and_std(images.device, images.shape[-1])
     criterion = nn.CrossEntropyLoss().to(images.device)
     original = images.clone()
@@ -98,12 +86,9 @@ def pgd(
         yield images
 
 
-def loader(
-    folder: str, resize: int | None, crop: int, normalised: bool, batch: int, workers: int
-) -> DataLoader:
+def loader(folder: str, crop: int, normalised: bool, batch: int, workers: int) -> DataLoader:
     """Images of a folder of class folders, (B, 3, crop, crop) in [0, 1] or normalised."""
-    steps = [transforms.Resize(resize)] if resize else []
-    steps += [transforms.CenterCrop(crop), transforms.ToTensor()]
+    steps = [transforms.CenterCrop(crop), transforms.ToTensor()]
     steps += [transforms.Normalize(MEAN, STD)] if normalised else []
     data = ImageFolder(folder, transforms.Compose(steps))
     return DataLoader(data, batch_size=batch, num_workers=workers)
@@ -111,8 +96,8 @@ def loader(
 
 def evaluate_pgd(
     model: nn.Module, batches: DataLoader, device: str, eps: float, step_size: float, steps: int
-) -> tuple[int, int]:
-    """Clean pass and PGD, all steps for every image; (robust, all)."""
+) -> float:
+    """Clean pass and PGD, all steps for every image; robust accuracy in percent."""
     model.eval()
     for attacked in (False, True):
         right = count = 0
@@ -127,4 +112,4 @@ def evaluate_pgd(
                 output = model((images - mean) / std)
             right += round(accuracy(output, labels, (1,))[0].item() * len(labels) / 100)
             count += len(labels)
-    return right, count
+    return 100 * right / count

@@ -4,7 +4,7 @@ import pytest
 from in_process import call, only_error
 
 TOOLS = {  # {tool: (what it needs, its counts)}
-    "benchmark": ((), ("batch_size", "crop_size", "repeats", "standard_repeats", "reading_images")),
+    "benchmark": ((), ("batch_size", "crop_size", "repeats")),
     "check_data": ((".",), ("workers",)),
     "compare": (("RUN",), ()),
     "demo": ((), ()),
