@@ -20,7 +20,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -35,49 +34,9 @@ from utils.errors import UserError
 from utils.text import counted, printable
 
 BATCH = 32  # images per message to a process: about 0.3 s of work at ImageNet's sizes
-CATEGORIES = ("unreadable", "empty", "misplaced", "different")
-Problem = tuple[str, str]  # category, description
-
-
-@dataclass
-class DataTree:
-    """The file lists of a data folder, and what is wrong with it.
-
-    Attributes:
-        root: the folder.
-        listed: called with the number of images whenever a class has been listed.
-        parts: the folders of class folders, by name: `train`, `val`, `fog/1`, ... (`.` for `root`).
-        classes: by part.
-        files: by part, its images as `CLASS/IMAGE`; parts with the same ones share them, so that
-            the 75 of ImageNet-C cost one list.
-        notes: worth knowing, but nothing wrong.
-    """
-
-    root: str
-    listed: Callable[[int], object]
-    parts: dict[str, str] = field(default_factory=dict)
-    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    files: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def add_part(self, name: str, folder: str) -> None:
-        """List one folder of class folders."""
-        listing = list_classes(folder, self.listed)
-        self.problems += faults(name, listing)
-        self.notes += listing.notes
-        files = listing.files
-        self.parts[name], self.classes[name] = folder, listing.classes
-        self.files[name] = next((known for known in self.files.values() if known == files), files)
-
-    def paths(self) -> Iterator[str]:
-        """Every image, one at a time."""
-        for name, folder in self.parts.items():
-            yield from (os.path.join(folder, file) for file in self.files[name])
-
-    @property
-    def count(self) -> int:
-        return sum(map(len, self.files.values()))
+CATEGORIES = ("unreadable", "empty", "misplaced", "different", "note")
+Finding = tuple[str, str]  # category, description; a note is worth knowing, but nothing wrong
+Parts = dict[str, Listing]  # the folders of class folders: `train`, `val`, `fog/1`, `.` for DIR
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,26 +69,32 @@ def check(root: Path, workers: int) -> int:
         UserError: there is no such folder.
     """
     with image_bar("listing") as bar:
-        tree = scan(str(root), bar.advance)
-    paths = tree.paths()
+        parts, findings = scan(str(root), bar.advance)
+    total = sum(len(listing.files) for listing in parts.values())
+    paths = (os.path.join(part.root, file) for part in parts.values() for file in part.files)
     batches = iter(lambda: list(islice(paths, BATCH)), [])
-    workers = max(1, min(workers, -(-tree.count // BATCH)))
-    bar = image_bar("reading", tree.count)
+    workers = max(1, min(workers, -(-total // BATCH)))
+    bar = image_bar("reading", total)
     with bar, closing(in_parallel(check_images, batches, workers)) as results:
-        for count, problems in results:
-            tree.problems += problems
-            bar.advance(count, f"{len(tree.problems)} wrong")
-    report(tree)
-    return 1 if tree.problems else 0
+        for count, more in results:
+            findings += more
+            bar.advance(count, f"{len(findings)} found")
+    for category, text in sorted(findings, key=lambda f: (CATEGORIES.index(f[0]), f)):
+        print(f"{category:<11} {printable(text)}")
+    problems = sum(category != "note" for category, _ in findings)
+    verdict = counted(problems, "problem") if problems else "all is well"
+    classes = counted(len({name for part in parts.values() for name in part.images}), "class", "es")
+    print(f"{printable(str(root))}: {counted(total, 'image')}, {classes}, {verdict}")
+    return 1 if problems else 0
 
 
-def check_images(paths: list[str]) -> tuple[int, list[Problem]]:
+def check_images(paths: list[str]) -> tuple[int, list[Finding]]:
     """How many images these are, and what is wrong with them."""
     reasons = ((path, check_image(path)) for path in paths)
     return len(paths), [(why[0], f"{path}: {why[1]}") for path, why in reasons if why]
 
 
-def check_image(path: str) -> Problem | None:
+def check_image(path: str) -> Finding | None:
     """Decode one image as training does. Returns what is wrong, if anything."""
     try:
         if os.path.getsize(path) == 0:
@@ -142,105 +107,102 @@ def check_image(path: str) -> Problem | None:
     return None
 
 
-def report(tree: DataTree) -> None:
-    """Print the problems by category, the notes and a last line with the counts."""
-    for category, text in sorted(tree.problems, key=lambda p: (CATEGORIES.index(p[0]), p)):
-        print(f"{category:<11} {printable(text)}")
-    for note in tree.notes:
-        print(f"note        {printable(note)}")
-    verdict = counted(len(tree.problems), "problem") if tree.problems else "all is well"
-    classes = counted(len(set().union(*tree.classes.values())), "class", "es")
-    print(f"{printable(tree.root)}: {counted(tree.count, 'image')}, {classes}, {verdict}")
+def scan(root: str, listed: Callable[[int], object]) -> tuple[Parts, list[Finding]]:
+    """List a data folder: train and val, an ImageNet-C tree, or class folders alone.
+
+    Args:
+        listed: called with the number of images whenever a class has been listed.
+    """
+    findings: list[Finding] = []
+    splits = {name: os.path.join(root, name) for name in ("train", "val")}
+    splits = {name: folder for name, folder in splits.items() if os.path.isdir(folder)}
+    severities = {} if splits else find_severities(root, findings)
+    parts: Parts = {}
+    for name, folder in (splits or severities or {".": root}).items():
+        listing = parts[name] = list_classes(folder, listed)
+        for known in parts.values():
+            if known.images == listing.images:
+                listing.images = known.images  # the 75 folders of ImageNet-C cost one list
+        findings += faults(name, listing)
+    comparison = compare_splits if splits else compare_severities if severities else compare_depth
+    return parts, [*findings, *comparison(parts)]
 
 
-def scan(root: str, listed: Callable[[int], object]) -> DataTree:
-    """List a data folder: train and val, an ImageNet-C tree, or class folders alone."""
-    tree = DataTree(root, listed)
-    splits = [name for name in ("train", "val") if os.path.isdir(os.path.join(root, name))]
-    if splits:
-        scan_splits(tree, splits)
-    elif folders := find_corruptions(root):
-        scan_corruptions(tree, folders)
-    else:
-        tree.add_part(".", root)
-        # A parent of the data set may have been given: then splits look like classes.
-        deepest = {file.partition("/")[0]: os.path.dirname(file) for file in tree.files["."]}
-        for name, folder in deepest.items():
-            if folder != name:
-                where = f"images of {name} lie deeper, in {folder}"
-                tree.notes.append(f"{where}; is DIR a folder too high?")
-    return tree
-
-
-def scan_splits(tree: DataTree, splits: Sequence[str]) -> None:
+def compare_splits(parts: Parts) -> Iterator[Finding]:
     """`train` and `val`, which must have the same classes."""
-    for name in splits:
-        tree.add_part(name, os.path.join(tree.root, name))
-    if "val" not in splits:
-        tree.problems.append(("empty", "val: no such folder; every command reads it"))
-    elif "train" not in splits:
-        tree.notes.append("no train folder: fit for evaluation, not for training")
+    if "val" not in parts:
+        yield "empty", "val: no such folder; every command reads it"
+    elif "train" not in parts:
+        yield "note", "no train folder: fit for evaluation, not for training"
     else:
         for one, other in (("train", "val"), ("val", "train")):
-            extra = sorted(set(tree.classes[one]) - set(tree.classes[other]))
-            texts = (f"class {name} is in {one}, not in {other}" for name in extra)
-            tree.problems += [("different", text) for text in texts]
+            for name in parts[one].images.keys() - parts[other].images.keys():
+                yield "different", f"class {name} is in {one}, not in {other}"
 
 
-def find_corruptions(root: str) -> list[tuple[str, str]]:
-    """(name, folder) of the corruptions; nothing where root is no such tree.
+def compare_depth(parts: Parts) -> Iterator[Finding]:
+    """Class folders that look like splits, where a parent of the data set was given."""
+    for name, images in parts["."].images.items():
+        folder = os.path.dirname(images[-1]) if images else name
+        if folder != name:
+            where = f"images of {name} lie deeper, in {folder}"
+            yield "note", f"{where}; is DIR a folder too high?"
 
-    A folder of class folders may well have a class named `snow`, so severities are looked for:
-    those of a known corruption, or all five, each with class folders.
+
+def find_severities(root: str, findings: list[Finding]) -> dict[str, str]:
+    """`fog/1` to its folder for each severity; nothing where root is no ImageNet-C tree.
+
+    Class folders may be named `snow`, or 1 to 5 within splits: a severity holds class folders.
     """
-    folders = corruption_folders(root)
-    for name, folder in folders:
-        severities = [os.path.join(folder, str(severity)) for severity in SEVERITIES]
-        if name in STANDARD + EXTRA or all(os.path.isdir(s) and subfolders(s) for s in severities):
-            return folders
-    return []
-
-
-def scan_corruptions(tree: DataTree, folders: Sequence[tuple[str, str]]) -> None:
-    """Every severity of every corruption, which must all hold the same images."""
-    names = [name for name, _ in folders]
+    corruptions = corruption_folders(root)
+    present = [path for _, folder in corruptions for path in subfolders(folder)]
+    if not any(map(subfolders, present)):
+        return {}
+    severities: dict[str, str] = {}
+    names = [name for name, _ in corruptions]
     has_standard = any(name in STANDARD + EXTRA for name in names)
-    for position, (name, folder) in enumerate(folders):
-        relative = os.path.relpath(folder, tree.root)
+    for position, (name, folder) in enumerate(corruptions):
+        relative = os.path.relpath(folder, root)
         if has_standard and name not in STANDARD + EXTRA:
-            tree.notes.append(f"{relative}: none of ImageNet-C's corruptions")
+            findings.append(("note", f"{relative}: none of ImageNet-C's corruptions"))
         if name in names[:position]:
-            tree.problems.append(("different", f"{relative}: a second folder of {name}"))
-        else:
-            scan_severities(tree, name, folder)
+            findings.append(("different", f"{relative}: a second folder of {name}"))
+            continue
+        inside = {os.path.basename(path): path for path in subfolders(folder)}
+        for severity in map(str, SEVERITIES):
+            if severity in inside:
+                severities[f"{name}/{severity}"] = inside.pop(severity)
+            else:
+                findings.append(("different", f"{name}: severity {severity} is missing"))
+        for other in inside:
+            findings.append(("misplaced", f"{name}/{other}: not a severity from 1 to 5"))
     absent = [name for name in STANDARD if name not in names]
     if has_standard and absent:
-        tree.notes.append(f"{len(absent)} of the 15 corruptions are absent: {', '.join(absent)}")
-    votes = Counter(tree.files.values())
-    usual = max(votes, key=lambda files: (votes[files], len(files)), default=())
-    example = next((name for name, files in tree.files.items() if files == usual), "")
-    for name, files in tree.files.items():
-        lacking, extra = set(usual).difference(files), set(files).difference(usual)
-        for verb, images in (("lacks", lacking), ("alone has", extra)):
-            if images:
-                text = f"{name}: {verb} {counted(len(images), 'image')}, such as {min(images)}"
-                tree.problems.append(("different", f"{text}; against {example}"))
+        text = f"{len(absent)} of the 15 corruptions are absent: {', '.join(absent)}"
+        findings.append(("note", text))
+    return severities
 
 
-def scan_severities(tree: DataTree, name: str, folder: str) -> None:
-    """The five severities of one corruption."""
-    present = {os.path.basename(path): path for path in subfolders(folder)}
-    for severity in map(str, SEVERITIES):
-        if severity in present:
-            tree.add_part(f"{name}/{severity}", present.pop(severity))
-        else:
-            tree.problems.append(("different", f"{name}: severity {severity} is missing"))
-    for other in present:
-        tree.problems.append(("misplaced", f"{name}/{other}: not a severity from 1 to 5"))
+def compare_severities(parts: Parts) -> Iterator[Finding]:
+    """All severities must hold the images that most of them hold."""
+    files = {name: listing.files for name, listing in parts.items()}
+    votes = Counter(files.values())
+    usual = max(votes, key=lambda images: (votes[images], len(images)), default=())
+    example = next((name for name, images in files.items() if images == usual), "")
+    for name, images in files.items():
+        for verb, some in (
+            ("lacks", set(usual).difference(images)),
+            ("alone has", set(images).difference(usual)),
+        ):
+            if some:
+                text = f"{name}: {verb} {counted(len(some), 'image')}, such as {min(some)}"
+                yield "different", f"{text}; against {example}"
 
 
-def faults(name: str, listing: Listing) -> Iterator[Problem]:
-    """What is wrong with a part."""
+def faults(name: str, listing: Listing) -> Iterator[Finding]:
+    """What is wrong with a part, and what does not count in it."""
+    for note in listing.notes:
+        yield "note", note
     for folder, reason in listing.unreadable:
         yield "unreadable", f"{folder}: {reason}"
     for file in listing.not_utf8:
