@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from lib.algorithm.protocols import PROTOCOLS
 from lib.evaluation.attacks import attack_list
 from utils.config.command_line import parse_command_line
-from utils.config.phases import phases_of
+from utils.config.load import phases_of
 from utils.config.settings import Config
 from utils.cpu_memory import keep_freed_memory
 from utils.distributed.launch import launch, run_command

@@ -35,9 +35,9 @@ import torch
 from PIL import Image
 
 from tools.benchmark_subject import Case
-from utils.config.command_line import names, positive, tool_parser, user_path
+from utils.config.command_line import positive, tool_parser, user_path
 from utils.config.settings import ARCHITECTURES, PRECISIONS
-from utils.config.validators import REDUCE_OVERHEAD
+from utils.config.validators import REDUCE_OVERHEAD, words
 from utils.distributed.context import choose_device
 from utils.distributed.launch import run_command
 from utils.errors import UserError
@@ -111,8 +111,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     few = f"repetitions; of `standard`, minutes each, 3 at most {default}"
     add("--repeats", type=positive, default=7, metavar="N", help=few)
     listed = f"commas between {default}"
-    add("--parts", type=names, default=",".join(PARTS), metavar="P,P", help=listed)
-    add("--precisions", type=names, default="fp32,bf16", metavar="P,P", help=listed)
+    add("--parts", type=words, default=",".join(PARTS), metavar="P,P", help=listed)
+    add("--precisions", type=words, default="fp32,bf16", metavar="P,P", help=listed)
     add("--no_compile", action="store_true", help="leave torch.compile out")
     add("--workers", type=int, default=2, metavar="N", help=f"processes that read {default}")
     other = "another checkout of the suite, measured in place of the plain loop"

@@ -22,7 +22,7 @@ from torch import nn
 
 from lib.algorithm.pgd import Search, pgd
 from lib.algorithm.protocols import PGDSpec, ThreatModel
-from lib.algorithm.training import METHODS
+from lib.algorithm.training import TRAINING_STEP
 from lib.data.datasets import FolderBatches, eval_transform
 from lib.data.folders import read_tree
 from lib.data.loader import make_loader
@@ -184,7 +184,7 @@ class Suite:
         self.model.train()
         batch = self.trainer, self.images, self.labels
         size = self.case.batch_size
-        return {name: (partial(METHODS[name].step, *batch), size) for name in ("free", "natural")}
+        return {name: (partial(TRAINING_STEP[name], *batch), size) for name in ("free", "natural")}
 
     def pgd(self) -> Actions:
         """A step, counted in the same way."""

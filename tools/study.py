@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.algorithm.training import METHODS as TRAINING_METHODS
+from lib.algorithm.protocols import METHODS as TRAINING_METHODS
 from tools.compare import main as compare
 from tools.demo import CONFIG, HE, ROOT, environment
 from tools.demo_data import write_digits
-from utils.config.command_line import names, parse_command_line, positive, tool_parser, user_path
+from utils.config.command_line import parse_command_line, positive, tool_parser, user_path
 from utils.config.settings import Config
+from utils.config.validators import words
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.figures.study import robustness_against_cost
@@ -99,7 +100,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=positive, default=3, metavar="N", help=default)
     add("--jobs", type=positive, default=cores, metavar="N", help="trainings at a time")
     listed = "commas between (default: all)"
-    add("--methods", type=names, default=[*METHODS], metavar="M,M", help=listed)
+    add("--methods", type=words, default=[*METHODS], metavar="M,M", help=listed)
     add("--quick", action="store_true", help="a few images, one seed, one epoch")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.methods) - METHODS.keys():

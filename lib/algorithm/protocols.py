@@ -1,4 +1,4 @@
-"""Whose evaluation: what the protocols attack with and how they judge, in one table.
+"""Training methods and protocols of evaluation: what differs, in a table of each.
 
 Nothing here needs torch, so that the command line is checked before it is imported; that is why the
 names of methods, losses and norms stand here, and their functions in the files of that name.
@@ -6,9 +6,46 @@ names of methods, losses and norms stand here, and their functions in the files 
 
 from dataclasses import dataclass
 
-METHOD_NAMES = ("free", "fast", "pgd", "natural")  # of training
 LOSS_NAMES = ("ce", "margin", "dlr")  # what attacks ascend
 NORM_NAMES = ("Linf", "L2", "L1")  # of the ball
+
+
+@dataclass(frozen=True)
+class Method:
+    """What differs between the trainings, beside their steps, which are in `training.py`.
+
+    Attributes:
+        adversarial: the images are adversarial.
+        replays_are_epochs: m replays of a minibatch count as m epochs (arXiv:1904.12843, Sec. 4).
+        draws_noise: the noise is drawn for every minibatch, instead of kept from the one before.
+        runs_pgd: the attack takes several steps in evaluation mode, so the step reads batch-norm's
+            running statistics.
+        has_phases: a phase may start from weights and momentum of another, finished training.
+    """
+
+    adversarial: bool = True
+    replays_are_epochs: bool = False
+    draws_noise: bool = False
+    runs_pgd: bool = False
+    has_phases: bool = True
+
+    def epochs_per_pass(self, replays: int) -> int:
+        """Epochs that a pass over the data counts as."""
+        return replays if self.replays_are_epochs else 1
+
+    def cost(self, replays: int, attack_steps: int) -> int:
+        """Forward-backward passes of a minibatch; free's attack shares those of its updates."""
+        if not self.draws_noise:
+            return replays
+        return replays * (1 + (attack_steps if self.runs_pgd else 1))
+
+
+METHODS = {
+    "free": Method(replays_are_epochs=True, has_phases=False),
+    "fast": Method(draws_noise=True),
+    "pgd": Method(draws_noise=True, runs_pgd=True),
+    "natural": Method(adversarial=False),
+}
 
 
 @dataclass(frozen=True)

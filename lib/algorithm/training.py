@@ -18,13 +18,12 @@ from torch.optim.swa_utils import AveragedModel
 from lib.algorithm.losses import margin_cross_entropy
 from lib.algorithm.metrics import derived_seed, precision_context
 from lib.algorithm.pgd import Search, frozen_eval, pgd
-from lib.algorithm.protocols import METHOD_NAMES
+from lib.algorithm.protocols import METHODS
 from models.hypersphere import project_heads_
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 # Looks at the parameters' gradients between the backward pass and the update.
 GradientHook = Callable[[], None]
-Step = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -268,25 +267,4 @@ def natural_step(
     return loss, logits
 
 
-@dataclass(frozen=True)
-class Method:
-    """One of the trainings.
-
-    Attributes:
-        step: one replay of a minibatch.
-        draws_noise: the noise is drawn for every minibatch, instead of kept from the one before.
-        reads_statistics: the step reads batch-norm's running statistics.
-        cost: forward-backward passes of a minibatch, from (replays, attack steps).
-    """
-
-    step: Step
-    draws_noise: bool
-    reads_statistics: bool
-    cost: Callable[[int, int], int]
-
-
-FREE = Method(free_step, False, False, lambda replays, _: replays)
-FAST = Method(fast_step, True, False, lambda replays, _: 2 * replays)
-PGD = Method(pgd_step, True, True, lambda replays, steps: replays * (steps + 1))
-NATURAL = Method(natural_step, False, False, lambda replays, _: replays)
-METHODS = dict(zip(METHOD_NAMES, (FREE, FAST, PGD, NATURAL), strict=True))
+TRAINING_STEP = dict(zip(METHODS, (free_step, fast_step, pgd_step, natural_step), strict=True))

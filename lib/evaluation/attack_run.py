@@ -113,7 +113,7 @@ def threat_models(config: Config) -> list[ThreatModel]:
     protocol = PROTOCOLS[evaluation.protocol]
     return [
         ThreatModel(eps / unit, protocol, config.RUN.seed, evaluation.precision, evaluation.norm)
-        for eps in evaluation.eps or (config.ADV.clip_eps,)
+        for eps in dict.fromkeys(evaluation.eps or (config.ADV.clip_eps,))
     ]
 
 

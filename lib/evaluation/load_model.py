@@ -22,7 +22,7 @@ from lib.evaluation.model_settings import (
 from models.any_network import AnyNetwork, build_any
 from models.pixel_network import PixelNetwork
 from models.resnet import load_pretrained, load_weights
-from utils.config.rules import wrong_units_and_sizes
+from utils.config.rules import wrong_lengths
 from utils.config.settings import ARCHITECTURES, SETTINGS, Config, Source, plain
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
@@ -219,7 +219,7 @@ def with_trained_settings(config: Config, evaluated: EvaluatedModel, logger: Log
                 f" configs.yml; give --set {key}=... to evaluate otherwise"
             )
     config = config.changed(values, Source.CHECKPOINT)
-    if problems := wrong_units_and_sizes(config):
+    if problems := wrong_lengths(config):
         raise UserError("\n".join(problems))
     return config
 

@@ -57,24 +57,21 @@ def evaluate_trained(config: Config, context: DistributedContext) -> None:
     config = config.changed({"RUN.seed": 0}, Source.BUILT_IN)
     logger = Logger(context.is_main)
     logger.write_to(folder / "log.txt")
-    data = config.OPTIONS.data or config.DATA.imagenet
     for name in (BEST, BEST_EMA) if config.TRAIN.ema else (BEST,):
         best = str(folder / name)
         load = partial(load_evaluated_model, config, context.device, best)
         evaluated = context.run_and_share_errors(load)
-        evaluate_attacks(config, context, logger, evaluated, data, again=False)
+        evaluate_attacks(config, context, logger, evaluated, config.DATA.imagenet, again=False)
 
 
 def data_folders(config: Config) -> tuple[str, str]:
     """DIRs of ImageNet and ImageNet-C. One DIR for both goes to the one that it looks like."""
     options, data = config.OPTIONS, config.DATA
-    if not options.data:
-        return data.imagenet, data.imagenet_c
-    if options.evaluate and options.eva_on_imagenet_c:
+    if options.data and options.evaluate and options.eva_on_imagenet_c:
         if os.path.isdir(os.path.join(options.data, "val")):
             return options.data, data.imagenet_c
         return data.imagenet, options.data
-    return options.data, options.data
+    return data.imagenet, data.imagenet_c
 
 
 def evaluate_corruptions(

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.metrics import MetricSums
+from lib.algorithm.protocols import METHODS
 from lib.algorithm.schedules import Schedule
 from lib.algorithm.training import Trainer
 from lib.data.loader import Loader
@@ -20,7 +21,7 @@ from lib.data.sampler import DistributedBatchSampler
 from lib.evaluation.model_settings import ModelSettings, settings_of
 from lib.evaluation.validation import EvaluationData
 from lib.training.tensorboard import TensorBoardLog
-from utils.config.settings import SETTINGS, Config, number_of_passes, plain
+from utils.config.settings import SETTINGS, Config, plain
 from utils.distributed.context import DistributedContext
 from utils.distributed.signals import SignalRequests
 from utils.errors import UserError
@@ -211,7 +212,7 @@ def find_resumption(config: Config, folder: Path, logger: Logger) -> Checkpoint 
     `auto` takes the newest intact checkpoint of the run folder. Where there is none yet it starts
     from the phase before or from scratch, so that the same command starts and restarts a job.
     """
-    wanted, start = config.OPTIONS.resume, config.OPTIONS.start_from
+    wanted, phase_before = config.OPTIONS.resume, config.OPTIONS.start_from
     if wanted not in ("", "auto"):
         return without_finished_training(config, read_checkpoint(find_checkpoint(wanted)))
     present = [path for path in (folder / LATEST, folder / PREVIOUS) if path.exists()]
@@ -221,8 +222,9 @@ def find_resumption(config: Config, folder: Path, logger: Logger) -> Checkpoint 
         logger.warning(f"{path} is damaged; skipping it")
     if present and wanted:
         raise UserError(f"no checkpoint in {folder} is intact; start from scratch with --overwrite")
-    if start:
-        return without_finished_training(config, read_checkpoint(start))
+    if phase_before:
+        start = read_checkpoint(str(Path(phase_before, LATEST)))
+        return without_finished_training(config, start)
     if wanted:
         logger.info(f"nothing to resume in {folder}: starting from scratch")
     return None
@@ -230,13 +232,11 @@ def find_resumption(config: Config, folder: Path, logger: Logger) -> Checkpoint 
 
 def without_finished_training(config: Config, checkpoint: Checkpoint) -> Checkpoint:
     """A checkpoint; of another, finished run, from which a phase starts, weights and momentum."""
-    training = checkpoint.content.get("config", {}).get("TRAIN", {})
-    method = training.get("method", "free")
-    if checkpoint.training is None or config.TRAIN.method == "free":
+    if checkpoint.training is None or not METHODS[config.TRAIN.method].has_phases:
         return checkpoint
-    n_repeats = checkpoint.content["config"]["ADV"]["n_repeats"]
-    finished = checkpoint.epoch >= number_of_passes(method, training["epochs"], n_repeats)
-    if not finished or not is_elsewhere(config, checkpoint):
+    train, adv = (checkpoint.content["config"][section] for section in ("TRAIN", "ADV"))
+    epochs = checkpoint.epoch * METHODS[train["method"]].epochs_per_pass(adv["n_repeats"])
+    if epochs < train["epochs"] or not is_elsewhere(config, checkpoint):
         return checkpoint
     content = {key: value for key, value in checkpoint.content.items() if key != "training"}
     return replace(checkpoint, content=content)

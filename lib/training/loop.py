@@ -10,7 +10,8 @@ from typing import NoReturn
 import torch
 
 from lib.algorithm.metrics import averages
-from lib.algorithm.training import METHODS, draw_noise_
+from lib.algorithm.protocols import METHODS
+from lib.algorithm.training import TRAINING_STEP, draw_noise_
 from lib.data.to_device import on_device
 from lib.training.checkpointing import Run, epoch_totals, save
 from utils.errors import Interrupted
@@ -26,7 +27,7 @@ def train_one_epoch(run: Run) -> None:
     """
     trainer, progress, config = run.trainer, run.progress, run.config
     total, print_freq = run.order.batches_per_epoch(), config.TRAIN.print_freq
-    method = METHODS[config.TRAIN.method]
+    method, step = METHODS[config.TRAIN.method], TRAINING_STEP[config.TRAIN.method]
     trainer.model.train()
     what = f"epoch {progress.epoch + 1}/{config.passes}"
     bar = ProgressBar(run.logger, total, what, print_freq, done=progress.position)
@@ -41,11 +42,11 @@ def train_one_epoch(run: Run) -> None:
         if method.draws_noise and config.ADV.random_init:
             key = config.RUN.seed, progress.epoch, number
             draw_noise_(trainer.noise, trainer.settings.eps, key, run.order.positions())
-        if method.reads_statistics:
+        if method.runs_pgd:
             run.context.copy_from_main_(trainer.model.buffers())
         for replay in range(config.ADV.n_repeats):
             set_lr(trainer.optimizer, lr_at(run, number, replay))
-            loss, logits = method.step(trainer, images, labels, weight, hook)
+            loss, logits = step(trainer, images, labels, weight, hook)
             if weight:
                 run.sums.update(loss, logits, labels, len(images))
         progress.position = number + 1
@@ -75,9 +76,9 @@ def answer_requests(run: Run, at_end: bool = False) -> None:
 
 def lr_at(run: Run, number: int, replay: int) -> float:
     """The learning rate of an update of the current epoch."""
-    repeats, updates = run.config.ADV.n_repeats, run.order.batches_per_epoch()
-    if run.config.TRAIN.method != "fast":  # whose release lets a second replay go beyond the epoch
-        updates *= repeats
+    repeats = run.config.ADV.n_repeats
+    # In fast's release a second replay goes beyond the epoch.
+    updates = run.order.batches_per_epoch() * run.config.epochs_per_pass
     return run.schedule(run.progress.epoch, (number * repeats + replay + 1) / updates)
 
 

@@ -2,6 +2,7 @@
 
 import time
 
+from lib.algorithm.protocols import METHODS
 from lib.training.checkpointing import Run, begin_epoch
 from lib.training.epoch_end import finish_epoch
 from lib.training.loop import cudnn_benchmark, stop_run, train_one_epoch
@@ -25,8 +26,7 @@ def train(config: Config, context: DistributedContext) -> None:
     """
     with SignalRequests().noted() as requests:
         logger = Logger(context.is_main)
-        data = config.OPTIONS.data or config.DATA.imagenet
-        trees = context.from_main(lambda: read_images(data))
+        trees = context.from_main(lambda: read_images(config.DATA.imagenet))
         setup = context.run_and_share_errors(lambda: set_up(config, context, logger, trees))
         with setup.lock:
             require_same_start(setup, context)
@@ -64,19 +64,19 @@ def announce(run: Run) -> None:
 
 def describe_method(config: Config) -> str:
     """`eps 4/255, step 4/255, 4 replays, 23 passes (90 epochs / 4)`."""
-    method, repeats = config.TRAIN.method, config.ADV.n_repeats
+    method, repeats = METHODS[config.TRAIN.method], config.ADV.n_repeats
     epochs, replays = counted(config.TRAIN.epochs, "epoch"), counted(repeats, "replay")
-    if method == "natural":
-        return f"natural training, {epochs}"
+    if not method.adversarial:
+        return f"{config.TRAIN.method} training, {epochs}"
     text = f"eps {255 * config.eps:g}/255, step {255 * config.step:g}/255"
-    if method == "free":
+    if method.replays_are_epochs:
         passes = counted(config.passes, "pass", "es")
         return f"{text}, {replays}, {passes} ({epochs} / {repeats})"
-    if method == "pgd":
+    if method.runs_pgd:
         text += f", {counted(config.ADV.train_steps, 'step')} of PGD"
     elif repeats > 1:
         text += f", {replays}"
-    return f"{method} adversarial training, {text}, {epochs}"
+    return f"{config.TRAIN.method} adversarial training, {text}, {epochs}"
 
 
 def train_all_epochs(run: Run) -> None:

@@ -304,11 +304,10 @@ def make_optimizer(model: nn.Module, config: Config, kind: str) -> torch.optim.S
 def make_schedule(config: Config) -> Schedule:
     """The learning rate."""
     train = config.TRAIN
-    repeats = config.ADV.n_repeats if train.method == "free" else 1
     return Schedule(
         config.schedule,
         train.lr,
-        repeats,
+        config.epochs_per_pass,
         config.passes,
         train.lr_epochs,
         train.lr_values,

@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from lib.algorithm.protocols import METHODS
 from lib.algorithm.training import (
-    METHODS,
+    TRAINING_STEP,
     Trainer,
     TrainingSettings,
     draw_noise_,
@@ -122,7 +123,7 @@ def test_cost_is_the_number_of_forward_passes_with_a_gradient(
 ) -> None:
     trainer, passes = trainer_of(), []
     trainer.model.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
-    METHODS[method].step(trainer, *minibatch)
+    TRAINING_STEP[method](trainer, *minibatch)
     assert len(passes) == sum(passes) == METHODS[method].cost(1, STEPS)
     assert METHODS["free"].cost(4, 0) == 4
 

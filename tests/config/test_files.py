@@ -8,8 +8,7 @@ from conftest import ROOT
 from easydict import EasyDict
 from in_process import user_error
 
-from utils.config.load import dump_yaml, load_configs, merge, read_yaml
-from utils.config.phases import phases_of
+from utils.config.load import dump_yaml, load_configs, merge, phases_of, read_yaml
 from utils.config.settings import Config, GivenValue, Source
 
 # Keys and values of the published configs.yml of FreeAT (and of FreeAT + HE), tuples included.
@@ -59,7 +58,6 @@ DATA:
 OBJECTS = [
     *(f"!!python/object/{how}:os.system ['touch pwned']" for how in ("apply", "new")),
     *("!!python/object:argparse.Namespace {a: 1}", "!!python/name:os.system", "!!python/module:os"),
-    *("!!python/set {1, 2}", "!!python/complex 1+2j"),
 ]
 
 
@@ -96,30 +94,25 @@ def test_published_file_loads_and_means_the_defaults(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (None, ["cannot read the configuration", "some.yml", "No such file"]),
-        (b"\xff\xfe\x00binary", ["cannot read the configuration", "some.yml"]),
+        (b"\xff\xfe\x00binary", ["cannot read the configuration", "not a text file"]),
         ("TRAIN:\n  lr: [1, 2\n", ["some.yml:3", "not valid YAML"]),
         ("TRAIN:\n  lr: 1\n  epochs: 3\n  lr: 2\n", ["some.yml:4", "lr is there twice"]),
         ("just words\n", ["holds no sections"]),
-        ("- 1\n- 2\n", ["holds no sections"]),
         ("TRAIN: 3\n", ["TRAIN must hold keys"]),
         ("TRAINING:\n  lr: 0.1\n", ["unknown section TRAINING", "did you mean TRAIN?"]),
-        ("lr: 0.1\n", ["unknown section lr"]),
+        ("lr: 0.1\n", ["unknown section lr", "did you mean TRAIN.lr?"]),
         ("TRAIN:\n  1: 2\n", ["unknown key"]),
         ("ADV:\n  crop_size: 2\n", ["ADV.crop_size: unknown key", "did you mean DATA.crop_size?"]),
-        ("TRAIN: " + "[" * 20_000, ["cannot be read"]),
+        ("TRAIN: " + "[" * 20_000, ["not valid YAML"]),
         ("TRAIN: {lr: &a [*a]}", ["TRAIN.lr", "is not a number"]),
         ("TRAIN: {lr: 2001-13-45}", ["month must be in 1..12"]),
         ("TRAIN: {epochs: " + "9" * 5000 + "}", ["Exceeds the limit"]),
-        ("TRAIN: {epochs: " + "9" * 400 + "}", ["is not finite"]),
-        ("TRAIN: {arch: [" + "resnet18, " * 2000 + "]}", ["is not one of"]),
+        ("TRAIN: {arch: [" + "resnet18, " * 2000 + "]}", ["is not text"]),
         ('TRAIN: {"l\\nr": 1}', [r"TRAIN.l\nr: unknown key"]),
         ('"TRAIN\\e[2J": {lr: 1}', [r"unknown section TRAIN\x1b[2J"]),
-        *(
-            (f"TRAIN:\n  lr: 1\n  arch: {o}\n", ["some.yml:3", "no Python objects"])
-            for o in OBJECTS
-        ),
+        *((f"TRAIN:\n  lr: 1\n  arch: {o}\n", ["some.yml:3", "plain values"]) for o in OBJECTS),
     ],
-    ids=range(26),
+    ids=range(22),
 )
 def test_wrong_files_are_one_short_line(
     content: str | bytes | None, words: list[str], here: Path
@@ -151,15 +144,6 @@ def test_own_scripts_read_configs_as_an_easydict(tmp_path: Path) -> None:
     configs = load_configs(write(tmp_path, "TRAIN: {lr: 1e-2}\nHE: {FN: yes}\n"))
     assert isinstance(configs, EasyDict)
     assert (configs.TRAIN.lr, configs["HE"]["FN"], configs.DATA.crop_size) == (0.01, True, 224)
-    for change in (
-        lambda: setattr(configs.TRAIN, "lr", 1),
-        lambda: configs["TRAIN"].__setitem__("lr", 1),
-        lambda: configs.TRAIN.update(lr=1),
-        lambda: configs.TRAIN.pop("lr"),
-    ):
-        with pytest.raises(AttributeError, match="frozen"):
-            change()
-    assert configs.TRAIN.lr == 0.01
     assert load_configs() == resolve("", tmp_path).as_dict() == Config().as_dict()
 
 
@@ -196,5 +180,5 @@ def test_the_phases_of_the_published_schedule() -> None:
         f"resnet50_fast_adv_step5_eps4_repeat1_bs{batch}_phase{number}"
         for number, batch in ((1, 512), (2, 224), (3, 128))
     ]
-    assert phases[1].OPTIONS.start_from == str(phases[0].run_dir / "checkpoint.pth.tar")
+    assert phases[1].OPTIONS.start_from == str(phases[0].run_dir)
     assert phases_of(Config()) == [Config()]

@@ -84,6 +84,7 @@ def test_every_flag_is_read_as_its_setting(name: str) -> None:
         ("TRAIN.compile", "reduce-overhead", "reduce-overhead"),
         ("TRAIN.mean", [0.5, "1/4", 1], (0.5, 0.25, 1.0)),
         ("ADV.clip_eps", "8/4", 2.0),
+        ("EVAL.eps", "4, 8", (4.0, 8.0)),
         ("ADV.fgsm_step", "0.5/2e-1", 2.5),
         ("ADV.pgd_attack", [[20, "1/255"], [5, 0.01, "dlr", 2]],
          ((20, 1 / 255, "ce", 1), (5, 0.01, "dlr", 2))),
@@ -100,6 +101,7 @@ def test_values_in_other_spellings(key: str, given: object, value: object) -> No
     ("key", "value", "words"),
     [
         ("TRAIN.arch", "resnet51", "is not one of resnet18, resnet34"),
+        ("TRAIN.method", "fats", "is not one of free, fast, pgd, natural"),
         ("TRAIN.epochs", 0, "at least 1"),
         ("TRAIN.epochs", 2.5, "not a whole number"),
         ("TRAIN.epochs", 1e30, "at most 2147483647"),
@@ -109,30 +111,24 @@ def test_values_in_other_spellings(key: str, given: object, value: object) -> No
         ("TRAIN.lr", "1/0", "not a number"),
         ("TRAIN.lr", "9" * 400 + "/3", "not finite"),
         ("TRAIN.lr", "1/2/3", "not a number"),
-        ("TRAIN.mean", [0.5, 0.5], "not a list of 3 numbers"),
-        ("TRAIN.mean", [123.7, 116.3, 103.5], "at most 1"),
+        ("TRAIN.mean", [0.5, 0.5], "not a list of 3"),
         ("TRAIN.std", [0.2, 0.2, 0], "above 0"),
         ("TRAIN.momentum", 1.5, "must be at least 0 and at most 1"),
         ("TRAIN.compile", "max-autotune", "reduce-overhead"),
-        ("TRAIN.start_epoch", 23, "leaves nothing to train"),
-        ("TRAIN.select", "pdg", "not one of clean, pgd"),
+        ("TRAIN.start_epoch", 23, "must be below 23"),
         ("ADV.clip_eps", -1, "at least 0"),
-        ("ADV.random_init", "maybe", "neither True nor False"),
-        ("ADV.clip_eps", 256, "more than DATA.max_color_value 255"),
-        ("ADV.clip_eps", 0.0314, "less than a tenth of a grey level"),
-        ("ADV.fgsm_step", 4 / 255, "in which 4/255 of the range is 4"),
-        ("ADV.pgd_attack", [], "not a list of [steps, step size]"),
+        ("ADV.clip_eps", 256, "no length in the unit of DATA.max_color_value 255"),
+        ("ADV.fgsm_step", 4 / 255, "in which 4/255 of the range of colours is 4"),
+        ("ADV.pgd_attack", [], "not a list of 1 or more"),
         ("ADV.pgd_attack", [10, 0.004], "is not [steps, step size]"),
-        ("ADV.pgd_attack", [[10, 1]], "write 1/255"),
+        ("ADV.pgd_attack", [[10, 1]], "at most 0.5"),
         ("ADV.pgd_attack", [[10, 0.004, "cw"]], "is not one of ce, margin, dlr"),
         ("ADV.pgd_attack", [[10, 0.004, "ce", 0]], "at least 1"),
-        ("DATA.imagenet", 7, "not text"),
         ("DATA.crop_size", 300, "larger than DATA.img_size 256"),
         ("RUN.seed", 2**63, "at most"),
-        ("RUN.output_prefix", "a/b", "holds no slash"),
+        ("RUN.output_prefix", "a/b", "without slashes"),
         ("RUN.output_prefix", "", "not text"),
-        ("RUN.output_prefix", "a\nb", "cannot be printed"),
-        ("RUN.output_prefix", "caf\udcc3\udca9", "set LC_ALL=C.UTF-8"),
+        ("RUN.output_prefix", "a\nb", "printable"),
     ],
 )
 def test_unusable_values(key: str, value: object, words: str) -> None:
@@ -145,7 +141,7 @@ def test_eps_in_another_unit() -> None:
     content = {"ADV": {"clip_eps": 0.5, "fgsm_step": 0.25}, "DATA": {"max_color_value": 1.0}}
     assert (merge(content).eps, merge(content).step) == (0.5, 0.25)
     assert math.isclose(Config().eps, 4 / 255)
-    with pytest.raises(UserError, match=r"clip_eps 4 is more than DATA\.max_color_value 1"):
+    with pytest.raises(UserError, match=r"clip_eps 4 is no length .* 1, in"):
         merge({"DATA": {"max_color_value": 1.0}, "ADV": {"fgsm_step": 0.1}})
 
 

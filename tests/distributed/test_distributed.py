@@ -36,7 +36,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lib.algorithm.metrics import MetricSums
 from lib.algorithm.pgd import frozen_eval
-from lib.algorithm.training import METHODS, Trainer, TrainingSettings, draw_noise_, make_noise
+from lib.algorithm.protocols import METHODS
+from lib.algorithm.training import TRAINING_STEP, Trainer, TrainingSettings, draw_noise_, make_noise
 from lib.data.datasets import ImageBatches, eval_transform, train_transform
 from lib.data.folders import read_split
 from lib.data.loader import make_loader
@@ -147,7 +148,6 @@ def train_steadily(
     noise = make_noise(batch // context.world_size, 24, "cpu", torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     settings = TrainingSettings(eps=16 / 255, step=5 / 255, attack_steps=2)
-    method = METHODS[name]
     trainer = Trainer(model, optimizer, noise, settings, network)
     order = DistributedBatchSampler(images, batch, context.rank, context.world_size, seed=1)
     loader = make_loader(ImageBatches(tree, train_transform(24), 24, 1), order, 0, context.device)
@@ -157,10 +157,10 @@ def train_steadily(
         batches = on_device(loader, context.device, torch.float64)
         for number, (x, labels, _) in enumerate(batches):
             weight = order.weight(number)
-            if method.draws_noise:
+            if METHODS[name].draws_noise:
                 draw_noise_(noise, settings.eps, (1, epoch, number), order.positions())
             for _ in range(2):
-                loss, logits = method.step(trainer, x, labels, weight)
+                loss, logits = TRAINING_STEP[name](trainer, x, labels, weight)
                 if weight:
                     sums.update(loss, logits, labels, len(x))
             seen.append(context.gather_strided(noise))

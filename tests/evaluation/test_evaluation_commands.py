@@ -682,7 +682,7 @@ def test_radii_are_looked_at_beside_the_checkpoints_own(digits: Path) -> None:
     content["config"]["DATA"]["max_color_value"], content["config"]["ADV"]["clip_eps"] = 1.0, 0.06
     torch.save(content, "unit.pth.tar")
     words = ("evaluate.py", digits, "-e", "--resume", "unit.pth.tar", "--attack", "pgd1")
-    assert "more than DATA.max_color_value 1," in only_error(call(*words, "--eps", "4"))
+    assert "--eps 4 is no length" in only_error(call(*words, "--eps", "4"))
     few = ("--n_examples", "4", "--set", "DATA.img_size=20", "--set", "DATA.workers=0")
     done = call(*words, "--eps", "0.04", *few)
     assert done.status == 0, done.err

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.metrics import MetricSums
-from lib.algorithm.training import METHODS, Trainer, TrainingSettings, make_noise
+from lib.algorithm.training import TRAINING_STEP, Trainer, TrainingSettings, make_noise
 from lib.training.setup import make_networks, make_optimizer
 from models.resnet import ResNet
 from utils.config.load import merge
@@ -80,7 +80,7 @@ def train(mode: bool | str, method: str, precision: str) -> dict[str, torch.Tens
     images, labels = torch.rand(BATCH, 3, SIZE, SIZE), torch.arange(BATCH)
     for n in (BATCH, BATCH, BATCH - 1, BATCH):
         hook = partial(norms.sample, images[:n], labels[:n], 1.0)
-        loss, logits = METHODS[method].step(trainer, images[:n], labels[:n], 1.0, hook)
+        loss, logits = TRAINING_STEP[method](trainer, images[:n], labels[:n], 1.0, hook)
         sums.update(loss, logits, labels[:n], n)
     kept = {"noise": trainer.noise, "norms": norms.sums, "sums": torch.tensor(sums.totals())}
     kept |= average.state_dict()

@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,7 @@ from processes import the_run
 
 import lib.training.epoch_end
 import lib.training.loop
-from lib.algorithm.training import METHODS, Trainer, TrainingSettings
+from lib.algorithm.training import TRAINING_STEP, Trainer, TrainingSettings
 from lib.data.sampler import DistributedBatchSampler
 from lib.training.checkpointing import Progress, compare_settings, restore_momentum, restore_state
 from lib.training.epoch_end import Validation, keep_best
@@ -40,7 +39,7 @@ def interrupted(
     step: int, monkeypatch: pytest.MonkeyPatch, *arguments: object, method: str = "free"
 ) -> Done:
     """main_free.py that gets SIGTERM in its n-th step."""
-    original = METHODS[method].step
+    original = TRAINING_STEP[method]
     steps = []
 
     def signalled(*given: object) -> object:
@@ -50,7 +49,7 @@ def interrupted(
         return original(*given)
 
     with monkeypatch.context() as patched:
-        patched.setitem(METHODS, method, replace(METHODS[method], step=signalled))
+        patched.setitem(TRAINING_STEP, method, signalled)
         done = call("main_free.py", *arguments)
     assert done.status == 143, done
     return done

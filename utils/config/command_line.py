@@ -11,8 +11,7 @@ from typing import NoReturn
 
 import yaml
 
-from utils.config.load import DEFAULT_CONFIG, PlainLoader, merge, read_yaml
-from utils.config.phases import phases_of
+from utils.config.load import DEFAULT_CONFIG, PlainLoader, merge, phases_of, read_yaml
 from utils.config.settings import (
     EVERY,
     OPTIONS,
@@ -55,11 +54,6 @@ def positive(text: str) -> int:
 def user_path(text: str) -> Path:
     """argparse type: a path; `~` is the home folder."""
     return Path(os.path.expanduser(text))
-
-
-def names(text: str) -> list[str]:
-    """argparse type: words separated by commas."""
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def build_parser(script: str, manual: str) -> OneLineParser:
@@ -106,22 +100,17 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parsed = vars(build_parser(script, manual).parse_args(arguments))
-    values = [
-        (f"--{name}", key, parsed[name])
-        for name, key in FLAGS.items()
-        if parsed.get(name) is not None
-    ]
+    values = [(f"--{name}", key, parsed.get(name)) for name, key in FLAGS.items()]
     values += [parse_assignment(assignment) for assignment in parsed["set"]]
-    if parsed["data"] is not None:
-        values.append(("DIR", "data", parsed["data"]))
-        corrupted = parsed.get("eva_on_imagenet_c")
-        if not (corrupted and parsed["evaluate"]):  # else it serves two evaluations
-            key = "DATA.imagenet_c" if corrupted else "DATA.imagenet"
-            values.append(("DIR", key, parsed["data"]))
+    corrupted = parsed.get("eva_on_imagenet_c")
+    values.append(("DIR", "data", parsed["data"]))
+    if not (corrupted and parsed["evaluate"]):  # else it serves two evaluations
+        key = "DATA.imagenet_c" if corrupted else "DATA.imagenet"
+        values.append(("DIR", key, parsed["data"]))
     file = os.path.expanduser(parsed["config"] or DEFAULT_CONFIG)
     config = merge(
         read_yaml(file),
-        [GivenValue(*value, Source.COMMAND_LINE) for value in values],
+        [GivenValue(*v, Source.COMMAND_LINE) for v in values if v[-1] is not None],
         os.path.basename(file),
         Source.GIVEN_FILE if parsed["config"] else Source.DEFAULT_FILE,
         Options(script, shlex.join(["python", f"{script}.py", *arguments])),
@@ -132,11 +121,7 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
 
 
 def parse_assignment(assignment: str) -> tuple[str, str, object]:
-    """`SECTION.key=value` to where, key, value: text where its setting takes text, else YAML.
-
-    Raises:
-        UserError: no `=`, or no section.
-    """
+    """`SECTION.key=value` to where, key, value: text where its setting takes text, else YAML."""
     key, equals, text = assignment.partition("=")
     key, value = key.strip(), text
     if not equals or "." not in key:
@@ -150,11 +135,7 @@ def parse_assignment(assignment: str) -> tuple[str, str, object]:
 
 
 def check_paths(options: Options) -> None:
-    """Files and folders that the flags name must exist.
-
-    Raises:
-        UserError: one does not.
-    """
+    """Files and folders that the flags name must exist."""
     if options.data is not None and not os.path.isdir(options.data):
         raise UserError(f"no folder {options.data}; give the data set's folder as DIR")
     if options.image_ids not in (None, ROBUSTBENCH) and not os.path.isfile(options.image_ids):

@@ -7,8 +7,9 @@ wrong is reported together, before any work. In your own scripts: `configs = loa
 
 import difflib
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar
 
 import yaml
 from easydict import EasyDict
@@ -53,7 +54,7 @@ def merge(
         except ValueError as error:
             problems.append(f"{value.where}: {error}")
     config = with_method_defaults(config)
-    problems += contradictions(config, calls=not problems)
+    problems += contradictions(config)
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     return config
@@ -67,7 +68,8 @@ def flatten(
     for section, keys in content.items():
         if section not in SECTIONS:
             name = printable(str(section))
-            problems.append(f"{file}: unknown section {name}{nearest(name, SECTIONS)}")
+            hint = nearest(name, [*SECTIONS, *SETTINGS])
+            problems.append(f"{file}: unknown section {name}{hint}")
         elif not isinstance(keys, Mapping):
             problems.append(f"{file}: {section} must hold keys, not {show(keys)}")
         else:
@@ -92,6 +94,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 class PlainLoader(yaml.SafeLoader):
     """SafeLoader that reads the published files' !!python/tuple as lists, and no key twice."""
 
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {
+        **yaml.SafeLoader.yaml_constructors,
+        "tag:yaml.org,2002:python/tuple": yaml.SafeLoader.construct_yaml_seq,
+    }
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key, _ in node.value:
@@ -102,40 +109,54 @@ class PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def construct_list(loader: PlainLoader, node: yaml.SequenceNode) -> list[Any]:
-    return loader.construct_sequence(node)
-
-
-PlainLoader.add_constructor("tag:yaml.org,2002:python/tuple", construct_list)
-
-
 def read_yaml(path: str) -> dict[str, Any]:
-    """Read a YAML file of sections.
-
-    Raises:
-        UserError: no such file, bad YAML, a tag that would construct a Python object, or
-            something other than sections of keys.
-    """
+    """Read a YAML file of sections; a tag that would construct a Python object is refused."""
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.load(file, Loader=PlainLoader) or {}
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UserError(f"cannot read the configuration {path}: {reason}") from error
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        # The last three: the 13th month, a number beyond floats, [[[[...
+        mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        if isinstance(error, yaml.constructor.ConstructorError):
-            problem = f"{problem}; only plain values are read, no Python objects"
-        raise UserError(
-            f"{path}{line} is not valid YAML: {problem or 'it cannot be parsed'}"
-        ) from error
-    except (ValueError, OverflowError, RecursionError) as error:  # the 13th month, [[[[...
-        reason = str(error).partition(";")[0]
-        raise UserError(f"{path} holds a value that cannot be read: {reason}") from error
+        problem = getattr(error, "problem", None) or str(error).partition(";")[0]
+        raise UserError(f"{path}{line} is not valid YAML of plain values: {problem}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no sections; write TRAIN:, ADV:, DATA: with keys below them")
     return content
+
+
+def phases_of(config: Config) -> list[Config]:
+    """The settings of every phase of `TRAIN.phases` in turn; without phases, these settings.
+
+    What stands on the command line goes over a phase's value.
+
+    Raises:
+        UserError: one line for every unknown key and unusable value, or for a phase that ends where
+            the one before does.
+    """
+    phases: list[Config] = []
+    for number, values in enumerate(config.TRAIN.phases, 1):
+        file, options = f"TRAIN.phases, {number}", config.OPTIONS
+        content, changed = config.as_dict(), [key for key in values if not config.given(key)]
+        content["TRAIN"] |= {"phases": [], "phase": number}
+        for key in changed:
+            section, _, name = key.partition(".")
+            content.setdefault(section, {})[name] = values[key]
+        if phases:
+            resume = "auto" * bool(options.resume)
+            options = replace(options, resume=resume, start_from=str(phases[-1].run_dir))
+        phase = merge(content, file=file, options=options)
+        if phases and phase.passes <= phases[-1].passes:
+            raise UserError(
+                f"{file}: TRAIN.epochs {phase.passes} must be more than the {phases[-1].passes} of"
+                " the phase before: epochs count on from phase to phase"
+            )
+        sources = config.sources | dict.fromkeys(changed, config.source("TRAIN.phases"))
+        phases.append(replace(phase, sources=sources))
+    return phases or [config]
 
 
 def dump_yaml(config: Config) -> str:
@@ -143,24 +164,10 @@ def dump_yaml(config: Config) -> str:
     return yaml.safe_dump(config.as_dict(), sort_keys=False, default_flow_style=None)
 
 
-class Configs(EasyDict):  # type: ignore[misc]
-    """An EasyDict that is read-only."""
-
-    def __init__(self, content: Mapping[str, object]) -> None:
-        for name, value in content.items():
-            super().__setattr__(name, Configs(value) if isinstance(value, dict) else value)
-
-    def refuse(self, *_: object, **__: object) -> NoReturn:
-        """Instead of every way of changing it."""
-        raise AttributeError("the settings are frozen; load_configs reads another file")
-
-    __setattr__ = __setitem__ = __delattr__ = __delitem__ = update = pop = setdefault = refuse
-
-
-def load_configs(path: str | Path = DEFAULT_CONFIG) -> Configs:
+def load_configs(path: str | Path = DEFAULT_CONFIG) -> EasyDict:
     """A checked YAML file of settings over the defaults, as configs.TRAIN.lr.
 
     Raises:
         UserError: one line for every unknown key and unusable value.
     """
-    return Configs(merge(read_yaml(str(path)), file=Path(path).name).as_dict())
+    return EasyDict(merge(read_yaml(str(path)), file=Path(path).name).as_dict())

@@ -1,19 +1,24 @@
 """What settings mean for each other: a method's defaults, contradictions, what has no effect."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 
-from utils.config.settings import ARCHITECTURES, EVERY, SETTINGS, Config, GivenValue, Source
-from utils.config.validators import boolean, show
+from lib.algorithm.protocols import METHODS
+from utils.config.settings import ARCHITECTURES, EVERY, SETTINGS, Config, GivenValue, Source, plain
+from utils.config.validators import show
 
-# Of the training methods, where nobody says otherwise.
+# Of the training methods: values where nobody says otherwise, and values that alone are taken.
 METHOD_DEFAULTS: dict[str, dict[str, object]] = {
     "free": {},
     "fast": {"ADV.n_repeats": 1, "TRAIN.bn_weight_decay": False, "RUN.output_prefix": "fast_adv"},
     "pgd": {"ADV.n_repeats": 1, "RUN.output_prefix": "pgd_adv"},
     "natural": {"ADV.n_repeats": 1, "RUN.output_prefix": "natural"},
 }
-Rule = tuple[bool, str]
+METHOD_TAKES: dict[str, dict[str, object]] = {
+    "free": {"TRAIN.phases": ()},
+    "fast": {},
+    "pgd": {"ADV.n_repeats": 1, "ADV.random_init": True},
+    "natural": {"ADV.n_repeats": 1, "print_gradients": False},
+}
 
 
 def translate_published(values: Iterable[GivenValue]) -> list[GivenValue]:
@@ -22,21 +27,17 @@ def translate_published(values: Iterable[GivenValue]) -> list[GivenValue]:
     `TRAIN.half` is `TRAIN.precision: fp16`, `TRAIN.random_init` is `ADV.random_init`, and a file
     that draws its noise, without naming a method, is of method fast.
     """
+    renamed = {"TRAIN.half": "TRAIN.precision", "TRAIN.random_init": "ADV.random_init"}
+    precisions = {"True": "fp16", "False": "fp32"}
     translated = []
     for value in values:
         if value.key == "TRAIN.half":
-            value = value._replace(key="TRAIN.precision")
-            with suppress(ValueError):
-                value = value._replace(value="fp16" if boolean(value.value) else "fp32")
-        elif value.key == "TRAIN.random_init":
-            value = value._replace(key="ADV.random_init")
-        translated.append(value)
+            value = value._replace(value=precisions.get(str(value.value), value.value))
+        translated.append(value._replace(key=renamed.get(value.key, value.key)))
     last = {value.key: value for value in translated}
     drawn = last.get("ADV.random_init")
-    if drawn and "TRAIN.method" not in last:
-        with suppress(ValueError):
-            if boolean(drawn.value):
-                translated.append(drawn._replace(key="TRAIN.method", value="fast"))
+    if drawn and drawn.value is True and "TRAIN.method" not in last:
+        translated.append(drawn._replace(key="TRAIN.method", value="fast"))
     return translated
 
 
@@ -49,41 +50,43 @@ def with_method_defaults(config: Config) -> Config:
     return config
 
 
-def contradictions(config: Config, calls: bool = True) -> list[str]:
-    """One line for every rule that these settings break, and if none is, that the flags break."""
+def shown(key: str) -> str:
+    """A setting by its flag, where it has one."""
+    return f"--{key.rpartition('.')[2]}" if EVERY[key].flag else key
+
+
+def contradictions(config: Config) -> list[str]:
+    """One line for every rule that these settings and flags break."""
     # An evaluation looks at the lengths once it has the checkpoint's own values.
-    sizes = [] if config.OPTIONS.evaluating else wrong_units_and_sizes(config)
-    broken = sizes + [text for wrong, text in rules_of_training(config) if wrong]
-    if calls and not broken:
-        broken = [text for wrong, text in rules_of_calls(config) if wrong]
-    return broken
+    broken = [] if config.OPTIONS.evaluating else wrong_lengths(config)
+    method = config.TRAIN.method
+    broken += [
+        f"TRAIN.method {method} takes {shown(key)} {plain(only)} alone"
+        for key, only in METHOD_TAKES[method].items()
+        if config.value(key) != only
+    ]
+    return broken + [text for wrong, text in rules(config) if wrong]
 
 
-def wrong_units_and_sizes(config: Config) -> list[str]:
+def wrong_lengths(config: Config) -> list[str]:
     """One line for every radius, step and side of images that cannot be meant.
 
     A length in another unit than max_color_value is not amiss anywhere else: 0.0314, which is
     8/255 of the range [0, 1], would train within 0.03 of 255 grey levels.
     """
-    adv, data, broken = config.ADV, config.DATA, []
+    adv, data = config.ADV, config.DATA
     unit = data.max_color_value
     lengths = [("ADV.clip_eps", adv.clip_eps)]
     if not config.OPTIONS.evaluating:  # which takes no steps of the training
         lengths.append(("ADV.fgsm_step", adv.fgsm_step))
     if config.EVAL.norm == "Linf":
         lengths += [("--eps", eps) for eps in config.EVAL.eps]
-    for key, value in lengths:
-        if value > unit:
-            broken.append(
-                f"{key} {value:g} is more than DATA.max_color_value {unit:g}, the whole range of"
-                " colours; both have the same unit"
-            )
-        if 0 < value < unit / 2550:
-            broken.append(
-                f"{key} {value:g} is less than a tenth of a grey level; its unit is"
-                f" DATA.max_color_value {unit:g}, in which 4/255 of the range is"
-                f" {4 * unit / 255:.4g}"
-            )
+    broken = [
+        f"{key} {value:g} is no length in the unit of DATA.max_color_value {unit:g}, in which"
+        f" 4/255 of the range of colours is {4 * unit / 255:.4g}"
+        for key, value in lengths
+        if value > unit or 0 < value < unit / 2550
+    ]
     if 0 < data.img_size < data.crop_size:
         broken.append(
             f"DATA.crop_size {data.crop_size} is larger than DATA.img_size {data.img_size}, the"
@@ -92,36 +95,18 @@ def wrong_units_and_sizes(config: Config) -> list[str]:
     return broken
 
 
-def rules_of_training(config: Config) -> Iterator[Rule]:
-    """What means nothing to the training's method or length, or to the attack's norm."""
-    train, adv, method = config.TRAIN, config.ADV, config.TRAIN.method
-    ascending = list(train.lr_epochs) == sorted(set(train.lr_epochs))
+def rules(config: Config) -> Iterator[tuple[bool, str]]:
+    """Whether a rule is broken, and what it says."""
+    train, options = config.TRAIN, config.OPTIONS
+    lr_epochs, lr_values = list(train.lr_epochs), list(train.lr_values)
+    piecewise = len(lr_epochs) == len(lr_values) and lr_epochs == sorted(set(lr_epochs))
+    warmup = train.warmup_epochs if config.schedule == "cosine" else 0
+    alone = options.evaluate or options.eva_on_imagenet_c
+    anything = alone or options.eva_on_shift
     yield (
-        method in ("pgd", "natural") and adv.n_repeats > 1,
-        f"ADV.n_repeats {adv.n_repeats} is of TRAIN.method free and fast; {method} has 1",
-    )
-    yield (
-        method == "natural" and config.OPTIONS.print_gradients,
-        "--print_gradients compares adversarial with clean gradients, and TRAIN.method natural"
-        " has no adversarial ones; leave it out",
-    )
-    yield (
-        method == "pgd" and not adv.random_init,
-        "ADV.random_init False is of TRAIN.method fast; pgd starts from a uniform draw",
-    )
-    yield (
-        method == "free" and bool(train.phases),
-        "TRAIN.phases are of TRAIN.method fast, pgd and natural; a phase of free is a run of its"
-        " own",
-    )
-    yield (
-        train.arch not in ARCHITECTURES and not config.OPTIONS.evaluating,
+        train.arch not in ARCHITECTURES and not options.evaluating,
         f"TRAIN.arch: {show(train.arch)} is not one of {', '.join(ARCHITECTURES)}, which can be"
         " trained",
-    )
-    yield (
-        train.select == "pgd" and adv.clip_eps == 0,
-        "TRAIN.select: pgd attacks within ADV.clip_eps, which is 0",
     )
     yield (
         config.EVAL.norm != "Linf" and not config.EVAL.eps,
@@ -129,30 +114,15 @@ def rules_of_training(config: Config) -> Iterator[Rule]:
         " such as 3 for L2 or 60 for L1 at 224 pixels",
     )
     yield (
-        train.start_epoch >= config.passes,
-        f"TRAIN.start_epoch {train.start_epoch} leaves nothing to train: TRAIN.epochs"
-        f" {train.epochs} are {config.passes} passes over the data, counted from 0",
+        max(train.start_epoch, warmup) >= config.passes,
+        f"TRAIN.start_epoch {train.start_epoch} and TRAIN.warmup_epochs {warmup:g} must be below"
+        f" {config.passes}, the passes over the data that TRAIN.epochs {train.epochs} are",
     )
     yield (
-        len(train.lr_epochs) != len(train.lr_values) or not ascending,
-        "TRAIN.lr_epochs and TRAIN.lr_values are as many as each other, epochs ascending; got"
-        f" {list(train.lr_epochs)} and {list(train.lr_values)}",
+        not piecewise or (config.schedule == "linear" and not lr_epochs),
+        "TRAIN.lr_epochs and TRAIN.lr_values, which TRAIN.schedule: linear goes through, are as"
+        f" many as each other, epochs ascending; got {lr_epochs} and {lr_values}",
     )
-    yield (
-        config.schedule == "linear" and not train.lr_epochs,
-        "TRAIN.schedule: linear goes through TRAIN.lr_epochs and TRAIN.lr_values; give both",
-    )
-    yield (
-        config.schedule == "cosine" and train.warmup_epochs >= config.passes,
-        f"TRAIN.warmup_epochs {train.warmup_epochs:g} leave nothing of the {config.passes} passes",
-    )
-
-
-def rules_of_calls(config: Config) -> Iterator[Rule]:
-    """Flags of one call."""
-    options = config.OPTIONS
-    alone = options.evaluate or options.eva_on_imagenet_c
-    anything = alone or options.eva_on_shift
     yield (
         options.script == "evaluate" and not anything,
         "nothing to evaluate: give -e for PGD attacks, --eva_on_imagenet_c for ImageNet-C, or"
@@ -183,10 +153,6 @@ def ignored_settings(config: Config, hypersphere: bool) -> list[str]:
         hypersphere: whether the network has a hypersphere head, which in an evaluation the
             checkpoint says.
     """
-
-    def shown(key: str) -> str:
-        return f"--{key.rpartition('.')[2]}" if EVERY[key].flag else key
-
     return [
         f"{shown(key)} is ignored: {why}"
         for without_effect, keys, why in rules_of_effect(config, hypersphere)
@@ -218,5 +184,5 @@ def rules_of_effect(config: Config, hypersphere: bool) -> Iterator[tuple[bool, s
     yield config.schedule == "linear", "TRAIN.lr", schedule
     yield config.schedule != "linear", "TRAIN.lr_epochs", schedule
     yield config.schedule != "cosine", "TRAIN.warmup_epochs", schedule
-    yield train.method != "pgd", "ADV.train_steps", method
-    yield train.method == "natural", "ADV.fgsm_step", method
+    yield not METHODS[train.method].runs_pgd, "ADV.train_steps", method
+    yield not METHODS[train.method].adversarial, "ADV.fgsm_step", method

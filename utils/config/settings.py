@@ -11,24 +11,25 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from lib.algorithm.protocols import METHOD_NAMES, NORM_NAMES, PROTOCOLS
+from lib.algorithm.protocols import METHODS, NORM_NAMES, PROTOCOLS
 from utils.config.validators import (
     REDUCE_OVERHEAD,
     PgdRow,
     boolean,
     choice,
+    list_of,
+    mapping,
     matching,
     numbers,
     part_of_name,
     path,
-    pgd_rows,
-    phase_list,
-    radii,
+    pgd_row,
     real,
+    text,
     whole,
     word_or,
     words,
@@ -42,14 +43,13 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 ONE_255TH = 0.00392156862  # as the published configs.yml rounds 1/255
 ROBUSTBENCH = "robustbench"  # what --image_ids takes in place of a file
 SWITCH = "switch"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Setting:
     """What is known of a setting, in the metadata of its field."""
 
-    default: object
+    default: Any
     validate: Callable[[object], object]  # text or YAML to a checked value, or a ValueError
     help: str  # one line, with the unit
     flag: str = ""  # metavar of --key; the value of BOOL may be left out, a SWITCH takes none
@@ -58,36 +58,24 @@ class Setting:
     resume: str = "free"  # or noted, or fixed
 
 
-def free(default: T, validate: Callable[[object], T], help: str, *flag: str, **more: str) -> T:
-    """A dataclass field that carries a `Setting`, which may change from a run to its resumption.
-
-    Args:
-        flag: its metavar and script, for settings that have a flag of their own.
-    """
+def free(
+    default: object, validate: Callable[[object], object], help: str, *flag: str, **more: str
+) -> Any:
+    """A dataclass field that carries a `Setting`; it may change from a run to its resumption."""
     about = Setting(default, validate, help, *flag, **more)
     return field(default=default, metadata={"setting": about})
 
 
-def noted(default: T, validate: Callable[[object], T], help: str) -> T:
-    """The same, where `--resume` warns of a change."""
-    return free(default, validate, help, resume="noted")
-
-
-def fixed(default: T, validate: Callable[[object], T], help: str, *flag: str) -> T:
-    """The same, where `--resume` refuses a change: the saved state would make no sense."""
-    return free(default, validate, help, *flag, resume="fixed")
+noted = partial(free, resume="noted")  # --resume warns of a change
+fixed = partial(free, resume="fixed")  # --resume refuses a change: the saved state would not fit
 
 
 @dataclass(frozen=True)
 class Train:
     """TRAIN: the network and its training."""
 
-    arch: str = fixed(
-        "resnet50",
-        matching(r"(timm/)?[\w.-]{1,80}", "is not one of torchvision's networks, nor timm/NAME"),
-        "torchvision architecture; evaluation also takes timm/NAME",
-    )
-    method: str = fixed("free", choice(*METHOD_NAMES), ", ".join(METHOD_NAMES))
+    arch: str = fixed("resnet50", text, "torchvision architecture; evaluation also takes timm/NAME")
+    method: str = fixed("free", choice(*METHODS), ", ".join(METHODS))
     epochs: int = free(90, whole(1), "epochs; free makes ceil(epochs / n_repeats) passes of them")
     start_epoch: int = free(0, whole(0), "first pass over the data, counted from 0")
     lr: float = noted(0.1, real(0, above=True), "SGD learning rate")
@@ -100,25 +88,23 @@ class Train:
         choice("auto", "step", "linear", "cosine"),
         "learning rate; auto is linear where lr_epochs are given, else step",
     )
-    lr_epochs: tuple[float, ...] = noted(
-        (), numbers(real(0)), "linear: epochs at which lr_values hold"
-    )
-    lr_values: tuple[float, ...] = noted(
-        (), numbers(real(0)), "linear: learning rates at lr_epochs"
-    )
+    lr_epochs: tuple[float, ...] = noted((), numbers, "linear: epochs at which lr_values hold")
+    lr_values: tuple[float, ...] = noted((), numbers, "linear: learning rates at lr_epochs")
     warmup_epochs: float = noted(0.0, real(0), "cosine: epochs of linear increase at the start")
     phases: tuple[dict[str, Any], ...] = free(
-        (), phase_list, "trainings in turn, each with settings of its own: [{DATA.crop_size: 128}]"
+        (),
+        list_of(mapping),
+        "trainings in turn, each with settings of its own: [{DATA.crop_size: 128}]",
     )
     phase: int = free(0, whole(0), "number of the phase, which TRAIN.phases sets")
     ema: float = noted(0.0, real(0, 0.999999), "decay of an average of the weights; 0: none")
     val_every: int = free(1, whole(1), "epochs per validation")
     print_freq: int = free(10, whole(1), "minibatches between two lines of progress")
     mean: tuple[float, ...] = free(
-        (0.485, 0.456, 0.406), numbers(real(0, 1), 3), "mean per colour, pixels in [0, 1]"
+        (0.485, 0.456, 0.406), list_of(real(0, 1), 3, 3), "mean per colour, pixels in [0, 1]"
     )
     std: tuple[float, ...] = free(
-        (0.229, 0.224, 0.225), numbers(real(0, 1, above=True), 3), "deviation per colour"
+        (0.229, 0.224, 0.225), list_of(real(0, 1, above=True), 3, 3), "deviation per colour"
     )
     precision: str = noted("fp32", choice(*PRECISIONS), "arithmetic of training: fp32, bf16, fp16")
     compile: bool | str = free(
@@ -147,7 +133,7 @@ class Adv:
     train_steps: int = noted(3, whole(1), "pgd: steps of the attack in training")
     pgd_attack: tuple[PgdRow, ...] = free(
         (PgdRow(10, ONE_255TH), PgdRow(50, ONE_255TH)),
-        pgd_rows,
+        list_of(pgd_row, 1),
         "list of [steps, step size in [0, 1]], optionally followed by loss and restarts",
     )
 
@@ -161,7 +147,7 @@ class Data:
     workers: int | str = free(
         "auto",
         word_or("auto", whole(0)),
-        "processes of a machine that load images; auto: one a core",
+        "processes of a machine that load images, over its GPUs; auto: one a core",
     )
     class_order: str = free(
         "auto",
@@ -199,7 +185,7 @@ class Eval:
     norm: str = free("Linf", choice(*NORM_NAMES), "norm of the ball: Linf, L2, L1", "NAME")
     eps: tuple[float, ...] = free(
         (),
-        radii,
+        numbers,
         "radii of the ball, separated by commas, an evaluation each: of max_color_value in Linf,"
         " plain in L2 and L1, pixels being in [0, 1] (default: ADV.clip_eps)",
         "EPS",
@@ -210,7 +196,7 @@ class Eval:
     compile: bool = free(False, boolean, "compile the network with torch.compile")
     cascade: bool = free(False, boolean, "attack only what is robust to earlier attacks")
     scales: tuple[float, ...] = free(
-        (), numbers(real(0, above=True)), "scales s of HE at which cross-entropy is attacked"
+        (), list_of(real(0, above=True)), "scales s of HE at which cross-entropy is attacked"
     )
 
 
@@ -240,7 +226,10 @@ class Options:
         False, boolean, "evaluate on DIR/val: clean images and the attacks", SWITCH, short="-e"
     )
     resume: str = free(
-        "", path, "checkpoint, as given or under trained_models/; auto: this run's newest", "PATH"
+        "",
+        path,
+        "checkpoint, as given or under trained_models/; auto: this run's newest valid one",
+        "PATH",
     )
     pretrained: bool = free(False, boolean, "start from torchvision's ImageNet weights", "BOOL")
     print_gradients: bool = free(
@@ -267,7 +256,9 @@ class Options:
     image_ids: str | None = free(
         None, path, "only these images, one class/filename a line; robustbench: its 5000", "FILE"
     )
-    save_images: int = free(0, whole(0), "save N images with their adversarial twins as PNG", "N")
+    save_images: int = free(
+        0, whole(0), "save N images with their adversarial twins as PNG, and a figure", "N"
+    )
     eva_on_imagenet_c: bool = free(
         False, boolean, "evaluate on ImageNet-C at DIR", SWITCH, "evaluate"
     )
@@ -293,7 +284,7 @@ class Options:
         "A",
         "evaluate",
     )
-    start_from: str = ""  # the checkpoint of the phase before
+    start_from: str = ""  # the run folder of the phase before
 
     @property
     def evaluating(self) -> bool:
@@ -355,48 +346,52 @@ class Config:
     EVAL: Eval = field(default_factory=Eval)
     RUN: Run = field(default_factory=Run)
     OPTIONS: Options = field(default_factory=Options)
-    sources: Mapping[str, Source] = field(default_factory=dict, compare=False)
+    sources: dict[str, Source] = field(default_factory=dict, compare=False)
 
-    @cached_property
+    @property
     def eps(self) -> float:
         """Radius of the l-infinity ball, in [0, 1]."""
         return self.ADV.clip_eps / self.DATA.max_color_value
 
-    @cached_property
+    @property
     def step(self) -> float:
         """Step of the noise in training, in [0, 1]."""
         return self.ADV.fgsm_step / self.DATA.max_color_value
 
-    @cached_property
+    @property
+    def epochs_per_pass(self) -> int:
+        """Epochs that a pass over the data counts as."""
+        return METHODS[self.TRAIN.method].epochs_per_pass(self.ADV.n_repeats)
+
+    @property
     def passes(self) -> int:
         """Passes over the data, in all."""
-        return number_of_passes(self.TRAIN.method, self.TRAIN.epochs, self.ADV.n_repeats)
+        return math.ceil(self.TRAIN.epochs / self.epochs_per_pass)
 
-    @cached_property
+    @property
     def schedule(self) -> str:
         """`TRAIN.schedule`, with `auto` resolved."""
         auto = "linear" if self.TRAIN.lr_epochs else "step"
         return auto if self.TRAIN.schedule == "auto" else self.TRAIN.schedule
 
-    @cached_property
+    @property
     def output_name(self) -> str:
         """`resnet50_free_adv_step4_eps4_repeat4_bs256`, with HE `_FN_WN_s10.0_margin0.2`.
 
         Of another seed than 0, with `_seed1`; of a phase with `_phase2`.
         """
-        train, adv, he = self.TRAIN, self.ADV, self.HE
+        train, adv, he, method = self.TRAIN, self.ADV, self.HE, METHODS[self.TRAIN.method]
         name = f"{train.arch}_{self.RUN.output_prefix}"
-        name += f"_{train.method}" * (train.method not in ("free", *name.split("_")))
-        if train.method != "natural":
+        name += f"_{train.method}" * (train.method not in (Train.method, *name.split("_")))
+        if method.adversarial:
             name += f"_step{adv.fgsm_step:g}_eps{adv.clip_eps:g}"
-            name += f"_steps{adv.train_steps}" * (train.method == "pgd")
-            name += f"_repeat{adv.n_repeats}" * (train.method != "pgd")
+            name += f"_steps{adv.train_steps}" if method.runs_pgd else f"_repeat{adv.n_repeats}"
         name += f"_bs{self.DATA.batch_size}" + "_FN" * he.FN + "_WN" * he.WN
         name += f"_s{he.s_HE}_margin{he.angular_margin_HE}" * (he.FN or he.WN)
         name += f"_seed{self.RUN.seed}" * (self.RUN.seed != 0)
         return name + f"_phase{train.phase}" * (train.phase > 0)
 
-    @cached_property
+    @property
     def run_dir(self) -> Path:
         """The run's folder."""
         return Path("trained_models", self.output_name)
@@ -416,13 +411,14 @@ class Config:
 
     def changed(self, values: Mapping[str, object], source: Source) -> Config:
         """The same with other values of some keys, which are not checked again."""
-        sections: dict[str, Any] = {}
+        config = self
         for key, value in values.items():
             section, _, name = key.rpartition(".")
             section = section or "OPTIONS"
-            before = sections.get(section, getattr(self, section))
-            sections[section] = replace(before, **{name: value})
-        return replace(self, **sections, sources={**self.sources, **dict.fromkeys(values, source)})
+            config = replace(
+                config, **{section: replace(getattr(config, section), **{name: value})}
+            )
+        return replace(config, sources=self.sources | dict.fromkeys(values, source))
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """The sections as plain values: what config.yml, checkpoints and results keep."""
@@ -430,11 +426,6 @@ class Config:
             name: {key: plain(value) for key, value in vars(getattr(self, name)).items()}
             for name in SECTIONS
         }
-
-
-def number_of_passes(method: str, epochs: int, n_repeats: int) -> int:
-    """Passes over the data; free's m replays count as m epochs (arXiv:1904.12843, Sec. 4)."""
-    return math.ceil(epochs / n_repeats) if method == "free" else epochs
 
 
 def plain(value: Any) -> Any:

@@ -13,7 +13,8 @@ MOST = 2**31 - 1  # of anything that is counted: images in a batch, epochs, step
 REDUCE_OVERHEAD = "reduce-overhead"  # torch.compile's mode of CUDA graphs
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 80
-T = TypeVar("T", int, float)
+N = TypeVar("N", int, float)
+T = TypeVar("T")
 
 
 class PgdRow(NamedTuple):
@@ -54,7 +55,7 @@ def number(value: object) -> float:
     return result
 
 
-def within(value: T, low: float, high: float, above: bool = False) -> T:
+def within(value: N, low: float, high: float, above: bool = False) -> N:
     """The number, which must lie in [low, high], or (low, high] with `above`."""
     if value < low or value > high or (above and value == low):
         bound = f"above {low:g}" if above else f"at least {low:g}"
@@ -95,17 +96,6 @@ def word_or(word: str, otherwise: Callable[[object], Any]) -> Callable[[object],
     return validate
 
 
-def choice(*options: str) -> Callable[[object], str]:
-    """A validator of one of some words."""
-
-    def validate(value: object) -> str:
-        if value not in options:
-            raise ValueError(f"{show(value)} is not one of {', '.join(options)}")
-        return str(value)
-
-    return validate
-
-
 def matching(pattern: str, wrong: str) -> Callable[[object], str]:
     """A validator of text of one form; `wrong` says what it is not."""
 
@@ -117,7 +107,17 @@ def matching(pattern: str, wrong: str) -> Callable[[object], str]:
     return validate
 
 
+def choice(*options: str) -> Callable[[object], str]:
+    """A validator of one of some words."""
+    return matching("|".join(map(re.escape, options)), f"is not one of {', '.join(options)}")
+
+
 text = matching(r"(?s).*\S.*", "is not text")
+
+
+def word(value: object) -> str:
+    """One name of a list."""
+    return text(value).strip()
 
 
 def path(value: object) -> str:
@@ -128,72 +128,41 @@ def path(value: object) -> str:
 def part_of_name(value: object) -> str:
     """Text that can be part of a folder's name."""
     name = text(value)
-    if not name.isprintable():  # bytes that are no letters under this locale neither
-        raise ValueError(
-            f"{show(name)} cannot be printed; set LC_ALL=C.UTF-8, or take ASCII letters"
-        )
-    if re.search(r"[/\\]", name) or name in (".", ".."):
-        raise ValueError(f"{show(name)} becomes part of a folder's name, so it holds no slash")
+    if not name.isprintable() or "/" in name or "\\" in name:
+        raise ValueError(f"{show(name)} is part of a folder's name: printable and without slashes")
     return name
 
 
-def numbers(
-    one: Callable[[object], float], count: int = 0
-) -> Callable[[object], tuple[float, ...]]:
-    """A validator of a list of numbers, of `count` numbers unless that is 0."""
+def list_of(
+    one: Callable[[object], T], low: int = 0, high: int = MOST
+) -> Callable[[object], tuple[T, ...]]:
+    """A validator of a list of `low` to `high` values, or of text with commas between them."""
 
-    def validate(value: object) -> tuple[float, ...]:
-        if not isinstance(value, (list, tuple)) or count not in (0, len(value)):
-            wanted = f"{count} numbers" if count else "numbers"
-            raise ValueError(f"{show(value)} is not a list of {wanted}")
-        return tuple(one(entry) for entry in value)
+    def validate(value: object) -> tuple[T, ...]:
+        values = value.split(",") if isinstance(value, str) else value
+        if not isinstance(values, (list, tuple)) or not low <= len(values) <= high:
+            size = f" of {low}" + " or more" * (low < high)
+            raise ValueError(f"{show(value)} is not a list" + size * (low > 0))
+        return tuple(one(entry) for entry in values)
 
     return validate
 
 
-def radii(value: object) -> tuple[float, ...]:
-    """Different radii: a list, or numbers separated by commas."""
-    values = numbers(real(0))(value.split(",") if isinstance(value, str) else value)
-    if len(set(values)) < len(values):
-        raise ValueError(f"{show(value)} has a radius twice")
-    return values
+words = list_of(word)
+numbers = list_of(real(0))
 
 
-def pgd_rows(value: object) -> tuple[PgdRow, ...]:
-    """The published form: a list of [steps, step size in [0, 1]], then maybe loss and restarts."""
-    if not isinstance(value, (list, tuple)) or not value:
-        raise ValueError(f"{show(value)} is not a list of [steps, step size]")
-    return tuple(pgd_row(row) for row in value)
-
-
-def pgd_row(row: object) -> PgdRow:
-    if not isinstance(row, (list, tuple)) or not 2 <= len(row) <= 4:
-        raise ValueError(
-            f"{show(row)} is not [steps, step size] or [steps, step size, loss, restarts]"
-        )
-    steps, size, loss, restarts = PgdRow(*row)
-    size = real(0, above=True)(size)
-    if size >= 0.5:
-        raise ValueError(
-            f"the step size {size:g} of {show(list(row))} is in units of the range [0, 1], as"
-            " published: write 1/255 for one grey level"
-        )
+def pgd_row(value: object) -> PgdRow:
+    """The published form: [steps, step size in [0, 1]], then maybe loss and restarts."""
+    if not isinstance(value, (list, tuple)) or not 2 <= len(value) <= 4:
+        raise ValueError(f"{show(value)} is not [steps, step size], nor that, loss and restarts")
+    steps, size, loss, restarts = PgdRow(*value)
+    size = real(0, 0.5, above=True)(size)  # 1, a grey level, is not meant
     return PgdRow(whole(1)(steps), size, choice(*LOSS_NAMES)(loss), whole(1)(restarts))
 
 
-def words(value: object) -> tuple[str, ...]:
-    """Names separated by commas, one at least."""
-    names = tuple(name.strip() for name in str(value).split(","))
-    if not all(names):
-        raise ValueError(f"{show(value)} has an empty name; separate names by single commas")
-    return names
-
-
-def phase_list(value: object) -> tuple[dict[str, Any], ...]:
-    """A list of mappings {SECTION.key: value}; `utils.config.phases` makes settings of each."""
-    if not isinstance(value, (list, tuple)) or not all(isinstance(v, Mapping) for v in value):
-        raise ValueError(f"{show(value)} is not a list of {{SECTION.key: value}}")
-    wrong = [key for phase in value for key in phase if "." not in str(key)]
-    if wrong:
-        raise ValueError(f"{show(wrong[0])} in a phase is no SECTION.key, such as DATA.crop_size")
-    return tuple(dict(phase) for phase in value)
+def mapping(value: object) -> dict[str, Any]:
+    """{SECTION.key: value}, which `utils.config.load.phases_of` looks into."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{show(value)} is not {{SECTION.key: value}}")
+    return {str(key): entry for key, entry in value.items()}
