@@ -32,7 +32,10 @@ class Loader:
     Attributes:
         workers: the processes that read, after the first pass has begun.
         seconds_waited: for batches, so far.
+        waiting: the loader that waits for a batch right now.
     """
+
+    waiting: "Loader | None" = None
 
     def __init__(self, loader: DataLoader) -> None:
         self.loader = loader
@@ -84,20 +87,31 @@ class Loader:
             self.iterator._timeout = SECONDS_BETWEEN_CHECKS
             if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
                 # torch's handler raises, wherever the main thread is, when a worker dies.
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                signal.signal(signal.SIGCHLD, Loader.note_dead_worker)
 
     def next_batch(self, while_waiting: WhileWaiting) -> Batch | None:
         """The next batch; None at the end, or when it is no longer waited for."""
         while True:
+            Loader.waiting = self
             try:
+                Loader.note_dead_worker()
                 return next(self.iterator, None)
             except RuntimeError as error:
                 self.raise_if_killed(error)
                 if not str(error).startswith("DataLoader timed out"):
                     raise
+            finally:
+                Loader.waiting = None
             if while_waiting():
                 self.kill_workers()
                 return None
+
+    @staticmethod
+    def note_dead_worker(*_: object) -> None:
+        """Raise while a batch is waited for, the rest of which a dead worker will never send."""
+        loader = Loader.waiting
+        if loader is not None and any(worker.exitcode for worker in loader.workers):
+            raise RuntimeError("DataLoader worker died")
 
     def raise_if_killed(self, error: RuntimeError) -> None:
         if str(error).startswith("DataLoader worker"):
