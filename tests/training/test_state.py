@@ -17,7 +17,6 @@ from processes import the_run
 import lib.training.epoch_end
 import lib.training.loop
 from lib.algorithm.training import TRAINING_STEP, Trainer, TrainingSettings
-from lib.data.sampler import DistributedBatchSampler
 from lib.training.checkpointing import Progress, compare_settings, restore_momentum, restore_state
 from lib.training.epoch_end import Validation, keep_best
 from lib.training.setup import make_optimizer
@@ -144,18 +143,6 @@ def test_the_best_is_the_largest_so_far() -> None:
     kept = [keep_best(run, Validation({}, None, score), None) for score in scores]
     assert [BEST in best for best in kept] == [True, False, True, False]
     assert run.progress.best == 60
-
-
-@pytest.mark.parametrize(("total", "world_size"), [(7, 2), (5, 4), (8, 3), (1, 2)])
-def test_weights_of_shares_make_the_mean_over_the_minibatch(total: int, world_size: int) -> None:
-    """The last minibatch is uneven: each process's mean loss is weighed by its images."""
-    losses = torch.rand(total, dtype=torch.float64)
-    terms = []
-    for rank in range(world_size):
-        order = DistributedBatchSampler(total, 8, rank, world_size)
-        (keys,) = order
-        terms.append(order.weight(0) * losses[[key[-1] for key in keys]].mean())
-    assert sum(terms) / world_size == pytest.approx(float(losses.mean()), rel=1e-12)
 
 
 @pytest.mark.slow
