@@ -67,7 +67,6 @@ def test_trees_of_images(spoil: Callable[[Path], object], words: list[str], data
     [
         ([], "no folder data/ImageNet"),
         (["DIR", *settings(DATA__batch_size=21)], "choose another DATA.batch_size"),  # a rest of 1
-        (["DIR", "--device", "cuda:99"], "--device cuda:99: there is none here"),
     ],
 )
 def test_calls(arguments: list[str], words: str, digits: Path) -> None:

@@ -14,7 +14,6 @@ import yaml
 from utils.config.load import DEFAULT_CONFIG, PlainLoader, merge, phases_of, read_yaml
 from utils.config.settings import (
     EVERY,
-    OPTIONS,
     ROBUSTBENCH,
     SETTINGS,
     SWITCH,
@@ -67,7 +66,7 @@ def build_parser(script: str, manual: str) -> OneLineParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("data", metavar="DIR", nargs="?", help=OPTIONS["data"].help)
+    add("data", metavar="DIR", nargs="?", help=EVERY["data"].help)
     add("-c", "--config", metavar="PATH", help="YAML settings (default: configs.yml of the suite)")
     any_setting = "any setting below, repeatable: --set TRAIN.arch=resnet18 --set TRAIN.epochs=30"
     add("--set", metavar="SECTION.key=value", action="append", default=[], help=any_setting)

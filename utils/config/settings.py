@@ -292,24 +292,6 @@ class Options:
         return self.script == "evaluate" or self.evaluate
 
 
-SECTIONS: dict[str, type] = {
-    "TRAIN": Train,
-    "ADV": Adv,
-    "DATA": Data,
-    "HE": Hypersphere,
-    "EVAL": Eval,
-    "RUN": Run,
-}
-# By key: what configs.yml, --set, checkpoints and results hold, as SECTION.key.
-SETTINGS: dict[str, Setting] = {
-    f"{name}.{f.name}": f.metadata["setting"]
-    for name, section in SECTIONS.items()
-    for f in fields(section)
-}
-OPTIONS: dict[str, Setting] = {f.name: f.metadata["setting"] for f in fields(Options) if f.metadata}
-EVERY = SETTINGS | OPTIONS
-
-
 class Source(Enum):
     """Where a value comes from."""
 
@@ -426,6 +408,16 @@ class Config:
             name: {key: plain(value) for key, value in vars(getattr(self, name)).items()}
             for name in SECTIONS
         }
+
+
+SECTIONS = ("TRAIN", "ADV", "DATA", "HE", "EVAL", "RUN")
+# By key: what configs.yml, --set, checkpoints and results hold, as SECTION.key, and the options.
+SETTINGS: dict[str, Setting] = {
+    f"{name}.{f.name}": f.metadata["setting"]
+    for name in SECTIONS
+    for f in fields(getattr(Config(), name))
+}
+EVERY = SETTINGS | {f.name: f.metadata["setting"] for f in fields(Options) if f.metadata}
 
 
 def plain(value: Any) -> Any:
