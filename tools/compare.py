@@ -105,22 +105,20 @@ def row_names(rows: Sequence[Row], given: Sequence[str] | None) -> list[str]:
     Raises:
         UserError: another number of names than of rows, or one twice.
     """
-    checkpoints = [row.checkpoint for row in rows]
     if given is not None:
         if len(given) != len(rows):
-            found = ", ".join(f"{c.folder.name} ({c.file})" for c in checkpoints)
-            raise UserError(f"--names has {len(given)} names for {len(rows)} rows: {found}")
+            described = ", ".join(f"{row.folder.name} ({row.file})" for row in rows)
+            raise UserError(f"--names has {len(given)} names for {len(rows)} rows: {described}")
         if len(set(given)) < len(given):
             raise UserError("--names has one name twice; give each row its own")
         return list(given)
-    folders = list(dict.fromkeys(c.folder for c in checkpoints))
+    folders = list(dict.fromkeys(row.folder for row in rows))
     labels = dict(zip(folders, run_labels(folders), strict=True))
-    names = [labels[c.folder] for c in checkpoints]
+    names = [labels[row.folder] for row in rows]
     # A file's content may have changed between two evaluations of it.
-    for part in (lambda c: f" ({c.file})", lambda c: f" {c.sha256[:8]}"):
-        counts = Counter(names)
-        pairs = zip(names, checkpoints, strict=True)
-        names = [name + part(c) if counts[name] > 1 else name for name, c in pairs]
+    for part in (lambda row: f" ({row.file})", lambda row: f" {row.sha256[:8]}"):
+        counts, pairs = Counter(names), zip(names, rows, strict=True)
+        names = [name + part(row) if counts[name] > 1 else name for name, row in pairs]
     return [
         re.sub(r"(, seed |_seed)\d+", "", name) + f", {row.seeds} seeds" if row.seeds > 1 else name
         for name, row in zip(names, rows, strict=True)

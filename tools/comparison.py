@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,6 @@ IRRELEVANT = {"imagenet", "imagenet_c", "workers", "print_freq", "checkpoint_min
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """The folder of its evaluations, the hash of its file, the file's name."""
-
-    folder: Path
-    sha256: str
-    file: str = field(compare=False)
-
-
-@dataclass(frozen=True)
 class Column:
     """One measure under one set of conditions.
 
@@ -57,9 +47,9 @@ class Column:
         return dict(self.conditions).get(aspect, "")
 
     @property
-    def images(self) -> tuple[str, str]:
-        """What a table holds one of: a kind of evaluation on one list of images."""
-        return self.kind, self.condition("image list")
+    def images(self) -> str:
+        """The list of images, of which a table holds one for a kind of evaluation."""
+        return self.condition("image list")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +76,17 @@ Values = Mapping[Column, Value]
 
 @dataclass
 class Row:
-    """A checkpoint, or the first of several seeds, its values and the warnings they came with."""
+    """A checkpoint, or the first of several seeds, its values and the warnings they came with.
 
-    checkpoint: Checkpoint
+    Attributes:
+        folder: of its evaluations.
+        sha256: of its file.
+        file: its name.
+    """
+
+    folder: Path
+    sha256: str
+    file: str
     values: dict[Column, Value] = field(default_factory=dict)
     warnings: dict[str, None] = field(default_factory=dict)
     seeds: int = 1
@@ -121,17 +119,17 @@ def collect(results: Mapping[Path, Result]) -> list[Row]:
     Raises:
         UserError: a file without a needed entry; two different values of the same thing.
     """
-    rows: dict[Checkpoint, Row] = {}
+    rows: dict[tuple[Path, str], Row] = {}
     for path, result in results.items():
+        folder, sha256 = path.resolve().parent, result.conditions.checkpoint
         try:
-            name = Path(result.provenance["checkpoint"]["path"]).name
-            checkpoint = Checkpoint(path.resolve().parent, result.conditions.checkpoint, name)
+            file = Path(result.provenance["checkpoint"]["path"]).name
             values = list(values_of(path, result))
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"{path} lacks what an evaluation holds ({error}); evaluate again"
             ) from error
-        row = rows.setdefault(checkpoint, Row(checkpoint))
+        row = rows.setdefault((folder, sha256), Row(folder, sha256, file))
         row.warnings |= dict.fromkeys(result.warnings)
         for column, value in values:
             known = row.values.setdefault(column, value)
@@ -152,12 +150,8 @@ def values_of(path: Path, result: Result) -> Iterator[tuple[Column, Value]]:
 
     images, conditions = image_conditions(result), result.conditions
     if isinstance(result, AttackResult):
-        attacked = partial(Column, kind="attack")
         search = search_conditions(conditions)
-        yield (
-            attacked("Clean", conditions=images),
-            value(result.clean.top1, outcomes="clean_correct"),
-        )
+        yield Column("Clean", "attack", images), value(result.clean.top1, outcomes="clean_correct")
         for attack in result.attacks:
             if attack.is_part:
                 continue  # what some of its attacks have left is no attack of its own
@@ -165,21 +159,20 @@ def values_of(path: Path, result: Result) -> Iterator[tuple[Column, Value]]:
             if attack.steps:
                 measure = re.sub(r", step [^)]*", "", measure)
                 texts += (("step", length_text(attack.step_size, conditions.norm)),)
-            column = attacked(measure, conditions=texts + images)
             outcomes = f"{attack.name}_robust"
+            column = Column(measure, "attack", texts + images)
             yield column, value(attack.top1, outcomes=outcomes, scale=attack.scale)
-        column = attacked("Worst case", conditions=(*search, *attacks_behind(conditions), *images))
+        column = Column("Worst case", "attack", search + attacks_behind(conditions) + images)
         yield column, value(result.worst_case.top1, outcomes="worst_case_robust")
     elif isinstance(result, ImageNetCResult):
         texts = (("protocol", conditions.protocol), *images)
         mean, mce = result.summary.mean_accuracy, result.summary.mCE
-        about: dict[str, Any] = {"n": next(iter(result.corruptions.values())).top1[0].n}
-        about["source"] = path
+        n = next(iter(result.corruptions.values())).top1[0].n
         if mean is not None:
             column = Column(MEAN_OF_OTHERS if mce is None else MEAN, "imagenet_c", texts)
-            yield column, Value(**vars(mean_estimate(mean, about["n"])), **about)
+            yield column, Value(**vars(mean_estimate(mean, n)), n=n, source=path)
         if mce is not None:
-            yield Column(MCE, "imagenet_c", texts), Value(percent=mce, **about)
+            yield Column(MCE, "imagenet_c", texts), Value(percent=mce, n=n, source=path)
     elif isinstance(result, ShiftResult):
         for name, test_set in result.sets.items():  # each is a kind of its own
             count = ("images", f"{test_set.top1.n} images")
@@ -225,35 +218,32 @@ def merge_seeds(rows: Sequence[Row]) -> list[Row]:
     """Rows that differ in the training's seed alone become one, in the place of the first."""
     groups: dict[Any, list[tuple[int, Row]]] = {}
     for row in rows:
-        setting, seed = setting_and_seed(row.checkpoint)
+        setting, seed = setting_and_seed(row)
         groups.setdefault(setting, []).append((seed, row))
     merged: list[Row] = []
     for group in groups.values():
         members = [row for _, row in group]
         if len({seed for seed, _ in group}) == len(group) > 1:
-            columns = dict.fromkeys(column for row in members for column in row.values)
-            values = {
-                column: over_seeds([row.values[column] for row in members if column in row.values])
-                for column in columns
-            }
+            values: dict[Column, list[Value]] = {}
+            for column, value in (pair for row in members for pair in row.values.items()):
+                values.setdefault(column, []).append(value)
+            means = {column: over_seeds(seeds) for column, seeds in values.items()}
             warnings = dict.fromkeys(text for row in members for text in row.warnings)
-            members = [Row(members[0].checkpoint, values, warnings, len(members))]
+            members = [replace(members[0], values=means, warnings=warnings, seeds=len(members))]
         merged += members
     return merged
 
 
-def setting_and_seed(checkpoint: Checkpoint) -> tuple[tuple[str, ...], int]:
+def setting_and_seed(row: Row) -> tuple[tuple[str, ...], int]:
     """What the run has in common with its like of other seeds, and its seed."""
-    name, _, seed_in_name = checkpoint.folder.name.partition("_seed")
-    if not seed_in_name.isdecimal():
-        name, seed_in_name = checkpoint.folder.name, "0"
-    config = run_settings(checkpoint.folder)
-    seed = config.get("RUN", {}).get("seed", int(seed_in_name))
+    name, seed_in_name = re.findall(r"^(.*?)(?:_seed(\d+))?$", row.folder.name)[0]
+    config = run_settings(row.folder)
     training = {
         section: {k: v for k, v in config.get(section, {}).items() if k not in IRRELEVANT}
         for section in ("TRAIN", "ADV", "DATA", "HE")
     }
-    return (name, checkpoint.file, json.dumps(training, sort_keys=True)), seed
+    seed = config.get("RUN", {}).get("seed", int(seed_in_name or 0))
+    return (name, row.file, json.dumps(training, sort_keys=True)), seed
 
 
 def over_seeds(values: Sequence[Value]) -> Value:
@@ -277,28 +267,29 @@ def build_tables(
     Raises:
         UserError: without `mixed`, two rows have a measure under no common conditions.
     """
-    sizes = [(value.n, column) for values in rows.values() for column, value in values.items()]
-    columns = dict.fromkeys(column for _, column in sizes)
-    measures = list(dict.fromkeys(c.measure for c in sorted(columns, key=position_of)))
+    sizes: dict[Column, int] = {}
+    for column, value in (pair for values in rows.values() for pair in values.items()):
+        sizes[column] = max(value.n, sizes.get(column, 0))
+    measures = list(dict.fromkeys(c.measure for c in sorted(sizes, key=position_of)))
     if not mixed:
         for measure in measures:
             refuse_mixture(measure, rows)
-    tables: dict[tuple[str, str], list[Column]] = {("", ""): []}
-    titles = {("", ""): ""}
     largest: dict[str, str] = {}  # list of images by kind of evaluation
-    for _, column in sorted(sizes, key=lambda pair: -pair[0]):
-        kind, images = column.images
-        key = ("", "") if largest.setdefault(kind, images) == images else column.images
-        titles.setdefault(key, KINDS.get(kind, f"{kind} ") + column.condition("images"))
-        tables.setdefault(key, []).append(column)
-    made = []
-    for key, inside in tables.items():
-        ordered = [column for column in columns if column in inside]
+    groups: dict[tuple[str, str], list[Column]] = {}
+    for column in sorted(sizes, key=lambda c: -sizes[c]):
+        is_largest = largest.setdefault(column.kind, column.images) == column.images
+        key = ("", "") if is_largest else (column.kind, column.images)
+        groups.setdefault(key, []).append(column)
+    tables = []
+    for (kind, _), columns in groups.items():
+        title = KINDS.get(kind, f"{kind} ") + columns[0].condition("images") if kind else ""
+        ordered = [column for column in sizes if column in columns]
         ordered.sort(key=lambda c: (measures.index(c.measure), radius_of(c)))
-        all_rows = [*rows.items(), *published.items()]
-        with_values = {name: values for name, values in all_rows if values.keys() & set(ordered)}
-        made.append(Table(titles[key], {c: header(c, ordered) for c in ordered}, with_values))
-    return made
+        headers = {column: header(column, ordered) for column in ordered}
+        everything = {**rows, **published}
+        inside = {name: v for name, v in everything.items() if v.keys() & headers.keys()}
+        tables.append(Table(title, headers, inside))
+    return tables
 
 
 def position_of(column: Column) -> int:
