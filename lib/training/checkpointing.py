@@ -1,6 +1,7 @@
 """The state of a training: what lives through it, what a checkpoint keeps, and how it resumes."""
 
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -215,7 +216,7 @@ def find_resumption(config: Config, folder: Path, logger: Logger) -> Checkpoint 
     wanted, phase_before = config.OPTIONS.resume, config.OPTIONS.start_from
     if wanted not in ("", "auto"):
         return without_finished_training(config, read_checkpoint(find_checkpoint(wanted)))
-    present = [path for path in (folder / LATEST, folder / PREVIOUS) if path.exists()]
+    present = [path for path in (folder / LATEST, folder / PREVIOUS) if os.path.exists(path)]
     for path in present if wanted else ():
         with suppress(UnreadableCheckpoint):
             return read_checkpoint(str(path))

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-from conftest import ROOT, environment
+from conftest import environment
 from in_process import call, only_error, user_error
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ from utils.figures.gradients import gradient_ratio, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
 from utils.figures.study import robustness_against_cost
-from utils.figures.style import COLOURS, point_style, run_label, run_labels, save_figure
+from utils.figures.style import COLOURS, point_style, run_labels, save_figure
 from utils.figures.training import read_metrics, training_curves
 from utils.storage.accuracy import over_seeds
 from utils.storage.files import write_csv
@@ -32,6 +32,7 @@ from utils.storage.results import AttackResult
 
 FREE = "resnet18_free_adv_step4_eps4_repeat4_bs256"
 HE = f"{FREE}_FN_WN_s10.0_margin0.2"
+HE_LABEL = "FreeAT + HE (s = 10, m = 0.2)"
 METRICS = "epoch lr train_loss train_top1 val_loss val_top1 val_pgd_top1".split()
 GRADIENTS = "epoch parameter group depth ratio".split()
 LAYERS = [("conv1.weight", "conv", 0), ("bn1.weight", "bn", 1), ("bn1.bias", "bn", 1)]
@@ -42,16 +43,14 @@ LAYERS += [("fc.weight", "fc", 4), ("all", "conv", 3), ("all", "bn", 1), ("all",
 def write_run(folder: Path, epochs: int = 4, robust: bool = False) -> Path:
     """A run folder with both CSV files; the ratio is 10 * epoch + depth, halved for biases."""
     folder.mkdir(exist_ok=True)
-    metrics = [
-        [e, 0.1 if e < 3 else 0.01, 2 / e, 20 * e, 1 / e, 22 * e, 9 * e if robust else ""]
-        for e in range(1, epochs + 1)
-    ]
+    metrics, ratios = [], []
+    for e in range(1, epochs + 1):
+        lr, pgd = 0.1 if e < 3 else 0.01, 9 * e if robust else ""
+        metrics.append([e, lr, 2 / e, 20 * e, 1 / e, 22 * e, pgd])
+        for name, group, depth in LAYERS:
+            halved = 1 + name.endswith("bias")
+            ratios.append([e, name, group, depth, (10 * e + depth) / halved])
     write_csv(folder / "metrics.csv", METRICS, metrics)
-    ratios = [
-        [e, name, group, depth, (10 * e + depth) / (1 + name.endswith("bias"))]
-        for e in range(1, epochs + 1)
-        for name, group, depth in LAYERS
-    ]
     write_csv(folder / "gradient_norms.csv", GRADIENTS, ratios)
     return folder
 
@@ -86,27 +85,18 @@ def test_saved_as_png_and_pdf(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "label"),
+    ("files", "labels"),
     [
-        (FREE, "FreeAT"),
-        (HE, "FreeAT + HE (s = 10, m = 0.2)"),
-        (f"{FREE}_WN_s15.5_margin0.0", "FreeAT + WN (s = 15.5, m = 0)"),
-        (f"{HE}_seed12", "FreeAT + HE (s = 10, m = 0.2), seed 12"),
-        ("my_run", "my_run"),
+        ([FREE, HE], ["FreeAT", HE_LABEL]),
+        ([f"{FREE}_WN_s15.5_margin0.0"], ["FreeAT + WN (s = 15.5, m = 0)"]),
+        ([f"{HE}_seed12", "my_run"], [f"{HE_LABEL}, seed 12", "my_run"]),
+        ([FREE, FREE.replace("18", "50")], [FREE, FREE.replace("18", "50")]),
+        ([FREE, f"{FREE}/../{FREE}"], [f"{FREE}/x0", f"{FREE}/x1"]),
     ],
 )
-def test_short_names(folder: str, label: str) -> None:
-    assert run_label(folder) == label
-
-
-def test_names_are_distinct(tmp_path: Path) -> None:
-    other = FREE.replace("resnet18", "resnet50")
-    for files, names in (
-        ([f"{FREE}/x.json", f"{HE}/x.json"], ["FreeAT", "FreeAT + HE (s = 10, m = 0.2)"]),
-        ([f"{FREE}/x.json", f"{other}/x.json"], [FREE, other]),
-        ([f"{FREE}/x.json", f"{FREE}/y.json"], [f"{FREE}/x", f"{FREE}/y"]),
-    ):
-        assert run_labels([tmp_path / file for file in files]) == names
+def test_names_are_short_and_distinct(files: list[str], labels: list[str], tmp_path: Path) -> None:
+    paths = [tmp_path / folder / f"x{number}.json" for number, folder in enumerate(files)]
+    assert run_labels(paths) == labels
 
 
 def test_colours_stay_apart_for_the_colour_blind() -> None:
@@ -137,7 +127,6 @@ def curve(norm: str = "Linf", **robust: int) -> list[AttackResult]:
 FIGURES: dict[str, Callable[[Path], Figure]] = {
     "training": lambda run: training_curves(run, "T"),
     "one epoch": lambda run: training_curves(write_run(run, 1)),
-    "many epochs": lambda run: training_curves(write_run(run, 41)),
     "gradients": lambda run: gradient_ratio({"A": read_gradient_norms(run)}, "T"),
     "one result": lambda _: imagenet_c({"A": imagenet_c_result(0.8, STANDARD + EXTRA)}, "T"),
     "results": lambda _: imagenet_c({"A": imagenet_c_result(), "B": imagenet_c_result()}, "T"),
@@ -173,20 +162,17 @@ def test_training_curves(runs: list[Path]) -> None:
     assert lines_of(loss)["validation: clean images"] == pytest.approx([1 / e for e in range(1, 5)])
     assert loss.get_ylabel() == "cross-entropy (nats)"
     assert lines_of(accuracy)["training: adversarial images"] == [20, 40, 60, 80]
-    assert len(accuracy.get_lines()) == 2
     assert list(rate.get_lines()[0].get_ydata()) == [0.1, 0.1, 0.01, 0.01]
-    assert [label.get_text() for label in rate.get_yticklabels()] == ["0.01", "0.1"]
     # With a margin the loss is no cross-entropy.
     (runs[1] / "config.yml").write_text("HE: {FN: True, WN: True, angular_margin_HE: 0.2}")
     loss, accuracy, _ = training_curves(runs[1]).axes
-    assert loss.get_ylabel() == "loss (nats)\ntraining: with margin"
+    assert "with margin" in loss.get_ylabel()
     assert lines_of(accuracy)["validation: PGD-10"] == [9, 18]
 
 
 def test_training_curves_join_the_epochs_that_were_validated(runs: list[Path]) -> None:
     """With `TRAIN.val_every: 2`, an average of the weights, and clean images trained on."""
-    rows = read_metrics(runs[0])
-    rows = [row | {"val_ema_top1": row["val_top1"]} for row in rows]
+    rows = [row | {"val_ema_top1": row["val_top1"]} for row in read_metrics(runs[0])]
     for row in rows[::2]:
         row["val_top1"] = row["val_ema_top1"] = ""
     (runs[0] / "config.yml").write_text("TRAIN: {method: natural}")
@@ -211,10 +197,7 @@ def test_gradient_ratio(runs: list[Path]) -> None:
         assert points in drawn
     biases = [list(line.get_ydata()) for line in bn.get_lines() if line.get_linestyle() == ":"]
     assert [20.5] in biases
-    assert [text.get_text() for text in conv.get_legend().get_texts()] == ["43.00", "23.00"]
     assert [text.get_text() for text in fc.get_legend().get_texts()] == ["44.00", "24.00"]
-    names = [text.get_text() for text in fig.legends[0].get_texts()]
-    assert names == ["A", "B", "weight", "bias", "shortcut (downsample)", "equal norms"]
     assert {row["epoch"] for row in read_gradient_norms(runs[0], 2)} == {"2"}
     rows["A"][0]["ratio"], rows["A"][1]["ratio"] = "inf", ""  # break no axis
     axes = gradient_ratio({"A": rows["A"]}).axes[0]
@@ -228,8 +211,7 @@ def test_imagenet_c_of_one_result() -> None:
     assert set(lines_of(noise)) == {"gaussian noise", "shot noise", "impulse noise"}
     assert lines_of(noise)["shot noise"] == pytest.approx([80, 64, 48, 32, 16])
     assert [bar.get_height() for bar in bars.patches] == pytest.approx([48] * 20)
-    labels = [label.get_text() for label in bars.get_xticklabels()]
-    assert (labels[0], labels[-1]) == ("gaussian noise", "mean of the 15")
+    assert bars.get_xticklabels()[-1].get_text() == "mean of the 15"
     for _ in range(2):  # without room for all names, panels shrink at each drawing
         fig.draw_without_rendering()
     assert noise.get_position().width > 0.13
@@ -240,17 +222,14 @@ def test_imagenet_c_of_several_results() -> None:
     results = {label: imagenet_c_result(*of) for label, of in levels.items()}
     fig = imagenet_c(results)
     above, below = fig.subfigs
-    assert [axes.get_title() for axes in above.axes] == [
-        f"{group} (mean)" for group in ("noise", "blur", "weather", "digital", "extra")
-    ]
     noise, _, weather, _, extra = above.axes
+    assert noise.get_title() == "noise (mean)"
+    assert set(lines_of(noise)) == {"A", "B"}
     assert set(lines_of(weather)) == {"A", "B"}  # C's snow alone is no mean of the weather
     assert lines_of(weather)["B"] == pytest.approx([60, 48, 36, 24, 12])
-    assert set(lines_of(noise)) == {"A", "B"}
     assert set(lines_of(extra)) == {"B"}
     assert extra.get_lines()[1].get_color() == COLOURS[1]  # B keeps its colour
     assert len(below.axes[0].patches) == 16 + 20 + 1
-    assert [text.get_text() for text in above.legends[0].get_texts()] == ["A", "B", "C"]
 
 
 def test_robustness_curve() -> None:
@@ -316,10 +295,10 @@ def test_commands_without_a_display(runs: list[Path], here: Path) -> None:
         write(run / "imagenet_c_standard.json", imagenet_c_result(level))
     for number, result in enumerate(curve(_1=30, _4=40)):
         write(runs[0] / f"attack_{number}.json", result)
-    free, both = str(runs[0]), [str(run) for run in runs]
+    free, he = map(str, runs)
     commands = [
         ["imagenet_c", *(f"{run}/imagenet_c_standard.json" for run in runs), "-o", "c"],
-        ["gradient_ratio", *both, "-o", "g", "--epoch", "2", "--labels", "A", "B"],
+        ["gradient_ratio", free, he, "-o", "g", "--epoch", "2", "--labels", "A", "B"],
         ["training", free, "-o", "t"],
         ["robustness", free, "-o", "r"],
     ]
@@ -329,9 +308,7 @@ from tools import plot
 assert [plot.main(command) for command in {commands!r}] == [0] * 4
 assert not {{"matplotlib.pyplot", "torch"}} & sys.modules.keys()
 """
-    variables = {k: v for k, v in environment().items() if k != "DISPLAY"} | {
-        "PYTHONPATH": str(ROOT)
-    }
+    variables = {**environment(), "DISPLAY": ""}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -344,7 +321,6 @@ assert not {{"matplotlib.pyplot", "torch"}} & sys.modules.keys()
     ("command", "says"),
     [
         ("", "FIGURE"),
-        ("training RUN/nowhere -o x", "No such file"),
         ("training RUN/empty -o x", "no rows yet"),
         ("training RUN/other -o x", "has no column lr, train_loss"),
         ("training RUN/words -o x", "column train_loss"),
@@ -357,14 +333,14 @@ assert not {{"matplotlib.pyplot", "torch"}} & sys.modules.keys()
 )
 def test_errors_are_one_line(runs: list[Path], here: Path, command: str, says: str) -> None:
     run = runs[0]
-    header = ",".join(METRICS)
-    for name, text in (
-        ("empty", header),
-        ("other", "epoch,loss\n1,2"),
-        ("words", f"{header}\n1,0.1,x,1,1,1,1"),
+    words = [1, 0.1, "x", 1, 1, 1, 1]
+    for name, columns, rows in (
+        ("empty", METRICS, []),
+        ("other", ["epoch", "loss"], [[1, 2]]),
+        ("words", METRICS, [words]),
     ):
         (run / name).mkdir()
-        (run / name / "metrics.csv").write_text(text)
+        write_csv(run / name / "metrics.csv", columns, rows)
     write(run / "attack.json", attack_result())
     done = call("tools.plot", *command.replace("RUN", str(run)).split())
     assert says in only_error(done)

@@ -21,7 +21,6 @@ from lib.evaluation.model_settings import model_of, new_model, settings_from, se
 from models.resnet import ResNet
 from utils.config.command_line import parse_command_line
 from utils.config.settings import Config
-from utils.errors import UserError
 from utils.storage.checkpoint import (
     BEST,
     LATEST,
@@ -69,10 +68,19 @@ def load(path: str, *arguments: str) -> ResNet:
     return model_of(checkpoint, settings_of(flags(*arguments), checkpoint)).eval()
 
 
+def logits(model: torch.nn.Module, images: torch.Tensor = IMAGES) -> torch.Tensor:
+    with torch.no_grad():
+        return model(images)
+
+
 def saved(content: Any, **options: Any) -> str:
     """A file of torch's; its path."""
     torch.save(content, "some.pth.tar", **options)
     return "some.pth.tar"
+
+
+def prefixed(model: ResNet, prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + key: value for key, value in model.state_dict().items()}
 
 
 def published(model: ResNet, epoch: int = 23) -> dict[str, Any]:
@@ -87,8 +95,12 @@ def published(model: ResNet, epoch: int = 23) -> dict[str, Any]:
     }
 
 
-def prefixed(model: ResNet, prefix: str) -> dict[str, torch.Tensor]:
-    return {prefix + key: value for key, value in model.state_dict().items()}
+def own(model: ResNet, **settings: Any) -> str:
+    """A checkpoint of this suite; its path."""
+    config = flags("--set", "TRAIN.arch=resnet18")
+    model_settings = vars(settings_from(config, [f"class{i}" for i in range(4)])) | settings
+    save_best(Path(), {"model": model_settings, "state_dict": model.state_dict()})
+    return BEST
 
 
 COLOURS = {"mean": (0.5, 0.25, 0.125), "std": (0.2, 0.4, 0.8)}
@@ -108,35 +120,17 @@ def madry(model: ResNet) -> dict[str, Any]:
     return {"model": state, "epoch": 90, "optimizer": {}, "schedule": None}
 
 
-def same(one: ResNet, other: ResNet) -> bool:
-    """Whether two networks give the same logits, bit by bit."""
-    with torch.no_grad():
-        return torch.equal(one(IMAGES), other(IMAGES))
-
-
 # Other people's
 
 
-def test_published_release_in_torchs_old_format(plain: ResNet) -> None:
-    content = published(plain)
-    del content["state_dict"]["module.bn1.num_batches_tracked"]  # older still
-    assert same(load(saved(content, _use_new_zipfile_serialization=False)), plain)
-
-
 def test_published_release_with_he_needs_flags(hypersphere: ResNet, plain: ResNet) -> None:
-    path = saved(published(hypersphere))
-    message = user_error(load, path)
-    for words in ("hypersphere head (no fc.bias)", "FN False, WN False", "--FN True --WN True"):
-        assert words in message
-    assert same(load(path, *HE), hypersphere)
-    with torch.no_grad():
-        tripled = load(path, *HE, "--s_HE", "30")(IMAGES)
-        assert torch.allclose(tripled, 3 * hypersphere(IMAGES))
-        content = published(hypersphere)  # saved unprojected, they are cosines all the same
-        content["state_dict"]["module.fc.weight"] = 7 * hypersphere.fc.weight
-        model = load(saved(content), *HE)
-        assert torch.allclose(model(IMAGES), hypersphere(IMAGES), atol=1e-5)
-        assert model.outputs(IMAGES).abs().max() <= 1 + 1e-6
+    content = published(hypersphere)
+    del content["state_dict"]["module.bn1.num_batches_tracked"]  # of an older torch
+    path = saved(content)
+    assert "no fc.bias), and the command says FN False, WN False" in user_error(load, path)
+    assert torch.equal(logits(load(path, *HE)), logits(hypersphere))
+    tripled = logits(load(path, *HE, "--s_HE", "30"))
+    assert torch.allclose(tripled, 3 * logits(hypersphere))
     message = user_error(load, saved(published(plain)), "--FN", "True")
     assert "(with fc.bias: FN False, WN False), and the command says FN True" in message
 
@@ -147,27 +141,23 @@ def test_training_goes_on_from_a_published_release(digits: Path, plain: ResNet) 
     arguments = ("main_free.py", digits, "--resume", "some.pth.tar")
     done = call(*arguments, *settings(TRAIN__epochs=4), "--attack", "pgd1")
     assert done.status == 0, done.err
-    assert "epoch 2 begins" in done.out
     (folder,) = Path("trained_models").iterdir()
     _, *rows = (folder / "metrics.csv").read_text().splitlines()
     assert [row.partition(",")[0] for row in rows] == ["2"]
     message = only_error(call(*arguments, *settings(TRAIN__epochs=2), "--output_prefix", "other"))
     assert "some.pth.tar has 1 passes behind it" in message
-    assert "TRAIN.epochs 2 in ADV.n_repeats 2 are 1" in message
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet34"])
-def test_plain_torchvision_state_dict(arch: str) -> None:
+def test_plain_torchvision_state_dict() -> None:
     torch.manual_seed(0)
-    theirs = torchvision.models.get_model(arch, num_classes=7).eval()
+    theirs = torchvision.models.resnet34(num_classes=7).eval()
     path = saved(theirs.state_dict())
-    model = load(path)  # the architecture is told by the shapes
-    assert model.arch == arch
+    model = load(path)
+    assert model.arch == "resnet34"  # as the shapes say
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in model.normalisation.values())
-    with torch.no_grad():
-        assert torch.allclose(model(IMAGES), theirs((IMAGES - mean) / std), atol=1e-4)
-    with pytest.raises(UserError, match=f"arch {arch}, and the command says resnet101"):
-        load(path, "--set", "TRAIN.arch=resnet101")
+    assert torch.allclose(logits(model), logits(theirs, (IMAGES - mean) / std), atol=1e-4)
+    message = user_error(load, path, "--set", "TRAIN.arch=resnet101")
+    assert "arch resnet34, and the command says resnet101" in message
 
 
 @pytest.mark.parametrize(
@@ -188,7 +178,7 @@ def test_plain_torchvision_state_dict(arch: str) -> None:
     ],
 )
 def test_forms_of_other_libraries(form: Any, epoch: int, own_colours: bool, plain: ResNet) -> None:
-    path = saved(form(plain))
+    path = saved(form(plain), _use_new_zipfile_serialization=form is not published)
     checkpoint, model = read_checkpoint(path), load(path)
     assert (checkpoint.is_ours, checkpoint.training, checkpoint.epoch) == (False, None, epoch)
     assert checkpoint.state_dict.keys() == plain.state_dict().keys()
@@ -207,25 +197,19 @@ def without(model: ResNet, key: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (lambda m: prefixed(m, "net.") | {"ema.conv1.weight": torch.zeros(9)},
-         "several networks (ema. and net.)"),
-        (lambda m: prefixed(m, "net.") | {"loss.centres": torch.zeros(4, 512)},
-         "holds loss.centres beside a network (net.*)"),
+        (lambda m: prefixed(m, "net.") | {"ema.conv1.weight": torch.zeros(9)}, "(ema. and net.)"),
+        (lambda m: prefixed(m, "net.") | {"loss.centres": torch.zeros(4, 512)}, "loss.centres"),
         (lambda m: {"features.0.weight": torch.zeros(9, 3, 3, 3), "fc.weight": torch.zeros(4, 512)},
          "no network of torchvision's ResNet family"),
         (lambda m: without(m, "layer1.0.conv1.weight"), "lacks layer1.0.conv1.weight"),
         (lambda m: without(m, "fc.weight"), "no last layer (fc.weight)"),
         (lambda m: [1, 2], "holds a list, not a state_dict"),
-        (lambda m: torch.zeros(3), "holds a Tensor, not a state_dict"),
         (lambda m: {}, "no weights of a network"),
         (lambda m: {"state_dict": {"epoch": 3}}, "no weights of a network"),
         (lambda m: {"format": "freeat-he 99", "state_dict": {}}, "has format 'freeat-he 99'"),
-        (lambda m: {"format": "freeat-he 1", "state_dict": {}},
-         "lacks the settings of its network"),
-        (lambda m: {"state_dict": {}, "args": argparse.Namespace(lr=1)},
-         "holds a Python object (argparse.Namespace"),
+        (lambda m: {"format": "freeat-he 1", "state_dict": {}}, "settings of its network"),
+        (lambda m: {"state_dict": {}, "args": argparse.Namespace(lr=1)}, "(argparse.Namespace"),
         (lambda m: {"state_dict": {}, "best": np.float64(3)}, "holds a Python object (numpy"),
-        (lambda m: torch.nn.Linear(2, 2), "holds a Python object (torch.nn.modules.linear.Linear"),
     ],
 )  # fmt: skip
 def test_what_is_no_checkpoint_of_a_network_is_named(content: Any, words: str, plain: Any) -> None:
@@ -236,64 +220,40 @@ def test_safetensors(plain: ResNet, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for the package, which is no requirement; with it the tensors are a network's."""
     Path("some.safetensors").write_bytes(b"x" * 64)
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(UserError, match="needs the package safetensors; pip install"):
-        read_checkpoint("some.safetensors")
+    assert "pip install safetensors" in user_error(read_checkpoint, "some.safetensors")
     package, module = ModuleType("safetensors"), ModuleType("safetensors.torch")
     package.SafetensorError = KeyError
     module.load_file = lambda path: {k: v.clone() for k, v in plain.state_dict().items()}
     monkeypatch.setitem(sys.modules, "safetensors", package)
     monkeypatch.setitem(sys.modules, "safetensors.torch", module)
-    assert same(load("some.safetensors"), plain)
+    assert torch.equal(logits(load("some.safetensors")), logits(plain))
 
 
 # Our own
 
 
-def own(model: ResNet, **settings: Any) -> str:
-    """A checkpoint of this suite; its path."""
-    config = flags("--set", "TRAIN.arch=resnet18")
-    names = settings_from(config, [f"class{i}" for i in range(model.num_classes)])
-    save_best(Path(), {"model": {**vars(names), **settings}, "state_dict": model.state_dict()})
-    return BEST
-
-
-def test_own_checkpoints_need_no_flags(hypersphere: ResNet) -> None:
-    checkpoint = read_checkpoint(own(hypersphere, FN=True, WN=True, mean=[0.1, 0.2, 0.3]))
-    settings = settings_of(flags(), checkpoint)
+def test_own_checkpoints_need_no_flags_and_contradict_others(hypersphere: ResNet) -> None:
+    path = own(hypersphere, FN=True, WN=True, mean=[0.1, 0.2, 0.3])
+    checkpoint = read_checkpoint(path)
+    settings = settings_of(flags(*HE, "--s_HE", "10"), checkpoint)  # those that agree are fine
+    assert settings == settings_of(flags(), checkpoint)
     assert (settings.arch, settings.FN, settings.WN) == ("resnet18", True, True)
     assert settings.classes == ["class0", "class1", "class2", "class3"]
     model = model_of(checkpoint, settings)
-    assert model.normalisation["mean"] == (0.1, 0.2, 0.3)
-    assert model.scale == 10.0
-    path = own(hypersphere, FN=True, WN=True)  # and flags that agree are fine
-    assert same(load(path, *HE, "--s_HE", "10"), hypersphere)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
+    assert (model.normalisation["mean"], model.scale) == ((0.1, 0.2, 0.3), 10.0)
+    for words, text in (
         (("--FN", "False"), "FN True, and the command says False"),
-        (("--WN", "no"), "WN True, and the command says False"),
         (("--s_HE", "15"), "s_HE 10.0, and the command says 15.0"),
-        (("--angular_margin_HE", "0.1"), "angular_margin_HE 0.2, and the command says 0.1"),
         (("--set", "TRAIN.arch=resnet34"), "arch resnet18, and the command says resnet34"),
-        (("--set", "TRAIN.std=[1, 1, 1]"), "[0.229, 0.224, 0.225], and the command says [1.0, 1.0"),
-    ],
-)
-def test_contradicting_flags_name_both_values(
-    hypersphere: ResNet, arguments: tuple[str, ...], words: str
-) -> None:
-    checkpoint = read_checkpoint(own(hypersphere, FN=True, WN=True))
-    assert words in user_error(settings_of, flags(*arguments), checkpoint)
+        (("--set", "TRAIN.mean=[1, 1, 1]"), "[0.1, 0.2, 0.3], and the command says [1.0, 1.0, 1."),
+    ):
+        assert text in user_error(settings_of, flags(*words), checkpoint)
 
 
 def test_what_a_training_saves(trained: Path) -> None:
     best, latest = (read_checkpoint(str(trained / name)) for name in (BEST, LATEST))
-    assert best.training is None
-    assert latest.training is not None
-    assert latest.training["noise"].shape == (16, 3, 32, 32)
+    assert (best.training is None, latest.training is None) == (True, False)
     assert set(latest.content["versions"]) >= {"python", "torch", "torchvision"}
-    assert latest.content["config"]["HE"]["FN"] is True
 
 
 # Not to be loaded
@@ -315,7 +275,7 @@ COMMAND, BUILTIN = Evil(os.system, "touch pwned"), Evil(eval, "open('pwned', 'w'
 @pytest.mark.parametrize("evil", [COMMAND, BUILTIN], ids=["command", "builtin"])
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle"])
 def test_malicious_pickles_are_refused_and_do_not_run(
-    evil: Evil, form: str, here: Path, plain: ResNet, monkeypatch: pytest.MonkeyPatch
+    evil: Evil, form: str, plain: ResNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls, load_file = [], torch.load
 
@@ -327,19 +287,19 @@ def test_malicious_pickles_are_refused_and_do_not_run(
     if form == "bare pickle":
         Path("some.pth.tar").write_bytes(pickle.dumps(evil))
         pickle.loads(Path("some.pth.tar").read_bytes())  # it does run where it is let
-        (here / "pwned").unlink()
+        Path("pwned").unlink()
     else:
         content = {"state_dict": plain.state_dict(), "extra": evil}
         saved(content, _use_new_zipfile_serialization=form == "zip")
     message = user_error(read_checkpoint, "some.pth.tar")
-    assert not (here / "pwned").exists()
+    assert not Path("pwned").exists()
     assert calls == [True]  # and there is no second try
     if form != "bare pickle":
         assert f"holds a Python object ({'eval' if evil is BUILTIN else ''}" in message
 
 
-def flip(content: bytes, place: int, bits: int) -> bytes:
-    return content[:place] + bytes([content[place] ^ bits]) + content[place + 1 :]
+def flip(whole: bytes, place: int, bits: int) -> bytes:
+    return whole[:place] + bytes([whole[place] ^ bits]) + whole[place + 1 :]
 
 
 @pytest.mark.parametrize(
@@ -347,30 +307,20 @@ def flip(content: bytes, place: int, bits: int) -> bytes:
     [
         (lambda whole: whole[: len(whole) // 2], "is damaged"),
         (lambda whole: whole[:-1], "is damaged"),
-        (lambda whole: whole[:20], "is damaged"),
         (lambda whole: flip(whole, len(whole) // 2, 64), "is damaged"),
         (lambda whole: flip(whole, 100, 1), "is damaged"),
         (lambda whole: flip(whole, whole.rfind(b"PK\1\2") + 8, 1), "is damaged"),  # encrypted
         (lambda _: b"", "is not a checkpoint"),
         (lambda _: b"<!DOCTYPE html><html>404</html>", "is not a checkpoint"),
-        (lambda _: bytes(range(256)) * 40, "is not a checkpoint"),
     ],
 )
-@pytest.mark.parametrize("ours", [True, False])
-def test_damaged_and_other_files(damage: Any, words: str, ours: bool) -> None:
-    weights = {"fc.weight": torch.ones(99, 99)}
-    mark = {"format": "freeat-he 1", "model": {}}
-    path = Path(saved({**mark, "state_dict": weights} if ours else weights))
+def test_damaged_and_other_files(damage: Any, words: str) -> None:
+    path = Path(saved({"fc.weight": torch.ones(99, 99)}))
     assert is_whole(path)
     path.write_bytes(damage(path.read_bytes()))
     assert user_error(read_checkpoint, str(path)).startswith(f"some.pth.tar {words}")
     assert not is_whole(path)
-
-
-def test_missing_and_unreadable_files(here: Path) -> None:
     assert "cannot read none.pth: No such file" in user_error(read_checkpoint, "none.pth")
-    assert "Is a directory" in user_error(read_checkpoint, str(here))
-    assert not is_whole(here / "none.pth")
 
 
 # Through the command: one line, status 2
@@ -388,7 +338,6 @@ def test_commands_refuse_in_one_line(digits: Path, plain: ResNet, here: Path) ->
         ((*evaluation, "some.pth.tar"), "has 4 classes and the network 7"),
         ((*training, "some.pth.tar"), "7 outputs and this data set 4 classes"),
         ((*evaluation, BEST), "class digit_0 is none of the network's 4 classes (class0, class1"),
-        ((*evaluation, BEST, "--set", "TRAIN.arch=resnet50"), "the command says resnet50"),
         (("evaluate.py", digits, "-e", "--pretrained", "--FN"), "has no hypersphere head"),
     ):
         assert text in only_error(call(*words))
@@ -417,28 +366,25 @@ def test_pretrained_offline_says_what_to_do(
     command: tuple[str, ...], digits: Path, offline: Path
 ) -> None:
     message = only_error(call(*command, digits, "--pretrained", "--set", "TRAIN.arch=resnet18"))
-    assert "cannot get torchvision's weights for resnet18" in message
     assert "Temporary failure in name resolution" in message
     assert f"put resnet18-f37072fd.pth into {offline}" in message
     assert not Path("trained_models").exists()
 
 
-def test_pretrained_takes_torchvisions_weights(offline: Path) -> None:
-    torch.manual_seed(5)
+@pytest.mark.parametrize("he", [(), HE])
+def test_pretrained_takes_torchvisions_weights(he: tuple[str, ...], offline: Path) -> None:
     theirs = torchvision.models.resnet18()
     torch.save(theirs.state_dict(), offline / "resnet18-f37072fd.pth")
-    for he in ((), HE):
-        config = flags("--set", "TRAIN.arch=resnet18", *he)
-        four = new_model(settings_from(config, list("abcd")), seed=0, pretrained=True)
-        assert torch.equal(four.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
-        assert four.fc.weight.shape == (4, 512)
-        classes = [str(i) for i in range(1000)]
-        all_classes = new_model(settings_from(config, classes), seed=0, pretrained=True)
-        weight = theirs.fc.weight.detach()
-        if he:  # its rows at length 1, as the head keeps them
-            weight = torch.nn.functional.normalize(weight, dim=1)
-        assert torch.allclose(all_classes.fc.weight, weight)
-        assert (all_classes.fc.bias is None) == bool(he)
+    config = flags("--set", "TRAIN.arch=resnet18", *he)
+    four = new_model(settings_from(config, list("abcd")), seed=0, pretrained=True)
+    assert torch.equal(four.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
+    assert four.fc.weight.shape == (4, 512)
+    classes = [str(i) for i in range(1000)]
+    fc = new_model(settings_from(config, classes), seed=0, pretrained=True).fc
+    weight = theirs.fc.weight.detach()
+    # With HE its rows are of length 1, as the head keeps them.
+    assert torch.allclose(fc.weight, torch.nn.functional.normalize(weight) if he else weight)
+    assert (fc.bias is None) == bool(he)
 
 
 # Saving
@@ -449,9 +395,11 @@ def content_of(value: float) -> dict[str, Any]:
     return {"state_dict": {"fc.weight": torch.full((100, 1300), value)}, "model": {"arch": "a"}}
 
 
-def value_in(path: Path) -> float:
-    """Which of them a file holds."""
-    return read_checkpoint(str(path)).state_dict["fc.weight"].mean().item()
+def values_in(folder: Path) -> list[float]:
+    """Which of them the previous and the latest file hold; there are no others."""
+    assert sorted(os.listdir(folder)) == [PREVIOUS, LATEST]
+    files = [read_checkpoint(str(folder / name)) for name in (PREVIOUS, LATEST)]
+    return [file.state_dict["fc.weight"].mean().item() for file in files]
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -465,9 +413,7 @@ def test_the_checkpoint_before_stays(
         monkeypatch.setattr(os, "link", refuse)
     for value in (1.0, 2.0, 3.0):
         save_checkpoint(here, content_of(value))
-        assert value_in(here / LATEST) == value
-    assert value_in(here / PREVIOUS) == 2.0
-    assert sorted(os.listdir(here)) == [PREVIOUS, LATEST]
+    assert values_in(here) == [2.0, 3.0]
 
 
 @pytest.mark.parametrize("room", [1, 1_000, 300_000])
@@ -478,5 +424,4 @@ def test_full_disk_keeps_both_checkpoints(room: int, here: Path) -> None:
         for save, name in ((save_checkpoint, LATEST), (save_best, BEST)):
             message = user_error(save, here, content_of(3.0))
             assert message.startswith(f"cannot write {here / name}: File too large; free")
-    assert sorted(os.listdir(here)) == [PREVIOUS, LATEST]
-    assert (value_in(here / PREVIOUS), value_in(here / LATEST)) == (1.0, 2.0)
+    assert values_in(here) == [1.0, 2.0]

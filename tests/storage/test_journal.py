@@ -32,58 +32,45 @@ def kept(folder: Path, digest: str = "1a2b3c4d") -> dict:
         return rows.found
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with a journal of two phases, whose last line was cut short."""
-    with opened(tmp_path / "new") as rows:
+def test_rows_come_back(tmp_path: Path) -> None:
+    clean, folder = {0: Pair(3, True), 7: Pair(1, False)}, tmp_path / "new"
+    with opened(folder) as rows:
         assert rows.found == {}
-        rows.add("clean", {0: Pair(3, True), 7: Pair(1, False)})
+        rows.add("clean", clean)
         rows.add("pgd1", {0: Pair(2, False)})
         rows.flush()
-        assert rows.path.name == "unfinished_1a2b3c4d.rank0.jsonl"
     rows.path.write_bytes(rows.path.read_bytes() + b'\n{"phase": "pgd1", "rows": {"7')
-    return tmp_path / "new"
-
-
-def test_rows_come_back(folder: Path) -> None:
-    expected = {"clean": {0: Pair(3, True), 7: Pair(1, False)}, "pgd1": {0: Pair(2, False)}}
-    assert kept(folder) == expected
     with opened(folder) as rows:  # behind the line that was cut short
         rows.add("pgd1", {7: Pair(4, True)})
         rows.flush()
-    assert kept(folder)["pgd1"] == {0: Pair(2, False), 7: Pair(4, True)}
-    assert type(kept(folder)["clean"][0].right) is bool
+    (folder / "unfinished_1a2b3c4d.rank2.jsonl").write_bytes(LINE)  # three processes, now it is one
+    pgd = {0: Pair(2, False), 5: Pair(5, False), 7: Pair(4, True)}
+    assert kept(folder) == {"clean": clean, "pgd1": pgd}
     # Those of other conditions are neither read nor removed.
     assert kept(folder, "ffffffff") == {}
     remove_journals(folder, "1a2b3c4d")
     assert [path.name for path in folder.iterdir()] == ["unfinished_ffffffff.rank0.jsonl"]
 
 
-def test_rows_of_other_processes_come_back(folder: Path) -> None:
-    """Three processes have been at work; now it is one."""
-    (folder / "unfinished_1a2b3c4d.rank2.jsonl").write_bytes(LINE)
-    assert kept(folder)["pgd1"] == {0: Pair(2, False), 5: Pair(5, False)}
-
-
-def test_what_is_added_is_soon_on_the_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with opened(folder) as rows:
+def test_what_is_added_is_soon_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tmp_path) as rows:
         rows.add("pgd1", {8: Pair(1, True)})
-        assert 8 not in kept(folder)["pgd1"]
+        assert kept(tmp_path) == {}
         monkeypatch.setattr(journal, "SECONDS_BETWEEN_WRITES", -1.0)
         rows.add("pgd1", {9: Pair(1, True)})
-        assert {8, 9} <= kept(folder)["pgd1"].keys()
+        assert kept(tmp_path)["pgd1"].keys() == {8, 9}
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        *(b"what", b"[]", b"7", b"[" * 100_000, b"\xff", b"{}", b'{"a":' * 100_000),
+        *(b"what", b"[]", b"7", b"\xff", b"{}", b'{"a":' * 100_000),
         b'{"phase": "clean", "rows": []}',
         b'{"phase": "clean", "rows": {"a": [1, true]}}',
         b'{"phase": "clean", "rows": {"1": [1]}}',
         b'{"phase": "clean", "rows": {"1": 1}}',
     ],
-    ids=range(11),
+    ids=range(10),
 )
 def test_what_is_damaged_is_done_again(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "unfinished_1a2b3c4d.rank0.jsonl").write_bytes(b"\n" + line + LINE)

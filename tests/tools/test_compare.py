@@ -39,16 +39,10 @@ ALEXNET = (
 
 
 @pytest.fixture
-def drawn() -> None:
-    """For a test that wants the figure drawn."""
-
-
-@pytest.fixture
-def compare(request: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> Compare:
-    """The command within this process; its figure, which takes the longest, where it is asked."""
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("tools.compare.comparison", lambda *_: None)
-        monkeypatch.setattr("tools.compare.save_figure", lambda *_: [])
+def compare(here: Path, monkeypatch: pytest.MonkeyPatch) -> Compare:
+    """The command within this process; without its figure, which takes the longest."""
+    monkeypatch.setattr("tools.compare.comparison", lambda *_: None)
+    monkeypatch.setattr("tools.compare.save_figure", lambda *_: [])
     return partial(call, "tools.compare")
 
 
@@ -117,8 +111,6 @@ def test_one_table_in_three_formats_and_a_figure(here: Path) -> None:
     for note in (
         "Clean: all 100 images; resize 256, crop 224.",
         "PGD-10 (ce): protocol standard; eps 4/255; search in fp32; seed 0; step 1/255;",
-        "over pgd10;",
-        "ImageNet-C mean, mCE: protocol standard; all 100 images; crop 224.",
         f"FreeAT 1; {HE_NAME} 10",
         "Warning, FreeAT: gradients are zero on 30 images",
         f"Warning, FreeAT, {HE_NAME}: few steps",
@@ -130,9 +122,8 @@ def test_one_table_in_three_formats_and_a_figure(here: Path) -> None:
         lines = {(row["run"], row["measure"]): row for row in csv.DictReader(file)}
     assert len(lines) == 10
     line = lines[HE_NAME, "PGD-10 (ce)"]
-    assert float(line["percent"]) == pytest.approx(90)
     assert float(line["low95"]) == pytest.approx(82.56, abs=0.01)
-    assert (line["eps"], line["step"], line["protocol"]) == ("4/255", "1/255", "standard")
+    assert (line["percent"], line["eps"], line["step"]) == ("90.0", "4/255", "1/255")
     assert line["file"] == f"{HE}/attack_standard.json"
     latex = stem.with_suffix(".tex").read_text().splitlines()
     body = [line for line in latex if line.endswith(r"\\")]
@@ -140,9 +131,7 @@ def test_one_table_in_three_formats_and_a_figure(here: Path) -> None:
     assert "50.0 [40.4, 59.6]" in body[1]
     assert "eps 4/255" in next(line for line in latex if line.startswith(r"\caption"))
     with Image.open(stem.with_suffix(".png")) as image:
-        assert image.width > 600
         assert len(image.convert("RGB").getcolors(1 << 24) or []) > 20
-    assert stem.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +140,6 @@ def test_one_table_in_three_formats_and_a_figure(here: Path) -> None:
         ({"protocol": "paper"}, ("protocol standard", "protocol paper")),
         ({"eps": 8 / 255}, ("eps 4/255", "eps 8/255")),
         ({"eps": 0.5, "norm": "L2"}, ("eps 4/255", "eps 0.5 (L2)")),
-        ({"precision": "bf16"}, ("search in fp32", "search in bf16")),
         ({"seed": 1}, ("seed 0", "seed 1")),
         ({"attacks": [attack("pgd10", "PGD-10 (ce)", 50, step=2 / 255)]}, ("step 1/255", "step 2")),
         ({"crop": 160}, ("crop 224", "crop 160")),
@@ -181,13 +169,6 @@ def test_what_does_not_compare_is_refused_or_told(
             assert (rows[row][column] != "-", rows[other][column]) == (True, "-")
 
 
-def test_protocol_and_images_of_imagenet_c_matter(compare: Compare) -> None:
-    write_all({"one/c": imagenet_c_result(), "two/c": imagenet_c_result(protocol="freeat")})
-    assert "protocol freeat" in refused(compare("one", "two"))
-    write_all({"two/c": imagenet_c_result(images="other images")})
-    assert "other images" in refused(compare("one", "two"))
-
-
 def test_columns_carry_what_distinguishes_them_in_order(compare: Compare) -> None:
     """One variant of each measure, and yet not under the same conditions; radii in their norm."""
     other = attack_result(attacks=[PGD50], eps=24 / 255, clean=90, worst=40)
@@ -199,11 +180,11 @@ def test_columns_carry_what_distinguishes_them_in_order(compare: Compare) -> Non
     for eps, step in ((10.0, 2.5), (0.5, 0.125)):
         one = attack(f"pgd10@{step}", f"PGD-10 (ce, step {step})", 50, step=step)
         write_all({f"b/{eps}": attack_result(attacks=[one], eps=eps, norm="L2")})
-    assert list(table(compare("b"))["b"]) == [
-        "Clean",
-        *(f"PGD-10 (ce), eps {e} (L2), step {s} (L2)" for e, s in (("0.5", "0.125"), (10, 2.5))),
-        *(f"Worst case, eps {e} (L2), step {s} (L2)" for e, s in (("0.5", "0.125"), (10, 2.5))),
-    ]
+    conditions = ("eps 0.5 (L2), step 0.125 (L2)", "eps 10 (L2), step 2.5 (L2)")
+    columns = [f"{what}, {c}" for what in ("PGD-10 (ce)", "Worst case") for c in conditions]
+    assert list(table(compare("b"))["b"]) == ["Clean", *columns]
+    write_all({"a/4": imagenet_c_result(), "b/4": imagenet_c_result(protocol="freeat")})
+    assert "protocol freeat" in refused(compare("a/4.json", "b/4.json"))
 
 
 def test_runs_with_several_protocols_have_a_column_for_each(compare: Compare) -> None:
@@ -232,7 +213,6 @@ def test_a_check_on_a_few_images_has_a_table_of_its_own(compare: Compare) -> Non
         "one": {"Clean": "100.0 [34.2, 100.0]", "PGD-10 (ce)": half, "Worst case": half}
     }
     assert "**2 evenly spread of 100 images**" in done.out
-    assert Path("comparison.tex").read_text().count(r"\begin{tabular}") == 2
 
 
 def test_rows_are_checkpoints_and_names_can_be_given(compare: Compare) -> None:
@@ -247,11 +227,8 @@ def test_rows_are_checkpoints_and_names_can_be_given(compare: Compare) -> None:
     assert list(map(len, rows.values())) == [4]
     assert r"Mine \& only" in Path("x.tex").read_text()
     assert "2 names for 1 rows" in refused(compare(*files, "--names", "A", "B"))
-    again = attack_result(attacks=[attack("pgd10", "PGD-10 (ce)", 40)])
-    write_all({"one/again": again})
-    message = refused(compare("one"))
-    assert "again.json" in message
-    assert "two values of PGD-10 (ce)" in message
+    write_all({"one/again": attack_result(attacks=[attack("pgd10", "PGD-10 (ce)", 40)])})
+    assert "two values of PGD-10 (ce)" in refused(compare("one"))
 
 
 def test_a_cascade_has_a_worst_case_alone_and_autoattack_is_one_column(compare: Compare) -> None:
@@ -287,7 +264,6 @@ def test_runs_that_differ_in_seed_alone_are_one_row(compare: Compare) -> None:
     with open("comparison.csv") as file:
         line = next(row for row in csv.DictReader(file) if row["measure"] == "PGD-10 (ce)")
     assert float(line["std"]) == pytest.approx(2.516611, abs=1e-6)
-    assert (line["seeds"], line["low95"]) == ("3", "")
     for name, sha256 in zip(names[:2], "01", strict=True):  # values of fewer seeds say so
         write_all({f"{name}/more": attack_result(sha256, attacks=[PGD50])})
     write_all({f"{names[0]}/eps": attack_result("0", eps=16 / 255, attacks=[PGD50])})
@@ -329,7 +305,6 @@ def test_paired_outcomes(compare: Compare) -> None:
     # 6 images against 1: 2 (1 + 7) / 2^7 = 0.125
     assert "PGD-10 (ce), eps 4/255: right on 6 images that the other gets wrong, against 1" in text
     assert "of 10, p = 0.125" in text
-    assert "Clean: right on 0" in text
     assert "no such row" in refused(compare("one", "two", "--paired", "one", "three"))
     Path("two", "attack_standard_images.csv").unlink()
     assert "cannot read" in refused(compare("one", "two", "--paired", "one", "two"))
@@ -374,28 +349,27 @@ def test_published_results_stand_in_columns_of_their_conditions_alone(compare: C
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        (None, "cannot read"),
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         ('{"kind": "training"}', "is no evaluation"),
-        ('{"kind": "attack", "provenance": {}}', "lacks what an evaluation holds"),
         ('{"kind": "attack", "provenance": 3}', "lacks what an evaluation holds"),
         ('{"kind": "attack", "provenance": {}, "conditions": []}', "lacks what an evaluation"),
     ],
-    ids=range(7),
+    ids=range(5),
 )
-def test_bad_files_are_one_line(compare: Compare, content: str | None, cause: str) -> None:
+def test_bad_files_are_one_line(compare: Compare, content: str, cause: str) -> None:
     assert "holds no evaluation" in refused(compare("."))
-    if content is not None:
-        Path("x.json").write_text(content)
+    assert "cannot read" in refused(compare("x.json"))
+    Path("x.json").write_text(content)
     assert cause in refused(compare("x.json"))
 
 
-def test_names_that_mean_something_elsewhere(compare: Compare, drawn: None) -> None:
+@pytest.mark.usefixtures("here")
+def test_names_that_mean_something_elsewhere() -> None:
     """To matplotlib, Markdown, LaTeX, spreadsheets, terminals."""
     name = "=a|b $x_1^$ \x1b[31m\udcff"
     write_all({"run": attack_result(warnings=["\x1b[2Jgone"])})
-    done = compare("run", "--names", name)
+    done = call("tools.compare", "run", "--names", name)
     assert list(table(done)) == [r"=a\|b $x_1^$ \x1b[31m\udcff"]
     assert "\x1b" not in done.out
     assert r"$x_1^$" not in Path("comparison.tex").read_text()

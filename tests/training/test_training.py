@@ -157,16 +157,6 @@ def test_tensorboard_that_is_missing_is_said_before_work(
     assert not Path("trained_models").exists()
 
 
-def test_pretrained_offline_is_one_clear_error(
-    digits: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there
-    message = only_error(call("main_free.py", digits, "--pretrained", *settings(**SHORT)))
-    assert "resnet18" in message
-    assert "put resnet18-f37072fd.pth into" in message
-
-
 @pytest.mark.slow
 def test_pretrained_weights_are_the_start(
     digits: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
