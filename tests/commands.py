@@ -1,7 +1,5 @@
 """The commands as tests start them, with settings small enough for seconds; needs no pytest."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

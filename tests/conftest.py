@@ -1,16 +1,13 @@
 """Shared by the tests: tiny real data, and the commands run as people run them."""
 
-from __future__ import annotations
-
 import os
 import shutil
 
 # One thread: tiny networks only wait for a second one, and tests may share the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +17,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.commands import ROOT as ROOT
-from tests.commands import TINY as TINY
 from tests.commands import command as command
 from tests.commands import environment as environment
 from tests.commands import settings as settings
-
-Run = Callable[..., subprocess.CompletedProcess]
 
 
 def write_digits(root: Path, counts: dict[str, int], classes: int = 10) -> Path:
@@ -48,23 +42,6 @@ def write_digits(root: Path, counts: dict[str, int], classes: int = 10) -> Path:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """4 classes: 16 training and 9 validation images each; 64 and 36 images."""
     return write_digits(tmp_path_factory.mktemp("digits"), {"train": 16, "val": 9}, classes=4)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Run a script in an empty folder: run("main_free.py", DIR, ...)."""
-
-    def call(script: str, *arguments: object, cwd: Path | None = None, **env: str):
-        return subprocess.run(
-            command(script, *arguments),
-            cwd=cwd or tmp_path,
-            env=environment(**env),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
-    return call
 
 
 @pytest.fixture
@@ -91,9 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     cwd = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
-        done = call(
-            "main_free.py", digits, "--FN", "True", "--WN", "True", *settings(TRAIN__epochs=4)
-        )
+        done = call("main_free.py", digits, "--FN", "--WN", *settings(TRAIN__epochs=4))
     assert done.status == 0, done
     (folder,) = (cwd / "trained_models").iterdir()
     return folder

@@ -1,7 +1,5 @@
 """The commands run inside the test's own process, which has imported torch already."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import resource
@@ -27,7 +25,7 @@ class Done(NamedTuple):
 
 
 def call(script: str, *arguments: object) -> Done:
-    """Run a script or a tool in the current folder, on one thread as `conftest.run` does."""
+    """Run a script or a tool in the current folder, on one thread."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), unchanged():
         status = import_module(script.removesuffix(".py")).main([str(a) for a in arguments])
