@@ -15,10 +15,10 @@ from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.pool import DeviceBatch, Outcome
 from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, Protocol, ThreatModel
 from lib.evaluation.autoattack import AutoAttack
-from lib.evaluation.load_model import EvaluatedModel
+from lib.evaluation.load_model import EvaluatedModel, Task
 from lib.evaluation.validation import CleanRow, EvaluationData, clean_rows
 from utils.errors import UserError
-from utils.logging import Logger, ProgressBar
+from utils.logging import ProgressBar
 from utils.storage.conditions import Conditions
 from utils.storage.journal import ResumableRows
 
@@ -60,33 +60,30 @@ class Evaluation:
     """Attacks on a network within one ball, their outcomes, and how far they have come.
 
     Attributes:
-        evaluated: the network.
+        task: the network, and by which processes it is evaluated.
         surrogate: the network that is attacked, where it is another one.
         data: the images, shared out over the processes.
         threat: ball, protocol, seed, precision.
         specs: the attacks, in order.
         conditions: of the result, and what names the journals.
         stem: path of the results without extension.
-        compiled: whether torch.compile prepares what is attacked.
         rows: outcomes of every image by position, under `clean` and each attack's name.
         warnings: the attacks' own, on this process.
     """
 
-    evaluated: EvaluatedModel
+    task: Task
     surrogate: EvaluatedModel | None
     data: EvaluationData
     threat: ThreatModel
     specs: Sequence[AttackSpec]
     conditions: Conditions
     stem: Path
-    logger: Logger
-    compiled: bool = False
     rows: dict[str, Rows] = field(default_factory=dict)
     warnings: set[str] = field(default_factory=set)
 
     def attack_of(self, spec: AttackSpec, outputs: Logits | None = None) -> PGDAttack | AutoAttack:
         """The attack that a spec describes; PGD may take the compiled outputs of its network."""
-        model = self.evaluated.model
+        model = self.task.evaluated.model
         surrogate = None if self.surrogate is None else self.surrogate.model
         if isinstance(spec, AutoAttackSpec):
             return AutoAttack(model, spec, self.threat, surrogate)
@@ -94,8 +91,8 @@ class Evaluation:
 
     def run(self) -> None:
         """Fill `rows`, with what an interrupted run has left of them and what it has not."""
-        model, attacked = self.evaluated.model, (self.surrogate or self.evaluated).model
-        outputs = torch.compile(attacked.outputs) if self.compiled else None
+        model, attacked = self.task.evaluated.model, (self.surrogate or self.task.evaluated).model
+        outputs = torch.compile(attacked.outputs) if self.task.config.EVAL.compile else None
         folder, digest = self.stem.parent, self.conditions.digest
         journal = ResumableRows(folder, digest, self.data.context, read_row)
         with journal, frozen_eval(model), frozen_eval(attacked):
@@ -126,10 +123,10 @@ class Evaluation:
         done: Rows = journal.found.get(name, {})
         left = sum(i not in done for i in targets)
         if 0 < left < len(targets):
-            self.logger.info(f"{label}: {len(targets) - left} images were done before")
+            self.task.logger.info(f"{label}: {len(targets) - left} images were done before")
         batches = self.data.shares(targets, done, chunk)
         share = sum(map(len, batches))
-        bar = ProgressBar(self.logger, share, label, max(1, share // 5), "image")
+        bar = ProgressBar(self.task.logger, share, label, max(1, share // 5), "image")
         standing = attrgetter("correct" if name == CLEAN else "robust")
         lost_before, lost = sum(not standing(row) for row in done.values()), 0
         finished: Rows = {}
@@ -154,7 +151,7 @@ class Evaluation:
 
     def finite_rows(self, batches: Iterable[DeviceBatch]) -> Iterator[Rows]:
         """Rows of clean images."""
-        for rows in clean_rows(self.evaluated.model, batches):
+        for rows in clean_rows(self.task.evaluated.model, batches):
             for position, row in rows.items():
                 if not math.isfinite(row.loss):
                     raise UserError(

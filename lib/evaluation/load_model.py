@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lib.algorithm.metrics import tf32_backends
-from lib.data.folders import ImageTree, read_split
+from lib.data.folders import ImageTree
 from lib.data.subsets import choose, describe_subset
 from lib.evaluation.model_settings import (
     KEYS,
@@ -28,7 +28,8 @@ from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint, read_checkpoint
-from utils.storage.files import file_sha256, make_folder
+from utils.storage.conditions import Conditions
+from utils.storage.files import file_sha256
 from utils.storage.provenance import now, versions
 from utils.storage.run_folder import BEST, ROOT, find_checkpoint
 
@@ -62,18 +63,20 @@ class EvaluatedModel:
     file_name: str = ""
     trained: Mapping[str, Any] | None = None
 
+    @property
+    def trained_or_default(self) -> Mapping[str, Any]:
+        """The configuration of its training, or the built-in one."""
+        return self.trained or Config().as_dict()
 
-def load_evaluated_model(
-    config: Config, device: torch.device, path: str = "", leaves_results: bool = True
-) -> EvaluatedModel:
+
+def load_evaluated_model(config: Config, device: torch.device, path: str = "") -> EvaluatedModel:
     """The network that `--resume` or `--pretrained` names; `auto` is the run's best model.
 
     Args:
         path: a checkpoint in place of `--resume`.
-        leaves_results: results are going to be written beside it.
 
     Raises:
-        UserError: no such checkpoint, or it contradicts the flags, or the folder is not writable.
+        UserError: no such checkpoint, or it contradicts the flags.
     """
     path = path or config.OPTIONS.resume
     trained = None
@@ -83,15 +86,12 @@ def load_evaluated_model(
         folder, digest = Path(path).parent, file_sha256(path)
         name = "" if Path(path).name == BEST else Path(path).name
         trained = checkpoint.content.get("config") if checkpoint.is_ours else None
-        if leaves_results:
-            make_folder(folder, "results go beside the checkpoint: copy it to where you can write")
     else:
         model, settings = pretrained_network(config)
         folder = ROOT / f"{settings.arch.replace('/', '_')}_pretrained"
         digest, name = state_digest(model), ""
         in_family = settings.arch in ARCHITECTURES
         path = "torchvision IMAGENET1K_V1" if in_family else f"published weights of {settings.arch}"
-        make_folder(folder)
     model = model.to(device).to(memory_format=torch.channels_last).eval()
     identity = {"path": path, "sha256": digest}
     for key in ("arch", "FN", "WN", "s_HE", "angular_margin_HE"):
@@ -171,32 +171,6 @@ def pretrained_network(config: Config) -> tuple[PixelNetwork, ModelSettings]:
     return resnet, settings
 
 
-def load_surrogate(
-    config: Config, context: DistributedContext, evaluated: EvaluatedModel
-) -> EvaluatedModel | None:
-    """The network of `--transfer_from`; None where the evaluated network itself is attacked."""
-    path = config.OPTIONS.transfer_from
-    if not path:
-        return None
-    # The flags describe the evaluated network and contradict nothing in the surrogate's file.
-    values = {key: config.value(key) for key in KEYS.values()}
-    without_flags = config.changed(values, Source.BUILT_IN)
-
-    def load() -> EvaluatedModel:
-        surrogate = load_evaluated_model(without_flags, context.device, path, leaves_results=False)
-        names = [network.settings.classes for network in (evaluated, surrogate)]
-        if surrogate.model.num_classes != evaluated.model.num_classes or (
-            all(names) and names[0] != names[1]
-        ):
-            raise UserError(
-                f"--transfer_from {path} has other classes than {evaluated.identity['path']}; take"
-                " a network that was trained on the same ones"
-            )
-        return surrogate
-
-    return context.run_and_share_errors(load)
-
-
 def with_trained_settings(config: Config, evaluated: EvaluatedModel, logger: Logger) -> Config:
     """The configuration with the image sizes, radius and attacks of the network's training.
 
@@ -233,55 +207,117 @@ def state_digest(model: PixelNetwork) -> str:
     return digest.hexdigest()
 
 
-def load_images(
-    config: Config, data: str, evaluated: EvaluatedModel
-) -> tuple[ImageTree, dict[str, Any]]:
-    """The validation images that the flags choose, labelled by the network's outputs.
+@dataclass(frozen=True)
+class Task:
+    """An evaluation of a network: what is asked for, and by which processes it is done.
 
-    Returns:
-        The images, and what `describe_subset` says of them.
+    Attributes:
+        config: with the settings of the network's training, see `with_trained_settings`.
     """
-    whole = read_split(data, "val").with_labels_of(
-        evaluated.settings.classes, evaluated.model.num_classes, config.DATA.class_order
-    )
-    n_examples, image_ids = config.OPTIONS.n_examples, config.OPTIONS.image_ids
-    tree, total, listed = choose(whole, n_examples, image_ids), len(whole.files), bool(image_ids)
-    return tree, describe_subset(len(tree.files), total, listed, tree.fingerprint)
 
+    config: Config
+    context: DistributedContext
+    logger: Logger
+    evaluated: EvaluatedModel
 
-def make_provenance(
-    config: Config,
-    evaluated: EvaluatedModel,
-    subset: Mapping[str, Any],
-    context: DistributedContext,
-) -> dict[str, Any]:
-    """What every result file says of its origin, with what decides how a GPU rounds.
+    def announce(self, task: str) -> None:
+        """Log what is evaluated on what."""
+        network = self.evaluated
+        self.logger.heading(f"{network.identity['path']}: {network.settings.describe()}")
+        self.logger.info(task)
 
-    Args:
-        subset: what `describe_subset` says of the images.
-    """
-    device, name, arithmetic = context.device, context.device.type, {}
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        products, convolutions = (backend.allow_tf32 for backend in tf32_backends())
-        arithmetic = {
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-            "tf32_in_search": {"matmul": products, "convolutions": convolutions},
+    def with_labels(self, tree: ImageTree) -> ImageTree:
+        """The images with labels that index the network's outputs; logs what is odd about them.
+
+        Raises:
+            UserError: a class that the network does not know.
+        """
+        names, outputs = self.evaluated.settings.classes, self.evaluated.model.num_classes
+        tree = tree.with_labels_of(names, outputs, self.config.DATA.class_order)
+        for note in tree.notes:
+            self.logger.warning(note)
+        return tree
+
+    def pick(self, tree: ImageTree) -> ImageTree:
+        """The images of a folder that the flags choose."""
+        return choose(tree, self.config.OPTIONS.n_examples, self.config.OPTIONS.image_ids)
+
+    def subset(self, n: int, total: int, sha256: str) -> dict[str, Any]:
+        """What result files say of `n` picked out of `total` images, see `describe_subset`."""
+        return describe_subset(n, total, bool(self.config.OPTIONS.image_ids), sha256)
+
+    def conditions(
+        self, kind: str, protocol: str, resize: int | None, subset: Mapping[str, Any], **others: Any
+    ) -> Conditions:
+        """The conditions of a result; `others` are those of its kind alone."""
+        evaluated, settings = self.evaluated, self.evaluated.settings
+        network = ""
+        if not settings.classes:  # its file does not say what it is
+            colours = f"mean {settings.mean}, std {settings.std}"
+            order = f"class order {self.config.DATA.class_order}"
+            network = f"{settings.describe()}, {colours}, {order}"
+        return Conditions(
+            kind=kind,
+            protocol=protocol,
+            checkpoint=evaluated.identity["sha256"],
+            images=subset["sha256"],
+            resize=resize,
+            crop=self.config.DATA.crop_size,
+            network=network,
+            checkpoint_file=evaluated.file_name,
+            subset=subset["label"],
+            **others,
+        )
+
+    def usual(self, conditions: Conditions) -> dict[str, Any]:
+        """Sizes of the network's training, or the built-in ones, that files are not named by."""
+        data = self.evaluated.trained_or_default["DATA"]
+        resize = None if conditions.resize is None else data["img_size"]
+        return {"resize": resize, "crop": data["crop_size"]}
+
+    def provenance(self, subset: Mapping[str, Any]) -> dict[str, Any]:
+        """What every result file says of its origin, with what decides how a GPU rounds."""
+        device, name, arithmetic = self.context.device, self.context.device.type, {}
+        if device.type == "cuda":
+            name = torch.cuda.get_device_name(device)
+            products, convolutions = (backend.allow_tf32 for backend in tf32_backends())
+            arithmetic = {
+                "cuda": torch.version.cuda,
+                "cudnn": torch.backends.cudnn.version(),
+                "tf32_in_search": {"matmul": products, "convolutions": convolutions},
+            }
+        return {
+            "command": self.config.OPTIONS.command,
+            "config": self.config.as_dict(),
+            "checkpoint": self.evaluated.identity,
+            "subset": subset,
+            "device": name,
+            "arithmetic": arithmetic,
+            "versions": versions(),
+            "date": now(),
         }
-    return {
-        "command": config.OPTIONS.command,
-        "config": config.as_dict(),
-        "checkpoint": dict(evaluated.identity),
-        "subset": dict(subset),
-        "device": name,
-        "arithmetic": arithmetic,
-        "versions": versions(),
-        "date": now(),
-    }
 
 
-def announce(evaluated: EvaluatedModel, task: str, logger: Logger) -> None:
-    """Log what is evaluated on what."""
-    logger.heading(f"{evaluated.identity['path']}: {evaluated.settings.describe()}")
-    logger.info(task)
+def load_surrogate(task: Task) -> EvaluatedModel | None:
+    """The network of `--transfer_from`; None where the evaluated network itself is attacked."""
+    config, context, evaluated = task.config, task.context, task.evaluated
+    path = config.OPTIONS.transfer_from
+    if not path:
+        return None
+    # The flags describe the evaluated network and contradict nothing in the surrogate's file.
+    values = {key: config.value(key) for key in KEYS.values()}
+    without_flags = config.changed(values, Source.BUILT_IN)
+
+    def load() -> EvaluatedModel:
+        surrogate = load_evaluated_model(without_flags, context.device, path)
+        names = [network.settings.classes for network in (evaluated, surrogate)]
+        if surrogate.model.num_classes != evaluated.model.num_classes or (
+            all(names) and names[0] != names[1]
+        ):
+            raise UserError(
+                f"--transfer_from {path} has other classes than {evaluated.identity['path']}; take"
+                " a network that was trained on the same ones"
+            )
+        return surrogate
+
+    return context.run_and_share_errors(load)

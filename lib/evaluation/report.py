@@ -9,6 +9,7 @@ from lib.evaluation.evaluate import CLEAN, Evaluation, worst_case
 from utils.storage.accuracy import Accuracy
 from utils.storage.conditions import length_text
 from utils.storage.files import write_csv
+from utils.storage.journal import remove_journals
 from utils.storage.results import (
     AttackAccuracies,
     AttackResult,
@@ -21,8 +22,30 @@ from utils.text import table
 CLASS_HEADER = ("class", "n", "clean_correct", "clean_accuracy", "robust", "robust_accuracy")
 
 
+def report(evaluation: Evaluation, provenance: Mapping[str, Any], warnings: Sequence[str]) -> None:
+    """Write `<stem>_images.csv`, `_classes.csv`, then `.json`: if it is there, all is there; print.
+
+    Args:
+        warnings: what is to be doubted about the numbers.
+    """
+    logger, stem = evaluation.task.logger, evaluation.stem
+    robust = worst_case(evaluation.rows, evaluation.threat.protocol)
+    result = summarise(evaluation, robust, provenance, warnings)
+    write_csv(Path(f"{stem}_images.csv"), *image_table(evaluation, robust))
+    write_csv(Path(f"{stem}_classes.csv"), CLASS_HEADER, class_table(evaluation, robust))
+    write_result(Path(f"{stem}.json"), result)
+    remove_journals(stem.parent, evaluation.conditions.digest)
+    logger.info(result_table(result))
+    for warning in warnings:
+        logger.warning(warning)
+    logger.info(f"results: {stem}.json, _images.csv, _classes.csv")
+
+
 def summarise(
-    evaluation: Evaluation, provenance: Mapping[str, Any], warnings: Sequence[str]
+    evaluation: Evaluation,
+    robust: Mapping[int, bool],
+    provenance: Mapping[str, Any],
+    warnings: Sequence[str],
 ) -> AttackResult:
     """The counts of an evaluation.
 
@@ -30,7 +53,6 @@ def summarise(
     """
     clean, specs = evaluation.rows[CLEAN].values(), evaluation.specs
     n, cascade = len(clean), evaluation.conditions.cascade
-    robust = worst_case(evaluation.rows, evaluation.threat.protocol)
     attacks = [each for spec in specs for each in attack_accuracies(evaluation, spec)]
     return AttackResult(
         evaluation.conditions,
@@ -54,7 +76,7 @@ def attack_accuracies(evaluation: Evaluation, spec: AttackSpec) -> list[AttackAc
     robust.
     """
     clean, attacked = evaluation.rows[CLEAN], evaluation.rows[spec.name]
-    scale = evaluation.evaluated.model.scale
+    scale = evaluation.task.evaluated.model.scale
     settings: dict[str, Any] = {"steps": 0, "step_size": 0.0, "loss": None, "restarts": 1}
     top5 = None
     if isinstance(spec, PGDSpec):  # AutoAttack has no top-5
@@ -71,15 +93,6 @@ def attack_accuracies(evaluation: Evaluation, spec: AttackSpec) -> list[AttackAc
             AttackAccuracies(top1, top5, name=name, label=label, scale=scale, **settings)
         )
     return accuracies
-
-
-def write_files(evaluation: Evaluation, result: AttackResult) -> None:
-    """`<stem>_images.csv`, `_classes.csv`, then `.json`: if it is there, all is there."""
-    robust = worst_case(evaluation.rows, evaluation.threat.protocol)
-    stem = evaluation.stem
-    write_csv(Path(f"{stem}_images.csv"), *image_table(evaluation, robust))
-    write_csv(Path(f"{stem}_classes.csv"), CLASS_HEADER, class_table(evaluation, robust))
-    write_result(Path(f"{stem}.json"), result)
 
 
 def image_table(
@@ -109,7 +122,7 @@ def class_table(evaluation: Evaluation, robust: Mapping[int, bool]) -> list[list
         members.setdefault(tree.labels[i], []).append(i)
     lines = []
     for label, images in sorted(members.items()):
-        names, n = evaluation.evaluated.settings.classes, len(images)
+        names, n = evaluation.task.evaluated.settings.classes, len(images)
         name = names[label] if names else tree.files[images[0]].partition("/")[0]
         correct, standing = sum(clean[i].correct for i in images), sum(robust[i] for i in images)
         lines.append([name, n, correct, correct / n, standing, standing / n])

@@ -1,27 +1,48 @@
 """`-e`, `--eva_on_imagenet_c` and `--eva_on_shift`: set up, run, report."""
 
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-from lib.algorithm.protocols import PROTOCOLS
+from lib.algorithm.protocols import PROTOCOLS, AttackSpec, AutoAttackSpec, ThreatModel
+from lib.data.folders import ImageTree, read_split
 from lib.data.loader import share_of_workers
-from lib.evaluation.attack_run import evaluate_attacks, network_text
-from lib.evaluation.folder_counts import FolderEvaluation
+from lib.evaluation.attacks import attack_list, for_classes
+from lib.evaluation.autoattack import require_package
+from lib.evaluation.evaluate import CLEAN, Evaluation, Rows
 from lib.evaluation.load_model import (
     EvaluatedModel,
-    announce,
+    Task,
     load_evaluated_model,
-    make_provenance,
+    load_surrogate,
     with_trained_settings,
 )
+from lib.evaluation.masking import check_attacks, check_network, check_reach, check_selection
+from lib.evaluation.report import report
+from lib.evaluation.save_images import save_attack_images
 from lib.evaluation.shift import evaluate_shift
+from lib.evaluation.validation import EvaluationData
 from lib.imagenet_c.evaluate import evaluate_imagenet_c
 from lib.imagenet_c.tree import find_folders
 from utils.config.rules import ignored_settings
 from utils.config.settings import Config, Source
+from utils.config.validators import PgdRow
 from utils.distributed.context import DistributedContext
+from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
+from utils.figures.style import save_figure
 from utils.logging import Logger
-from utils.storage.conditions import Conditions
+from utils.storage.conditions import (
+    LONGEST_NAME,
+    Conditions,
+    attack_text,
+    length_number,
+    length_text,
+)
+from utils.storage.files import make_folder, names_sha256
+from utils.storage.results import AttackResult, conditions_at, read_result, result_stem
 from utils.storage.run_folder import BEST, BEST_EMA
 
 
@@ -31,20 +52,27 @@ def evaluate(config: Config, context: DistributedContext) -> None:
     Raises:
         UserError: bad input.
     """
+
+    def load() -> EvaluatedModel:
+        evaluated = load_evaluated_model(config, context.device)
+        hint = "results go beside the checkpoint: copy it to where you can write"
+        make_folder(evaluated.folder, hint)
+        return evaluated
+
     logger = Logger(context.is_main)
-    evaluated = context.run_and_share_errors(lambda: load_evaluated_model(config, context.device))
+    evaluated = context.run_and_share_errors(load)
     for warning in ignored_settings(config, evaluated.settings.hypersphere):
         logger.warning(warning)
-    config = with_trained_settings(config, evaluated, logger)
+    task = Task(with_trained_settings(config, evaluated, logger), context, logger, evaluated)
     imagenet, imagenet_c = data_folders(config)
     if config.OPTIONS.eva_on_imagenet_c:  # before hours of attacks, perhaps
         context.from_main(lambda: find_folders(imagenet_c, config.OPTIONS.corruptions))
     if config.OPTIONS.eva_on_shift:
-        evaluate_test_sets(config, context, logger, evaluated)
+        evaluate_shift(task, config.OPTIONS.data or "")
     if config.OPTIONS.evaluate:
-        evaluate_attacks(config, context, logger, evaluated, imagenet)
+        evaluate_attacks(task, imagenet)
     if config.OPTIONS.eva_on_imagenet_c:
-        evaluate_corruptions(config, context, logger, evaluated, imagenet_c)
+        evaluate_imagenet_c(task, imagenet_c)
 
 
 def evaluate_trained(config: Config, context: DistributedContext) -> None:
@@ -61,7 +89,9 @@ def evaluate_trained(config: Config, context: DistributedContext) -> None:
         best = str(folder / name)
         load = partial(load_evaluated_model, config, context.device, best)
         evaluated = context.run_and_share_errors(load)
-        evaluate_attacks(config, context, logger, evaluated, config.DATA.imagenet, again=False)
+        evaluate_attacks(
+            Task(config, context, logger, evaluated), config.DATA.imagenet, again=False
+        )
 
 
 def data_folders(config: Config) -> tuple[str, str]:
@@ -74,68 +104,149 @@ def data_folders(config: Config) -> tuple[str, str]:
     return data.imagenet, data.imagenet_c
 
 
-def evaluate_corruptions(
-    config: Config,
-    context: DistributedContext,
-    logger: Logger,
-    evaluated: EvaluatedModel,
-    data: str,
-) -> None:
-    """ImageNet-C: table, JSON, CSV, figure."""
-    announce(evaluated, f"corruptions at {data}", logger)
-    protocol = PROTOCOLS[config.EVAL.protocol]
-    resize = config.DATA.img_size if protocol.resize_imagenet_c else None
-    evaluation = folder_evaluation(
-        config, context, logger, evaluated, "imagenet_c", protocol.name, resize
-    )
-    options = config.OPTIONS
-    evaluate_imagenet_c(evaluation, data, options.corruptions, options.clean_accuracy)
+def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
+    """Clean images and attacks on DIR/val: table, JSON, CSV, images; for several radii a curve.
+
+    Args:
+        again: evaluate again when a result of the same checkpoint and settings is there. Of several
+            radii those that are there are never evaluated again, so that a curve is resumed.
+    """
+    config, context, logger, evaluated = task.config, task.context, task.logger, task.evaluated
+    threats = threat_models(config)
+
+    def prepare() -> tuple[list[list[AttackSpec]], ImageTree, dict[str, Any]]:
+        """What may be refused, before anything is measured."""
+        lists = [specs_of(config, evaluated, threat) for threat in threats]
+        if any(isinstance(spec, AutoAttackSpec) for specs in lists for spec in specs):
+            require_package()
+        whole = task.with_labels(read_split(data, "val"))
+        tree = task.pick(whole)
+        return lists, tree, task.subset(len(tree.files), len(whole.files), tree.fingerprint)
+
+    lists, tree, subset = context.from_main(prepare)
+    surrogate = load_surrogate(task)
+    task.announce(f"attacks on {subset['description']} of {data}/val")
+    if surrogate is not None:
+        logger.info(f"attacked is {surrogate.identity['path']}: {surrogate.settings.describe()}")
+    sizes = config.DATA.img_size, config.DATA.crop_size, config.EVAL.batch_size
+    workers = share_of_workers(config.DATA.workers, context)
+    images = EvaluationData(tree, *sizes, workers, context)
+    radius_source = config.source("EVAL.eps" if config.EVAL.eps else "ADV.clip_eps").value
+    clean: dict[str, Rows] = {}  # known from the first radius on
+    evaluations: list[Evaluation] = []
+    for threat, specs in zip(threats, lists, strict=True):
+        conditions = task.conditions(
+            "attack",
+            threat.protocol.name,
+            config.DATA.img_size,
+            subset,
+            attacks=attack_texts(specs, threat.norm),
+            eps=threat.eps,
+            norm=threat.norm,
+            precision=threat.precision,
+            seed=threat.seed,
+            surrogate="" if surrogate is None else surrogate.identity["sha256"],
+            cascade=config.EVAL.cascade,
+        )
+        usual = task.usual(conditions) | usual_attacks(evaluated, threat)
+        stem = context.from_main(partial(result_stem, evaluated.folder, conditions, usual))
+        evaluation = Evaluation(
+            task, surrogate, images, threat, specs, conditions, stem, dict(clean)
+        )
+        evaluations.append(evaluation)
+        logger.info(f"eps {length_text(threat.eps, threat.norm)}, from {radius_source}")
+        is_there = context.from_main(partial(conditions_at, stem)) == conditions
+        if is_there and (len(threats) > 1 or not again):
+            logger.info(f"{stem}.json holds this evaluation already")
+            continue
+        warnings = run_attacks(evaluation)
+        clean = {CLEAN: evaluation.rows[CLEAN]}
+        provenance = task.provenance(subset)
+        provenance |= {} if surrogate is None else {"surrogate": surrogate.identity}
+        if context.is_main:
+            # Another evaluation may have taken the name meanwhile.
+            evaluation.stem = result_stem(evaluated.folder, conditions, usual)
+            report(evaluation, provenance, warnings)
+            if config.OPTIONS.save_images:
+                save_attack_images(evaluation, config.OPTIONS.save_images)
+    if context.is_main and len(threats) > 1:
+        draw_curve(evaluations, usual)
+    context.barrier()
 
 
-def evaluate_test_sets(
-    config: Config, context: DistributedContext, logger: Logger, evaluated: EvaluatedModel
-) -> None:
-    """Shifted test sets: table, JSON, CSV, figure."""
-    data = config.OPTIONS.data or ""
-    announce(evaluated, f"shifted test sets at {data}", logger)
-    resize = config.DATA.img_size
-    evaluation = folder_evaluation(config, context, logger, evaluated, "shift", "standard", resize)
-    evaluate_shift(evaluation, data)
+def threat_models(config: Config) -> list[ThreatModel]:
+    """The balls of `--eps`, or the one of ADV.clip_eps; Linf has the unit of max_color_value."""
+    evaluation = config.EVAL
+    unit = config.DATA.max_color_value if evaluation.norm == "Linf" else 1.0
+    protocol = PROTOCOLS[evaluation.protocol]
+    return [
+        ThreatModel(eps / unit, protocol, config.RUN.seed, evaluation.precision, evaluation.norm)
+        for eps in dict.fromkeys(evaluation.eps or (config.ADV.clip_eps,))
+    ]
 
 
-def folder_evaluation(
-    config: Config,
-    context: DistributedContext,
-    logger: Logger,
-    evaluated: EvaluatedModel,
-    kind: str,
-    protocol: str,
-    resize: int | None,
-) -> FolderEvaluation:
-    """The network and how images are read; `resize` to this shorter side, or only cropped."""
-    trained = (evaluated.trained or Config().as_dict())["DATA"]
-    return FolderEvaluation(
-        evaluated=evaluated,
-        conditions=Conditions(
-            kind=kind,
-            protocol=protocol,
-            checkpoint=evaluated.identity["sha256"],
-            images="",
-            resize=resize,
-            crop=config.DATA.crop_size,
-            network=network_text(config, evaluated),
-            checkpoint_file=evaluated.file_name,
-        ),
-        usual={
-            "resize": None if resize is None else trained["img_size"],
-            "crop": trained["crop_size"],
-        },
-        provenance=make_provenance(config, evaluated, {}, context),
-        class_order=config.DATA.class_order,
-        n_examples=config.OPTIONS.n_examples,
-        image_ids=config.OPTIONS.image_ids,
-        batch_size=config.EVAL.batch_size,
-        workers=share_of_workers(config.DATA.workers, context),
-        context=context,
-        logger=logger,
-    )
+def specs_of(config: Config, evaluated: EvaluatedModel, threat: ThreatModel) -> list[AttackSpec]:
+    """The attacks in a ball; EVAL.scales mean something for a hypersphere head alone."""
+    scales = config.EVAL.scales if evaluated.settings.hypersphere else ()
+    names, rows = config.OPTIONS.attack, config.ADV.pgd_attack
+    specs = attack_list(names, rows, threat.protocol, scales, threat.norm, threat.eps)
+    return for_classes(specs, evaluated.model.num_classes)
+
+
+def usual_attacks(evaluated: EvaluatedModel, threat: ThreatModel) -> dict[str, Any]:
+    """Radius and attacks of the network's training, that files are not named by."""
+    trained = evaluated.trained_or_default
+    rows = [PgdRow(*row) for row in trained["ADV"]["pgd_attack"]]
+    specs = attack_list((), rows, threat.protocol, (), threat.norm, threat.eps)
+    eps = trained["ADV"]["clip_eps"] / trained["DATA"].get("max_color_value", 255)
+    return {"eps": eps, "attacks": attack_texts(specs, threat.norm)}
+
+
+def attack_texts(specs: Sequence[AttackSpec], norm: str) -> tuple[str, ...]:
+    """The attacks with their steps."""
+    return tuple(attack_text(s.name, getattr(s, "step_size", 0.0), norm) for s in specs)
+
+
+def run_attacks(evaluation: Evaluation) -> list[str]:
+    """Run them; what casts doubt on the numbers."""
+    evaluated, logger = evaluation.task.evaluated, evaluation.task.logger
+    unreachable = check_reach(evaluation.specs, evaluation.threat)
+    for warning in unreachable:  # before hours of work, perhaps
+        logger.warning(warning)
+    evaluation.run()
+    own = evaluation.data.context.gather(evaluation.warnings)
+    return [
+        *unreachable,
+        *check_network(evaluated.model, evaluation.data),
+        *check_attacks(evaluation.rows, evaluation.specs),
+        *check_selection(Path(evaluated.identity["path"]).name, evaluated.trained),
+        *sorted(set().union(*own)),
+    ]
+
+
+def draw_curve(evaluations: Sequence[Evaluation], usual: Mapping[str, Any]) -> None:
+    """The figure of accuracy against the radius, and signs of a weak attack in it."""
+    results = [read_result(Path(f"{evaluation.stem}.json")) for evaluation in evaluations]
+    (curve,) = curves_of(result for result in results if isinstance(result, AttackResult))
+    last = evaluations[-1]
+    for warning in weak_attack_warnings(curve):
+        last.task.logger.warning(warning)
+    radii = [length_number(r.conditions.eps, r.conditions.norm) for r in curve]
+    path = curve_path(last.stem, last.conditions, usual, radii)
+    save_figure(robustness({last.task.evaluated.settings.describe(): curve}), path)
+    last.task.logger.info(f"curve: {path}.png, .pdf")
+
+
+def curve_path(
+    stem: Path, conditions: Conditions, usual: Mapping[str, Any], radii: Sequence[str]
+) -> Path:
+    """The curve's files without extension: a radius's `stem` without it, and all of them.
+
+    Many radii stand as a digest.
+    """
+    digest = stem.name.removeprefix(conditions.file_name(usual))  # where there was one
+    name = replace(conditions, eps=usual["eps"]).file_name(usual) + digest + "_curve"
+    path = stem.with_name(f"{name}_eps{'+'.join(radii)}")
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        path = stem.with_name(f"{name}_{names_sha256(radii)[:8]}")
+    return path

@@ -35,17 +35,17 @@ def save_attack_images(evaluation: Evaluation, count: int) -> None:
     path = Path(f"{evaluation.stem}_images")
     write_images(images, reach, make_folder(path))
     eps = length_text(threat.eps, threat.norm)
-    title = f"{evaluation.evaluated.settings.describe()}; protocol {threat.protocol.name}"
+    title = f"{evaluation.task.evaluated.settings.describe()}; protocol {threat.protocol.name}"
     title += f", eps {eps}" + ", images made on another network" * bool(evaluation.surrogate)
     save_figure(attack_images(images[:MOST_IN_FIGURE], reach, title), path)
 
 
 def attacked_images(evaluation: Evaluation, chosen: Sequence[int]) -> list[AttackedImage]:
     """The images at some positions, attacked once more by this process alone."""
-    data, model = evaluation.data, evaluation.evaluated.model
+    data, model = evaluation.data, evaluation.task.evaluated.model
     alone = replace(data, workers=0, context=DistributedContext(0, 1, data.context.device))
     images: dict[int, AttackedImage] = {}
-    names = evaluation.evaluated.settings.classes
+    names = evaluation.task.evaluated.settings.classes
 
     def name_of(output: int) -> str:
         return names[output] if names else f"output {output}"

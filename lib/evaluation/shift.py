@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from lib.algorithm.metrics import correct_in_top
 from lib.data.folders import ImageTree, is_image, read_tree, subfolders
-from lib.evaluation.folder_counts import FolderEvaluation, Measure
+from lib.evaluation.folder_counts import Measure, count_folders, finish
+from lib.evaluation.load_model import Task
 from utils.errors import UserError
 from utils.figures.comparison import Panel, comparison
 from utils.storage.accuracy import Accuracy
@@ -22,37 +23,36 @@ COLUMNS += [f"{name}_{value}" for name in MEASURES for value in ("correct", "acc
 COLUMNS += ["top1_low95", "top1_high95", "present_top1_low95", "present_top1_high95"]
 
 
-def evaluate_shift(evaluation: FolderEvaluation, root: str) -> ShiftResult:
+def evaluate_shift(task: Task, root: str) -> ShiftResult:
     """Top-1 and top-5 on each test set: table, JSON, CSV, figure; resumes if interrupted.
 
     Args:
-        evaluation: the network, and how images are read.
         root: one folder of class folders, or a folder of several.
 
     Raises:
         UserError: a tree that is not in order, or classes that the network does not know.
     """
+    task.announce(f"shifted test sets at {root}")
 
     def read() -> dict[str, ImageTree]:
-        folders = find_test_sets(root)
-        return {name: evaluation.with_labels(read_tree(path)) for name, path in folders.items()}
+        return {n: task.with_labels(read_tree(path)) for n, path in find_test_sets(root).items()}
 
-    whole = evaluation.context.from_main(read)
-    sets = {name: evaluation.pick(tree) for name, tree in whole.items()}
+    whole = task.context.from_main(read)
+    sets = {name: task.pick(tree) for name, tree in whole.items()}
     n, total = (sum(len(tree.files) for tree in each.values()) for each in (sets, whole))
     names = [f"{name}/{file}" for name, tree in sets.items() for file in tree.files]
-    sha256, folders = names_sha256(names), "+".join(sets)
-    conditions, provenance = evaluation.on_images(n, total, sha256, folders)
-    measure = measure_of(whole, evaluation.evaluated.model.num_classes, evaluation.context.device)
+    subset, resize = task.subset(n, total, names_sha256(names)), task.config.DATA.img_size
+    conditions = task.conditions("shift", "standard", resize, subset, folders="+".join(sets))
+    measure = measure_of(whole, task.evaluated.model.num_classes, task.context.device)
     accuracies = {}
-    for name, counts in evaluation.count(sets, conditions, "test sets", measure).items():
+    for name, counts in count_folders(task, sets, conditions, "test sets", measure).items():
         *correct, images = counts
         tops = dict(zip(MEASURES, (Accuracy(right, images) for right in correct), strict=True))
         classes = len(set(whole[name].labels))
         accuracies[name] = ShiftAccuracies(classes, sets[name].fingerprint, **tops)
     warnings = tuple(note for tree in whole.values() for note in tree.notes)
-    result = ShiftResult(conditions, provenance, warnings, accuracies)
-    evaluation.finish(result, COLUMNS, csv_rows(result), lambda: figure(result), table_of(result))
+    result = ShiftResult(conditions, task.provenance(subset), warnings, accuracies)
+    finish(task, result, COLUMNS, csv_rows(result), lambda: figure(result), table_of(result))
     return result
 
 

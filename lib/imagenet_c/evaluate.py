@@ -1,40 +1,49 @@
-"""Evaluates a network on ImageNet-C: one pass over all folders, each result kept as it comes."""
+"""ImageNet-C: accuracy on every corruption and severity, in JSON, CSV, a figure and a table."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from matplotlib.figure import Figure
 
+from lib.algorithm.protocols import PROTOCOLS
 from lib.data.folders import ImageTree
 from lib.data.images import load_rgb
-from lib.evaluation.folder_counts import FolderEvaluation
-from lib.imagenet_c.corruptions import corruptions_label
-from lib.imagenet_c.report import (
-    COLUMNS,
-    csv_rows,
-    find_clean_accuracy,
-    make_result,
-    result_text,
+from lib.evaluation.folder_counts import count_folders, finish
+from lib.evaluation.load_model import Task
+from lib.imagenet_c.corruptions import (
+    GROUPS,
+    SEVERITIES,
+    STANDARD,
+    corruptions_label,
+    group_of,
+    summarise,
 )
 from lib.imagenet_c.tree import find_folders, read_corruptions
 from utils.errors import UserError
 from utils.figures.imagenet_c import imagenet_c
 from utils.figures.style import run_label
-from utils.storage.results import CleanReference, ImageNetCResult
+from utils.storage.accuracy import Accuracy
+from utils.storage.conditions import Conditions
+from utils.storage.results import (
+    AttackResult,
+    CleanReference,
+    CorruptionAccuracies,
+    ImageNetCResult,
+    read_result,
+)
+from utils.text import table
+
+COLUMNS = ["corruption", "group", "severity", "n", "top1_correct", "top1_accuracy"]
+COLUMNS += ["top5_correct", "top5_accuracy", "top1_low95", "top1_high95"]
 
 
-def evaluate_imagenet_c(
-    evaluation: FolderEvaluation,
-    root: str,
-    corruptions: Sequence[str] | None = None,
-    clean_accuracy: float | None = None,
-) -> ImageNetCResult:
+def evaluate_imagenet_c(task: Task, root: str) -> ImageNetCResult:
     """Accuracy per corruption and severity: table, JSON, CSV, figure; resumes if interrupted.
 
     Args:
-        evaluation: the network, and how images are read.
         root: the tree, flat or by group.
-        corruptions: names, `extra`, or `all`; None or nothing for the 15.
-        clean_accuracy: top-1 on clean images, a fraction; None looks into the run folder.
 
     Returns:
         what the JSON holds, on every process.
@@ -42,35 +51,37 @@ def evaluate_imagenet_c(
     Raises:
         UserError: a bad tree or image.
     """
+    task.announce(f"corruptions at {root}")
+    data, options = task.config.DATA, task.config.OPTIONS
+    protocol, folder = PROTOCOLS[task.config.EVAL.protocol], task.evaluated.folder
+    resize = data.img_size if protocol.resize_imagenet_c else None
 
     def read() -> tuple[dict[str, ImageTree], int]:
         trees, total = read_corruptions(
             root,
-            find_folders(root, corruptions),
-            lambda images: evaluation.with_labels(evaluation.pick(images)),
+            find_folders(root, options.corruptions),
+            lambda images: task.pick(task.with_labels(images)),
         )
-        if evaluation.conditions.resize is None:
-            require_size(trees, evaluation.conditions.crop)
+        if resize is None:
+            require_size(trees, data.crop_size)
         return trees, total
 
-    trees, total = evaluation.context.from_main(read)
+    trees, total = task.context.from_main(read)
     images = next(iter(trees.values()))
     label = corruptions_label(list(dict.fromkeys(name.rpartition("/")[0] for name in trees)))
-    conditions, provenance = evaluation.on_images(
-        len(images.files), total, images.fingerprint, label
-    )
-    counts = evaluation.count(trees, conditions, "corruptions")
-    folder = evaluation.evaluated.folder
-    clean = CleanReference(clean_accuracy, "--clean_accuracy")
-    if clean_accuracy is None:
+    subset = task.subset(len(images.files), total, images.fingerprint)
+    conditions = task.conditions("imagenet_c", protocol.name, resize, subset, folders=label)
+    counts = count_folders(task, trees, conditions, "corruptions")
+    clean = CleanReference(options.clean_accuracy, "--clean_accuracy")
+    if clean.accuracy is None:
         clean = find_clean_accuracy(folder, conditions, len(images.files))
-    result = make_result(counts, images, conditions, provenance, clean)
+    result = make_result(counts, images, conditions, task.provenance(subset), clean)
     run = run_label(folder.resolve().name)
 
     def draw() -> Figure:
         return imagenet_c({run: result}, f"Common corruptions, {run}")
 
-    evaluation.finish(result, COLUMNS, csv_rows(result), draw, result_text(result))
+    finish(task, result, COLUMNS, csv_rows(result), draw, result_text(result))
     return result
 
 
@@ -87,3 +98,110 @@ def require_size(trees: Mapping[str, ImageTree], side: int) -> None:
                 f"{tree.path(0)} has {width} x {height} pixels, less than the crop of {side}; set"
                 " DATA.crop_size, or resize with --protocol freeat"
             )
+
+
+def make_result(
+    counts: Mapping[str, Sequence[int]],
+    images: ImageTree,
+    conditions: Conditions,
+    provenance: Mapping[str, Any],
+    clean: CleanReference,
+) -> ImageNetCResult:
+    """The content of the JSON.
+
+    Args:
+        counts: by folder, `gaussian_noise/1`: top-1 right, top-5 right, images.
+        images: of one folder, the same in all.
+    """
+    corruptions = {}
+    for name in dict.fromkeys(folder.rpartition("/")[0] for folder in counts):
+        rows = [counts[f"{name}/{severity}"] for severity in SEVERITIES]
+        top1, top5 = (tuple(Accuracy(row[column], row[2]) for row in rows) for column in (0, 1))
+        corruptions[name] = CorruptionAccuracies(group_of(name), top1, top5)
+    classes = sorted({file.partition("/")[0] for file in images.files})
+    summary = summarise(fractions(corruptions), classes, clean.accuracy)
+    return ImageNetCResult(conditions, provenance, images.notes, corruptions, clean, summary)
+
+
+def fractions(corruptions: Mapping[str, CorruptionAccuracies]) -> dict[str, list[float]]:
+    """Top-1 accuracies in [0, 1] over the severities."""
+    return {name: [a.fraction for a in entry.top1] for name, entry in corruptions.items()}
+
+
+def find_clean_accuracy(run_dir: Path, conditions: Conditions, n: int) -> CleanReference:
+    """Clean top-1 of an attack evaluation of the same checkpoint, and the file it stands in.
+
+    On the same images if there is one, else on `n` at least; None where there is neither.
+    """
+    candidates = []
+    for path in sorted(run_dir.glob("*.json")):
+        try:
+            result = read_result(path)
+        except UserError:
+            continue  # another program's file, or a broken one: not this command's business
+        same_network = result.conditions.checkpoint == conditions.checkpoint
+        if isinstance(result, AttackResult) and same_network:
+            same_images = result.conditions.images == conditions.images
+            top1 = result.clean.top1
+            candidates.append((same_images, top1.n, top1.fraction, path.name))
+    same_images, most, accuracy, source = max(candidates, default=(False, 0, None, None))
+    if not same_images and most < n:
+        return CleanReference(None, None)
+    return CleanReference(accuracy, source)
+
+
+def csv_rows(result: ImageNetCResult) -> list[list[Any]]:
+    """One row per corruption and severity."""
+    rows = []
+    for name, entry in result.corruptions.items():
+        for severity, top1, top5 in zip(SEVERITIES, entry.top1, entry.top5, strict=True):
+            counts = [value for top in (top1, top5) for value in (top.correct, top.fraction)]
+            rows.append([name, entry.group, severity, top1.n, *counts, *top1.interval])
+    return rows
+
+
+def result_text(result: ImageNetCResult) -> str:
+    """The table and the metrics below it, accuracies in percent."""
+    errors, top1 = result.summary.CE, fractions(result.corruptions)
+    lines: dict[str, tuple[str, ...]] = {name: (name,) for name in top1}
+    lines |= {f"{group} (mean)": members for group, members in GROUPS.items()}
+    lines["all 15 (mean)"] = STANDARD
+    rows = []
+    for label, members in lines.items():
+        if all(name in top1 for name in members):
+            values = [fmean(column) for column in zip(*(top1[n] for n in members), strict=True)]
+            cells = [f"{100 * value:.2f}" for value in (*values, fmean(values))]
+            if errors:
+                known = all(name in errors for name in members)
+                cells.append(f"{fmean(errors[n] for n in members):.1f}" if known else "")
+            rows.append([label, *cells])
+    header = ["top-1 (%), severity", *map(str, SEVERITIES), "mean"] + ["CE"] * bool(errors)
+    return "\n".join([table(header, rows), "", *summary_lines(result)])
+
+
+def summary_lines(result: ImageNetCResult) -> list[str]:
+    """The metrics over the 15, each with the reason where it is left out.
+
+    The unnormalised error stands beside mCE always, over what was evaluated where the 15 are not
+    complete: AlexNet's errors are no yardstick of other corruptions or classes.
+    """
+    summary, clean = result.summary, result.clean
+    percents = {
+        "mean_accuracy": ("mean accuracy over the 15", 100),
+        "mean_error": ("mean error, unnormalised", 100),
+        "mCE": ("mCE", 1),
+        "relative_mCE": ("relative mCE", 1),
+    }
+    lines = []
+    for key, (label, unit) in percents.items():
+        value = getattr(summary, key)
+        text = f"left out: {summary.left_out.get(key)}"
+        lines.append(f"{label:<26} {text if value is None else f'{unit * value:.2f} %'}")
+    if summary.relative_mCE is not None and clean.accuracy is not None:
+        lines[-1] += f" (clean accuracy {100 * clean.accuracy:.2f} %, {clean.source})"
+    accuracies = fractions(result.corruptions)
+    if set(accuracies) != set(STANDARD):
+        error = 1 - fmean(value for values in accuracies.values() for value in values)
+        label = f"mean error of the {len(accuracies)}"
+        lines.append(f"{label:<26} {100 * error:.2f} %, over all that were evaluated")
+    return lines

@@ -23,9 +23,9 @@ from torch import nn
 from torchvision import datasets, transforms
 
 from lib.algorithm.pgd_attack import PGDAttack
-from lib.evaluation.attack_run import curve_path
 from lib.evaluation.evaluate import Evaluation
 from lib.evaluation.model_settings import ModelSettings
+from lib.evaluation.run import curve_path
 from models.resnet import ResNet
 from utils.config import command_line
 from utils.config.settings import Config, Source
@@ -295,8 +295,6 @@ def test_choices_make_a_file_that_counts_right(
         description = "all 36 images" if n == 36 else f"{n} evenly spread of 36 images"
         assert summary["provenance"]["subset"]["description"] == description
         assert f"attacks on {description}" in out
-    too_many = "warning: --n_examples 5000: there are only 36 images"
-    assert (too_many in out) == ("5000" in flags)
 
 
 REFUSED = [

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,8 +25,8 @@ from lib.data import folders
 from lib.data.folders import list_classes
 from lib.data.subsets import choose
 from lib.evaluation import folder_counts
-from lib.evaluation.folder_counts import FolderEvaluation
-from lib.evaluation.load_model import EvaluatedModel
+from lib.evaluation.load_model import EvaluatedModel, Task
+from lib.evaluation.model_settings import ModelSettings
 from lib.imagenet_c.corruptions import (
     EXTRA,
     SEVERITIES,
@@ -39,11 +38,11 @@ from lib.imagenet_c.corruptions import (
 )
 from lib.imagenet_c.evaluate import evaluate_imagenet_c
 from lib.imagenet_c.tree import find_folders, read_corruptions
+from utils.config.settings import Config, Source
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger
 from utils.storage import journal
-from utils.storage.conditions import Conditions
 from utils.storage.results import ImageNetCResult, read_result
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "imagenet_c_standard_r50.json"
@@ -297,6 +296,13 @@ def small_chunks_and_no_figures(request, monkeypatch) -> None:
         monkeypatch.setattr(folder_counts, "save_figure", lambda *_: None)
 
 
+class PlainTask(Task):
+    """Without command and date in its results."""
+
+    def provenance(self, subset):
+        return {"subset": subset}
+
+
 def run(
     model: nn.Module,
     root: Path,
@@ -306,31 +312,25 @@ def run(
     resize=None,
     crop=32,
     checkpoint="a",
-    **changes,
+    context=ONE,
+    logger=None,
+    workers=0,
+    **options,
 ) -> ImageNetCResult:
-    """An evaluation; `changes` are fields of FolderEvaluation."""
-    settings = SimpleNamespace(classes=[str(digit) for digit in range(10)])
-    conditions = Conditions(
-        kind="imagenet_c", protocol="standard", checkpoint=checkpoint * 64, images="",
-        resize=resize, crop=crop,
-    )  # fmt: skip
-    evaluation = FolderEvaluation(
-        **{
-            "evaluated": EvaluatedModel(model, settings, folder, {}),
-            "conditions": conditions,
-            "usual": {"resize": resize, "crop": crop},
-            "provenance": {"command": "test"},
-            "class_order": "auto",
-            "n_examples": None,
-            "image_ids": None,
-            "batch_size": 4,
-            "workers": 0,
-            "context": ONE,
-            "logger": Logger(active=False),
-            **changes,
-        }
-    )
-    return evaluate_imagenet_c(evaluation, str(root), corruptions, clean_accuracy)
+    """An evaluation; `options` are settings of OPTIONS."""
+    options |= {"corruptions": corruptions or (), "clean_accuracy": clean_accuracy}
+    values = {
+        "DATA.img_size": resize or 256, "DATA.crop_size": crop, "DATA.workers": workers,
+        "EVAL.protocol": "freeat" if resize else "standard", "EVAL.batch_size": 4,
+        **{f"OPTIONS.{name}": value for name, value in options.items()},
+    }  # fmt: skip
+    config = Config().changed(values, Source.COMMAND_LINE)
+    settings = ModelSettings("resnet18", False, False, 1.0, 0.0, [], [], list("0123456789"))
+    identity = {"path": "model_best.pth.tar", "sha256": checkpoint * 64}
+    trained = {"DATA": {"img_size": resize, "crop_size": crop}}
+    evaluated = EvaluatedModel(model, settings, folder, identity, trained=trained)
+    task = PlainTask(config, context, logger or Logger(active=False), evaluated)
+    return evaluate_imagenet_c(task, str(root))
 
 
 SOME = ["gaussian_noise", "snow", "fog", "contrast"]  # 20 folders, each in three batches
@@ -380,7 +380,7 @@ def test_what_an_evaluation_leaves(model, corrupted, tmp_path, capsys, figures):
     written = sorted(path.name for path in folder.iterdir())
     assert written == [f"{stem.name}.{kind}" for kind in ("csv", "json", "pdf", "png")]
     assert read_result(stem.with_suffix(".json")) == result
-    assert (result.provenance["command"], result.provenance["subset"]["n"]) == ("test", 8)
+    assert result.provenance["subset"]["n"] == 8
     assert list(result.corruptions) == list(STANDARD + EXTRA)
     with open(stem.with_suffix(".csv"), newline="") as file:
         rows = list(csv.DictReader(file))

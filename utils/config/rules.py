@@ -172,7 +172,7 @@ def rules_of_effect(config: Config, hypersphere: bool) -> Iterator[tuple[bool, s
     of_imagenet_c = "it belongs to --eva_on_imagenet_c"
     schedule, method = f"TRAIN.schedule is {config.schedule}", f"TRAIN.method is {train.method}"
     no_head = "the network has no hypersphere head (--FN, --WN)"
-    yield not hypersphere, "HE.s_HE HE.angular_margin_HE", no_head
+    yield not hypersphere, "HE.s_HE HE.angular_margin_HE EVAL.scales", no_head
     yield options.evaluating, "print_gradients overwrite tensorboard", of_training
     yield resuming, "pretrained", "the weights are those of --resume"
     yield not attacking, "attack save_images transfer_from", of_attacks

@@ -22,7 +22,7 @@ class Conditions:
         checkpoint: SHA-256 of the network's file or weights.
         images: SHA-256 of the list of images.
         resize, crop: shorter side before the crop (None: not resized) and side of the crop, pixels.
-        network: what flags say of a network whose file does not; see `network_text`.
+        network: what flags say of a network whose file does not.
         checkpoint_file: its name; empty for a run's best model.
         attacks: names with their steps, see `attack_text`.
         folders: corruptions, where they are not the standard 15, or shifted test sets: `snow+fog`.
