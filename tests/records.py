@@ -1,8 +1,6 @@
 """Result records for the tests of what reads them."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,6 @@ from utils.storage.results import (
     TopAccuracies,
     write_result,
 )
-
-EPS = 4 / 255
 
 
 def provenance(checkpoint: str, images: str, n: int) -> dict[str, Any]:
@@ -64,7 +60,7 @@ def attack_result(
     texts = [attack_text(a.name, a.step_size, norm) for a in whole]
     conditions = Conditions(
         kind="attack", protocol="standard", checkpoint=sha256 * 64, images=f"{description:*<64}",
-        resize=256, crop=224, attacks=tuple(texts), eps=EPS,
+        resize=256, crop=224, attacks=tuple(texts), eps=4 / 255,
     )  # fmt: skip
     return AttackResult(
         replace(conditions, **measured),
@@ -84,12 +80,11 @@ def imagenet_c_result(
     sha256: str = "a",
     n: int = 1000,
     images: str = "",
-    accuracies: Mapping[str, Sequence[float]] | None = None,
     **measured: Any,
 ) -> ImageNetCResult:
     """Accuracies that fall with severity from `level`."""
     description = images or f"all {n} images"
-    fractions = accuracies or {name: [level * (6 - s) / 5 for s in range(1, 6)] for name in names}
+    fractions = {name: [level * (6 - s) / 5 for s in range(1, 6)] for name in names}
     corruptions = {}
     for name, values in fractions.items():
         top1 = tuple(Accuracy(round(n * value), n) for value in values)
