@@ -372,4 +372,4 @@ def test_tools_outlive_their_readers(tmp_path: Path) -> None:
     )
     assert done.returncode == 1  # what it found, not how it could be said
     assert "Traceback" not in done.stderr
-    assert "reading [1/1] 1 wrong" in done.stderr  # lines in a log, no bar
+    assert "reading [1/1] 1 found" in done.stderr  # lines in a log, no bar
