@@ -70,6 +70,8 @@ def test_pixels_are_those_of_the_published_weights() -> None:
     published = torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1
     assert model.body.transform_input  # as with weights
     assert model.normalisation["mean"] == tuple(published.transforms().mean)
+    chosen = build_any(ARCH, 32, 4, mean=HALF).normalisation
+    assert chosen == {"mean": HALF, "std": IMAGENET_STD}
     with torch.device("meta"):  # it is large, and of other pixels than ImageNet's usual ones
         assert build_any("efficientnet_v2_l", 32).normalisation == {"mean": HALF, "std": HALF}
 

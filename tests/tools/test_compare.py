@@ -306,6 +306,8 @@ def test_paired_outcomes(compare: Compare) -> None:
     assert "PGD-10 (ce), eps 4/255: right on 6 images that the other gets wrong, against 1" in text
     assert "of 10, p = 0.125" in text
     assert "no such row" in refused(compare("one", "two", "--paired", "one", "three"))
+    write_outcomes("two", "00")
+    assert "list other images" in refused(compare("one", "two", "--paired", "one", "two"))
     Path("two", "attack_standard_images.csv").unlink()
     assert "cannot read" in refused(compare("one", "two", "--paired", "one", "two"))
 
