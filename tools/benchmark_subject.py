@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -20,7 +20,7 @@ import torch
 import torchvision
 from torch import nn
 
-from lib.algorithm.pgd import Search, pgd
+from lib.algorithm.pgd import Search, frozen_eval, pgd
 from lib.algorithm.protocols import PGDSpec, ThreatModel
 from lib.algorithm.training import TRAINING_STEP
 from lib.data.datasets import FolderBatches, eval_transform
@@ -188,12 +188,15 @@ class Suite:
 
     def pgd(self) -> Actions:
         """A step, counted in the same way."""
-        self.model.eval().requires_grad_(False)  # as attacks have it
         logits = partial(self.trainer.logits, self.trainer.attack_network)
         start = torch.empty_like(self.images).uniform_(-EPS, EPS)
         search = Search(sys.maxsize, STEP_SIZE, EPS)
-        iterates = pgd(logits, self.images, self.labels, start, search)
-        return {"pgd": (partial(next, iterates), self.case.batch_size / PGD_STEPS)}
+
+        def steps() -> Iterator[Any]:
+            with frozen_eval(self.model):  # as attacks have it
+                yield from pgd(logits, self.images, self.labels, start, search)
+
+        return {"pgd": (partial(next, steps()), self.case.batch_size / PGD_STEPS)}
 
     def standard(self) -> Actions:
         """Drops what is misclassified and refills the batch."""

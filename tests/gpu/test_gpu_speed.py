@@ -1,0 +1,122 @@
+"""Free, natural and PGD steps against the plain published loop of the same run.
+
+GPU_JSON=found.json python -m pytest -m gpu tests/gpu/test_gpu_speed.py    # the table as JSON too
+"""
+
+import gc
+import json
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from tests.gpu.scale import Scale, checked, difference, minibatch
+from tools.benchmark_subject import Case, Suite, measure
+from utils.config.validators import REDUCE_OVERHEAD
+from utils.storage.provenance import versions
+
+PLAIN = ("plain", "fp32", False)
+# Part, images, precision, mode: how many times as fast as the plain loop.
+GOALS = {
+    ("free", 256, "fp32", False): 1.38,
+    ("free", 256, "bf16", False): 2.2,
+    ("free", 256, "bf16", True): 3.1,
+    ("pgd", 128, "fp32", False): 1.1,
+    ("pgd", 128, "bf16", False): 1.9,
+    ("pgd", 128, "bf16", True): 3.1,
+}
+MOST_OVER_NATURAL, LEAST_OVER_EAGER = 1.03, 1.5
+ROWS: list[dict[str, Any]] = []
+
+
+@lru_cache
+def measured(scale: Scale, part: str, images: int, subject: str, precision: str, mode: Any) -> Any:
+    """(Action to images/s, compilations), with a row of the table for each action."""
+    device, seconds = str(scale.device), 1.5 if scale.cuda else 0.01
+    images_and_size = images, scale.size, device, 0, "", 0, seconds
+    case = Case(part, subject, precision, mode, scale.arch, *images_and_size)
+    gc.collect()
+    counters.clear()
+    if scale.cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with pytest.MonkeyPatch.context() as patch:  # tuning is given back
+        patch.setattr(torch.backends.cudnn, "benchmark", False)
+        result = measure(case)
+        compilations = counters["stats"]["unique_graphs"]
+        if mode is True:
+            assert compiled_error(case, scale) <= 0.2  # bf16, random weights
+    rates = {action: n / seconds for action, (n, seconds) in result["takes"].items()}
+    unit = 50 if part == "pgd" else 1  # its images are counted as PGD-50 would attack them
+    for action, rate in rates.items():
+        row = {"step": action, "images": images, "subject": subject, "precision": precision}
+        row |= {"compiled": mode, "ms": 1000 * images / (unit * rate), "images/s": unit * rate}
+        ROWS.append({**row, "GiB": result["peak_memory_bytes"] / 2**30})
+    return rates, compilations
+
+
+def compiled_error(case: Case, scale: Scale) -> float:
+    """The logits that a compiled network gives, beside the eager one's."""
+    trainer = Suite(case).trainer
+    images, _, _ = minibatch(case.batch_size, scale)
+    if case.part == "pgd":
+        trainer.model.eval().requires_grad_(False)
+    images.requires_grad_()
+    eager, compiled = (trainer.logits(n, images) for n in (trainer.model, trainer.network))
+    return difference(compiled, eager)
+
+
+def over(scale: Scale, part: str, images: int, precision: str, mode: Any, base: tuple) -> float:
+    """How many times as fast as another subject."""
+    action = "pgd" if part == "pgd" else "free"
+    own, other = (
+        measured(scale, part, images, *subject)[0][action]
+        for subject in (("suite", precision, mode), base)
+    )
+    return own / other
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Prints the rows at the end, and writes them to the file that GPU_JSON names."""
+    yield
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    builds = f"{device}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
+    lines = [*ROWS[:1], *(row.values() for row in ROWS)]
+    cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in line] for line in lines]
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("", builds, *("".join(f"{c:>11}" for c in line) for line in cells), sep="\n")
+    if path := os.environ.get("GPU_JSON"):
+        content = {"on": builds, "versions": versions(), "rows": ROWS}
+        Path(path).write_text(json.dumps(content, indent=1))
+    measured.cache_clear()
+
+
+@checked(quick=True, slow=True)
+@pytest.mark.parametrize(("part", "images"), [("free", 256), ("pgd", 128)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_eager_steps(scale: Scale, part: str, images: int, precision: str) -> None:
+    ratio = over(scale, part, images if scale.cuda else 2, precision, False, PLAIN)
+    assert ratio >= GOALS[part, images, precision, False] or not scale.cuda
+    if part == "free" and scale.cuda:
+        rates, _ = measured(scale, part, images, "suite", precision, False)
+        assert rates["natural"] / rates["free"] <= MOST_OVER_NATURAL
+
+
+@checked(cpu=False)
+@pytest.mark.parametrize(
+    ("part", "images", "mode"),
+    [("free", 256, True), ("pgd", 128, True), ("free", 32, REDUCE_OVERHEAD)],
+)
+def test_compiled_steps(scale: Scale, part: str, images: int, mode: Any) -> None:
+    """Few compilations, and what eager computes; CUDA graphs are for few images."""
+    torch._dynamo.reset()
+    base = PLAIN if mode is True else ("suite", "bf16", False)
+    least = GOALS[part, images, "bf16", True] if mode is True else LEAST_OVER_EAGER
+    assert over(scale, part, images, "bf16", mode, base) >= least
+    assert measured(scale, part, images, "suite", "bf16", mode)[1] <= 3
