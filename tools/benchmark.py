@@ -66,11 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def benchmark(arguments: Sequence[str]) -> None:
-    """Measure, write and print.
-
-    Raises:
-        UserError: a flag is wrong, or a subject failed.
-    """
+    """Measure, write and print."""
     options = parse(arguments)
     make_folder(options.output.parent, "choose another --output")
     cuda = options.device.startswith("cuda")
@@ -96,11 +92,7 @@ def benchmark(arguments: Sequence[str]) -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments, with what depends on others.
-
-    Raises:
-        UserError: a flag is wrong, or there is no such device.
-    """
+    """The arguments, with what depends on others."""
     parser = tool_parser("benchmark", __doc__)
     add, default = parser.add_argument, "(default: %(default)s)"
     add("--arch", choices=ARCHITECTURES, default="resnet50", help=default)
@@ -175,11 +167,7 @@ def subjects_of(part: str, options: argparse.Namespace, folder: Path) -> Subject
 
 
 def run(name: str, checkout: Path, case: Case) -> Row:
-    """One subject in a process of its own, which a signal does not reach before it ends us.
-
-    Raises:
-        UserError: it failed; its last words are on stderr.
-    """
+    """One subject in a process of its own, which a signal does not reach before it ends us."""
     words = [sys.executable, "-m", "tools.benchmark_subject", json.dumps(asdict(case))]
     done = subprocess.run(
         words, cwd=checkout, stdout=subprocess.PIPE, text=True, start_new_session=True

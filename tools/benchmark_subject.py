@@ -96,10 +96,6 @@ class HalfRobust(nn.Module):
 
     So images just above it are misclassified from the third iterate of PGD on, and bright ones
     never, whatever the network's weights are.
-
-    Args:
-        network: images to logits.
-        middle: what the network's input averages for middle grey.
     """
 
     def __init__(self, network: nn.Module, middle: float) -> None:

@@ -45,11 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> tuple[Path, int]:
-    """The folder and the number of processes.
-
-    Raises:
-        UserError: no such folder, or fewer than one process.
-    """
+    """The folder and the number of processes."""
     parser = tool_parser("check_data", __doc__)
     add, cores = parser.add_argument, os.cpu_count() or 1
     add("dir", metavar="DIR", type=user_path, help="an ImageFolder or ImageNet-C tree")
@@ -63,11 +59,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Path, int]:
 
 
 def check(root: Path, workers: int) -> int:
-    """Read every image and report; 1 if something is wrong.
-
-    Raises:
-        UserError: there is no such folder.
-    """
+    """Read every image and report; 1 if something is wrong."""
     with image_bar("listing") as bar:
         parts, findings = scan(str(root), bar.advance)
     total = sum(len(listing.files) for listing in parts.values())
@@ -108,11 +100,7 @@ def check_image(path: str) -> Finding | None:
 
 
 def scan(root: str, listed: Callable[[int], object]) -> tuple[Parts, list[Finding]]:
-    """List a data folder: train and val, an ImageNet-C tree, or class folders alone.
-
-    Args:
-        listed: called with the number of images whenever a class has been listed.
-    """
+    """List a data folder: train and val, an ImageNet-C tree, or class folders alone."""
     findings: list[Finding] = []
     splits = {name: os.path.join(root, name) for name in ("train", "val")}
     splits = {name: folder for name, folder in splits.items() if os.path.isdir(folder)}

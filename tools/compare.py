@@ -50,11 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Print the table and write it.
-
-    Raises:
-        UserError: a run is missing, or the evaluations do not compare.
-    """
+    """Print the table and write it."""
     rows = merge_seeds(collect(find_results(arguments.runs)))
     names = [printable(name) for name in row_names(rows, arguments.names)]
     values = {name: row.values for name, row in zip(names, rows, strict=True)}
@@ -100,11 +96,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def row_names(rows: Sequence[Row], given: Sequence[str] | None) -> list[str]:
-    """A distinct name per row: those given, else the run's and, where needed, the checkpoint's.
-
-    Raises:
-        UserError: another number of names than of rows, or one twice.
-    """
+    """A distinct name per row: those given, else the run's and, where needed, the checkpoint's."""
     if given is not None:
         if len(given) != len(rows):
             described = ", ".join(f"{row.folder.name} ({row.file})" for row in rows)

@@ -30,17 +30,11 @@ IRRELEVANT = {"imagenet", "imagenet_c", "workers", "print_freq", "checkpoint_min
 
 @dataclass(frozen=True)
 class Column:
-    """One measure under one set of conditions.
+    """One measure under one set of conditions."""
 
-    Attributes:
-        measure: its name, conditions apart, such as `PGD-10 (ce)`.
-        kind: of the evaluation, `attack`, `imagenet_c`, or `shift` and the test set.
-        conditions: what must agree for two values to compare.
-    """
-
-    measure: str
-    kind: str
-    conditions: Texts
+    measure: str  # conditions apart, such as `PGD-10 (ce)`
+    kind: str  # of the evaluation: `attack`, `imagenet_c`, or `shift` and the test set
+    conditions: Texts  # what must agree for two values to compare
 
     def condition(self, aspect: str) -> str:
         """The text of one aspect; empty where it has none."""
@@ -54,21 +48,13 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Value(Estimate):
-    """One number, in percent; its spread is over seeds, where it is a mean over several.
+    """One number, in percent; its spread is over seeds, where it is a mean over several."""
 
-    Attributes:
-        n: images behind it.
-        source: the file, or who published it.
-        scale: factor on the outputs under the attack's loss; it belongs to the network.
-        outcomes: the column of the per-image CSV beside the source.
-        seeds: how many, in a row of several.
-    """
-
-    n: int
-    source: Path | str
-    scale: float | None = None
-    outcomes: str = ""
-    seeds: int | None = None
+    n: int  # images
+    source: Path | str  # the file, or who published it
+    scale: float | None = None  # factor on the outputs under the attack's loss
+    outcomes: str = ""  # the column of the per-image CSV beside the source
+    seeds: int | None = None  # how many, in a row of several
 
 
 Values = Mapping[Column, Value]
@@ -76,13 +62,7 @@ Values = Mapping[Column, Value]
 
 @dataclass
 class Row:
-    """A checkpoint, or the first of several seeds, its values and the warnings they came with.
-
-    Attributes:
-        folder: of its evaluations.
-        sha256: of its file.
-        file: its name.
-    """
+    """A checkpoint, or the first of several seeds, its values and the warnings they came with."""
 
     folder: Path
     sha256: str
@@ -94,13 +74,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Named rows over columns.
-
-    Attributes:
-        title: the images, of any table but the first.
-        columns: with their titles, which name what distinguishes their conditions.
-        rows: those that have a value in one of the columns, by name.
-    """
+    """Named rows over columns."""
 
     title: str
     columns: Mapping[Column, str]
@@ -114,11 +88,7 @@ class Table:
 
 
 def collect(results: Mapping[Path, Result]) -> list[Row]:
-    """A row for each checkpoint, in the order of the files.
-
-    Raises:
-        UserError: a file without a needed entry; two different values of the same thing.
-    """
+    """A row for each checkpoint, in the order of the files."""
     rows: dict[tuple[Path, str], Row] = {}
     for path, result in results.items():
         folder, sha256 = path.resolve().parent, result.conditions.checkpoint
@@ -257,16 +227,7 @@ def over_seeds(values: Sequence[Value]) -> Value:
 def build_tables(
     rows: Mapping[str, Values], published: Mapping[str, Values], mixed: bool
 ) -> list[Table]:
-    """Lay out the values: first the largest evaluations, then those of other images.
-
-    Args:
-        rows: by name.
-        published: further rows, whose values stand in columns of `rows`.
-        mixed: let a measure have several columns although two rows then share none.
-
-    Raises:
-        UserError: without `mixed`, two rows have a measure under no common conditions.
-    """
+    """Lay out the values: first the largest evaluations, then those of other images."""
     sizes: dict[Column, int] = {}
     for column, value in (pair for values in rows.values() for pair in values.items()):
         sizes[column] = max(value.n, sizes.get(column, 0))

@@ -109,11 +109,7 @@ def condition_notes(table: Table) -> list[str]:
 
 
 def reading_notes(tables: Sequence[Table], warnings: Mapping[str, Iterable[str]]) -> list[str]:
-    """What the numbers are, and what casts doubt on them.
-
-    Args:
-        warnings: of the evaluations, by row.
-    """
+    """What the numbers are, and what casts doubt on them."""
     entries = [entry for table in tables for entry in table.values]
     measures = {column.measure for _, column, _ in entries}
     lines = ["Top-1 accuracy in %, in brackets its 95 % Wilson interval."]

@@ -66,11 +66,7 @@ def demo(folder: Path) -> None:
 
 
 def step(folder: Path, *arguments: str) -> None:
-    """Print one of the suite's commands and run it in the demo's folder.
-
-    Raises:
-        UserError: it failed; what it printed says why.
-    """
+    """Print one of the suite's commands and run it in the demo's folder."""
     words = [os.path.relpath(word, folder) if os.path.isabs(word) else word for word in arguments]
     print(f"\n$ python {shlex.join(words)}", flush=True)
     with subprocess.Popen([sys.executable, *words], cwd=folder, env=environment()) as process:
@@ -92,15 +88,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def write_report(folder: Path, runs: Mapping[str, str]) -> Path:
-    """Write DIR/REPORT.md from the files that the commands have left.
-
-    Args:
-        folder: the demo's folder.
-        runs: name to run folder of both methods, relative to `folder`.
-
-    Returns:
-        The report's path.
-    """
+    """Write DIR/REPORT.md from the files that the commands have left."""
     attacks = {name: only_result(folder / run, AttackResult) for name, run in runs.items()}
     provenance = next(iter(attacks.values())).provenance
     config, replays = provenance["config"], provenance["config"]["ADV"]["n_repeats"]

@@ -47,11 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_data(arguments: argparse.Namespace) -> None:
-    """Write the digits and, if asked for, their corrupted twins.
-
-    Raises:
-        UserError: something else is there already, or the disk is full.
-    """
+    """Write the digits and, if asked for, their corrupted twins."""
     digits = Path(os.path.abspath(arguments.dir))
     write_digits(digits)
     if arguments.corruptions:
@@ -75,13 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def build(folder: Path, recipe: dict[str, Any], write: Callable[[Path], None]) -> None:
-    """Make a tree whole, or not at all; one that is there and complete is left alone.
-
-    Args:
-        folder: its place.
-        recipe: what tells it from another tree of this module.
-        write: fills an empty folder.
-    """
+    """Make a tree whole, or not at all; one that is there and complete is left alone."""
     if folder.is_dir() and any(folder.iterdir()):
         with contextlib.suppress(OSError, ValueError):
             if json.loads((folder / MARKER).read_text(encoding="utf-8")) == recipe:

@@ -20,11 +20,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 
 
 def paired_lines(names: Sequence[str], rows: Mapping[str, Values]) -> list[str]:
-    """For every measure that two rows share: on how many images they differ, and p.
-
-    Raises:
-        UserError: a row is unknown, is a mean over seeds, or its per-image outcomes are missing.
-    """
+    """For every measure that two rows share: on how many images they differ, and p."""
     first, second = (rows[row_meant(name, rows)] for name in names)
     shared = [column for column in first if column in second and first[column].outcomes]
     if not shared:
@@ -60,11 +56,7 @@ def row_meant(name: str, rows: Mapping[str, Values]) -> str:
 
 
 def outcomes(value: Value) -> dict[str, bool]:
-    """{image: right} of one measure.
-
-    Raises:
-        UserError: the file is missing, or lacks the measure's column.
-    """
+    """{image: right} of one measure."""
     if (value.seeds or 1) > 1:
         raise UserError(f"--paired takes single runs, and {value.source} is one of several seeds")
     path = Path(value.source)

@@ -16,14 +16,6 @@ def in_parallel(
     """The results of a function of each batch, as they come.
 
     Close the iterator (`contextlib.closing`) to end the processes early.
-
-    Args:
-        function: importable by name. What it raises is raised here.
-        batches: taken as processes have room for them, so a generator is never unrolled.
-        workers: number of processes.
-
-    Raises:
-        UserError: a process died, and its batch with it.
     """
     others = multiprocessing.active_children()
     with block_signals():

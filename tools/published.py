@@ -11,11 +11,7 @@ FILE = Path(__file__).with_name("published_results.json")
 
 
 def published_rows(columns: Collection[Column]) -> tuple[dict[str, Values], list[str]]:
-    """The published values that stand in these columns.
-
-    Returns:
-        the values by row; and notes with each row's source, and with what has no column.
-    """
+    """The published values that stand in these columns."""
     rows: dict[str, Values] = {}
     sources, elsewhere = [], []
     for row in json.loads(FILE.read_text(encoding="utf-8"))["rows"]:

@@ -146,9 +146,6 @@ def train_all(folder: Path, jobs: Sequence[Job], at_once: int) -> None:
     """Train and attack, several at a time; a line for each that is done.
 
     Whatever ends this ends the trainings under way, which save their state first.
-
-    Raises:
-        UserError: one failed; its log says why.
     """
     waiting = [job for job in jobs if not any(job.run.glob("attack_*.json"))]
     done = len(jobs) - len(waiting)

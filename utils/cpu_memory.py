@@ -18,9 +18,6 @@ def keep_freed_memory() -> bool:
     maps each such block again and unmaps it when it is freed, and the system then clears every page
     on its first touch: up to a third of a step on the CPU. To be called before any work. GPUs'
     memory is PyTorch's own matter.
-
-    Returns:
-        Whether this had an effect; False where the C library is another one.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

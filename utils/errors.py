@@ -15,12 +15,9 @@ class Interrupted(KeyboardInterrupt):
     """A signal stopped the command; what is on the disk is intact.
 
     A KeyboardInterrupt, so that no `except Exception` on the way takes it for an error.
-
-    Args:
-        said: the user has been told; otherwise whoever catches it prints a line.
     """
 
-    def __init__(self, signum: int, said: bool = False) -> None:
+    def __init__(self, signum: int, said: bool = False) -> None:  # said: the user has been told
         super().__init__(signum, said)
         self.signum, self.said = signum, said
 

@@ -22,13 +22,7 @@ tqdm.monitor_interval = 0  # no thread of its own: loader workers are forked
 
 
 class Logger(logging.Logger):
-    """Prints lines and appends them to a file.
-
-    Args:
-        active: False on every rank but 0: nothing is printed or written.
-        path: log.txt, appended to; None prints only.
-        to_stderr: print there, where stdout is for results.
-    """
+    """Prints lines and appends them to a file."""
 
     def __init__(
         self, active: bool = True, path: Path | None = None, to_stderr: bool = False
@@ -40,11 +34,7 @@ class Logger(logging.Logger):
             self.write_to(path)
 
     def write_to(self, path: Path) -> None:
-        """Append to this file from now on.
-
-        Raises:
-            UserError: it cannot be written to.
-        """
+        """Append to this file from now on."""
         if self.disabled:
             return
         try:
@@ -99,21 +89,14 @@ class LogFile(logging.FileHandler):
 
 
 class ProgressBar:
-    """tqdm's bar on a terminal, a line now and then elsewhere, nothing on other ranks.
-
-    Args:
-        total: how many items there will be; None where nobody knows.
-        label: words in front.
-        every: items between two lines where stderr is no terminal.
-        done: items that were done before.
-    """
+    """tqdm's bar on a terminal, a line now and then elsewhere, nothing on other ranks."""
 
     def __init__(
         self,
         logger: Logger,
         total: int | None,
         label: str,
-        every: int,
+        every: int,  # items between two lines where stderr is no terminal
         unit: str = "batch",
         done: int = 0,
     ) -> None:

@@ -22,21 +22,14 @@ Transform = Callable[[Image.Image], Image.Image]
 
 
 class Batch(NamedTuple):
-    """What a loader gives.
+    """What a loader gives."""
 
-    Attributes:
-        pixels: (B, 3, H, W) uint8, channels_last in memory.
-        labels: (B,) int64.
-        indices: (B,) int64, positions in the tree.
-        flips: (B,) bool, which images are to be mirrored; done on the device.
-        error: why an image could not be read; the main process raises it, because an exception
-            of a worker arrives wrapped in a traceback.
-    """
-
-    pixels: torch.Tensor
-    labels: torch.Tensor
-    indices: torch.Tensor
-    flips: torch.Tensor
+    pixels: torch.Tensor  # (B, 3, H, W) uint8, channels_last in memory
+    labels: torch.Tensor  # (B,) int64
+    indices: torch.Tensor  # (B,) int64, positions in the tree
+    flips: torch.Tensor  # (B,) bool, which images are to be mirrored; done on the device
+    # Why an image could not be read; raised by the main process, because an exception of a worker
+    # arrives wrapped in a traceback.
     error: str | None = None
 
 
@@ -71,22 +64,14 @@ def eval_transform(img_size: int | None, crop_size: int) -> Transform:
 
 
 class ImageBatches(Dataset):
-    """Reads batches. A key is (epoch, position in the tree); the epoch seeds the crop.
-
-    Args:
-        tree: the images.
-        transform: image to image of `size` x `size`.
-        size: side in pixels.
-        seed: of the crops and flips, or None where nothing is random.
-        flip: mirror half of the images, where there is a seed.
-    """
+    """Reads batches. A key is (epoch, position in the tree); the epoch seeds the crop."""
 
     def __init__(
         self,
         tree: ImageTree,
         transform: Transform,
-        size: int,
-        seed: int | None = None,
+        size: int,  # of an image after the transform
+        seed: int | None = None,  # of crops and flips; None where nothing is random
         flip: bool = True,
     ) -> None:
         self.tree = tree
@@ -123,13 +108,7 @@ class ImageBatches(Dataset):
 
 
 class FolderBatches(Dataset):
-    """Batches of several folders through one loader. A key is (number of the folder, position).
-
-    Args:
-        trees: the images of each folder, with the network's labels.
-        transform: image to image of `size` x `size`.
-        size: side in pixels.
-    """
+    """Batches of several folders through one loader. A key is (number of the folder, position)."""
 
     def __init__(self, trees: Sequence[ImageTree], transform: Transform, size: int) -> None:
         self.size = size

@@ -34,11 +34,7 @@ def is_hidden(name: str) -> bool:
 
 
 def subfolders(folder: str) -> list[str]:
-    """Paths of the folders in a folder, sorted, without hidden and vendor folders.
-
-    Raises:
-        UserError: it cannot be listed.
-    """
+    """Paths of the folders in a folder, sorted, without hidden and vendor folders."""
     try:
         with os.scandir(folder) as entries:
             return sorted(e.path for e in entries if e.is_dir() and not is_hidden(e.name))
@@ -55,22 +51,15 @@ class Listing:
 
     Paths are relative to `root`, with `/`. Every real directory counts once, whatever links lead
     to it.
-
-    Attributes:
-        root: the folder that holds the class folders.
-        images: by class, sorted; its images in torchvision's order, by folder, then by name.
-        loose: images beside the class folders.
-        others: by class, files that are no images.
-        passed_over: hidden and vendor folders, and links to a folder that counts already.
-        unreadable: (folder, reason) of those that cannot be listed.
     """
 
     root: str
+    # By class, sorted; its images in torchvision's order, by folder, then by name.
     images: dict[str, list[str]] = field(default_factory=dict)
-    loose: list[str] = field(default_factory=list)
-    others: dict[str, list[str]] = field(default_factory=dict)
-    passed_over: list[str] = field(default_factory=list)
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    loose: list[str] = field(default_factory=list)  # images beside the class folders
+    others: dict[str, list[str]] = field(default_factory=dict)  # by class, files of another kind
+    passed_over: list[str] = field(default_factory=list)  # hidden, vendor and repeated folders
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # folders, with the reason
     seen: set[tuple[int, int]] = field(default_factory=set)  # (device, inode) of folders
 
     @property
@@ -125,15 +114,7 @@ class Listing:
 
 
 def list_classes(root: str, listed: Callable[[int], object] = lambda count: None) -> Listing:
-    """List a folder of class folders.
-
-    Args:
-        root: the folder.
-        listed: called with the number of images of each class that has been listed.
-
-    Returns:
-        its images, faults included; nothing is raised.
-    """
+    """List a folder of class folders; `listed` is called with the number of each one's images."""
     listing = Listing(root)
     # Class folders count before anything in them: no link within a class takes another's images.
     _, classes, names = next(listing.walk(root), (root, [], []))
@@ -156,21 +137,13 @@ def list_files(listing: Listing, name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ImageTree:
-    """The images of one folder of class folders, in a fixed order.
+    """The images of one folder of class folders, in a fixed order."""
 
-    Attributes:
-        root: the folder that holds the class folders.
-        classes: class names, sorted.
-        files: file of each image, `CLASS/IMAGE` relative to root; sorted by class, then name.
-        labels: output index of each image.
-        notes: what a user should know of it, one line each.
-    """
-
-    root: str
-    classes: tuple[str, ...]
-    files: tuple[str, ...]
-    labels: tuple[int, ...]
-    notes: tuple[str, ...] = ()
+    root: str  # holds the class folders
+    classes: tuple[str, ...]  # sorted
+    files: tuple[str, ...]  # `CLASS/IMAGE`, sorted by class, then name
+    labels: tuple[int, ...]  # the output of each image
+    notes: tuple[str, ...] = ()  # what a user should know
 
     @property
     def fingerprint(self) -> str:
@@ -195,11 +168,7 @@ class ImageTree:
 
 
 def read_split(data: str, split: str) -> ImageTree:
-    """Find the images of DIR/train or DIR/val.
-
-    Raises:
-        UserError: the folder is missing, empty, flat, or a class in it is empty.
-    """
+    """Find the images of DIR/train or DIR/val."""
     if not os.path.isdir(data):
         raise UserError(
             f"no folder {data}; give the data set as DIR, or set DATA.imagenet in configs.yml"
@@ -211,20 +180,12 @@ def read_split(data: str, split: str) -> ImageTree:
 
 
 def read_tree(root: str) -> ImageTree:
-    """Find the images of a folder of class folders.
-
-    Raises:
-        UserError: it is empty or flat, a class in it is empty, or something in it cannot be read.
-    """
+    """Find the images of a folder of class folders."""
     return tree_of(list_classes(root))
 
 
 def tree_of(listing: Listing) -> ImageTree:
-    """The images of a listing without faults.
-
-    Raises:
-        UserError: it has one.
-    """
+    """The images of a listing, which must be without faults."""
     if problem := fault_of(listing):
         raise UserError(problem)
     labels = tuple(label for label, images in enumerate(listing.images.values()) for _ in images)
@@ -262,11 +223,7 @@ def sizes_of_sample(tree: ImageTree, count: int = 16) -> list[int]:
 
 
 def require_same_classes(train: ImageTree, val: ImageTree) -> None:
-    """Training and validation must have the same classes, or every label would be shifted.
-
-    Raises:
-        UserError: names the classes that only one of them has.
-    """
+    """Training and validation must have the same classes, or every label would be shifted."""
     for one, other in ((train, val), (val, train)):
         if extra := sorted(set(one.classes) - set(other.classes)):
             raise UserError(

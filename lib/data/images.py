@@ -13,11 +13,7 @@ from utils.text import printable
 
 
 class UnreadableImage(UserError):
-    """A file that is not a whole, readable image.
-
-    Attributes:
-        reason: why.
-    """
+    """A file that is not a whole, readable image."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"cannot read {printable(str(path))}: {reason}; replace or remove it")
@@ -25,11 +21,7 @@ class UnreadableImage(UserError):
 
 
 def load_rgb(path: str) -> Image.Image:
-    """Read an image of any mode (grey, palette, CMYK, RGBA, ...) as RGB, wholly decoded.
-
-    Raises:
-        UnreadableImage: it is not a whole image, or of a mode that has no meaning in RGB.
-    """
+    """Read an image of any mode (grey, palette, CMYK, RGBA, ...) as RGB, wholly decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata and transparency: no matter here
@@ -48,9 +40,6 @@ def eight_bits(image: Image.Image) -> Image.Image:
     Integers of 16 bits give their upper 8, as Pillow reads colours, and floats in [0, 1] their
     part of 255. Pillow's own conversion clips both, which leaves next to nothing but white or
     black.
-
-    Raises:
-        ValueError: the numbers are in no known range.
     """
     if image.mode != "F" and not image.mode.startswith("I"):
         return image

@@ -27,15 +27,9 @@ WhileWaiting = Callable[[], Any]
 
 
 class Loader:
-    """Batches of a dataset in a sampler's order, whose workers live as long as it does.
+    """Batches of a dataset in a sampler's order, whose workers live as long as it does."""
 
-    Attributes:
-        workers: the processes that read, after the first pass has begun.
-        seconds_waited: for batches, so far.
-        waiting: the loader that waits for a batch right now.
-    """
-
-    waiting: "Loader | None" = None
+    waiting: "Loader | None" = None  # for a batch, right now
 
     def __init__(self, loader: DataLoader) -> None:
         self.loader = loader
@@ -50,15 +44,7 @@ class Loader:
         return self.batches()
 
     def batches(self, while_waiting: WhileWaiting = lambda: False) -> Iterator[Batch]:
-        """The sampler's batches.
-
-        Args:
-            while_waiting: called every second while there is no batch, as when a disk does not
-                answer; the batches end when it returns True or raises, and the workers with them.
-
-        Raises:
-            UserError: a worker was killed.
-        """
+        """The sampler's batches; they end when `while_waiting`, called every second, is true."""
         self.start()
         while True:
             started = time.monotonic()
@@ -139,13 +125,6 @@ def make_loader(
 
     For CUDA each batch is pinned, by a thread, and comes through shared memory where there is
     enough of it; it comes through pipes elsewhere, as in a container with little.
-
-    Args:
-        dataset: reads a batch.
-        batches: which images are read together.
-        workers: processes that read for this process; 0 reads in line.
-        device: where the batches go.
-        local_processes: of this machine, which share its memory.
     """
     # Of its own: each pass draws a seed for workers, and an interrupted training has more passes.
     generator = torch.Generator()
@@ -200,12 +179,6 @@ def free_shared_memory() -> float:
 
 
 def share_of_workers(workers: int | str, context: DistributedContext) -> int:
-    """Workers of this process, of those of `DATA.workers` on this machine.
-
-    Args:
-        workers: `auto` is one for every core that falls to this process; no number goes beyond
-            that, for they would only get in each other's way. 0 is none, any other at least one.
-        context: this process among its peers.
-    """
+    """This process's part of `DATA.workers`; never more than its cores, for they would compete."""
     wanted = MOST_WORKERS if workers == "auto" else int(workers) // context.local_processes
     return max(1, min(wanted, context.cores)) if workers else 0

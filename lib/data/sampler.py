@@ -19,22 +19,15 @@ class DistributedBatchSampler(Sampler[Keys]):
 
     A share is never empty: where a last batch has fewer images than there are processes, the
     others get its first image as padding, which training then weighs with zero.
-
-    Args:
-        total: images in an epoch.
-        batch_size: images in a global batch; the last one may be smaller.
-        rank: this process.
-        world_size: number of processes.
-        seed: of the order, a new one each epoch; None keeps the tree's order.
     """
 
     def __init__(
         self,
         total: int,
-        batch_size: int,
+        batch_size: int,  # of a global batch; the last one may be smaller
         rank: int = 0,
         world_size: int = 1,
-        seed: int | None = None,
+        seed: int | None = None,  # of the order, a new one each epoch; None keeps the tree's
     ) -> None:
         self.total = total
         self.batch_size = batch_size
@@ -84,11 +77,7 @@ class DistributedBatchSampler(Sampler[Keys]):
 
 
 class EvaluationSampler(Sampler[Keys]):
-    """Evaluation: batches that are given, each of one folder.
-
-    Args:
-        batches: the number of the folder and the positions in it, of each batch.
-    """
+    """Evaluation: the batches given, each a folder's number and positions in it."""
 
     def __init__(self, batches: Sequence[tuple[int, Sequence[int]]]) -> None:
         self.batches = batches

@@ -40,9 +40,6 @@ def positions_of(tree: ImageTree, ids: str) -> list[int]:
     """Positions of listed images: `robustbench`, or a file with one `class/filename` a line.
 
     Blank lines and lines that start with # are passed over.
-
-    Raises:
-        UserError: the file cannot be read, names an image that is not there, or names none.
     """
     if ids == ROBUSTBENCH:
         return robustbench_positions(tree)
@@ -60,11 +57,7 @@ def positions_of(tree: ImageTree, ids: str) -> list[int]:
 
 
 def robustbench_positions(tree: ImageTree) -> list[int]:
-    """Positions of the 5000 validation images that RobustBench judges on, of any file format.
-
-    Raises:
-        UserError: one is not there.
-    """
+    """Positions of the 5000 validation images that RobustBench judges on, of any file format."""
     path = Path(__file__).with_name("robustbench_val_numbers.txt")
     positions = {
         int(match[1]): position

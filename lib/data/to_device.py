@@ -15,11 +15,7 @@ from utils.errors import UserError
 def to_device(
     batch: Batch, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> DeviceBatch:
-    """Send a batch as bytes; mirror and scale to [0, 1] there.
-
-    Raises:
-        UserError: an image of it could not be read.
-    """
+    """Send a batch as bytes; mirror and scale to [0, 1] there."""
     if batch.error is not None:
         raise UserError(batch.error)
 
@@ -70,11 +66,7 @@ def on_device(
     dtype: torch.dtype = torch.float32,
     while_waiting: WhileWaiting = lambda: False,
 ) -> Iterator[DeviceBatch]:
-    """The loader's batches on the device; on CUDA the next one is copied during the work.
-
-    Args:
-        while_waiting: see `Loader.batches`.
-    """
+    """The loader's batches on the device; on CUDA the next one is copied during the work."""
     batches = loader.batches(while_waiting)
     if device.type != "cuda":
         yield from (to_device(batch, device, dtype) for batch in batches)

@@ -40,10 +40,7 @@ EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # published, 
 def choose_corruptions(asked: Sequence[str] | None, present: Sequence[str] = ()) -> tuple[str, ...]:
     """The corruptions to evaluate: the published ones in their order, then any others.
 
-    Args:
-        asked: names; `extra` adds the four extra ones to the names given, or to the 15 where no
-            name is; `all` is whatever the tree holds. None or nothing is the 15.
-        present: what the tree holds.
+    Of those asked for, `extra` adds the four extra ones, and `all` is whatever is present.
     """
     wanted = {name.strip() for name in asked or ()}
     if "all" in wanted:
@@ -82,11 +79,6 @@ def summarise(
 
     CE is the sum of errors over the severities, over AlexNet's sum; relative CE takes the error on
     clean images off both.
-
-    Args:
-        accuracies: top-1 per corruption at the five severities, fractions in [0, 1].
-        classes: the folder names of the tree's classes.
-        clean_accuracy: top-1 on clean images, a fraction; relative mCE needs it.
     """
     means = {name: fmean(accuracies[name]) for name in STANDARD if name in accuracies}
     groups: dict[str, float | None] = {}

@@ -40,17 +40,7 @@ COLUMNS += ["top5_correct", "top5_accuracy", "top1_low95", "top1_high95"]
 
 
 def evaluate_imagenet_c(task: Task, root: str) -> ImageNetCResult:
-    """Accuracy per corruption and severity: table, JSON, CSV, figure; resumes if interrupted.
-
-    Args:
-        root: the tree, flat or by group.
-
-    Returns:
-        what the JSON holds, on every process.
-
-    Raises:
-        UserError: a bad tree or image.
-    """
+    """Accuracy per corruption and severity: table, JSON, CSV, figure; resumes if interrupted."""
     task.announce(f"corruptions at {root}")
     data, options = task.config.DATA, task.config.OPTIONS
     protocol, folder = PROTOCOLS[task.config.EVAL.protocol], task.evaluated.folder
@@ -86,11 +76,7 @@ def evaluate_imagenet_c(task: Task, root: str) -> ImageNetCResult:
 
 
 def require_size(trees: Mapping[str, ImageTree], side: int) -> None:
-    """The first image of every folder must be as large as the crop, or zeros would fill it up.
-
-    Raises:
-        UserError: names an image that is smaller.
-    """
+    """The first image of every folder must be as large as the crop, or zeros would fill it up."""
     for tree in trees.values():
         width, height = load_rgb(tree.path(0)).size
         if min(width, height) < side:
@@ -107,12 +93,7 @@ def make_result(
     provenance: Mapping[str, Any],
     clean: CleanReference,
 ) -> ImageNetCResult:
-    """The content of the JSON.
-
-    Args:
-        counts: by folder, `gaussian_noise/1`: top-1 right, top-5 right, images.
-        images: of one folder, the same in all.
-    """
+    """The content of the JSON; counts are, by folder, top-1 right, top-5 right, images."""
     corruptions = {}
     for name in dict.fromkeys(folder.rpartition("/")[0] for folder in counts):
         rows = [counts[f"{name}/{severity}"] for severity in SEVERITIES]

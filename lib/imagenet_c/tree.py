@@ -20,11 +20,7 @@ PROBLEMS_SHOWN = 3
 
 
 def corruption_folders(root: str) -> list[tuple[str, str]]:
-    """(name, folder) of each folder with a severity in it, below `root` or one folder deeper.
-
-    Raises:
-        UserError: `root` cannot be listed.
-    """
+    """(name, folder) of each folder with a severity in it, below `root` or one folder deeper."""
     folders = []
     for folder in subfolders(root):
         candidates = [folder] if has_severities(folder) else subfolders(folder)
@@ -38,11 +34,7 @@ def has_severities(folder: str) -> bool:
 
 
 def find_folders(root: str, asked: Sequence[str] | None) -> dict[str, str]:
-    """The folder of each corruption of `--corruptions`, in the order of evaluation.
-
-    Raises:
-        UserError: one is unknown, missing, or there twice.
-    """
+    """The folder of each corruption of `--corruptions`, in the order of evaluation."""
     present = corruption_folders(root)
     names = choose_corruptions(asked, [name for name, _ in present])
     paths = {name: [path for other, path in present if other == name] for name in names}
@@ -83,18 +75,6 @@ def read_corruptions(
     """The images of every corruption and severity, and how many there are in each.
 
     The first severity is listed, and all others must hold the same images.
-
-    Args:
-        folders: of the corruptions, by name.
-        prepare: picks images, gives them other labels. Where it takes a part, the other severities
-            are not listed: they must hold that.
-
-    Returns:
-        by corruption and severity (`gaussian_noise/1`) the images, whose names are the same
-        objects; and the number of images of a severity before some were picked.
-
-    Raises:
-        UserError: what is missing, empty, or differs between severities.
     """
     paths = {
         f"{name}/{severity}": os.path.join(folder, str(severity))

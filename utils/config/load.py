@@ -132,10 +132,6 @@ def phases_of(config: Config) -> list[Config]:
     """The settings of every phase of `TRAIN.phases` in turn; without phases, these settings.
 
     What stands on the command line goes over a phase's value.
-
-    Raises:
-        UserError: one line for every unknown key and unusable value, or for a phase that ends where
-            the one before does.
     """
     phases: list[Config] = []
     for number, values in enumerate(config.TRAIN.phases, 1):

@@ -147,12 +147,7 @@ def rules(config: Config) -> Iterator[tuple[bool, str]]:
 
 
 def ignored_settings(config: Config, hypersphere: bool) -> list[str]:
-    """One line for every setting that differs from its default and has no effect.
-
-    Args:
-        hypersphere: whether the network has a hypersphere head, which in an evaluation the
-            checkpoint says.
-    """
+    """One line for every setting that differs from its default and has no effect."""
     return [
         f"{shown(key)} is ignored: {why}"
         for without_effect, keys, why in rules_of_effect(config, hypersphere)

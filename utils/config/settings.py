@@ -316,9 +316,6 @@ class Config:
     """All settings of one call, by section: `config.TRAIN.lr`. What follows from them is here too.
 
     A key is `SECTION.key`, or the name of one of the `Options`.
-
-    Attributes:
-        sources: {key: where its value comes from}; without an entry it is built in.
     """
 
     TRAIN: Train = field(default_factory=Train)
@@ -328,7 +325,7 @@ class Config:
     EVAL: Eval = field(default_factory=Eval)
     RUN: Run = field(default_factory=Run)
     OPTIONS: Options = field(default_factory=Options)
-    sources: dict[str, Source] = field(default_factory=dict, compare=False)
+    sources: dict[str, Source] = field(default_factory=dict, compare=False)  # others: built in
 
     @property
     def eps(self) -> float:

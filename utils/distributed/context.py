@@ -39,21 +39,14 @@ def allowed_cores() -> frozenset[int]:
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process among its peers.
+    """This process among its peers."""
 
-    Attributes:
-        rank: 0 writes and prints.
-        control: a gloo group for Python objects and flags, which never wait for a GPU; None alone.
-        local_processes: how many of the ranks run on this machine.
-        cores: of this machine that fall to this process.
-    """
-
-    rank: int
+    rank: int  # 0 writes and prints
     world_size: int
     device: torch.device
-    control: Any = None
-    local_processes: int = 1
-    cores: int = field(default_factory=lambda: len(allowed_cores()))
+    control: Any = None  # a gloo group for Python objects and flags, which never wait for a GPU
+    local_processes: int = 1  # ranks on this machine
+    cores: int = field(default_factory=lambda: len(allowed_cores()))  # that fall to this process
 
     @property
     def is_main(self) -> bool:
@@ -111,11 +104,7 @@ class DistributedContext:
         return torch.stack(shares, dim=1).flatten(0, 1) if shares else None
 
     def run_and_share_errors(self, work: Callable[[], T]) -> T:
-        """Do work that may find a user error, and fail on all ranks if it fails on one.
-
-        Raises:
-            SharedUserError: the error of the lowest rank that has one, on every rank.
-        """
+        """Do work that may find a user error, and fail on all ranks if it fails on one."""
         result, error_text = None, None
         try:
             result = work()
@@ -127,11 +116,7 @@ class DistributedContext:
         return result  # type: ignore[return-value]
 
     def from_main(self, work: Callable[[], T]) -> T:
-        """Do work on rank 0 alone and give every rank its result.
-
-        Raises:
-            SharedUserError: the work's user error, on every rank.
-        """
+        """Do work on rank 0 alone and give every rank its result."""
         result = self.run_and_share_errors(lambda: work() if self.is_main else None)
         if self.world_size > 1:
             box = [result]
@@ -152,15 +137,7 @@ def joined(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
 def init(
     device_name: str, rank: int, world_size: int, local_rank: int, init_method: str
 ) -> DistributedContext:
-    """Join the process group of all ranks.
-
-    Args:
-        init_method: `file://PATH` of a file that no other group uses; "" reads the address from
-            the environment, where torchrun puts it.
-
-    Raises:
-        UserError: the device is missing or of no use, or another rank's.
-    """
+    """Join the process group of all ranks; without `init_method` at the address of torchrun."""
     device = choose_device(device_name, local_rank)
     claim_device(device)
     if world_size == 1:
@@ -264,11 +241,7 @@ def claim_device(device: torch.device) -> None:
 
 
 def number_of_processes(nproc: int, name: str) -> int:
-    """`--nproc`, or one per visible GPU where CUDA is used, or one.
-
-    Raises:
-        UserError: more processes than GPUs, or than the CPU's cores can bear.
-    """
+    """`--nproc`, or one per visible GPU where CUDA is used, or one."""
     device_type = choose_device(name).type
     all_gpus = device_type == "cuda" and name in ("auto", "cuda")
     available = torch.cuda.device_count() if all_gpus else 1
@@ -294,12 +267,9 @@ def require_own_gpus(uuids: Sequence[str]) -> None:
 
 
 def share_of_cores(own: frozenset[int], of_all: Sequence[frozenset[int]]) -> int:
-    """The cores that fall to one rank, at least one.
+    """The cores that fall to one rank, of `own` and those of each rank of this machine.
 
-    Args:
-        own: those that it may use.
-        of_all: those that each rank of this machine may use, its own among them. A launcher gives
-            all the same cores, as torchrun does, or each its own, as srun may.
+    A launcher gives all ranks the same cores, as torchrun does, or each its own, as srun may.
     """
     shares = sum(1 / sum(core in cores for cores in of_all) for core in own)
     return max(1, int(shares + 1e-6))

@@ -83,11 +83,7 @@ def run_command(command: Callable[[], int | None]) -> int:
 
 
 def launch(worker: Worker, config: Config) -> None:
-    """Run `worker(config, context)`: under torchrun as one of its ranks, else on every GPU.
-
-    Raises:
-        UserError, Interrupted: what a rank raised.
-    """
+    """Run `worker(config, context)`: under torchrun as one of its ranks, else on every GPU."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         run_under_torchrun(worker, config)
         return
@@ -195,17 +191,7 @@ def join(processes: Sequence[BaseProcess], seconds: float) -> None:
 
 
 def raise_cause(failed: dict[int, int], reports: dict[int, Any], stops: list[int]) -> None:
-    """Raise what made ranks fail.
-
-    Args:
-        failed: exit status by rank, negative after a signal, of those that failed first.
-        reports: by rank.
-        stops: signals that asked to stop.
-
-    Raises:
-        UserError, Interrupted: a rank reported it, or none could answer the signal.
-        SystemExit: a rank had a bug, which is printed, or was killed.
-    """
+    """Raise what made ranks fail: a report of theirs, a stop signal, or exit status 1."""
     if stops and not reports:
         raise Interrupted(stops[0])
     if not reports or KILLED in failed.values():

@@ -109,14 +109,10 @@ class SignalRequests:
 
     The training loop answers between two minibatches. A second Ctrl-C stops at once, without
     saving: the last checkpoint is intact.
-
-    Attributes:
-        stop: the first signal that asks to stop, or 0.
-        save: whether a signal asks to save.
     """
 
     def __init__(self) -> None:
-        self.stop = 0
+        self.stop = 0  # the first signal that asks to stop
         self.save = False
         self.since = 0.0
 

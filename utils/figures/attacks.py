@@ -16,31 +16,19 @@ LETTERS = 14  # that fit below an image
 
 @dataclass(frozen=True)
 class AttackedImage:
-    """One image and what became of it.
+    """One image and what became of it."""
 
-    Attributes:
-        clean, adversarial: (3, H, W) pixels in [0, 1], arrays or CPU tensors.
-        label: name of the true class.
-        before, after: names of the classes predicted on the two.
-        attack: name of the attack.
-    """
-
-    clean: Any
+    clean: Any  # (3, H, W) pixels in [0, 1], array or CPU tensor
     adversarial: Any
-    label: str
-    before: str
+    label: str  # name of the true class
+    before: str  # of the class predicted on the clean image
     after: str
     attack: str
 
 
 @styled
 def attack_images(images: Sequence[AttackedImage], max_change: float, title: str) -> Figure:
-    """Images, their perturbations, and what becomes of them.
-
-    Args:
-        max_change: change of a pixel in [0, 1] that is drawn white; its opposite is black.
-        title: above the figure.
-    """
+    """Images, their perturbations, and what becomes of them; a change of `max_change` is white."""
     across = min(2, len(images))
     rows = -(-len(images) // across)
     widths = ([1, 1, 1, 0.12] * across)[:-1]  # the gap between two triples is a column of its own

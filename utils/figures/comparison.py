@@ -16,19 +16,12 @@ TITLE_WIDTH = 30  # characters
 
 @dataclass(frozen=True)
 class Panel:
-    """Measures on one axis.
-
-    Attributes:
-        title: above it.
-        axis: what is measured, with its unit.
-        measures: (title, {run: value}) from top to bottom.
-        is_share: in percent of images, so at most 100.
-    """
+    """Measures on one axis."""
 
     title: str
     axis: str
-    measures: Sequence[tuple[str, Mapping[str, Estimate]]]
-    is_share: bool = True
+    measures: Sequence[tuple[str, Mapping[str, Estimate]]]  # title and values by run, from the top
+    is_share: bool = True  # in percent of images, so at most 100
 
 
 @styled

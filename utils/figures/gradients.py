@@ -47,9 +47,6 @@ def gradient_ratio(runs: Mapping[str, CsvRows], title: str = "") -> Figure:
     Figure 6 of arXiv:2002.08619, with every parameter shown: colour and marker say the run, line
     and filling the kind of parameter. Each panel's legend holds the whole group's ratio. The axis
     is logarithmic, so that 2 and 1/2 are equally far from 1.
-
-    Args:
-        runs: {label: rows of gradient_norms.csv, of one epoch}.
     """
     fig = Figure(figsize=(WIDTH, 3.1), layout="constrained")
     panels = fig.subplots(1, 3, sharey=True, width_ratios=(1, 1, 0.42))
@@ -93,11 +90,6 @@ def draw_ratios(axes: Axes, rows: CsvRows, index: int, shift: float) -> None:
     """One run's ratios in one group's panel; the legend says the whole group's ratio.
 
     Layers of the main path are counted from 1; a shortcut has the number of the last one before it.
-
-    Args:
-        rows: of this group.
-        index: of the run, among the runs.
-        shift: of the points to the right, in layers.
     """
     members = {name: [r for r in rows if parameter_type(r) == name] for name in PARAMETER_STYLES}
     depths = sorted(set(series([*members["weight"], *members["bias"]], "depth")))

@@ -28,9 +28,6 @@ def imagenet_c(results: Results, title: str = "") -> Figure:
 
     With one result the curves are its corruptions; with more, each result's mean over the group.
     Bars are means over the five severities; the last is the mean over the 15, where there is one.
-
-    Args:
-        results: by label. A corruption that only some results hold has a bar where it is.
     """
     fullest = sorted(results.values(), key=lambda result: -len(result.corruptions))
     groups: dict[str, list[str]] = {}

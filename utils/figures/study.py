@@ -11,12 +11,7 @@ from utils.storage.accuracy import Estimate
 
 @styled
 def robustness_against_cost(trainings: Mapping[str, tuple[float, Estimate]]) -> Figure:
-    """A point for each training, on a logarithmic axis of costs.
-
-    Args:
-        trainings: {name: (forward-backward passes over the training set, robust accuracy over
-            seeds)}; a training and the same with HE follow each other.
-    """
+    """Cost and robust accuracy over seeds of each training, which its twin with HE follows."""
     fig = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     axes = fig.subplots()
     for number, (name, (cost, robust)) in enumerate(trainings.items()):

@@ -118,12 +118,7 @@ def run_label(name: str) -> str:
 
 
 def run_labels(paths: Sequence[Path], labels: Sequence[str] | None = None) -> list[str]:
-    """One distinct name per run: its label, else short names, else folder names, else paths.
-
-    Args:
-        paths: run folders, or files inside them.
-        labels: the user's; as many as paths.
-    """
+    """One distinct name per run: its label, else short names, else folder names, else paths."""
     if labels:
         if len(labels) != len(paths):
             raise UserError(

@@ -84,15 +84,7 @@ def training_curves(folder: Path, title: str = "") -> Figure:
 
 
 def draw_curves(axes: Axes, rows: CsvRows, metric: str, labels: Mapping[str, str]) -> list[float]:
-    """Draw the columns that hold numbers, each through the epochs that have one.
-
-    Args:
-        metric: `loss` or `top1`.
-        labels: {column without the metric: label}, in the order of the colours.
-
-    Returns:
-        Every value drawn.
-    """
+    """Draw the columns that hold numbers, each through the epochs that have one: all values."""
     epochs, drawn = series(rows, "epoch"), []
     for index, (column, label) in enumerate(labels.items()):
         values = series(rows, f"{column}_{metric}")

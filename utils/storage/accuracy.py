@@ -58,11 +58,7 @@ def mean_estimate(mean: float, n: int) -> Estimate:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How many of n images are right.
-
-    Raises:
-        TypeError, ValueError: they are no such counts.
-    """
+    """How many of n images are right."""
 
     correct: int
     n: int

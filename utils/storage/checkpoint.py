@@ -31,24 +31,14 @@ class UnreadableCheckpoint(UserError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file's content, brought to one form.
-
-    Attributes:
-        path: where it was read from.
-        state_dict: the network's tensors under torchvision's keys.
-        content: everything the file holds.
-        model: our own files: arch, FN, WN, s_HE, angular_margin_HE, classes, mean, std.
-        arch: the architecture that it names, ours or not.
-        mean: per colour, where another library keeps it in the file; else None.
-        std: likewise.
-    """
+    """A file's content, brought to one form."""
 
     path: str
-    state_dict: dict[str, torch.Tensor]
-    content: Mapping[str, Any]
-    model: dict[str, Any] | None = None
+    state_dict: dict[str, torch.Tensor]  # under torchvision's keys
+    content: Mapping[str, Any]  # everything the file holds
+    model: dict[str, Any] | None = None  # ours: arch, HE settings, classes, mean, std
     arch: str | None = None
-    mean: list[float] | None = None
+    mean: list[float] | None = None  # per colour, where another library keeps it in the file
     std: list[float] | None = None
 
     @property
@@ -159,9 +149,6 @@ def save_checkpoint(folder: Path, content: Mapping[str, Any]) -> None:
     """Write checkpoint.pth.tar; the file before it stays as checkpoint.previous.pth.tar.
 
     At every instant there is an intact newest file.
-
-    Raises:
-        UserError: it cannot be written; the old files are as they were.
     """
     latest, previous = folder / LATEST, folder / PREVIOUS
     with replacing(latest) as file:

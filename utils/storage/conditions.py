@@ -14,41 +14,25 @@ LONGEST_NAME = 180  # bytes; file systems take 255, endings and numbers of proce
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """Everything that can change a number; two evaluations that differ in it share no file.
+    """Everything that can change a number; two evaluations that differ in it share no file."""
 
-    Attributes:
-        kind: `attack`, `imagenet_c` or `shift`.
-        protocol: `standard`, `freeat` or `paper`.
-        checkpoint: SHA-256 of the network's file or weights.
-        images: SHA-256 of the list of images.
-        resize, crop: shorter side before the crop (None: not resized) and side of the crop, pixels.
-        network: what flags say of a network whose file does not.
-        checkpoint_file: its name; empty for a run's best model.
-        attacks: names with their steps, see `attack_text`.
-        folders: corruptions, where they are not the standard 15, or shifted test sets: `snow+fog`.
-        subset: which images, `n500` or `ids1a2b3c4d`; empty for all.
-        eps: radius, in [0, 1] for Linf.
-        surrogate: SHA-256 of the network that was attacked, where it is another one.
-        cascade: each attack saw only what the ones before had left robust.
-    """
-
-    kind: str
+    kind: str  # of KINDS
     protocol: str
-    checkpoint: str
-    images: str
-    resize: int | None
+    checkpoint: str  # SHA-256 of the network's file or weights
+    images: str  # SHA-256 of the list of images
+    resize: int | None  # shorter side before the crop, pixels; None: not resized
     crop: int
-    network: str = ""
-    checkpoint_file: str = ""
-    attacks: tuple[str, ...] = ()
-    folders: str = ""
-    subset: str = ""
-    eps: float = 0.0
+    network: str = ""  # what flags say of a network whose file does not
+    checkpoint_file: str = ""  # its name; empty for a run's best model
+    attacks: tuple[str, ...] = ()  # names with their steps, see `attack_text`
+    folders: str = ""  # corruptions other than the 15, or shifted test sets: `snow+fog`
+    subset: str = ""  # `n500` or `ids1a2b3c4d`; empty for all images
+    eps: float = 0.0  # in [0, 1] for Linf
     norm: str = "Linf"
     precision: str = "fp32"
     seed: int = 0
-    surrogate: str = ""
-    cascade: bool = False
+    surrogate: str = ""  # SHA-256 of the network that was attacked, where it is another one
+    cascade: bool = False  # each attack saw only what the ones before had left robust
 
     @property
     def digest(self) -> str:
@@ -57,11 +41,7 @@ class Conditions:
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def file_name(self, usual: Mapping[str, Any]) -> str:
-        """`attack_standard_pgd50_eps8_seed1`: what differs from the defaults, in this order.
-
-        Args:
-            usual: `resize`, `crop` and, of attacks, `attacks` and `eps` of the network's training.
-        """
+        """`attack_standard_pgd50_eps8_seed1`: what differs from what is usual for the network."""
         first_step = next(iter(usual.get("attacks", ())), "").partition("@")[2]
         parts = {
             "checkpoint_file": file_stem(self.checkpoint_file),

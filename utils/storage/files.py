@@ -122,11 +122,7 @@ def file_sha256(path: str | os.PathLike) -> str:
 
 
 def make_folder(path: str | os.PathLike, fix: str = "run from a folder that is writable") -> Path:
-    """Create a folder and its parents.
-
-    Args:
-        fix: what to tell a user who cannot write there.
-    """
+    """Create a folder and its parents; `fix` is for a user who cannot write there."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -32,15 +32,12 @@ def find_weights(content: Mapping[str, Any]) -> Mapping[str, Any]:
 def split_weights(
     path: str, state: Mapping[Any, Any], first_key: str = FIRST_KEY
 ) -> tuple[dict[str, torch.Tensor], list[float] | None, list[float] | None]:
-    """Strip a network's wrappers off.
+    """Strip a network's wrappers off: its tensors, mean and standard deviation of each colour.
 
     What stands before the network's first key is a wrapper's: DataParallel's and AveragedModel's
     `module.`, Lightning's `net.`, nn.Sequential's `1.`. Blocks may have the same key further on.
     MadryLab's AttackerModel and RobustBench's nn.Sequential(normalize, model) keep the mean and
     the standard deviation of their normalisation beside the network.
-
-    Returns:
-        The network's tensors, mean and standard deviation of each colour.
     """
     tensors = {
         key: value

@@ -25,27 +25,14 @@ ReadRow = Callable[[str, str, list[Any]], tuple[Any, Any]]
 
 
 class ResumableRows:
-    """What an interrupted evaluation has finished, and a place for what is finished next.
-
-    Args:
-        folder: where the results go.
-        digest: of the evaluation's conditions.
-        context: the processes, which all open theirs together.
-        read_row: makes a row; TypeError or ValueError say that it is damaged.
-
-    Attributes:
-        found: by phase, the rows that all processes of earlier runs have left; the same on all.
-
-    Raises:
-        UserError: a journal cannot be read or written.
-    """
+    """What an interrupted evaluation has finished, and a place for what is finished next."""
 
     def __init__(
         self, folder: Path, digest: str, context: DistributedContext, read_row: ReadRow
     ) -> None:
         self.folder, self.digest, self.read_row = folder, digest, read_row
         self.path = folder / f"unfinished_{digest}.rank{context.rank}.jsonl"
-        self.found: dict[str, Rows] = {}
+        self.found: dict[str, Rows] = {}  # by phase, of all earlier processes; the same on all
         own = context.run_and_share_errors(lambda: self.read(context.rank, context.world_size))
         for lines in context.gather(own):
             for phase, rows in lines:
@@ -82,11 +69,7 @@ class ResumableRows:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has been added through to the disk.
-
-        Raises:
-            UserError: the disk is full.
-        """
+        """Write what has been added through to the disk."""
         try:
             for phase, rows in self.unwritten.items():
                 # On a line of its own, even behind one that an interruption has cut short.

@@ -29,23 +29,15 @@ class CleanAccuracies(TopAccuracies):
 
 @dataclass(frozen=True, kw_only=True)
 class AttackAccuracies(TopAccuracies):
-    """Under one attack.
+    """Under one attack."""
 
-    Attributes:
-        name: as `--attack` takes it; `autoattack-apgd-ce` for what a part of AutoAttack left.
-        label: the name in tables.
-        step_size: in [0, 1] under Linf; 0 where the attack sets its own.
-        loss: what it ascends; None where the attack has its own.
-        scale: factor on the network's raw outputs under the loss.
-    """
-
-    name: str
-    label: str
+    name: str  # as `--attack` takes it; `autoattack-apgd-ce` for what a part of AutoAttack left
+    label: str  # in tables
     steps: int
-    step_size: float
-    loss: str | None
+    step_size: float  # in [0, 1] under Linf; 0 where the attack sets its own
+    loss: str | None  # what it ascends; None where the attack has its own
     restarts: int
-    scale: float | None
+    scale: float | None  # factor on the network's raw outputs under the loss
 
     @property
     def is_part(self) -> bool:
@@ -55,33 +47,21 @@ class AttackAccuracies(TopAccuracies):
 
 @dataclass(frozen=True)
 class Result:
-    """What every result file holds.
+    """What every result file holds."""
 
-    Attributes:
-        conditions: everything that can change the numbers.
-        provenance: command, settings, checkpoint, subset, versions, device, date.
-        warnings: what casts doubt on the numbers.
-    """
-
-    conditions: Conditions
-    provenance: Mapping[str, Any]
-    warnings: tuple[str, ...]
+    conditions: Conditions  # everything that can change the numbers
+    provenance: Mapping[str, Any]  # command, settings, checkpoint, subset, versions, device, date
+    warnings: tuple[str, ...]  # what casts doubt on the numbers
 
 
 @dataclass(frozen=True)
 class AttackResult(Result):
-    """Clean accuracy and robustness.
-
-    Attributes:
-        attacks: every attack; empty after a cascade, whose attacks saw a part of the images each.
-        worst_case: images that are robust against all of them.
-        cascade: names of the attacks of a cascade; None where each saw all images.
-    """
+    """Clean accuracy and robustness."""
 
     clean: CleanAccuracies
-    attacks: tuple[AttackAccuracies, ...]
-    worst_case: TopAccuracies
-    cascade: tuple[str, ...] | None = None
+    attacks: tuple[AttackAccuracies, ...]  # none after a cascade: each saw a part of the images
+    worst_case: TopAccuracies  # robust against all of them
+    cascade: tuple[str, ...] | None = None  # names of its attacks; None where each saw all images
 
 
 @dataclass(frozen=True)
@@ -103,24 +83,15 @@ class CleanReference:
 
 @dataclass(frozen=True)
 class Summary:
-    """Means over ImageNet-C's 15 corruptions; None where they are undefined.
+    """Means over ImageNet-C's 15 corruptions; None where they are undefined."""
 
-    Attributes:
-        mean_accuracy: in [0, 1], the figure of arXiv:2002.08619.
-        mean_error: the same of errors, unnormalised.
-        mCE, relative_mCE: in percent, as they are published.
-        groups: mean accuracy in [0, 1] by group.
-        CE: corruption errors in percent.
-        left_out: {what is None: why}.
-    """
-
-    mean_accuracy: float | None
-    mean_error: float | None
-    mCE: float | None
+    mean_accuracy: float | None  # in [0, 1], the figure of arXiv:2002.08619
+    mean_error: float | None  # the same of errors, unnormalised
+    mCE: float | None  # in percent, as it is published
     relative_mCE: float | None
-    groups: Mapping[str, float | None]
-    CE: Mapping[str, float]
-    left_out: Mapping[str, str]
+    groups: Mapping[str, float | None]  # mean accuracy in [0, 1]
+    CE: Mapping[str, float]  # corruption errors in percent
+    left_out: Mapping[str, str]  # {what is None: why}
 
 
 @dataclass(frozen=True)
@@ -134,20 +105,13 @@ class ImageNetCResult(Result):
 
 @dataclass(frozen=True)
 class ShiftAccuracies:
-    """On one shifted test set.
-
-    Attributes:
-        classes: how many classes it has.
-        images: SHA-256 of the list of its images.
-        top1, top5: over all outputs of the network.
-        present_top1, present_top5: over the outputs of its classes alone.
-    """
+    """On one shifted test set."""
 
     classes: int
-    images: str
-    top1: Accuracy
+    images: str  # SHA-256 of the list of images
+    top1: Accuracy  # over all outputs of the network
     top5: Accuracy
-    present_top1: Accuracy
+    present_top1: Accuracy  # over the outputs of its classes alone
     present_top5: Accuracy
 
 
@@ -197,11 +161,7 @@ def record(annotation: Any, value: Any) -> Any:
 
 
 def read_result(path: Path) -> Result:
-    """A result file.
-
-    Raises:
-        UserError: it cannot be read, or is another kind of file.
-    """
+    """A result file."""
     result = result_of(path)
     if result is None:
         raise UserError(f"{path} is no evaluation of attacks, ImageNet-C or shifted test sets")
@@ -253,9 +213,6 @@ def result_stem(folder: Path, conditions: Conditions, usual: Mapping[str, Any]) 
 
     Where a result under other conditions has that name (of other images, say), a digest is added.
     The result of a checkpoint whose content has changed since is replaced.
-
-    Args:
-        usual: see `Conditions.file_name`.
     """
     stem = folder / conditions.file_name(usual)
     others = conditions_at(stem)

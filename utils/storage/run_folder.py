@@ -28,11 +28,7 @@ WRITTEN = (*RESULTS, "config.yml", "log.txt", "*.png", "*.pdf", "*_images/*.png"
 
 
 def find_checkpoint(path: str) -> str:
-    """`--resume PATH` as given, else under trained_models/.
-
-    Raises:
-        UserError: neither exists; the message lists what is there.
-    """
+    """`--resume PATH` as given, else under trained_models/."""
     for candidate in (Path(path), ROOT / path):
         if candidate.is_file():
             return os.path.normpath(candidate)
@@ -62,16 +58,6 @@ def claim(folder: Path, resumed: bool, overwrite: bool) -> TextIO:
     """Keep other trainings out of a run folder, and make sure that starting here loses nothing.
 
     What killed trainings have left of half a checkpoint is removed.
-
-    Args:
-        resumed: the run resumes from a checkpoint in this folder.
-        overwrite: remove what an earlier run has left, and nothing else.
-
-    Returns:
-        The folder's lock: it lasts until the file is closed.
-
-    Raises:
-        UserError: another training is at work here, or a run is here and neither was asked for.
     """
     lock = lock_folder(folder)
     if overwrite and not resumed:
