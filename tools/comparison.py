@@ -128,7 +128,8 @@ def values_of(path: Path, result: Result) -> Iterator[tuple[Column, Value]]:
             measure, texts = attack.label, search
             if attack.steps:
                 measure = re.sub(r", step [^)]*", "", measure)
-                texts += (("step", length_text(attack.step_size, conditions.norm)),)
+                step = length_text(attack.step_size, conditions.norm)
+                texts += (("step", step), starts_of(conditions))
             outcomes = f"{attack.name}_robust"
             column = Column(measure, "attack", texts + images)
             yield column, value(attack.top1, outcomes=outcomes, scale=attack.scale)
@@ -181,7 +182,14 @@ def attacks_behind(conditions: Conditions) -> Texts:
     unit = 255 if conditions.norm == "Linf" else 1
     steps = [length_text(float(step) / unit, conditions.norm) for _, step in pairs if step]
     over = ("over", " + ".join(name for name, _ in pairs))
-    return (("step", " and ".join(dict.fromkeys(steps))), over) if steps else (over,)
+    if not steps:
+        return (over,)
+    return ("step", " and ".join(dict.fromkeys(steps))), starts_of(conditions), over
+
+
+def starts_of(conditions: Conditions) -> tuple[str, str]:
+    """What random starts are drawn by."""
+    return "random start by", conditions.starts or "number in the list"
 
 
 def merge_seeds(rows: Sequence[Row]) -> list[Row]:

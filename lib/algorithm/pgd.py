@@ -47,14 +47,14 @@ class Step(NamedTuple):
 
 
 def random_start(
-    index: int, shape: Sequence[int], eps: float, seed: int, restart: int = 0, norm: Norm = LINF
+    image: int, shape: Sequence[int], eps: float, seed: int, restart: int = 0, norm: Norm = LINF
 ) -> torch.Tensor:
     """A uniform point of the ball, of one image's shape, that depends on the arguments alone.
 
     Drawn on the CPU from a generator of its own: the same in every batch, device and process.
 
     Args:
-        index: of the image.
+        image: its number, from 0 on, of any size.
         shape: (3, H, W).
         eps: radius of the ball.
         seed: of the evaluation.
@@ -62,7 +62,7 @@ def random_start(
         norm: of the ball.
     """
     noise = torch.empty(tuple(shape))
-    norm.draw(noise, eps, torch.Generator().manual_seed(derived_seed(seed, restart, index)))
+    norm.draw(noise, eps, torch.Generator().manual_seed(derived_seed(seed, restart, image)))
     return noise
 
 

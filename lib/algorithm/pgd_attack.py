@@ -1,7 +1,7 @@
 """PGD on a network under a protocol: from batches to what became of each image."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -36,10 +36,11 @@ class RandomStarts:
     Args:
         search: ball and norm.
         seed: of the evaluation.
+        number_of: an image's number by its index, that its start is drawn by.
     """
 
-    def __init__(self, search: Search, seed: int) -> None:
-        self.search, self.seed = search, seed
+    def __init__(self, search: Search, seed: int, number_of: Callable[[int], int] = int) -> None:
+        self.search, self.seed, self.number_of = search, seed, number_of
         self.threads = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1))
         self.drawn: dict[tuple[int, int], Future[torch.Tensor]] = {}
 
@@ -59,7 +60,8 @@ class RandomStarts:
     def draw(self, index: int, restart: int, shape: torch.Size) -> Future[torch.Tensor]:
         """Let a thread draw one start."""
         eps, norm = self.search.eps, self.search.norm
-        return self.threads.submit(random_start, index, shape, eps, self.seed, restart, norm)
+        image = self.number_of(index)
+        return self.threads.submit(random_start, image, shape, eps, self.seed, restart, norm)
 
     def __call__(
         self, images: torch.Tensor, indices: torch.Tensor, restart: torch.Tensor | int
@@ -90,6 +92,7 @@ class PGDAttack:
         threat: ball, protocol, seed, precision.
         outputs: the raw outputs of what is attacked compiled, or None.
         surrogate: the network that is attacked, where it is not `model`, which judges.
+        number_of: see `RandomStarts`; a tree's `image_number`, for the same starts in every subset.
     """
 
     chunk: int | None = None
@@ -101,6 +104,7 @@ class PGDAttack:
         threat: ThreatModel,
         outputs: Logits | None = None,
         surrogate: nn.Module | None = None,
+        number_of: Callable[[int], int] = int,
     ) -> None:
         self.model, self.spec, self.threat = model, spec, threat
         self.warnings: set[str] = set()
@@ -116,7 +120,7 @@ class PGDAttack:
         self.raw: Logits = raw
         self.factor = 1.0 if own else scale
         self.compiled, self.transfers = outputs is not None, surrogate is not None
-        self.starts = RandomStarts(self.search, threat.seed)
+        self.starts = RandomStarts(self.search, threat.seed, number_of)
 
     def run(self, batches: Iterable[DeviceBatch]) -> Iterator[Outcome]:
         """Attack images, in any order of completion.

@@ -153,6 +153,10 @@ class ImageTree:
     def path(self, position: int) -> str:
         return os.path.join(self.root, self.files[position])
 
+    def image_number(self, position: int) -> int:
+        """SHA-256 of `CLASS/IMAGE` as a number: the same wherever an image is listed."""
+        return int(names_sha256(self.files[position : position + 1]), 16)
+
     def subset(self, positions: Sequence[int]) -> ImageTree:
         """Only the images at these positions, in that order."""
         files = tuple(self.files[i] for i in positions)

@@ -87,7 +87,8 @@ class Evaluation:
         surrogate = None if self.surrogate is None else self.surrogate.model
         if isinstance(spec, AutoAttackSpec):
             return AutoAttack(model, spec, self.threat, surrogate)
-        return PGDAttack(model, spec, self.threat, outputs, surrogate)
+        number_of = self.data.tree.image_number
+        return PGDAttack(model, spec, self.threat, outputs, surrogate, number_of)
 
     def run(self) -> None:
         """Fill `rows`, with what an interrupted run has left of them and what it has not."""

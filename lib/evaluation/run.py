@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib.algorithm.protocols import PROTOCOLS, AttackSpec, AutoAttackSpec, ThreatModel
+from lib.algorithm.protocols import PROTOCOLS, AttackSpec, AutoAttackSpec, PGDSpec, ThreatModel
 from lib.data.folders import ImageTree, read_split
 from lib.data.loader import share_of_workers
 from lib.evaluation.attacks import attack_list, for_classes
@@ -35,6 +35,7 @@ from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
 from utils.figures.style import save_figure
 from utils.logging import Logger
 from utils.storage.conditions import (
+    BY_FILE,
     LONGEST_NAME,
     Conditions,
     attack_text,
@@ -147,6 +148,7 @@ def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
             seed=threat.seed,
             surrogate="" if surrogate is None else surrogate.identity["sha256"],
             cascade=config.EVAL.cascade,
+            starts=BY_FILE * any(isinstance(spec, PGDSpec) for spec in specs),
         )
         usual = task.usual(conditions) | usual_attacks(evaluated, threat)
         stem = context.from_main(partial(result_stem, evaluated.folder, conditions, usual))

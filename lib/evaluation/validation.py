@@ -132,7 +132,7 @@ def validate_pgd(
             rows.update(part)
         shares = data.context.gather(rows)
         targets = {i for part in shares for i, row in part.items() if row.correct}
-    attack = PGDAttack(model, spec, threat)
+    attack = PGDAttack(model, spec, threat, number_of=data.tree.image_number)
     robust = 0
     with frozen_eval(model):
         for outcome in attack.run(data.batches(sorted(targets))):
@@ -147,4 +147,5 @@ def adversarial_examples(
     positions = evenly_spread(len(data.tree.files), count * data.context.world_size)
     batch = next(data.batches(positions))
     with frozen_eval(model):
-        return PGDAttack(model, spec, threat).attack_final_iterate(*batch).adversarial
+        attack = PGDAttack(model, spec, threat, number_of=data.tree.image_number)
+        return attack.attack_final_iterate(*batch).adversarial

@@ -22,14 +22,21 @@ from scipy.stats import binomtest
 from torch import nn
 from torchvision import datasets, transforms
 
+from lib.algorithm import pgd_attack
+from lib.algorithm.metrics import derived_seed
+from lib.algorithm.pgd import random_start
 from lib.algorithm.pgd_attack import PGDAttack
+from lib.algorithm.protocols import FREEAT, PGDSpec, ThreatModel
+from lib.data.folders import read_split
 from lib.evaluation.evaluate import Evaluation
 from lib.evaluation.model_settings import ModelSettings
 from lib.evaluation.run import curve_path
+from lib.evaluation.validation import EvaluationData, adversarial_examples, validate_pgd
 from models.resnet import ResNet
 from utils.config import command_line
 from utils.config.settings import Config, Source
 from utils.config.validators import PgdRow
+from utils.distributed.context import DistributedContext
 from utils.storage import journal
 from utils.storage.checkpoint import save_best
 from utils.storage.conditions import Conditions
@@ -113,7 +120,8 @@ def evaluate(*flags: object, **more: object) -> str:
 
 def result(name: str = "attack_standard", folder: Path = FOLDER) -> dict[str, Any]:
     """A result file."""
-    return json.loads((folder / f"{name}.json").read_text())
+    (path,) = folder.glob(f"{name}.json")
+    return json.loads(path.read_text())
 
 
 def text(name: str = "attack_standard") -> str:
@@ -295,6 +303,40 @@ def test_choices_make_a_file_that_counts_right(
         description = "all 36 images" if n == 36 else f"{n} evenly spread of 36 images"
         assert summary["provenance"]["subset"]["description"] == description
         assert f"attacks on {description}" in out
+
+
+@pytest.mark.parametrize("caller", ["evaluate", "validate_pgd", "adversarial_examples"])
+def test_a_random_start_is_drawn_by_class_and_file(
+    caller: str, digits: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a part of the images, in any order, meets the same starts as all of them."""
+    drawn: dict[int, torch.Tensor] = {}
+
+    def spy(image: int, *given: Any) -> torch.Tensor:
+        drawn[image] = random_start(image, *given)
+        return drawn[image]
+
+    monkeypatch.setattr(pgd_attack, "random_start", spy)
+    tree = read_split(str(digits), "val").subset([30, 2, 11])
+    Path("ids.txt").write_text("\n".join(tree.files))
+    data = EvaluationData(tree, 16, 16, 2, 0, DistributedContext(0, 1, torch.device("cpu")))
+    spec, threat = PGDSpec(1, 8 / 255), ThreatModel(EPS / 255, FREEAT)
+    model = network()
+    model.load_state_dict(weights)
+    if caller == "evaluate":
+        evaluate("--attack", "pgd1", "--image_ids", "ids.txt", "--protocol", "freeat")
+        assert result("attack_freeat_pgd1_ids*")["conditions"]["starts"] == "CLASS/FILE"
+    elif caller == "validate_pgd":
+        validate_pgd(model, data, spec, threat, 3)
+    else:
+        adversarial_examples(model, data, spec, threat)  # of a batch of two
+    digests = [hashlib.sha256(file.encode()).hexdigest() for file in tree.files]
+    numbers = [int(digest, 16) for digest in digests][: 2 if "examples" in caller else 3]
+    assert drawn.keys() == set(numbers)
+    for number in numbers:
+        generator = torch.Generator().manual_seed(derived_seed(0, 0, number))
+        expected = (torch.rand(3, 16, 16, generator=generator) * 2 - 1) * EPS / 255
+        assert torch.allclose(drawn[number], expected, atol=1e-7)
 
 
 REFUSED = [

@@ -22,6 +22,7 @@ from scipy import stats
 from tools.paired import mcnemar_exact
 from utils.figures.comparison import Panel, comparison
 from utils.storage.accuracy import Estimate
+from utils.storage.conditions import BY_FILE
 from utils.storage.results import Result
 
 Compare = Callable[..., Done]
@@ -143,6 +144,7 @@ def test_one_table_in_three_formats_and_a_figure(here: Path) -> None:
         ({"seed": 1}, ("seed 0", "seed 1")),
         ({"attacks": [attack("pgd10", "PGD-10 (ce)", 50, step=2 / 255)]}, ("step 1/255", "step 2")),
         ({"crop": 160}, ("crop 224", "crop 160")),
+        ({"starts": BY_FILE}, ("start by number in the list", "start by CLASS/FILE")),
         ({"attacks": [PGD10, PGD50]}, ("over pgd10", "over pgd10 + pgd50")),
         ({"images": "100 of 50000 images"}, ("all 100 images", "100 of 50000 images")),
     ],

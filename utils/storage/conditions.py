@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 KINDS = ("attack", "imagenet_c", "shift")  # what the names of result files begin with
+BY_FILE = "CLASS/FILE"  # what a random start of PGD depends on beside the seed
 LONGEST_NAME = 180  # bytes; file systems take 255, endings and numbers of processes come on top
 
 
@@ -33,6 +34,7 @@ class Conditions:
     seed: int = 0
     surrogate: str = ""  # SHA-256 of the network that was attacked, where it is another one
     cascade: bool = False  # each attack saw only what the ones before had left robust
+    starts: str = ""  # what random ones are drawn by; empty: by number in the list, as once
 
     @property
     def digest(self) -> str:
