@@ -53,6 +53,7 @@ class Progress:
         gradient_sums: of `GradientNorms`, or None.
         images_hash: of the list of training images; "" in checkpoints that do not have it.
         best_ema: as `best`, of the averaged weights.
+        best_of: what both measure, see `lib.training.epoch_end.selection_of`.
     """
 
     epoch: int = 0
@@ -64,6 +65,7 @@ class Progress:
     gradient_sums: torch.Tensor | None = None
     images_hash: str = ""
     best_ema: float = -1.0
+    best_of: dict[str, str] = field(default_factory=dict)
 
     def end_epoch(self) -> None:
         """The next epoch is to begin."""

@@ -17,6 +17,8 @@ from lib.evaluation.validation import adversarial_examples, validate, validate_p
 from lib.training.checkpointing import Run, begin_epoch, epoch_totals, save
 from lib.training.loop import lr_at, stop_run
 from utils.logging import ProgressBar
+from utils.storage.checkpoint import Checkpoint
+from utils.storage.conditions import BY_FILE, length_text
 from utils.storage.files import write_csv
 from utils.storage.run_folder import BEST, BEST_EMA
 
@@ -58,16 +60,14 @@ class Validation:
 
 def finish_epoch(run: Run) -> None:
     """Validate, write the epoch's rows, keep the best model, save."""
-    progress, trainer, passes = run.progress, run.trainer, run.config.passes
+    progress, passes = run.progress, run.config.passes
     totals, now = epoch_totals(run), time.monotonic()
     rate = totals[3] / max(now - run.epoch_started, 1e-9)
     waited = run.loader.seconds_waited / max(now - run.resumed_at, 1e-9)
     epoch, trained = progress.epoch + 1, averages(totals)
     raw = average = None
     if epoch % run.config.TRAIN.val_every == 0 or epoch == passes:
-        raw = validate_network(run, trainer.model)
-        if trainer.average is not None:
-            average = validate_network(run, trainer.average.module)
+        raw, average = validate_networks(run)
     best = keep_best(run, raw, average)
     row = [epoch, last_lr(run), *trained.values(), *cells(raw, "loss", "top1", "top5")]
     row += [round(rate, 2), round(time.monotonic() - run.epoch_started, 2)]
@@ -84,6 +84,57 @@ def finish_epoch(run: Run) -> None:
     progress.end_epoch()
     begin_epoch(run)
     save(run, best)
+
+
+def selection_of(run: Run) -> dict[str, str]:
+    """What the best value measures, as far as a resumption can change it."""
+    train, images = run.config.TRAIN, run.selection
+    what: dict[str, Any] = {"TRAIN.select": train.select, "DATA.img_size": images.img_size}
+    what["list of images"] = images.tree.fingerprint[:8]
+    if train.select == "pgd":
+        spec, threat = quick_attack(run)
+        what |= {"eps": length_text(threat.eps), "step": length_text(spec.step_size)}
+        what |= {"EVAL.protocol": threat.protocol.name, "random start by": BY_FILE}
+        what["TRAIN.select_examples"] = train.select_examples
+    return {name: str(value) for name, value in what.items()}
+
+
+def begin_selection(run: Run, resumed: Checkpoint | None) -> None:
+    """Let the best begin anew where it has measured something else, or its file is not here.
+
+    What is finished keeps its best, whatever it was; its last network stands in for a lost file.
+    """
+    progress, now = run.progress, selection_of(run)
+    was = progress.best_of
+    if resumed is not None and not was:  # of a version that did not keep it
+        sections = resumed.content.get("config", {})
+        keys = [key.split(".") for key in ("TRAIN.select", "DATA.img_size") if sections]
+        was = {f"{section}.{key}": str(sections[section][key]) for section, key in keys}
+        was["random start by"] = "number in the list"
+    finished = progress.epoch >= run.config.passes
+    progress.best_of = was if finished and was else now
+    changes = [f"{k} was {was[k]} and is {v}" for k, v in now.items() if was.get(k, v) != v]
+    lost = []
+    for name, value in ((BEST, progress.best), (BEST_EMA, progress.best_ema)):
+        is_here = run.context.from_main((run.config.run_dir / name).exists)
+        reasons = [] if finished else list(changes)
+        reasons += [] if is_here else [f"{name} is not in {run.config.run_dir}"]
+        if value >= 0 and reasons:
+            lost.append(name)
+            setattr(progress, "best" if name == BEST else "best_ema", -1.0)
+            run.logger.warning(
+                f"the best value so far, {value:.2f} %, counts no more: {', '.join(reasons)}; the"
+                " best starts anew"
+            )
+    if finished and lost:
+        begin_epoch(run)
+        save(run, keep_best(run, *validate_networks(run)))
+
+
+def validate_networks(run: Run) -> tuple[Validation, Validation | None]:
+    """The network, and the one of averaged weights where there is one."""
+    raw, average = validate_network(run, run.trainer.model), run.trainer.average
+    return raw, None if average is None else validate_network(run, average.module)
 
 
 def keep_best(run: Run, raw: Validation | None, average: Validation | None) -> list[str]:
@@ -116,7 +167,8 @@ def validate_network(run: Run, model: nn.Module) -> Validation:
     train = run.config.TRAIN
     # Batch-norm's statistics are rank 0's, which are what a checkpoint keeps.
     run.context.copy_from_main_(model.buffers())
-    what = f"validation {run.progress.epoch + 1}/{run.config.passes}"
+    passes = run.config.passes
+    what = f"validation {min(run.progress.epoch + 1, passes)}/{passes}"
 
     def answer_stop() -> None:
         if run.requests.stop:

@@ -4,7 +4,7 @@ import time
 
 from lib.algorithm.protocols import METHODS
 from lib.training.checkpointing import Run, begin_epoch
-from lib.training.epoch_end import finish_epoch
+from lib.training.epoch_end import begin_selection, finish_epoch
 from lib.training.loop import cudnn_benchmark, stop_run, train_one_epoch
 from lib.training.setup import assemble, read_images, require_same_start, set_up
 from utils.config.load import dump_yaml
@@ -38,6 +38,7 @@ def train(config: Config, context: DistributedContext) -> None:
             for note in (*setup.train.notes, *setup.val.notes):
                 logger.warning(note)
             try:
+                begin_selection(run, setup.resumed)
                 train_all_epochs(run)
             except RuntimeError:
                 if not requests.stop:
@@ -89,7 +90,7 @@ def train_all_epochs(run: Run) -> None:
         finish_epoch(run)
         if time.monotonic() - run.drawn_at > 60:
             draw(run)
-    best = f"best {run.config.TRAIN.select} top-1 {run.progress.best:.2f} %"
+    best = f"best {run.progress.best_of['TRAIN.select']} top-1 {run.progress.best:.2f} %"
     run.logger.heading(f"training done; {best}")
     draw(run)
     # It came with the last minibatch or since; nobody looks at requests after this.

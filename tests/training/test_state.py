@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import settings
+from conftest import copy_run, settings
 from in_process import Done, call
-from processes import the_run
+from processes import rows_of, the_run
 
 import lib.training.epoch_end
 import lib.training.loop
 from lib.algorithm.training import TRAINING_STEP, Trainer, TrainingSettings
 from lib.training.checkpointing import Progress, compare_settings, restore_momentum, restore_state
-from lib.training.epoch_end import Validation, keep_best
+from lib.training.epoch_end import Validation, begin_selection, keep_best, selection_of
 from lib.training.setup import make_optimizer
 from models.resnet import ResNet
 from utils.config.load import merge
@@ -143,6 +143,88 @@ def test_the_best_is_the_largest_so_far() -> None:
     kept = [keep_best(run, Validation({}, None, score), None) for score in scores]
     assert [BEST in best for best in kept] == [True, False, True, False]
     assert run.progress.best == 60
+
+
+PGD = {"TRAIN": {"select": "pgd"}}
+OTHERS = [
+    (PGD, {"TRAIN": {"select": "clean"}}, "TRAIN.select was pgd and is clean"),
+    (PGD, PGD | {"DATA": {"img_size": 288}}, "DATA.img_size was 256 and is 288"),
+    (PGD, PGD | {"ADV": {"clip_eps": 8}}, "eps was 4/255 and is 8/255"),
+    (PGD, PGD | {"ADV": {"pgd_attack": [[1, 2 / 255]]}}, "step was 1/255 and is 2/255"),
+    (PGD, {"TRAIN": {"select": "pgd", "select_examples": 9}}, "examples was 1000 and is 9"),
+    (PGD, PGD | {"EVAL": {"protocol": "paper"}}, "EVAL.protocol was standard and is paper"),
+    (PGD, PGD | {"ADV": {"fgsm_step": 8}}, ""),
+    ({}, {"ADV": {"clip_eps": 8}}, ""),  # clean images know no radius
+]
+
+
+def selecting(content: dict[str, Any], images: str = "a" * 64, **progress: Any) -> Any:
+    """A run in an empty folder, as far as its choice of the best is concerned."""
+    tree = SimpleNamespace(fingerprint=images)
+    config = merge(content)
+    Path(config.run_dir).mkdir(parents=True, exist_ok=True)
+    Path(config.run_dir, BEST).touch()
+    return SimpleNamespace(
+        config=config, progress=Progress(**progress), logger=Logger(),
+        selection=SimpleNamespace(tree=tree, img_size=config.DATA.img_size),
+        context=DistributedContext(0, 1, torch.device("cpu")),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "now", "words"), OTHERS, ids=str)
+def test_a_best_value_of_something_else_starts_anew(
+    before: dict, now: dict, words: str, capsys: pytest.CaptureFixture
+) -> None:
+    saved = selection_of(selecting(before))
+    run = selecting(now, best=72.5, best_of=saved)
+    begin_selection(run, None)
+    assert run.progress.best == (-1 if words else 72.5)
+    assert run.progress.best_of == selection_of(run)
+    assert words in (said := capsys.readouterr().out)
+    assert ("72.50 %, counts no more" in said) == bool(words)
+    done = selecting(now, best=72.5, best_of=saved, epoch=run.config.passes)
+    begin_selection(done, None)
+    assert (done.progress.best, done.progress.best_of) == (72.5, saved)  # which it is for ever
+
+
+def test_a_best_value_without_its_images_its_file_or_its_conditions(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    other = selecting({}, "b" * 64, best=50.0, best_of=selection_of(selecting({})))
+    begin_selection(other, None)
+    assert "list of images was aaaaaaaa and is bbbbbbbb" in capsys.readouterr().out
+    lost = selecting({}, best=50.0, best_ema=-1.0, best_of=selection_of(selecting({})))
+    (lost.config.run_dir / BEST).unlink()
+    begin_selection(lost, None)
+    assert f"{BEST} is not in {lost.config.run_dir}; the best" in capsys.readouterr().out
+    for content, best in (({}, 50), (PGD, -1)):  # whose random starts were others then
+        older = Checkpoint("old.pth", {}, {"config": merge(content).as_dict()}, {})
+        run = selecting(content, best=50.0)
+        begin_selection(run, older)
+        assert run.progress.best == best
+        begin_selection(other := selecting({"DATA": {"img_size": 300}}, best=50.0), older)
+        assert other.progress.best == -1
+
+
+@pytest.mark.slow
+def test_a_checkpoint_without_its_best_model_makes_one(
+    digits: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copied alone into a run's folder: a finished one, and one that another prefix resumes."""
+    monkeypatch.chdir(copy_run(trained.parents[1], Path("here").absolute()))
+    folder = Path("trained_models", trained.name)
+    (folder / BEST).unlink()
+    for epochs, prefix in ((4, "free_adv"), (6, "other")):
+        flags = ("--FN", "--WN", "--resume", folder / "checkpoint.pth.tar")
+        flags = (*flags, "--output_prefix", prefix, *settings(TRAIN__epochs=epochs))
+        done = call("main_free.py", digits, *flags)
+        assert done.status == 0, done.err
+        made = folder.parent / folder.name.replace("free_adv", prefix)
+        last, best = (torch.load(made / name) for name in ("checkpoint.pth.tar", BEST))
+        score = float(rows_of(made / "metrics.csv")[-1]["val_top1"])
+        assert best["best_prec1"] == last["training"]["best"] == score  # of the last epoch alone
+        assert f"best clean top-1 {score:.2f} %" in done.out
+        assert all(torch.equal(v, best["state_dict"][k]) for k, v in last["state_dict"].items())
 
 
 @pytest.mark.slow
