@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.comparison import Row, Values, build_tables, collect, merge_seeds
+from tools.comparison import Row, Values, build_tables, collect, merge_seeds, refuse_mixture
 from tools.comparison_formats import (
     condition_notes,
     csv_table,
@@ -60,7 +60,9 @@ def compare(arguments: argparse.Namespace) -> None:
     if arguments.published:
         columns = dict.fromkeys(column for row in rows for column in row.values)
         published, sources = published_rows(columns)
-    tables = build_tables(values, published, arguments.allow_mixed)
+    if not arguments.allow_mixed:
+        refuse_mixture(values)
+    tables = build_tables(values, published)
     notes = [*reading_notes(tables, warnings), *sources]
     if arguments.paired:
         notes += paired_lines(arguments.paired, values)
@@ -81,10 +83,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = tool_parser("compare", __doc__)
     add = parser.add_argument
     add("runs", metavar="RUN_OR_JSON", nargs="+", type=user_path)
-    place = "folder (there, or ending in /) for comparison.*, or path without suffix (default:"
-    place += " %(default)s, in the current folder)"
-    kind, stem = os.path.expanduser, "comparison"
-    add("-o", "--output", metavar="DIR_OR_STEM", default=stem, type=kind, help=place)
+    place = "folder (there, or ending in /), or path without suffix (default: %(default)s)"
+    stem = "comparison"
+    add("-o", "--output", metavar="STEM", default=stem, type=os.path.expanduser, help=place)
     add("--names", nargs="+", metavar="NAME", help="a name per row, in order")
     mixed = "give numbers that do not compare a column each, with what differs in its title"
     add("--allow_mixed", action="store_true", help=mixed)
@@ -118,13 +119,10 @@ def row_names(rows: Sequence[Row], given: Sequence[str] | None) -> list[str]:
 
 
 def output_stem(output: str) -> Path:
-    """The path of the files without suffix."""
+    """The path of the files without suffix; a stem such as `s10.0` has none to drop."""
     if output.endswith("/") or Path(output).is_dir():
         return Path(output) / "comparison"
-    path = Path(output)
-    # Not with_suffix(""): a stem such as `s10.0` has no suffix to drop.
-    known = path.suffix in (".md", ".csv", ".tex", ".png", ".pdf")
-    return path.with_suffix("") if known else path
+    return Path(re.sub(r"\.(md|csv|tex|png|pdf)$", "", output))
 
 
 if __name__ == "__main__":

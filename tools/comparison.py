@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,14 @@ class Column:
         return dict(self.conditions).get(aspect, "")
 
     @property
-    def images(self) -> str:
-        """The list of images, of which a table holds one for a kind of evaluation."""
-        return self.condition("image list")
+    def place(self) -> int:
+        """Where its measure stands among a table's columns."""
+        return POSITIONS.get(self.measure, 1 if self.kind == "attack" else 5)
+
+    @property
+    def radius(self) -> float:
+        """The number of its eps, `4/255` or `0.5 (L2)`; 0 where it has none."""
+        return float(re.split("[/ ]", self.condition("eps") or "0")[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +80,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Named rows over columns."""
+    """Named rows over columns, whose titles name what distinguishes their conditions."""
 
     title: str
     columns: Mapping[Column, str]
@@ -91,17 +97,11 @@ def collect(results: Mapping[Path, Result]) -> list[Row]:
     """A row for each checkpoint, in the order of the files."""
     rows: dict[tuple[Path, str], Row] = {}
     for path, result in results.items():
-        folder, sha256 = path.resolve().parent, result.conditions.checkpoint
-        try:
-            file = Path(result.provenance["checkpoint"]["path"]).name
-            values = list(values_of(path, result))
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} lacks what an evaluation holds ({error}); evaluate again"
-            ) from error
-        row = rows.setdefault((folder, sha256), Row(folder, sha256, file))
+        key = folder, sha256 = path.resolve().parent, result.conditions.checkpoint
+        file = Path(result.provenance["checkpoint"]["path"]).name
+        row = rows.setdefault(key, Row(folder, sha256, file))
         row.warnings |= dict.fromkeys(result.warnings)
-        for column, value in values:
+        for column, value in values_of(path, result):
             known = row.values.setdefault(column, value)
             if (known.percent, known.n) != (value.percent, value.n):
                 raise UserError(
@@ -118,10 +118,15 @@ def values_of(path: Path, result: Result) -> Iterator[tuple[Column, Value]]:
     def value(top1: Accuracy, **about: Any) -> Value:
         return Value(**vars(top1.estimate), n=top1.n, source=path, **about)
 
-    images, conditions = image_conditions(result), result.conditions
+    conditions = result.conditions
+    resize = f"resize {conditions.resize}, " if conditions.resize else ""
+    inputs = ("input", f"{resize}crop {conditions.crop}")
+    subset = ("images", result.provenance["subset"]["description"])
+    images = (subset, ("image list", conditions.images[:12]), inputs)
+    protocol = ("protocol", conditions.protocol)
     if isinstance(result, AttackResult):
-        search = search_conditions(conditions)
         yield Column("Clean", "attack", images), value(result.clean.top1, outcomes="clean_correct")
+        search = (protocol, *search_conditions(conditions))
         for attack in result.attacks:
             if attack.is_part:
                 continue  # what some of its attacks have left is no attack of its own
@@ -130,45 +135,34 @@ def values_of(path: Path, result: Result) -> Iterator[tuple[Column, Value]]:
                 measure = re.sub(r", step [^)]*", "", measure)
                 step = length_text(attack.step_size, conditions.norm)
                 texts += (("step", step), starts_of(conditions))
-            outcomes = f"{attack.name}_robust"
             column = Column(measure, "attack", texts + images)
-            yield column, value(attack.top1, outcomes=outcomes, scale=attack.scale)
+            yield column, value(attack.top1, outcomes=f"{attack.name}_robust", scale=attack.scale)
         column = Column("Worst case", "attack", search + attacks_behind(conditions) + images)
         yield column, value(result.worst_case.top1, outcomes="worst_case_robust")
     elif isinstance(result, ImageNetCResult):
-        texts = (("protocol", conditions.protocol), *images)
         mean, mce = result.summary.mean_accuracy, result.summary.mCE
         n = next(iter(result.corruptions.values())).top1[0].n
         if mean is not None:
-            column = Column(MEAN_OF_OTHERS if mce is None else MEAN, "imagenet_c", texts)
+            column = Column(
+                MEAN_OF_OTHERS if mce is None else MEAN, "imagenet_c", (protocol, *images)
+            )
             yield column, Value(**vars(mean_estimate(mean, n)), n=n, source=path)
         if mce is not None:
-            yield Column(MCE, "imagenet_c", texts), Value(percent=mce, n=n, source=path)
+            column = Column(MCE, "imagenet_c", (protocol, *images))
+            yield column, Value(percent=mce, n=n, source=path)
     elif isinstance(result, ShiftResult):
         for name, test_set in result.sets.items():  # each is a kind of its own
             count = ("images", f"{test_set.top1.n} images")
-            texts = (count, ("image list", test_set.images[:12]), images[-1])
+            texts = (count, ("image list", test_set.images[:12]), inputs)
             of_classes = f"{name}, of its {test_set.classes} classes"
             for measure, top1 in ((name, test_set.top1), (of_classes, test_set.present_top1)):
                 yield Column(measure, f"shift {name}", texts), value(top1)
-
-
-def image_conditions(result: Result) -> Texts:
-    """Which images, and how they became the network's input."""
-    conditions = result.conditions
-    resize = f"resize {conditions.resize}, " if conditions.resize else ""
-    return (
-        ("images", result.provenance["subset"]["description"]),
-        ("image list", conditions.images[:12]),
-        ("input", f"{resize}crop {conditions.crop}"),
-    )
 
 
 def search_conditions(conditions: Conditions) -> Texts:
     """Under which rules attacks looked for adversarial images."""
     surrogate = (("attacked network", conditions.surrogate[:12]),) if conditions.surrogate else ()
     return (
-        ("protocol", conditions.protocol),
         ("eps", length_text(conditions.eps, conditions.norm)),
         ("search in", conditions.precision),
         ("seed", str(conditions.seed)),
@@ -194,7 +188,7 @@ def starts_of(conditions: Conditions) -> tuple[str, str]:
 
 def merge_seeds(rows: Sequence[Row]) -> list[Row]:
     """Rows that differ in the training's seed alone become one, in the place of the first."""
-    groups: dict[Any, list[tuple[int, Row]]] = {}
+    groups: dict[str, list[tuple[int, Row]]] = {}
     for row in rows:
         setting, seed = setting_and_seed(row)
         groups.setdefault(setting, []).append((seed, row))
@@ -212,16 +206,16 @@ def merge_seeds(rows: Sequence[Row]) -> list[Row]:
     return merged
 
 
-def setting_and_seed(row: Row) -> tuple[tuple[str, ...], int]:
+def setting_and_seed(row: Row) -> tuple[str, int]:
     """What the run has in common with its like of other seeds, and its seed."""
     name, seed_in_name = re.findall(r"^(.*?)(?:_seed(\d+))?$", row.folder.name)[0]
     config = run_settings(row.folder)
-    training = {
-        section: {k: v for k, v in config.get(section, {}).items() if k not in IRRELEVANT}
+    training = [
+        {k: v for k, v in config.get(section, {}).items() if k not in IRRELEVANT}
         for section in ("TRAIN", "ADV", "DATA", "HE")
-    }
+    ]
     seed = config.get("RUN", {}).get("seed", int(seed_in_name or 0))
-    return (name, row.file, json.dumps(training, sort_keys=True)), seed
+    return json.dumps([name, row.file, training], sort_keys=True), seed
 
 
 def over_seeds(values: Sequence[Value]) -> Value:
@@ -232,28 +226,24 @@ def over_seeds(values: Sequence[Value]) -> Value:
     return replace(values[0], **vars(mean), seeds=len(values))
 
 
-def build_tables(
-    rows: Mapping[str, Values], published: Mapping[str, Values], mixed: bool
-) -> list[Table]:
+def build_tables(rows: Mapping[str, Values], published: Mapping[str, Values]) -> list[Table]:
     """Lay out the values: first the largest evaluations, then those of other images."""
     sizes: dict[Column, int] = {}
     for column, value in (pair for values in rows.values() for pair in values.items()):
         sizes[column] = max(value.n, sizes.get(column, 0))
-    measures = list(dict.fromkeys(c.measure for c in sorted(sizes, key=position_of)))
-    if not mixed:
-        for measure in measures:
-            refuse_mixture(measure, rows)
+    measures = list(dict.fromkeys(c.measure for c in sorted(sizes, key=lambda c: c.place)))
     largest: dict[str, str] = {}  # list of images by kind of evaluation
     groups: dict[tuple[str, str], list[Column]] = {}
     for column in sorted(sizes, key=lambda c: -sizes[c]):
-        is_largest = largest.setdefault(column.kind, column.images) == column.images
-        key = ("", "") if is_largest else (column.kind, column.images)
+        images = column.condition("image list")
+        is_largest = largest.setdefault(column.kind, images) == images
+        key = ("", "") if is_largest else (column.kind, images)
         groups.setdefault(key, []).append(column)
     tables = []
     for (kind, _), columns in groups.items():
         title = KINDS.get(kind, f"{kind} ") + columns[0].condition("images") if kind else ""
         ordered = [column for column in sizes if column in columns]
-        ordered.sort(key=lambda c: (measures.index(c.measure), radius_of(c)))
+        ordered.sort(key=lambda c: (measures.index(c.measure), c.radius))
         headers = {column: header(column, ordered) for column in ordered}
         everything = {**rows, **published}
         inside = {name: v for name, v in everything.items() if v.keys() & headers.keys()}
@@ -261,24 +251,16 @@ def build_tables(
     return tables
 
 
-def position_of(column: Column) -> int:
-    """Where its measure stands among a table's columns."""
-    return POSITIONS.get(column.measure, 1 if column.kind == "attack" else 5)
-
-
-def radius_of(column: Column) -> float:
-    """The number of its eps, `4/255` or `0.5 (L2)`; 0 where it has none."""
-    return float(re.split("[/ ]", column.condition("eps") or "0")[0])
-
-
-def refuse_mixture(measure: str, rows: Mapping[str, Values]) -> None:
-    """Every two rows must have a measure under some common conditions."""
-    having = {}
-    for name, values in rows.items():
-        if conditions := [column.conditions for column in values if column.measure == measure]:
-            having[name] = conditions
-    for name, mine in having.items():
-        for other, theirs in having.items():
+def refuse_mixture(rows: Mapping[str, Values]) -> None:
+    """Every two rows must have each measure of both under some common conditions."""
+    for measure in dict.fromkeys(column.measure for values in rows.values() for column in values):
+        having = {
+            name: [column.conditions for column in values if column.measure == measure]
+            for name, values in rows.items()
+        }
+        for (name, mine), (other, theirs) in combinations(
+            filter(lambda p: p[1], having.items()), 2
+        ):
             if not set(mine) & set(theirs):
                 aspects = differing_aspects([mine[0], theirs[0]])
                 this, that = (", ".join(describe(c, aspects)) for c in (mine[0], theirs[0]))

@@ -9,10 +9,7 @@ from utils.text import markdown_table
 
 
 def cell_text(value: Value | None) -> str:
-    """`93.6 [91.2, 95.4]`; in a row of seeds `93.6 ± 0.4 (3)`, or with its interval and `(1)`.
-
-    A dash where a row has no such value.
-    """
+    """`93.6 [91.2, 95.4]`; in a row of seeds `93.6 ± 0.4 (3)`, or with its interval and `(1)`."""
     if value is None:
         return "-"
     text = f"{value.percent:.1f}"
@@ -124,17 +121,13 @@ def reading_notes(tables: Sequence[Table], warnings: Mapping[str, Iterable[str]]
         )
     if MCE in measures:
         lines.append("mCE in %, less is better, AlexNet is 100; it has no simple interval.")
-    scales: dict[str, set[float]] = {}
-    for name, _, value in entries:
-        if value.scale is not None:
-            scales.setdefault(name, set()).add(value.scale)
-    if len(set(map(frozenset, scales.values()))) > 1:
-        texts = (f"{name} {', '.join(f'{s:g}' for s in sorted(scales[name]))}" for name in scales)
-        lines.append(
-            f"Attack losses saw the outputs at the scale s of each network: {'; '.join(texts)}."
-        )
+    scales: dict[str, list[str]] = {}
+    for name, scale in sorted({(n, v.scale) for n, _, v in entries if v.scale is not None}):
+        scales.setdefault(name, []).append(f"{scale:g}")
+    if len(set(map(tuple, scales.values()))) > 1:
+        texts = "; ".join(f"{name} {', '.join(each)}" for name, each in scales.items())
+        lines.append(f"Attack losses saw the outputs at the scale s of each network: {texts}.")
     doubtful: dict[str, list[str]] = {}
-    for name, each in warnings.items():
-        for text in each:
-            doubtful.setdefault(text, []).append(name)
+    for name, text in ((name, text) for name, each in warnings.items() for text in each):
+        doubtful.setdefault(text, []).append(name)
     return lines + [f"Warning, {', '.join(names)}: {text}" for text, names in doubtful.items()]
