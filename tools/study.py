@@ -13,13 +13,10 @@ import argparse
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lib.algorithm.protocols import METHODS as TRAINING_METHODS
 from tools.compare import main as compare
@@ -73,8 +70,7 @@ tuned for either, and so few seeds tell large differences alone.
 """
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """A training and its attacks: its row of the table, flags, settings and run folder."""
 
     row: str
@@ -110,19 +106,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def study(arguments: argparse.Namespace) -> None:
     """Data, trainings with their attacks, comparison, report."""
-    folder = make_folder(arguments.folder).resolve()
-    data = folder / ("few_digits" if arguments.quick else "digits")
-    write_digits(data, FEW if arguments.quick else None)
-    seeds = 1 if arguments.quick else arguments.seeds
-    jobs = all_jobs(folder, data, arguments.methods, seeds, arguments.quick)
+    folder, quick = make_folder(arguments.folder).resolve(), arguments.quick
+    data = folder / ("few_digits" if quick else "digits")
+    write_digits(data, FEW if quick else None)
+    jobs = all_jobs(folder, data, arguments.methods, 1 if quick else arguments.seeds, quick)
     train_all(folder, jobs, arguments.jobs)
     rows = list(dict.fromkeys(job.row for job in jobs))
     runs = [os.path.relpath(job.run) for job in jobs]
     stem = os.path.relpath(folder / "comparison")
     if status := compare([*runs, "--names", *rows, "-o", stem]):
         raise UserError(f"the comparison ended with status {status}")
-    report = write_report(folder, jobs)
-    print(f"written: {os.path.relpath(report)}")
+    write_report(folder, jobs)
+    print(f"written: {os.path.relpath(folder / 'STUDY.md')}")
 
 
 def all_jobs(
@@ -150,55 +145,45 @@ def train_all(folder: Path, jobs: Sequence[Job], at_once: int) -> None:
     waiting = [job for job in jobs if not any(job.run.glob("attack_*.json"))]
     done = len(jobs) - len(waiting)
     print(f"{len(jobs)} trainings, {done} of them finished before", flush=True)
-    processes: list[subprocess.Popen[bytes]] = []
-    stopping = threading.Event()
-
-    def train(job: Job) -> str:
-        if stopping.is_set():
-            return ""
-        began, log = time.monotonic(), folder / "logs" / f"{job.run.name}.txt"
-        process = start(folder, job.flags, log)
-        processes.append(process)
-        if stopping.is_set():
-            process.terminate()
-        if status := process.wait():
-            raise UserError(
-                f"{job.label} ended with status {status}; {log} says why, and the same command"
-                " resumes the study"
-            )
-        result = only_result(job.run, AttackResult)
-        clean, worst = result.clean.top1.percent, result.worst_case.top1.percent
-        minutes = (time.monotonic() - began) / 60
-        return f"{clean:.1f} % clean, {worst:.1f} % in the worst case ({minutes:.1f} min)"
-
-    pool = ThreadPoolExecutor(at_once)
+    logs = make_folder(folder / "logs")
+    running: dict[subprocess.Popen[bytes], tuple[Job, float]] = {}
     try:
-        futures = {pool.submit(train, job): job for job in waiting}
-        for number, future in enumerate(as_completed(futures), done + 1):
-            label = futures[future].label
-            print(f"[{number}/{len(jobs)}] {label}: {future.result()}", flush=True)
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.pop(0)
+                running[start(folder, job, logs)] = job, time.monotonic()
+            time.sleep(0.2)
+            for process in [p for p in running if p.poll() is not None]:
+                job, began = running.pop(process)
+                done += 1
+                if process.returncode:
+                    raise UserError(
+                        f"{job.label} ended with status {process.returncode}; {logs}/"
+                        f"{job.run.name}.txt says why, and the same command resumes the study"
+                    )
+                result, minutes = only_result(job.run, AttackResult), time.monotonic() - began
+                clean, worst = result.clean.top1.percent, result.worst_case.top1.percent
+                text = f"{clean:.1f} % clean, {worst:.1f} % in the worst case"
+                print(
+                    f"[{done}/{len(jobs)}] {job.label}: {text} ({minutes / 60:.1f} min)", flush=True
+                )
     finally:
-        stopping.set()
-        for process in processes:
+        for process in running:
             process.terminate()
-        pool.shutdown(cancel_futures=True)
+        for process in running:
+            process.wait()
 
 
-def start(folder: Path, flags: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+def start(folder: Path, job: Job, logs: Path) -> subprocess.Popen[bytes]:
     """Start a training in the study's folder, on one thread, into a log."""
-    make_folder(log.parent)
-    with open(log, "a", encoding="utf-8") as file:
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "main_free.py"), *flags],
-            cwd=folder,
-            env=environment(OMP_NUM_THREADS="1"),
-            stdout=file,
-            stderr=file,
-        )
+    words = [sys.executable, str(ROOT / "main_free.py"), *job.flags]
+    with open(logs / f"{job.run.name}.txt", "a", encoding="utf-8") as log:
+        one_thread = environment(OMP_NUM_THREADS="1")
+        return subprocess.Popen(words, cwd=folder, env=one_thread, stdout=log, stderr=log)
 
 
-def write_report(folder: Path, jobs: Sequence[Job]) -> Path:
-    """Write DIR/STUDY.md and DIR/cost.png from the results of all runs; the report's path."""
+def write_report(folder: Path, jobs: Sequence[Job]) -> None:
+    """Write DIR/STUDY.md and DIR/cost.png from the results of all runs."""
     results = [only_result(job.run, AttackResult) for job in jobs]
     worst: dict[str, list[float]] = {}
     for job, result in zip(jobs, results, strict=True):
@@ -206,8 +191,13 @@ def write_report(folder: Path, jobs: Sequence[Job]) -> Path:
     costs = {job.row: training_cost(job.config) for job in jobs}
     points = {row: (costs[row], over_seeds(values)) for row, values in worst.items()}
     save_figure(robustness_against_cost(points), folder / "cost")
-    methods = {job.config.TRAIN.method: job.config for job in jobs}
     config, provenance = jobs[0].config, results[0].provenance
+    methods = {job.config.TRAIN.method: job.config for job in jobs}
+    rows = [
+        [method, ", ".join(f"{k} {its.value(k)}" for k in METHODS[method]), str(training_cost(its))]
+        for method, its in methods.items()
+    ]
+    titles = ["training", "settings", "forward-backward passes of the training set"]
     text = TEXT.format(
         date=provenance["date"][:10],
         torch=provenance["versions"]["torch"],
@@ -219,23 +209,10 @@ def write_report(folder: Path, jobs: Sequence[Job]) -> Path:
         batch=config.DATA.batch_size,
         lr=config.TRAIN.lr,
         seeds=max(map(len, worst.values())),
-        costs=markdown_table(
-            ["training", "settings", "forward-backward passes of the training set"],
-            [
-                [
-                    method,
-                    ", ".join(f"{key} {config.value(key)}" for key in METHODS[method]),
-                    str(training_cost(config)),
-                ]
-                for method, config in methods.items()
-            ],
-            numbers=False,
-        ),
+        costs=markdown_table(titles, rows, numbers=False),
         comparison=(folder / "comparison.md").read_text(encoding="utf-8").strip(),
     )
-    path = folder / "STUDY.md"
-    atomic_write(path, text)
-    return path
+    atomic_write(folder / "STUDY.md", text)
 
 
 def training_cost(config: Config) -> int:
