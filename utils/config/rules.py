@@ -6,19 +6,15 @@ from lib.algorithm.protocols import METHODS
 from utils.config.settings import ARCHITECTURES, EVERY, SETTINGS, Config, GivenValue, Source, plain
 from utils.config.validators import show
 
-# Of the training methods: values where nobody says otherwise, and values that alone are taken.
+# Of the training methods: values where nobody says otherwise, and settings that take no other.
 METHOD_DEFAULTS: dict[str, dict[str, object]] = {
     "free": {},
     "fast": {"ADV.n_repeats": 1, "TRAIN.bn_weight_decay": False, "RUN.output_prefix": "fast_adv"},
     "pgd": {"ADV.n_repeats": 1, "RUN.output_prefix": "pgd_adv"},
     "natural": {"ADV.n_repeats": 1, "RUN.output_prefix": "natural"},
 }
-METHOD_TAKES: dict[str, dict[str, object]] = {
-    "free": {"TRAIN.phases": ()},
-    "fast": {},
-    "pgd": {"ADV.n_repeats": 1, "ADV.random_init": True},
-    "natural": {"ADV.n_repeats": 1, "print_gradients": False},
-}
+METHOD_FIXES = {"free": ["TRAIN.phases"], "pgd": ["ADV.n_repeats", "ADV.random_init"]}
+METHOD_FIXES |= {"natural": ["ADV.n_repeats", "print_gradients"]}
 
 
 def translate_published(values: Iterable[GivenValue]) -> list[GivenValue]:
@@ -60,11 +56,10 @@ def contradictions(config: Config) -> list[str]:
     # An evaluation looks at the lengths once it has the checkpoint's own values.
     broken = [] if config.OPTIONS.evaluating else wrong_lengths(config)
     method = config.TRAIN.method
-    broken += [
-        f"TRAIN.method {method} takes {shown(key)} {plain(only)} alone"
-        for key, only in METHOD_TAKES[method].items()
-        if config.value(key) != only
-    ]
+    for key in METHOD_FIXES.get(method, ()):
+        only = METHOD_DEFAULTS[method].get(key, EVERY[key].default)
+        if config.value(key) != only:
+            broken.append(f"TRAIN.method {method} takes {shown(key)} {plain(only)} alone")
     return broken + [text for wrong, text in rules(config) if wrong]
 
 

@@ -5,8 +5,6 @@ and DATA hold the published keys and some in the same spirit; HE, EVAL and RUN h
 published scripts took from flags or fixed in their code.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -43,6 +41,18 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 ONE_255TH = 0.00392156862  # as the published configs.yml rounds 1/255
 ROBUSTBENCH = "robustbench"  # what --image_ids takes in place of a file
 SWITCH = "switch"
+# What takes more than a line: validators, and help texts.
+SCHEDULE, ORDER = choice("auto", "step", "linear", "cosine"), choice("auto", "text", "numeric")
+COMPILE, WORKERS = word_or(REDUCE_OVERHEAD, boolean), word_or("auto", whole(0))
+MEAN, STD = list_of(real(0, 1), 3, 3), list_of(real(0, 1, above=True), 3, 3)
+PHASES, SCALES = list_of(mapping), list_of(real(0, above=True))
+DEVICE = matching(r"auto|cpu|mps|cuda(:\d+)?", "is not one of auto, cpu, cuda, cuda:1, mps")
+PGD_ROWS = "list of [steps, step size in [0, 1]], optionally followed by loss and restarts"
+EPS = "radii by commas: of max_color_value, in L2 and L1 of [0, 1] (default: ADV.clip_eps)"
+ATTACKS = "by commas: pgd10, pgd50-margin, pgd50-dlr-r5, pgd100@1/255, autoattack, apgd, apgd-ce,"
+ATTACKS += " apgd-t, fab-t, square (default: ADV.pgd_attack, in standard its longest on margin too)"
+CORRUPTIONS = "by commas: names, `extra`, or `all` of the tree (default: the 15)"
+CLEAN_ACCURACY = "clean top-1 in [0, 1], for relative mCE (default: of an evaluation of the run)"
 
 
 @dataclass(frozen=True)
@@ -83,43 +93,27 @@ class Train:
     weight_decay: float = noted(1e-4, real(0), "SGD weight decay")
     bn_weight_decay: bool = fixed(True, boolean, "decay batch-norm's parameters too; fast: false")
     label_smoothing: float = noted(0.0, real(0, 1), "share of the target for all classes alike")
-    schedule: str = noted(
-        "auto",
-        choice("auto", "step", "linear", "cosine"),
-        "learning rate; auto is linear where lr_epochs are given, else step",
-    )
+    schedule: str = noted("auto", SCHEDULE, "learning rate; auto: linear with lr_epochs, else step")
     lr_epochs: tuple[float, ...] = noted((), numbers, "linear: epochs at which lr_values hold")
     lr_values: tuple[float, ...] = noted((), numbers, "linear: learning rates at lr_epochs")
     warmup_epochs: float = noted(0.0, real(0), "cosine: epochs of linear increase at the start")
-    phases: tuple[dict[str, Any], ...] = free(
-        (),
-        list_of(mapping),
-        "trainings in turn, each with settings of its own: [{DATA.crop_size: 128}]",
-    )
+    phases: tuple[dict[str, Any], ...] = free((), PHASES, "trainings in turn, by their settings")
     phase: int = free(0, whole(0), "number of the phase, which TRAIN.phases sets")
     ema: float = noted(0.0, real(0, 0.999999), "decay of an average of the weights; 0: none")
     val_every: int = free(1, whole(1), "epochs per validation")
     print_freq: int = free(10, whole(1), "minibatches between two lines of progress")
-    mean: tuple[float, ...] = free(
-        (0.485, 0.456, 0.406), list_of(real(0, 1), 3, 3), "mean per colour, pixels in [0, 1]"
-    )
-    std: tuple[float, ...] = free(
-        (0.229, 0.224, 0.225), list_of(real(0, 1, above=True), 3, 3), "deviation per colour"
-    )
+    mean: tuple[float, ...] = free((0.485, 0.456, 0.406), MEAN, "mean per colour, pixels in [0, 1]")
+    std: tuple[float, ...] = free((0.229, 0.224, 0.225), STD, "deviation per colour")
     precision: str = noted("fp32", choice(*PRECISIONS), "arithmetic of training: fp32, bf16, fp16")
-    compile: bool | str = free(
-        False, word_or(REDUCE_OVERHEAD, boolean), "compile; reduce-overhead: in CUDA graphs"
-    )
+    compile: bool | str = free(False, COMPILE, "compile; reduce-overhead: in CUDA graphs")
     sync_bn: bool = free(False, boolean, "batch statistics over all processes")
     checkpoint_minutes: float = free(10.0, real(0, above=True), "minutes between checkpoints")
     gradient_every: int = free(10, whole(1), "minibatches per sample of --print_gradients")
     select: str = noted("clean", choice("clean", "pgd"), "what model_best is best at")
     select_from: str = fixed(
-        "val",
-        choice("val", "train"),
-        "images that choose model_best; train holds select_examples out of training",
+        "val", choice("val", "train"), "of val, or train, held out: chooses model_best"
     )
-    select_examples: int = free(1000, whole(1), "images of select: pgd and select_from: train")
+    select_examples: int = free(1000, whole(1), "images for select pgd or select_from train")
 
 
 @dataclass(frozen=True)
@@ -132,9 +126,7 @@ class Adv:
     random_init: bool = noted(True, boolean, "fast: draw the noise for every minibatch")
     train_steps: int = noted(3, whole(1), "pgd: steps of the attack in training")
     pgd_attack: tuple[PgdRow, ...] = free(
-        (PgdRow(10, ONE_255TH), PgdRow(50, ONE_255TH)),
-        list_of(pgd_row, 1),
-        "list of [steps, step size in [0, 1]], optionally followed by loss and restarts",
+        (PgdRow(10, ONE_255TH), PgdRow(50, ONE_255TH)), list_of(pgd_row, 1), PGD_ROWS
     )
 
 
@@ -144,16 +136,8 @@ class Data:
 
     imagenet: str = free("data/ImageNet", path, "default DIR: holds train/ and val/")
     imagenet_c: str = free("data/ImageNet-C", path, "default DIR of --eva_on_imagenet_c")
-    workers: int | str = free(
-        "auto",
-        word_or("auto", whole(0)),
-        "processes of a machine that load images, over its GPUs; auto: one a core",
-    )
-    class_order: str = free(
-        "auto",
-        choice("auto", "text", "numeric"),
-        "order of class folders for checkpoints without class names: auto, text or numeric",
-    )
+    workers: int | str = free("auto", WORKERS, "processes of a machine that load; auto: one a core")
+    class_order: str = free("auto", ORDER, "auto, text or numeric: for files without class names")
     batch_size: int = fixed(256, whole(1), "images per minibatch, over all GPUs")
     img_size: int = noted(256, whole(0), "shorter side before the centre crop, pixels; 0: as it is")
     min_area: float = noted(0.08, real(0, 1, above=True), "smallest share of an image in a crop")
@@ -176,28 +160,14 @@ class Hypersphere:
 class Eval:
     """EVAL: how attacks and ImageNet-C are measured."""
 
-    protocol: str = free(
-        "standard", choice(*PROTOCOLS), "whose evaluation: standard, freeat, paper", "NAME"
-    )
-    precision: str = free(
-        "fp32", choice(*PRECISIONS), "arithmetic of the attack's search: fp32, bf16, fp16"
-    )
+    protocol: str = free("standard", choice(*PROTOCOLS), ", ".join(PROTOCOLS), "NAME")
+    precision: str = free("fp32", choice(*PRECISIONS), "of the attack's search: fp32, bf16, fp16")
     norm: str = free("Linf", choice(*NORM_NAMES), "norm of the ball: Linf, L2, L1", "NAME")
-    eps: tuple[float, ...] = free(
-        (),
-        numbers,
-        "radii of the ball, separated by commas, an evaluation each: of max_color_value in Linf,"
-        " plain in L2 and L1, pixels being in [0, 1] (default: ADV.clip_eps)",
-        "EPS",
-    )
-    batch_size: int = free(
-        128, whole(1), "images that each process evaluates at once; AutoAttack takes 256"
-    )
+    eps: tuple[float, ...] = free((), numbers, EPS, "EPS")
+    batch_size: int = free(128, whole(1), "images of a process at once; AutoAttack takes 256")
     compile: bool = free(False, boolean, "compile the network with torch.compile")
     cascade: bool = free(False, boolean, "attack only what is robust to earlier attacks")
-    scales: tuple[float, ...] = free(
-        (), list_of(real(0, above=True)), "scales s of HE at which cross-entropy is attacked"
-    )
+    scales: tuple[float, ...] = free((), SCALES, "scales s of HE where cross-entropy is attacked")
 
 
 @dataclass(frozen=True)
@@ -205,12 +175,7 @@ class Run:
     """RUN: seed, machine, name."""
 
     seed: int = fixed(0, whole(0, 2**63 - 1), "seed of weights, order, crops and attacks", "N")
-    device: str = free(
-        "auto",
-        matching(r"auto|cpu|mps|cuda(:\d+)?", "is not one of auto, cpu, cuda, cuda:1, mps"),
-        "auto (the best there is), cpu, cuda, cuda:1 or mps",
-        "NAME",
-    )
+    device: str = free("auto", DEVICE, "auto (the best there is), cpu, cuda, cuda:1 or mps", "NAME")
     nproc: int = free(0, whole(0), "processes; 0 is one per GPU, or one", "N")
     output_prefix: str = free("free_adv", part_of_name, "part of the run folder's name", "TEXT")
 
@@ -222,68 +187,23 @@ class Options:
     script: str = ""
     command: str = ""
     data: str | None = free(None, path, "data set; default DATA.imagenet of configs.yml")
-    evaluate: bool = free(
-        False, boolean, "evaluate on DIR/val: clean images and the attacks", SWITCH, short="-e"
-    )
-    resume: str = free(
-        "",
-        path,
-        "checkpoint, as given or under trained_models/; auto: this run's newest valid one",
-        "PATH",
-    )
+    evaluate: bool = free(False, boolean, "clean images and attacks on DIR/val", SWITCH, short="-e")
+    resume: str = free("", path, "checkpoint; auto: the newest valid one of this run", "PATH")
     pretrained: bool = free(False, boolean, "start from torchvision's ImageNet weights", "BOOL")
     print_gradients: bool = free(
         False, boolean, "adversarial/clean gradient norms while training", "BOOL", "main_free"
     )
     overwrite: bool = free(False, boolean, "replace a run that is there", "BOOL", "main_free")
     tensorboard: bool = free(False, boolean, "write TensorBoard logs", "BOOL", "main_free")
-    attack: tuple[str, ...] = free(
-        (),
-        words,
-        "attacks separated by commas: pgd10,pgd50-margin,pgd50-dlr-r5,pgd100@1/255,autoattack,"
-        " apgd,apgd-ce,apgd-t,fab-t,square (default:"
-        " ADV.pgd_attack, and in protocol standard its longest row on margin)",
-        "NAMES",
-    )
-    transfer_from: str = free(
-        "",
-        path,
-        "checkpoint of a surrogate, attacked instead: transferred attacks that beat a network's own"
-        " are a sign of masked gradients",
-        "PATH",
-    )
+    attack: tuple[str, ...] = free((), words, ATTACKS, "NAMES")
+    transfer_from: str = free("", path, "checkpoint of a surrogate, attacked instead", "PATH")
     n_examples: int | None = free(None, whole(1), "only N images, evenly spread", "N")
-    image_ids: str | None = free(
-        None, path, "only these images, one class/filename a line; robustbench: its 5000", "FILE"
-    )
-    save_images: int = free(
-        0, whole(0), "save N images with their adversarial twins as PNG, and a figure", "N"
-    )
-    eva_on_imagenet_c: bool = free(
-        False, boolean, "evaluate on ImageNet-C at DIR", SWITCH, "evaluate"
-    )
-    eva_on_shift: bool = free(
-        False,
-        boolean,
-        "evaluate on the shifted test set at DIR, or on each of several in it",
-        SWITCH,
-        "evaluate",
-    )
-    corruptions: tuple[str, ...] = free(
-        (),
-        words,
-        "corruptions separated by commas, `extra`, or `all` of the tree (default: the 15)",
-        "NAMES",
-        "evaluate",
-    )
-    clean_accuracy: float | None = free(
-        None,
-        real(0, 1),
-        "clean top-1 as a fraction in [0, 1], for relative mCE (default: from a clean evaluation"
-        " in the run folder)",
-        "A",
-        "evaluate",
-    )
+    image_ids: str | None = free(None, path, "a class/name a line, or robustbench", "FILE")
+    save_images: int = free(0, whole(0), "save N images with their adversarial twins", "N")
+    eva_on_imagenet_c: bool = free(False, boolean, "ImageNet-C at DIR", SWITCH, "evaluate")
+    eva_on_shift: bool = free(False, boolean, "shifted test sets at DIR", SWITCH, "evaluate")
+    corruptions: tuple[str, ...] = free((), words, CORRUPTIONS, "NAMES", "evaluate")
+    clean_accuracy: float | None = free(None, real(0, 1), CLEAN_ACCURACY, "A", "evaluate")
     start_from: str = ""  # the run folder of the phase before
 
     @property
@@ -388,16 +308,15 @@ class Config:
         """Whether a key stands on the command line."""
         return self.source(key) is Source.COMMAND_LINE
 
-    def changed(self, values: Mapping[str, object], source: Source) -> Config:
+    def changed(self, values: Mapping[str, object], source: Source) -> "Config":
         """The same with other values of some keys, which are not checked again."""
-        config = self
+        sections: dict[str, Any] = {}
         for key, value in values.items():
             section, _, name = key.rpartition(".")
             section = section or "OPTIONS"
-            config = replace(
-                config, **{section: replace(getattr(config, section), **{name: value})}
-            )
-        return replace(config, sources=self.sources | dict.fromkeys(values, source))
+            old = sections.get(section, getattr(self, section))
+            sections[section] = replace(old, **{name: value})
+        return replace(self, **sections, sources=self.sources | dict.fromkeys(values, source))
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """The sections as plain values: what config.yml, checkpoints and results keep."""
