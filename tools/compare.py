@@ -54,7 +54,7 @@ def compare(arguments: argparse.Namespace) -> None:
     rows = merge_seeds(collect(find_results(arguments.runs)))
     names = [printable(name) for name in row_names(rows, arguments.names)]
     values = {name: row.values for name, row in zip(names, rows, strict=True)}
-    warnings = {name: map(printable, row.warnings) for name, row in zip(names, rows, strict=True)}
+    remarks = {name: row.remarks for name, row in zip(names, rows, strict=True)}
     published: dict[str, Values] = {}
     sources: list[str] = []
     if arguments.published:
@@ -63,7 +63,7 @@ def compare(arguments: argparse.Namespace) -> None:
     if not arguments.allow_mixed:
         refuse_mixture(values)
     tables = build_tables(values, published)
-    notes = [*reading_notes(tables, warnings), *sources]
+    notes = [*reading_notes(tables, remarks), *sources]
     if arguments.paired:
         notes += paired_lines(arguments.paired, values)
     text = markdown(tables, [*(n for table in tables for n in condition_notes(table)), *notes])

@@ -15,7 +15,7 @@ from typing import Any
 from utils.errors import UserError
 from utils.storage import accuracy
 from utils.storage.accuracy import Accuracy, Estimate, mean_estimate
-from utils.storage.conditions import Conditions, length_text
+from utils.storage.conditions import Conditions, length_text, worst_of
 from utils.storage.results import AttackResult, ImageNetCResult, Result, ShiftResult
 from utils.storage.run_folder import run_settings
 
@@ -51,6 +51,12 @@ class Column:
         """The number of its eps, `4/255` or `0.5 (L2)`; 0 where it has none."""
         return float(re.split("[/ ]", self.condition("eps") or "0")[0])
 
+    @property
+    def title(self) -> str:
+        """The measure; of a worst case what it is over."""
+        over = self.condition("over")
+        return worst_of(over.split(" + ")).replace("w", "W", 1) if over else self.measure
+
 
 @dataclass(frozen=True, kw_only=True)
 class Value(Estimate):
@@ -68,13 +74,13 @@ Values = Mapping[Column, Value]
 
 @dataclass
 class Row:
-    """A checkpoint, or the first of several seeds, its values and the warnings they came with."""
+    """A checkpoint, or the first of several seeds, its values and what they came with."""
 
     folder: Path
     sha256: str
     file: str
     values: dict[Column, Value] = field(default_factory=dict)
-    warnings: dict[str, None] = field(default_factory=dict)
+    remarks: dict[tuple[str, str], None] = field(default_factory=dict)
     seeds: int = 1
 
 
@@ -100,7 +106,8 @@ def collect(results: Mapping[Path, Result]) -> list[Row]:
         key = folder, sha256 = path.resolve().parent, result.conditions.checkpoint
         file = Path(result.provenance["checkpoint"]["path"]).name
         row = rows.setdefault(key, Row(folder, sha256, file))
-        row.warnings |= dict.fromkeys(result.warnings)
+        row.remarks |= dict.fromkeys(("Warning", text) for text in result.warnings)
+        row.remarks |= dict.fromkeys(("Note", text) for text in result.notes)
         for column, value in values_of(path, result):
             known = row.values.setdefault(column, value)
             if (known.percent, known.n) != (value.percent, value.n):
@@ -116,7 +123,7 @@ def values_of(path: Path, result: Result) -> Iterator[tuple[Column, Value]]:
     """The values of one file, all of top-1, in the table's order."""
 
     def value(top1: Accuracy, **about: Any) -> Value:
-        return Value(**vars(top1.estimate), n=top1.n, source=path, **about)
+        return Value(**vars(top1.estimate) | about, n=top1.n, source=path)
 
     conditions = result.conditions
     resize = f"resize {conditions.resize}, " if conditions.resize else ""
@@ -136,20 +143,23 @@ def values_of(path: Path, result: Result) -> Iterator[tuple[Column, Value]]:
                 step = length_text(attack.step_size, conditions.norm)
                 texts += (("step", step), starts_of(conditions))
             column = Column(measure, "attack", texts + images)
-            yield column, value(attack.top1, outcomes=f"{attack.name}_robust", scale=attack.scale)
+            about = {"scale": attack.scale, "warned": result.is_doubtful(attack.label)}
+            yield column, value(attack.top1, outcomes=f"{attack.name}_robust", **about)
         column = Column("Worst case", "attack", search + attacks_behind(conditions) + images)
-        yield column, value(result.worst_case.top1, outcomes="worst_case_robust")
+        warned = bool(result.warnings)
+        yield column, value(result.worst_case.top1, outcomes="worst_case_robust", warned=warned)
     elif isinstance(result, ImageNetCResult):
         mean, mce = result.summary.mean_accuracy, result.summary.mCE
-        n = next(iter(result.corruptions.values())).top1[0].n
+        n, warned = next(iter(result.corruptions.values())).top1[0].n, bool(result.warnings)
         if mean is not None:
             column = Column(
                 MEAN_OF_OTHERS if mce is None else MEAN, "imagenet_c", (protocol, *images)
             )
-            yield column, Value(**vars(mean_estimate(mean, n)), n=n, source=path)
+            estimate = replace(mean_estimate(mean, n), warned=warned)
+            yield column, Value(**vars(estimate), n=n, source=path)
         if mce is not None:
             column = Column(MCE, "imagenet_c", (protocol, *images))
-            yield column, Value(percent=mce, n=n, source=path)
+            yield column, Value(mce, warned=warned, n=n, source=path)
     elif isinstance(result, ShiftResult):
         for name, test_set in result.sets.items():  # each is a kind of its own
             count = ("images", f"{test_set.top1.n} images")
@@ -200,8 +210,8 @@ def merge_seeds(rows: Sequence[Row]) -> list[Row]:
             for column, value in (pair for row in members for pair in row.values.items()):
                 values.setdefault(column, []).append(value)
             means = {column: over_seeds(seeds) for column, seeds in values.items()}
-            warnings = dict.fromkeys(text for row in members for text in row.warnings)
-            members = [replace(members[0], values=means, warnings=warnings, seeds=len(members))]
+            remarks = dict.fromkeys(remark for row in members for remark in row.remarks)
+            members = [replace(members[0], values=means, remarks=remarks, seeds=len(members))]
         merged += members
     return merged
 
@@ -223,7 +233,8 @@ def over_seeds(values: Sequence[Value]) -> Value:
     if len(values) == 1:
         return replace(values[0], seeds=1)
     mean = accuracy.over_seeds([value.percent for value in values])
-    return replace(values[0], **vars(mean), seeds=len(values))
+    warned = any(value.warned for value in values)
+    return replace(values[0], **vars(mean) | {"warned": warned}, seeds=len(values))
 
 
 def build_tables(rows: Mapping[str, Values], published: Mapping[str, Values]) -> list[Table]:
@@ -286,11 +297,11 @@ def header(column: Column, columns: Sequence[Column]) -> str:
     siblings = [other for other in columns if other.kind == column.kind]
     aspects = differing_aspects(other.conditions for other in siblings)
     short = [aspect for aspect in aspects if aspect != "over"]
-    titles = [describe(c.conditions, short) for c in siblings if c.measure == column.measure]
-    title = describe(column.conditions, short)
+    titles = [[c.title, *describe(c.conditions, short)] for c in siblings]
+    title = [column.title, *describe(column.conditions, short)]
     if titles.count(title) > 1:
-        title = describe(column.conditions, aspects)
-    return ", ".join([column.measure, *title])
+        title = [column.title, *describe(column.conditions, aspects)]
+    return ", ".join(title)
 
 
 def describe(conditions: Texts, aspects: Sequence[str]) -> list[str]:

@@ -5,7 +5,8 @@ from typing import Any
 
 from tools.comparison import MCE, MEAN, MEAN_OF_OTHERS, Table, Texts, Value, describe
 from utils.figures.comparison import Panel
-from utils.text import markdown_table
+from utils.storage.conditions import PGD_ALONE
+from utils.text import markdown_table, printable
 
 
 def cell_text(value: Value | None) -> str:
@@ -97,7 +98,7 @@ def condition_notes(table: Table) -> list[str]:
     """Under which conditions each column was taken."""
     alike: dict[Texts, dict[str, None]] = {}
     for column in table.columns:
-        alike.setdefault(column.conditions, {})[column.measure] = None
+        alike.setdefault(column.conditions, {})[column.title] = None
     lines = []
     for conditions, measures in alike.items():
         aspects = [aspect for aspect, _ in conditions if aspect != "image list"]
@@ -105,7 +106,9 @@ def condition_notes(table: Table) -> list[str]:
     return lines
 
 
-def reading_notes(tables: Sequence[Table], warnings: Mapping[str, Iterable[str]]) -> list[str]:
+def reading_notes(
+    tables: Sequence[Table], remarks: Mapping[str, Iterable[tuple[str, str]]]
+) -> list[str]:
     """What the numbers are, and what casts doubt on them."""
     entries = [entry for table in tables for entry in table.values]
     measures = {column.measure for _, column, _ in entries}
@@ -119,6 +122,8 @@ def reading_notes(tables: Sequence[Table], warnings: Mapping[str, Iterable[str]]
             f"{measure}: over ImageNet-C's 15; 100 minus it is the unnormalised error. Its interval"
             " counts images, not image x corruption: conservative."
         )
+    if any(column.title == "Worst of PGD" for _, column, _ in entries):
+        lines.append(f"Worst of PGD: {PGD_ALONE}.")
     if MCE in measures:
         lines.append("mCE in %, less is better, AlexNet is 100; it has no simple interval.")
     scales: dict[str, list[str]] = {}
@@ -127,7 +132,7 @@ def reading_notes(tables: Sequence[Table], warnings: Mapping[str, Iterable[str]]
     if len(set(map(tuple, scales.values()))) > 1:
         texts = "; ".join(f"{name} {', '.join(each)}" for name, each in scales.items())
         lines.append(f"Attack losses saw the outputs at the scale s of each network: {texts}.")
-    doubtful: dict[str, list[str]] = {}
-    for name, text in ((name, text) for name, each in warnings.items() for text in each):
-        doubtful.setdefault(text, []).append(name)
-    return lines + [f"Warning, {', '.join(names)}: {text}" for text, names in doubtful.items()]
+    about: dict[tuple[str, str], list[str]] = {}
+    for name, remark in ((name, remark) for name, each in remarks.items() for remark in each):
+        about.setdefault(remark, []).append(name)
+    return lines + [f"{kind}, {', '.join(n)}: {printable(t)}" for (kind, t), n in about.items()]

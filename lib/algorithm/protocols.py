@@ -129,6 +129,7 @@ class Protocol:
         resize_imagenet_c: ImageNet-C's 224 px images are resized before the crop.
         repeat_on: the losses on which the longest of the default attacks is repeated, because
             cross-entropy alone flatters a cosine head.
+        steps_follow_radius: under Linf, steps that nobody has chosen are a share of the radius.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Protocol:
     every_iterate: bool
     resize_imagenet_c: bool
     repeat_on: tuple[str, ...] = ()
+    steps_follow_radius: bool = False
 
     def search_scale(self, spec: PGDSpec, own: float) -> float:
         """The factor on the raw outputs under an attack's loss; `own` is the network's s, or 1."""
@@ -160,6 +162,7 @@ STANDARD = Protocol(
     every_iterate=True,
     resize_imagenet_c=False,
     repeat_on=("margin",),
+    steps_follow_radius=True,
 )
 FREEAT = Protocol(
     "freeat",

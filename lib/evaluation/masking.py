@@ -26,16 +26,26 @@ REPEAT_TOLERANCE = 1e-3  # relative: kernels may round differently from call to 
 Rows = Mapping[int, Any]
 
 
-def check_reach(specs: Sequence[AttackSpec], threat: ThreatModel) -> list[str]:
-    """A warning for every PGD whose steps cannot cross from the centre to the edge of the ball."""
-    return [
-        f"{spec.label}: {spec.steps} x {length_text(spec.step_size, threat.norm)} reach"
-        f" {length_text(spec.steps * spec.step_size, threat.norm)} of a radius of"
-        f" {length_text(threat.eps, threat.norm)}, so robust accuracy is overestimated: take more"
-        " steps, or longer ones (pgdSTEPS@STEP)"
-        for spec in specs
-        if isinstance(spec, PGDSpec) and spec.steps * spec.step_size < threat.eps * (1 - 1e-6)
-    ]
+def check_reach(specs: Sequence[AttackSpec], threat: ThreatModel) -> tuple[list[str], list[str]]:
+    """Warnings and notes of each PGD's reach, once for all its losses.
+
+    A warning where the steps cannot cross from the centre to the edge of the ball; a note where
+    they cannot cross it from a random start near the opposite edge.
+    """
+    labels: dict[tuple[int, float], list[str]] = {}
+    for spec in specs:
+        if isinstance(spec, PGDSpec):
+            labels.setdefault((spec.steps, spec.step_size), []).append(spec.label)
+    warnings, notes = [], []
+    for (steps, size), names in labels.items():
+        step, reach, eps = (length_text(x, threat.norm) for x in (size, steps * size, threat.eps))
+        text = f"{' and '.join(names)}: {steps} x {step} reach {reach} of a radius of {eps}, "
+        better = "take more steps, or longer ones (pgdSTEPS@STEP)"
+        if steps * size < threat.eps * (1 - 1e-6):
+            warnings.append(f"{text}so robust accuracy is overestimated: {better}")
+        elif steps * size < 2 * threat.eps * (1 - 1e-6) and not threat.protocol.ball_around_start:
+            notes.append(f"{text}less than its diameter, which a random start may need: {better}")
+    return warnings, notes
 
 
 def check_network(model: nn.Module, data: EvaluationData) -> list[str]:

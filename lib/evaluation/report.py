@@ -7,7 +7,7 @@ from typing import Any
 from lib.algorithm.protocols import AttackSpec, PGDSpec
 from lib.evaluation.evaluate import CLEAN, Evaluation, worst_case
 from utils.storage.accuracy import Accuracy
-from utils.storage.conditions import length_text
+from utils.storage.conditions import PGD_ALONE, length_text, worst_of
 from utils.storage.files import write_csv
 from utils.storage.journal import remove_journals
 from utils.storage.results import (
@@ -22,15 +22,21 @@ from utils.text import table
 CLASS_HEADER = ("class", "n", "clean_correct", "clean_accuracy", "robust", "robust_accuracy")
 
 
-def report(evaluation: Evaluation, provenance: Mapping[str, Any], warnings: Sequence[str]) -> None:
+def report(
+    evaluation: Evaluation,
+    provenance: Mapping[str, Any],
+    warnings: Sequence[str],
+    notes: Sequence[str],
+) -> None:
     """Write `<stem>_images.csv`, `_classes.csv`, then `.json`: if it is there, all is there; print.
 
     Args:
         warnings: what is to be doubted about the numbers.
+        notes: what else is to be known about them.
     """
     logger, stem = evaluation.task.logger, evaluation.stem
     robust = worst_case(evaluation.rows, evaluation.threat.protocol)
-    result = summarise(evaluation, robust, provenance, warnings)
+    result = summarise(evaluation, robust, provenance, warnings, notes)
     write_csv(Path(f"{stem}_images.csv"), *image_table(evaluation, robust))
     write_csv(Path(f"{stem}_classes.csv"), CLASS_HEADER, class_table(evaluation, robust))
     write_result(Path(f"{stem}.json"), result)
@@ -46,6 +52,7 @@ def summarise(
     robust: Mapping[int, bool],
     provenance: Mapping[str, Any],
     warnings: Sequence[str],
+    notes: Sequence[str],
 ) -> AttackResult:
     """The counts of an evaluation.
 
@@ -66,6 +73,7 @@ def summarise(
         () if cascade else tuple(attacks),
         TopAccuracies(Accuracy(sum(robust.values()), n)),
         tuple(spec.name for spec in specs) if cascade else None,
+        notes=tuple(notes),
     )
 
 
@@ -134,7 +142,8 @@ def result_table(result: AttackResult) -> str:
     conditions, provenance = result.conditions, result.provenance
     lines = [["clean", *cells(result.clean)]]
     lines += [[attack.label, *cells(attack)] for attack in result.attacks]
-    lines.append(["worst case", *cells(result.worst_case)])
+    worst = worst_of(conditions.attacks)
+    lines.append([worst, *cells(result.worst_case)])
     eps = length_text(conditions.eps, conditions.norm)
     title = f"protocol {conditions.protocol}, eps {eps}, {provenance['subset']['description']}"
     scales = sorted({a.scale for a in result.attacks if a.loss == "ce" and a.scale is not None})
@@ -145,7 +154,8 @@ def result_table(result: AttackResult) -> str:
     if conditions.precision != "fp32":
         title += f"; searched in {conditions.precision}, judged in fp32"
     head = ["", "top-1 %", "95 % interval", "top-5 %"]
-    return f"{title}\n{table(head, lines)}"
+    notes = [f"{worst}: {PGD_ALONE}"] * (worst == worst_of(["pgd"]))
+    return "\n".join([title, table(head, lines), *notes, *result.notes])
 
 
 def cells(entry: TopAccuracies) -> list[str]:

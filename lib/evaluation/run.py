@@ -150,7 +150,7 @@ def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
             cascade=config.EVAL.cascade,
             starts=BY_FILE * any(isinstance(spec, PGDSpec) for spec in specs),
         )
-        usual = task.usual(conditions) | usual_attacks(evaluated, threat)
+        usual = task.usual(conditions) | usual_attacks(task, threat)
         stem = context.from_main(partial(result_stem, evaluated.folder, conditions, usual))
         evaluation = Evaluation(
             task, surrogate, images, threat, specs, conditions, stem, dict(clean)
@@ -161,14 +161,14 @@ def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
         if is_there and (len(threats) > 1 or not again):
             logger.info(f"{stem}.json holds this evaluation already")
             continue
-        warnings = run_attacks(evaluation)
+        remarks = run_attacks(evaluation)
         clean = {CLEAN: evaluation.rows[CLEAN]}
         provenance = task.provenance(subset)
         provenance |= {} if surrogate is None else {"surrogate": surrogate.identity}
         if context.is_main:
             # Another evaluation may have taken the name meanwhile.
             evaluation.stem = result_stem(evaluated.folder, conditions, usual)
-            report(evaluation, provenance, warnings)
+            report(evaluation, provenance, *remarks)
             if config.OPTIONS.save_images:
                 save_attack_images(evaluation, config.OPTIONS.save_images)
     if context.is_main and len(threats) > 1:
@@ -190,16 +190,19 @@ def threat_models(config: Config) -> list[ThreatModel]:
 def specs_of(config: Config, evaluated: EvaluatedModel, threat: ThreatModel) -> list[AttackSpec]:
     """The attacks in a ball; EVAL.scales mean something for a hypersphere head alone."""
     scales = config.EVAL.scales if evaluated.settings.hypersphere else ()
-    names, rows = config.OPTIONS.attack, config.ADV.pgd_attack
+    names, rows = config.OPTIONS.attack, config.attacks_within(threat.eps)
     specs = attack_list(names, rows, threat.protocol, scales, threat.norm, threat.eps)
     return for_classes(specs, evaluated.model.num_classes)
 
 
-def usual_attacks(evaluated: EvaluatedModel, threat: ThreatModel) -> dict[str, Any]:
+def usual_attacks(task: Task, threat: ThreatModel) -> dict[str, Any]:
     """Radius and attacks of the network's training, that files are not named by."""
-    trained = evaluated.trained_or_default
-    rows = [PgdRow(*row) for row in trained["ADV"]["pgd_attack"]]
-    specs = attack_list((), rows, threat.protocol, (), threat.norm, threat.eps)
+    trained = task.evaluated.trained_or_default
+    rows = tuple(PgdRow(*row) for row in trained["ADV"]["pgd_attack"])
+    config = task.config.changed({"ADV.pgd_attack": rows}, Source.CHECKPOINT)
+    specs = attack_list(
+        (), config.attacks_within(threat.eps), threat.protocol, (), threat.norm, threat.eps
+    )
     eps = trained["ADV"]["clip_eps"] / trained["DATA"].get("max_color_value", 255)
     return {"eps": eps, "attacks": attack_texts(specs, threat.norm)}
 
@@ -209,21 +212,22 @@ def attack_texts(specs: Sequence[AttackSpec], norm: str) -> tuple[str, ...]:
     return tuple(attack_text(s.name, getattr(s, "step_size", 0.0), norm) for s in specs)
 
 
-def run_attacks(evaluation: Evaluation) -> list[str]:
-    """Run them; what casts doubt on the numbers."""
+def run_attacks(evaluation: Evaluation) -> tuple[list[str], list[str]]:
+    """Run them; what casts doubt on the numbers, and what else to know about them."""
     evaluated, logger = evaluation.task.evaluated, evaluation.task.logger
-    unreachable = check_reach(evaluation.specs, evaluation.threat)
+    unreachable, notes = check_reach(evaluation.specs, evaluation.threat)
     for warning in unreachable:  # before hours of work, perhaps
         logger.warning(warning)
     evaluation.run()
     own = evaluation.data.context.gather(evaluation.warnings)
-    return [
+    warnings = [
         *unreachable,
         *check_network(evaluated.model, evaluation.data),
         *check_attacks(evaluation.rows, evaluation.specs),
         *check_selection(Path(evaluated.identity["path"]).name, evaluated.trained),
         *sorted(set().union(*own)),
     ]
+    return warnings, notes
 
 
 def draw_curve(evaluations: Sequence[Evaluation], usual: Mapping[str, Any]) -> None:

@@ -194,7 +194,7 @@ def validate_network(run: Run, model: nn.Module) -> Validation:
 def quick_attack(run: Run) -> tuple[PGDSpec, ThreatModel]:
     """PGD-10, for looks at a model in training."""
     config = run.config
-    spec = PGDSpec(10, config.ADV.pgd_attack[0][1])
+    spec = PGDSpec(10, config.attacks_within(config.eps)[0].step_size)
     return spec, ThreatModel(config.eps, PROTOCOLS[config.EVAL.protocol], config.RUN.seed)
 
 

@@ -11,7 +11,7 @@ from in_process import user_error
 
 from tools.flags import page
 from utils.config.command_line import FLAGS, build_parser, parse_command_line
-from utils.config.load import merge
+from utils.config.load import dump_yaml, merge
 from utils.config.settings import EVERY, SETTINGS, SWITCH, Config, GivenValue, Source, plain
 from utils.errors import UserError
 
@@ -179,6 +179,32 @@ def test_every_value_knows_where_it_comes_from() -> None:
     assert (changed.DATA.img_size, changed.DATA.crop_size, changed.RUN.seed) == (64, 32, 3)
     assert changed.source("DATA.img_size") is Source.CHECKPOINT
     assert config.DATA.img_size == 256
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "eps", "step"),
+    [
+        (Source.DEFAULT_FILE, {}, 4, 1),
+        (Source.DEFAULT_FILE, {}, 16, 4),
+        (Source.CHECKPOINT, {"clip_eps": 8}, 8, 2),
+        (Source.CHECKPOINT, {"pgd_attack": [[10, "2/255"], [50, "2/255"]]}, 8, 2),
+        (Source.GIVEN_FILE, {}, 8, 1),
+        (Source.COMMAND_LINE, {}, 8, 1),
+        (Source.DEFAULT_FILE, {"protocol": "freeat"}, 8, 1),
+        (Source.DEFAULT_FILE, {"protocol": "paper"}, 8, 1),
+        (Source.DEFAULT_FILE, {}, 0, 1),
+    ],
+)
+def test_steps_that_nobody_chose_follow_the_radius(
+    source: Source, content: dict[str, Any], eps: int, step: int
+) -> None:
+    adv = {"pgd_attack": SHOWN["ADV"]["pgd_attack"], **content}
+    protocol = adv.pop("protocol", "standard")
+    config = merge({"ADV": adv, "EVAL": {"protocol": protocol}}, file_source=source)
+    rows = config.attacks_within(eps / 255)
+    assert [255 * row.step_size for row in rows] == pytest.approx([step, step], rel=1e-6)
+    again = merge(yaml.safe_load(dump_yaml(config)))  # as `-c config.yml`
+    assert again.attacks_within(again.eps) == config.attacks_within(config.eps)
 
 
 @pytest.mark.parametrize("part", [Config(), Config().TRAIN, Config().OPTIONS])

@@ -7,7 +7,7 @@ from torch import nn
 from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.pool import DeviceBatch
-from lib.algorithm.protocols import PROTOCOLS, AutoAttackSpec, PGDSpec, ThreatModel
+from lib.algorithm.protocols import PAPER, PROTOCOLS, AutoAttackSpec, PGDSpec, ThreatModel
 from lib.evaluation.autoattack import AutoAttack
 from lib.evaluation.evaluate import AttackRow, attack_rows
 from lib.evaluation.masking import check_attacks, check_reach, output_warnings
@@ -107,9 +107,13 @@ def test_square_alone_breaking_images(broken: int) -> None:
 
 
 def test_steps_that_do_not_reach_the_edge_of_the_ball() -> None:
-    warnings = check_reach([PGDSpec(steps, STEP) for steps in (2, 5)], ThreatModel(EPS))
-    assert len(warnings) == 1
-    assert "PGD-2 (ce): 2 x 5.1/255 reach 10.2/255 of a radius of 25.5/255" in warnings[0]
+    specs = [PGDSpec(steps, STEP, x) for steps in (2, 5, 10) for x in ("ce", "margin")]
+    warnings, notes = check_reach(specs, ThreatModel(EPS))
+    (warning,), (note,) = warnings, notes  # once for both losses
+    both = "PGD-2 (ce) and PGD-2 (margin): 2 x 5.1/255 reach 10.2/255 of a radius of 25.5/255"
+    assert warning.startswith(both)
+    assert note.startswith("PGD-5 (ce) and PGD-5 (margin): 5 x 5.1/255 reach 25.5/255 of a radius")
+    assert check_reach(specs, ThreatModel(EPS, PAPER)) == (warnings, [])  # it starts at the centre
 
 
 class Broken(Linear):

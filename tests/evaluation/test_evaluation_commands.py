@@ -39,7 +39,7 @@ from utils.config.validators import PgdRow
 from utils.distributed.context import DistributedContext
 from utils.storage import journal
 from utils.storage.checkpoint import save_best
-from utils.storage.conditions import Conditions
+from utils.storage.conditions import PGD_ALONE, Conditions
 from utils.storage.journal import ResumableRows
 
 EPS = 16
@@ -220,11 +220,12 @@ def test_the_standard_call(said: str, digits: Path) -> None:
     assert 36 >= summary["clean"]["top1"]["correct"] > counts[0] > counts[1] > 0
     # The table on the terminal says the same.
     for name, entry in (("clean", summary["clean"]), ("PGD-3 (ce)", summary["attacks"][1]),
-                        ("worst case", summary["worst_case"])):  # fmt: skip
+                        ("worst of PGD", summary["worst_case"])):  # fmt: skip
         cells = next(x for x in said.splitlines() if x.startswith(f"{name}  ")).split()
         for share in (entry["top1"]["accuracy"], entry["top1"]["interval95"][0]):
             assert f"{100 * share:.2f}" in cells
     assert f"protocol standard, eps {EPS}/255, all 36 images" in said
+    assert f"\nworst of PGD: {PGD_ALONE}\n" in said
     assert f"results: {FOLDER}/attack_standard.json" in said
     assert not list(FOLDER.glob("*.jsonl"))
 
@@ -462,6 +463,20 @@ def test_a_radius_each_and_the_curve() -> None:
     assert out.count("holds this evaluation already") == 2
     assert result(f"{name}_eps64")["worst_case"]["top1"]["correct"] == robust[3]
     assert len(list(FOLDER.glob("*_curve_*.png"))) == 2
+
+
+def test_steps_that_nobody_chose_follow_the_radius(digits: Path) -> None:
+    content = torch.load(FOLDER / "model_best.pth.tar", weights_only=True)
+    content["config"]["ADV"]["pgd_attack"] = Config().as_dict()["ADV"]["pgd_attack"]
+    torch.save(content, "usual.pth.tar")
+    words = ("evaluate.py", digits, "-e", "--resume", "usual.pth.tar", *FEW.split(), "--eps", "64")
+    for protocol, step in (("standard", 16), ("freeat", 1)):
+        done = call(*words, "--protocol", protocol, "--set", "DATA.workers=0")
+        assert done.status == 0, done
+        found = result(f"attack_{protocol}_usual_pgd1_n8_eps64", Path())
+        assert found["conditions"]["attacks"] == [f"pgd1@{step}"]
+        (warning,) = found["warnings"]
+        assert f"1 x {step}/255 reach {step}/255 of a radius of 64/255" in warning
 
 
 def test_names_of_curves() -> None:

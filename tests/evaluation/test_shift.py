@@ -150,4 +150,4 @@ def test_a_comparison_has_a_column_for_each_set() -> None:
     assert done.status == 0, done.err
     titles = [title.strip() for title in done.out.splitlines()[0].strip("| ").split("|")]
     for title in ("rendered", "rendered, of its 2 classes", "sketch"):
-        assert titles.index(title) > titles.index("Worst case")
+        assert titles.index(title) > titles.index("Worst of PGD")

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -243,6 +244,22 @@ def test_robustness_curve() -> None:
     whisker = linf.collections[0].get_segments()[1][:, 1]  # at eps 1: scipy's interval of 50 of 100
     assert list(whisker) == pytest.approx([40.38, 59.62], abs=0.01)
     assert r"\$B\$" in texts(fig)
+
+
+def test_a_curve_says_what_it_is_of_and_draws_hollow_what_was_warned_of() -> None:
+    steps = [attack("pgd10", "PGD-10 (ce)", 50, step=size / 255) for size in (1, 4)]
+    weak = attack_result(attacks=steps[1:], eps=16 / 255, warnings=["PGD-10 (ce): too short"])
+    fig = robustness({"A": [attack_result(attacks=steps[:1]), weak]})
+    (axes,) = fig.axes
+    _, hollow = axes.get_lines()
+    assert (hollow.get_markerfacecolor(), list(hollow.get_xdata())) == ("white", [16])
+    (entry,) = axes.get_legend().get_texts()
+    assert entry.get_text() == "hollow: evaluated with a warning"
+    assert "pgd10, steps of 1 to 4/255; protocol standard; 100 images." in texts(fig)
+    assert axes.get_ylabel() == "top-1 accuracy (%)\nworst of PGD"
+    doubtful = replace(imagenet_c_result(), warnings=("x",))
+    bar = imagenet_c({"A": doubtful}).subfigs[1].axes[0].patches[0]
+    assert not bar.get_fill()
 
 
 def test_curves_are_of_evaluations_that_differ_in_eps_alone() -> None:

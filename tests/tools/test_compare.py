@@ -19,10 +19,11 @@ from PIL import Image
 from records import PGD10, attack, attack_result, imagenet_c_result, write
 from scipy import stats
 
+from tools.comparison import values_of
 from tools.paired import mcnemar_exact
 from utils.figures.comparison import Panel, comparison
 from utils.storage.accuracy import Estimate
-from utils.storage.conditions import BY_FILE
+from utils.storage.conditions import BY_FILE, PGD_ALONE
 from utils.storage.results import Result
 
 Compare = Callable[..., Done]
@@ -103,7 +104,7 @@ def test_one_table_in_three_formats_and_a_figure(here: Path) -> None:
     assert list(rows["FreeAT"].items()) == [
         ("Clean", OF_100[90]),
         ("PGD-10 (ce)", OF_100[50]),
-        ("Worst case", OF_100[40]),
+        ("Worst of PGD", OF_100[40]),
         ("ImageNet-C mean", OF_100[40]),
         ("mCE", f"{error:.1f}"),
     ]
@@ -113,6 +114,7 @@ def test_one_table_in_three_formats_and_a_figure(here: Path) -> None:
         "Clean: all 100 images; resize 256, crop 224.",
         "PGD-10 (ce): protocol standard; eps 4/255; search in fp32; seed 0; step 1/255;",
         f"FreeAT 1; {HE_NAME} 10",
+        f"- Worst of PGD: {PGD_ALONE}.",
         "Warning, FreeAT: gradients are zero on 30 images",
         f"Warning, FreeAT, {HE_NAME}: few steps",
     ):
@@ -177,16 +179,31 @@ def test_columns_carry_what_distinguishes_them_in_order(compare: Compare) -> Non
     write_all({"a/1": attack_result(eps=16 / 255), "a/2": attack_result(), "a/3": other})
     assert list(table(compare("a"))["a"]) == [
         "Clean", "PGD-10 (ce), eps 4/255", "PGD-10 (ce), eps 16/255", "PGD-50 (ce), eps 24/255",
-        "Worst case, eps 4/255", "Worst case, eps 16/255", "Worst case, eps 24/255",
+        "Worst of PGD, eps 4/255", "Worst of PGD, eps 16/255", "Worst of PGD, eps 24/255",
     ]  # fmt: skip
     for eps, step in ((10.0, 2.5), (0.5, 0.125)):
         one = attack(f"pgd10@{step}", f"PGD-10 (ce, step {step})", 50, step=step)
         write_all({f"b/{eps}": attack_result(attacks=[one], eps=eps, norm="L2")})
     conditions = ("eps 0.5 (L2), step 0.125 (L2)", "eps 10 (L2), step 2.5 (L2)")
-    columns = [f"{what}, {c}" for what in ("PGD-10 (ce)", "Worst case") for c in conditions]
+    columns = [f"{what}, {c}" for what in ("PGD-10 (ce)", "Worst of PGD") for c in conditions]
     assert list(table(compare("b"))["b"]) == ["Clean", *columns]
     write_all({"a/4": imagenet_c_result(), "b/4": imagenet_c_result(protocol="freeat")})
     assert "protocol freeat" in refused(compare("a/4.json", "b/4.json"))
+
+
+def test_values_with_a_warning_of_their_own_are_hollow() -> None:
+    few = ["PGD-10 (ce), PGD-10 (margin): 10 x 1/255 reach 10/255 of a radius of 16/255"]
+    result = attack_result(attacks=[PGD10, PGD50], warnings=few)
+    warned = {column.measure: v.warned for column, v in values_of(Path("a"), result)}
+    hollow = {"Clean": False, "PGD-10 (ce)": True, "PGD-50 (ce)": False, "Worst case": True}
+    assert warned == hollow
+    odd = attack_result(attacks=[PGD10, PGD50], warnings=["outputs change"])
+    assert [v.warned for _, v in values_of(Path("a"), odd)] == [False, True, True, True]
+    values = [(name, {"A": Estimate(50, warned=value)}) for name, value in warned.items()]
+    fig = comparison([Panel("", "", values)])
+    faces = [line.get_markerfacecolor() == "white" for line in fig.axes[0].get_lines()]
+    assert faces == list(hollow.values())
+    assert fig.legends[0].get_texts()[-1].get_text() == "hollow: evaluated with a warning"
 
 
 def test_runs_with_several_protocols_have_a_column_for_each(compare: Compare) -> None:
@@ -209,10 +226,15 @@ def test_a_check_on_a_few_images_has_a_table_of_its_own(compare: Compare) -> Non
     assert done.status == 0, done.err
     first, second = tables(done.out)
     assert list(first) == ["one", "two"]
-    assert list(first["one"]) == ["Clean", "PGD-10 (ce)", "Worst case", "Mean over 15 corruptions"]
+    assert list(first["one"]) == [
+        "Clean",
+        "PGD-10 (ce)",
+        "Worst of PGD",
+        "Mean over 15 corruptions",
+    ]
     half = "50.0 [9.5, 90.5]"
     assert second == {
-        "one": {"Clean": "100.0 [34.2, 100.0]", "PGD-10 (ce)": half, "Worst case": half}
+        "one": {"Clean": "100.0 [34.2, 100.0]", "PGD-10 (ce)": half, "Worst of PGD": half}
     }
     assert "**2 evenly spread of 100 images**" in done.out
 
@@ -236,14 +258,16 @@ def test_rows_are_checkpoints_and_names_can_be_given(compare: Compare) -> None:
 def test_a_cascade_has_a_worst_case_alone_and_autoattack_is_one_column(compare: Compare) -> None:
     write_all({"fast": attack_result(cascade=["pgd10"]), "slow": attack_result("b")})
     row = table(compare("fast", "slow"))["fast"]
-    assert (row["Worst case"], row["PGD-10 (ce)"]) == (OF_100[40], "-")
+    assert (row["Worst of PGD"], row["PGD-10 (ce)"]) == (OF_100[40], "-")
     parts = [
         attack("autoattack-apgd-ce", "AutoAttack, after apgd-ce", 90, step=0),
         attack("autoattack", "AutoAttack", 40, step=0),
     ]
     write_all({"run": attack_result(attacks=[PGD10, *parts])})
-    columns = list(table(compare("run"))["run"])
-    assert columns == ["Clean", "PGD-10 (ce)", "AutoAttack", "Worst case"]
+    done = compare("run")
+    columns = ["Clean", "PGD-10 (ce)", "AutoAttack", "Worst of PGD, AutoAttack"]
+    assert list(table(done)["run"]) == columns
+    assert PGD_ALONE not in done.out
 
 
 def seeds(robust: dict[int, int]) -> list[str]:
@@ -330,7 +354,7 @@ def test_published_results_stand_in_columns_of_their_conditions_alone(compare: C
     assert rows[official]["Clean"] == "60.5"
     assert rows[official]["ImageNet-C mean"] == "-"  # resized before the crop, and ours is not
     assert rows["ResNet-50 baseline (Hendrycks)"]["mCE"] == "76.7"
-    assert (rows[he]["PGD-10 (ce)"], rows[he]["Worst case"]) == ("40.2", "-")
+    assert (rows[he]["PGD-10 (ce)"], rows[he]["Worst of PGD"]) == ("40.2", "-")
     assert "modestyachts/imagenet-testbed" in done.out
     elsewhere = next(line for line in done.out.splitlines() if "of no column" in line)
     assert "AutoAttack at eps 4/255" in elsewhere

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from in_process import call, only_error
 from processes import rows_of, the_run
 
 from lib.algorithm.schedules import step_lr
+from lib.training.epoch_end import quick_attack
 from lib.training.run import describe_method
 from utils.config.load import merge
 
@@ -199,3 +201,10 @@ def test_pretrained_weights_are_the_start(
 )
 def test_what_is_done_is_said_in_numbers(change: dict[str, Any], words: str) -> None:
     assert describe_method(merge(change)).endswith(words)
+
+
+def test_the_attack_that_chooses_the_best_model_reaches_every_radius() -> None:
+    for eps in (2, 16):
+        run: Any = SimpleNamespace(config=merge({"ADV": {"clip_eps": eps}}))
+        spec, threat = quick_attack(run)
+        assert spec.step_size == pytest.approx(threat.eps / 4) == pytest.approx(eps / 4 / 255)

@@ -257,6 +257,20 @@ class Config:
         """Step of the noise in training, in [0, 1]."""
         return self.ADV.fgsm_step / self.DATA.max_color_value
 
+    def attacks_within(self, eps: float) -> tuple[PgdRow, ...]:
+        """`ADV.pgd_attack` in a ball of Linf; `eps` in [0, 1].
+
+        The default steps belong to the default radius, and where the protocol says so they follow
+        another; steps that somebody has chosen do not.
+        """
+        rows, default = self.ADV.pgd_attack, Adv()
+        explicit = self.source("ADV.pgd_attack") in (Source.COMMAND_LINE, Source.GIVEN_FILE)
+        follow = PROTOCOLS[self.EVAL.protocol].steps_follow_radius
+        if explicit or rows != default.pgd_attack or not follow or not eps:
+            return rows
+        factor = eps / (default.clip_eps / Data().max_color_value)
+        return tuple(row._replace(step_size=row.step_size * factor) for row in rows)
+
     @property
     def epochs_per_pass(self) -> int:
         """Epochs that a pass over the data counts as."""

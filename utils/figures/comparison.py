@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.figures.style import WIDTH, footnote, legend_handles, literal, point_style, styled
+from utils.figures.style import (
+    WIDTH,
+    footnote,
+    legend_handles,
+    literal,
+    marked,
+    point_style,
+    styled,
+)
 from utils.storage.accuracy import Estimate
 
 ROW = 0.15  # inches from one run of a measure to the next
@@ -34,9 +42,11 @@ def comparison(panels: Sequence[Panel]) -> Figure:
     all_axes = fig.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, panel in zip(all_axes, panels, strict=True):
         draw_panel(axes, panel, names)
-    handles = legend_handles({name: point_style(index) for index, name in enumerate(names)})
+    estimates = [e for p in panels for _, values in p.measures for e in values.values()]
+    styles = {name: point_style(index) for index, name in enumerate(names)}
+    handles = legend_handles(styles, any(e.warned for e in estimates))
     fig.legend(handles=handles, loc="outside upper center", handletextpad=0.3)
-    footnote(fig, whisker_note([e for p in panels for _, v in p.measures for e in v.values()]))
+    footnote(fig, whisker_note(estimates))
     return fig
 
 
@@ -58,7 +68,7 @@ def draw_panel(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
             low, high = values[name].whiskers
             style = point_style(names.index(name))
             axes.hlines(y, low, high, color=style["color"], linewidth=1.2)
-            axes.plot(values[name].percent, y, **style)
+            axes.plot(values[name].percent, y, **marked(style, values[name].warned))
             text = f" {values[name].percent:.1f}"
             axes.annotate(text, (high, y), (3, 0), textcoords="offset points", va="center", size=7)
             right = max(right, high)

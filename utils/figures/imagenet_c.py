@@ -54,7 +54,9 @@ def imagenet_c(results: Results, title: str = "") -> Figure:
     if not single:
         handles = legend_handles({label: curve_style(i) for i, label in enumerate(results)})
         above.legend(handles=handles, loc="outside lower center", ncols=2)
-    footnote(fig, "Whiskers: 95 % Wilson intervals over the images, not images x severities.")
+    note = "Whiskers: 95 % Wilson intervals over the images, not images x severities."
+    hollow = any(result.warnings for result in results.values())
+    footnote(fig, note + " Hollow: evaluated with a warning." * hollow)
     fig.suptitle(literal(title))
     return fig
 
@@ -100,7 +102,7 @@ def draw_bars(axes: Axes, results: Results, groups: Mapping[str, Sequence[str]])
         for name, bar in bars_of(result).items():
             x = positions[name] + offset
             colour = colours[name] if len(results) == 1 else curve_style(index)["color"]
-            axes.bar(x, bar.percent, 0.94 * width, color=colour)
+            axes.bar(x, bar.percent, 0.94 * width, color=colour, fill=not result.warnings)
             axes.vlines(x, *bar.whiskers, color="#222222", linewidth=0.8)
             tops.append(bar.whiskers[1])
             if len(results) == 1:  # more would not fit

@@ -1,20 +1,32 @@
 """The robustness curve: accuracy against the radius of the attack's ball."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from utils.figures.style import WIDTH, curve_style, footnote, literal, percent_axis, styled
-from utils.storage.conditions import Conditions, length_number, length_text
+from utils.figures.style import (
+    WIDTH,
+    curve_style,
+    footnote,
+    legend_handles,
+    literal,
+    marked,
+    percent_axis,
+    styled,
+)
+from utils.storage.conditions import Conditions, length_number, length_text, worst_of
 from utils.storage.results import AttackResult
 
 Curve = Sequence[AttackResult]  # by radius
 LARGE = 0.25  # a ball in which every pixel may change so much leaves no image recognisable
 NEARLY_NONE = 0.01  # of the images
 RISE = 0.005  # of the images
+NOTE_WIDTH = 110  # characters
 
 
 def curves_of(results: Iterable[AttackResult]) -> list[Curve]:
@@ -60,14 +72,30 @@ def radius_of(result: AttackResult) -> str:
     return length_text(result.conditions.eps, result.conditions.norm)
 
 
+def curve_note(curve: Curve) -> str:
+    """The attacks behind a curve, their steps, protocol and number of images."""
+    conditions = curve[0].conditions
+    texts = [text.partition("@") for result in curve for text in result.conditions.attacks]
+    steps = sorted({step for _, _, step in texts if step}, key=float)
+    unit = "/255" if conditions.norm == "Linf" else f" ({conditions.norm})"
+    size = f", steps of {' to '.join(dict.fromkeys((steps[0], steps[-1])))}{unit}" if steps else ""
+    names = ", ".join(dict.fromkeys(name for name, _, _ in texts))
+    images = f"{curve[0].clean.top1.n} images"
+    return textwrap.fill(f"{names}{size}; protocol {conditions.protocol}; {images}.", NOTE_WIDTH)
+
+
 @styled
 def robustness(curves: Mapping[str, Curve], title: str = "") -> Figure:
-    """Worst-case accuracy against the radius, a panel for each norm; at 0 it is clean."""
+    """Worst-case accuracy against the radius, a panel for each norm; at 0 it is clean.
+
+    Points with a warning are hollow.
+    """
     norms = list(dict.fromkeys(curve[0].conditions.norm for curve in curves.values()))
     fig = Figure(figsize=(WIDTH, 2.6), layout="constrained")
     columns = fig.subplots(1, len(norms), sharey=True, squeeze=False)[0]
     panels = dict(zip(norms, columns, strict=True))
     highest: list[float] = []
+    styles: dict[str, dict[str, dict[str, Any]]] = {norm: {} for norm in norms}
     for index, (label, curve) in enumerate(curves.items()):
         norm, style = curve[0].conditions.norm, curve_style(index)
         radii = [0.0, *(float(length_number(r.conditions.eps, norm)) for r in curve)]
@@ -75,14 +103,22 @@ def robustness(curves: Mapping[str, Curve], title: str = "") -> Figure:
         lows, highs = zip(*(accuracy.estimate.whiskers for accuracy in accuracies), strict=True)
         percents = [accuracy.percent for accuracy in accuracies]
         panels[norm].vlines(radii, lows, highs, color=style["color"], linewidth=0.9)
-        panels[norm].plot(radii, percents, label=literal(label), **style)
+        panels[norm].plot(radii, percents, **style)
+        points = zip(radii[1:], percents[1:], curve, strict=True)
+        for x, y in ((x, y) for x, y, result in points if result.warnings):
+            panels[norm].plot(x, y, **marked(style, warned=True))
+        styles[norm][label] = style
         highest += highs
+    warned = any(result.warnings for curve in curves.values() for result in curve)
     for norm, axes in panels.items():
         axes.set_xlabel("eps (of 255)" if norm == "Linf" else f"eps ({norm} norm)")
         axes.margins(x=0.03)
-        if len(curves) > 1:
-            axes.legend()
-    percent_axis(panels[norms[0]], "top-1 accuracy, worst case (%)", highest)
-    footnote(fig, "Whiskers: 95 % Wilson intervals. At 0: clean.")
+        handles = legend_handles(styles[norm] if len(curves) > 1 else {}, warned)
+        if handles:
+            axes.legend(handles=handles)
+    over = {worst_of(curve[0].conditions.attacks) for curve in curves.values()}
+    percent_axis(panels[norms[0]], f"top-1 accuracy (%)\n{' / '.join(sorted(over))}", highest)
+    notes = dict.fromkeys(map(curve_note, curves.values()))
+    footnote(fig, "\n".join(["Whiskers: 95 % Wilson intervals. At 0: clean.", *notes]))
     fig.suptitle(literal(title))
     return fig

@@ -75,8 +75,18 @@ def curve_style(index: int) -> dict[str, Any]:
     return {**point_style(index), "linestyle": LINES[index % len(LINES)]}
 
 
-def legend_handles(styles: Mapping[str, Mapping[str, Any]]) -> list[Line2D]:
-    """Legend entries by label."""
+def marked(style: Mapping[str, Any], warned: bool) -> dict[str, Any]:
+    """A point's style, hollow where its evaluation came with a warning."""
+    return {**style, **({"markerfacecolor": "white"} if warned else {})}
+
+
+def legend_handles(
+    styles: Mapping[str, Mapping[str, Any]], any_warned: bool = False
+) -> list[Line2D]:
+    """Legend entries by label, and what a hollow point is where there is one."""
+    if any_warned:
+        hollow = {"color": GREY, "marker": "o", "linestyle": "none", "markerfacecolor": "white"}
+        styles = {**styles, "hollow: evaluated with a warning": hollow}
     return [Line2D([], [], label=literal(label), **style) for label, style in styles.items()]
 
 

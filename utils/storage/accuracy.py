@@ -33,6 +33,7 @@ class Estimate:
     percent: float
     interval: tuple[float, float] | None = None
     spread: float | None = None
+    warned: bool = False  # by its evaluation, so figures draw it hollow
 
     @property
     def whiskers(self) -> tuple[float, float]:

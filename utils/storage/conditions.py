@@ -3,13 +3,18 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 KINDS = ("attack", "imagenet_c", "shift")  # what the names of result files begin with
 BY_FILE = "CLASS/FILE"  # what a random start of PGD depends on beside the seed
+PGD_ALONE = (
+    "an upper bound of the robust accuracy: APGD or AutoAttack usually leaves"
+    " less; run evaluate.py -e --attack apgd (pip install -r requirements-extra.txt)"
+)
 LONGEST_NAME = 180  # bytes; file systems take 255, endings and numbers of processes come on top
 
 
@@ -64,6 +69,13 @@ class Conditions:
         start = f"{self.kind}_{self.protocol}"
         name = "_".join([start, *differing])
         return name if len(os.fsencode(name)) <= LONGEST_NAME else f"{start}_{self.digest}"
+
+
+def worst_of(attacks: Iterable[str]) -> str:
+    """`worst of PGD, APGD`: what a worst case over attacks of these names or texts is over."""
+    known = {"pgd": "PGD", "autoattack": "AutoAttack", "square": "Square"}
+    names = [re.split(r"[@\d]", text)[0] for text in attacks]
+    return "worst of " + ", ".join(dict.fromkeys(known.get(n, n.upper()) for n in names))
 
 
 def attack_text(name: str, step_size: float, norm: str = "Linf") -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -52,6 +52,7 @@ class Result:
     conditions: Conditions  # everything that can change the numbers
     provenance: Mapping[str, Any]  # command, settings, checkpoint, subset, versions, device, date
     warnings: tuple[str, ...]  # what casts doubt on the numbers
+    notes: tuple[str, ...] = field(default=(), kw_only=True)  # what else to know about them
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ class AttackResult(Result):
     attacks: tuple[AttackAccuracies, ...]  # none after a cascade: each saw a part of the images
     worst_case: TopAccuracies  # robust against all of them
     cascade: tuple[str, ...] | None = None  # names of its attacks; None where each saw all images
+
+    def is_doubtful(self, label: str) -> bool:
+        """Whether a warning is about the attack of this label, or about all of them."""
+        others = [attack.label for attack in self.attacks if attack.label != label]
+        subjects = (warning.partition(":")[0] for warning in self.warnings)
+        return any(label in s or not any(other in s for other in others) for s in subjects)
 
 
 @dataclass(frozen=True)
