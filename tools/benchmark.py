@@ -141,10 +141,7 @@ def measure(part: str, options: argparse.Namespace, folder: Path) -> list[Row]:
 
 
 def subjects_of(part: str, options: argparse.Namespace, folder: Path) -> Subjects:
-    """The suite in every setting that matters to the part, and what it is compared with.
-
-    That is `plain`, or for each `suite ...` the other checkout's `other ...`.
-    """
+    """The suite in every setting that matters to the part, and what it is compared with."""
     copied = ("arch", "batch_size", "crop_size", "device", "workers")
     sizes = {name: getattr(options, name) for name in copied}
     sizes |= {"data": str(folder), "pgd_steps": 5 if options.quick else 50}
@@ -239,10 +236,7 @@ def cell(value: Mapping[str, float] | None) -> str:
 
 
 def write_images(folder: Path, size: int, images: int) -> None:
-    """An ImageNet-C of one corruption: JPEGs about as large as ImageNet-C's, and links to them.
-
-    By turns one is just above middle grey on average, and one is bright.
-    """
+    """An ImageNet-C of one corruption: JPEGs about as large as ImageNet-C's, and links to them."""
     generator = np.random.default_rng(0)
     places = [folder / "gaussian_noise" / str(severity) / "class" for severity in range(1, 6)]
     for place in places:

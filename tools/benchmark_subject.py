@@ -94,8 +94,7 @@ def take(case: Case, work: Callable[[], Any], images: float) -> tuple[float, flo
 class HalfRobust(nn.Module):
     """A network at its full cost, whose answer is 0 for an image brighter than middle grey.
 
-    So images just above it are misclassified from the third iterate of PGD on, and bright ones
-    never, whatever the network's weights are.
+    So images just above it are misclassified from the third iterate of PGD on, bright ones never.
     """
 
     def __init__(self, network: nn.Module, middle: float) -> None:

@@ -138,10 +138,7 @@ def compare_depth(parts: Parts) -> Iterator[Finding]:
 
 
 def find_severities(root: str, findings: list[Finding]) -> dict[str, str]:
-    """`fog/1` to its folder for each severity; nothing where root is no ImageNet-C tree.
-
-    Class folders may be named `snow`, or 1 to 5 within splits: a severity holds class folders.
-    """
+    """`fog/1` to its folder for each severity; nothing where root is no ImageNet-C tree."""
     corruptions = corruption_folders(root)
     present = [path for _, folder in corruptions for path in subfolders(folder)]
     if not any(map(subfolders, present)):

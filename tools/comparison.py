@@ -290,10 +290,7 @@ def differing_aspects(conditions: Iterable[Texts]) -> list[str]:
 
 
 def header(column: Column, columns: Sequence[Column]) -> str:
-    """The column's title: the measure, and every condition that columns of its kind differ in.
-
-    The attacks behind a worst case make a long title, so they are named where nothing else differs.
-    """
+    """The column's title: the measure, and every condition that columns of its kind differ in."""
     siblings = [other for other in columns if other.kind == column.kind]
     aspects = differing_aspects(other.conditions for other in siblings)
     short = [aspect for aspect in aspects if aspect != "over"]
@@ -305,10 +302,7 @@ def header(column: Column, columns: Sequence[Column]) -> str:
 
 
 def describe(conditions: Texts, aspects: Sequence[str]) -> list[str]:
-    """These aspects of the conditions in words, such as `eps 4/255`.
-
-    The list of images has only its hash for a name, so it is named where nothing else differs.
-    """
+    """These aspects of the conditions in words, such as `eps 4/255`."""
     plain = [aspect for aspect in aspects if aspect != "image list"] or aspects
     return [
         text if aspect in ("images", "input") else f"{aspect} {text}"

@@ -13,10 +13,7 @@ from utils.logging import Logger, ProgressBar
 def in_parallel(
     function: Callable[[Any], Any], batches: Iterable[Any], workers: int
 ) -> Generator[Any, None, None]:
-    """The results of a function of each batch, as they come.
-
-    Close the iterator (`contextlib.closing`) to end the processes early.
-    """
+    """The results of a function of each batch, as they come."""
     others = multiprocessing.active_children()
     with block_signals():
         pool = multiprocessing.get_context("spawn").Pool(workers, follow_parent)

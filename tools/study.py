@@ -138,10 +138,7 @@ def all_jobs(
 
 
 def train_all(folder: Path, jobs: Sequence[Job], at_once: int) -> None:
-    """Train and attack, several at a time; a line for each that is done.
-
-    Whatever ends this ends the trainings under way, which save their state first.
-    """
+    """Train and attack, several at a time; a line for each that is done."""
     waiting = [job for job in jobs if not any(job.run.glob("attack_*.json"))]
     done = len(jobs) - len(waiting)
     print(f"{len(jobs)} trainings, {done} of them finished before", flush=True)

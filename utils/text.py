@@ -4,10 +4,7 @@ from collections.abc import Iterable, Sequence
 
 
 def printable(text: str) -> str:
-    """On one line, without control characters; bytes that are no UTF-8 as `\\udcff`.
-
-    Those would move the cursor or forge what a terminal shows.
-    """
+    """On one line, without control characters, which could forge what a terminal shows."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

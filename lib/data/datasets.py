@@ -34,12 +34,10 @@ class Batch(NamedTuple):
 
 
 class PipedBatch(Batch):
-    """A batch that a worker sends through its pipe, as NumPy arrays; it arrives as a `Batch`.
-
-    A tensor takes new shared memory each time, cleared by the system, and a file descriptor.
-    """
+    """A batch that a worker sends through its pipe, as NumPy arrays; it arrives as a `Batch`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # A tensor would take new shared memory each time, and a file descriptor.
         pixels, *others, error = self
         tensors = [pixels.permute(0, 2, 3, 1), *others]  # contiguous, as pickling wants it
         return batch_of_arrays, ([tensor.numpy() for tensor in tensors], error)

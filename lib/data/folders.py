@@ -47,11 +47,7 @@ def subfolders(folder: str) -> list[str]:
 
 @dataclass
 class Listing:
-    """The images of a folder of class folders, and what is out of place.
-
-    Paths are relative to `root`, with `/`. Every real directory counts once, whatever links lead
-    to it.
-    """
+    """The images of a folder of class folders, and what is out of place."""
 
     root: str
     # By class, sorted; its images in torchvision's order, by folder, then by name.
@@ -93,7 +89,7 @@ class Listing:
         return os.path.relpath(path, self.root).replace(os.sep, "/")
 
     def is_new(self, folder: str) -> bool:
-        """Whether a folder counts; one that does not is noted."""
+        """Whether a folder counts, once whatever links lead to it; one that does not is noted."""
         status = os.stat(folder)
         identity = status.st_dev, status.st_ino
         if is_hidden(os.path.basename(folder)) or identity in self.seen:

@@ -35,15 +35,10 @@ def load_rgb(path: str) -> Image.Image:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """A grey image of more than 8 bits as 8 bits, any other as it is.
-
-    Integers of 16 bits give their upper 8, as Pillow reads colours, and floats in [0, 1] their
-    part of 255. Pillow's own conversion clips both, which leaves next to nothing but white or
-    black.
-    """
+    """A grey image of more than 8 bits as 8 bits, any other as it is."""
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
-    values = np.asarray(image)
+    values = np.asarray(image)  # Pillow's own conversion clips them to white or black
     low, high = values.min(), values.max()
     if image.mode == "F":
         if not (low >= 0 and high <= 255):  # and NaN

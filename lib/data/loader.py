@@ -121,11 +121,7 @@ def make_loader(
     device: torch.device,
     local_processes: int = 1,
 ) -> Loader:
-    """A loader of `Batch`es.
-
-    For CUDA each batch is pinned, by a thread, and comes through shared memory where there is
-    enough of it; it comes through pipes elsewhere, as in a container with little.
-    """
+    """A loader of `Batch`es: through shared memory and pinned for CUDA, through pipes elsewhere."""
     # Of its own: each pass draws a seed for workers, and an interrupted training has more passes.
     generator = torch.Generator()
     if not workers:

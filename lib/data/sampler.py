@@ -15,11 +15,7 @@ Keys = list[tuple[int, int]]  # of a batch: (epoch or number of the folder, posi
 
 
 class DistributedBatchSampler(Sampler[Keys]):
-    """Training: this process's share of each global batch of an epoch, from batch `start` on.
-
-    A share is never empty: where a last batch has fewer images than there are processes, the
-    others get its first image as padding, which training then weighs with zero.
-    """
+    """Training: this process's share of each global batch of an epoch, from batch `start` on."""
 
     def __init__(
         self,
@@ -72,7 +68,7 @@ class DistributedBatchSampler(Sampler[Keys]):
             order = torch.randperm(self.total, generator=generator).tolist()
         for batch in range(self.start, self.batches_per_epoch()):
             whole = order[batch * self.batch_size :][: self.batch_size]
-            share = whole[self.rank :: self.world_size] or whole[:1]
+            share = whole[self.rank :: self.world_size] or whole[:1]  # padding, of weight 0
             yield [(epoch, position) for position in share]
 
 

@@ -19,11 +19,7 @@ def choose(tree: ImageTree, n_examples: int | None, ids_file: str | None) -> Ima
 
 
 def describe_subset(n: int, total: int, listed: bool, sha256: str) -> dict[str, Any]:
-    """What result files say of the images: description, number, SHA-256 of their list, label.
-
-    The label is a part of their names: `n500` of evenly spread images, `ids1a2b3c4d` of listed
-    ones, nothing of all.
-    """
+    """What result files say of the images: description, number, SHA-256 of their list, label."""
     how = "listed" if listed else "evenly spread"
     description = f"{n} {how} of {total} images" if n < total else f"all {total} images"
     label = "" if n >= total else f"ids{sha256[:8]}" if listed else f"n{n}"
@@ -37,10 +33,7 @@ def evenly_spread(total: int, wanted: int) -> list[int]:
 
 
 def positions_of(tree: ImageTree, ids: str) -> list[int]:
-    """Positions of listed images: `robustbench`, or a file with one `class/filename` a line.
-
-    Blank lines and lines that start with # are passed over.
-    """
+    """Positions of listed images: `robustbench`, or a file with one `class/filename` a line."""
     if ids == ROBUSTBENCH:
         return robustbench_positions(tree)
     try:

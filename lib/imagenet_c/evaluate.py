@@ -110,10 +110,7 @@ def fractions(corruptions: Mapping[str, CorruptionAccuracies]) -> dict[str, list
 
 
 def find_clean_accuracy(run_dir: Path, conditions: Conditions, n: int) -> CleanReference:
-    """Clean top-1 of an attack evaluation of the same checkpoint, and the file it stands in.
-
-    On the same images if there is one, else on `n` at least; None where there is neither.
-    """
+    """Clean top-1 of an attack evaluation of the same checkpoint, and the file it stands in."""
     candidates = []
     for path in sorted(run_dir.glob("*.json")):
         try:
@@ -125,6 +122,7 @@ def find_clean_accuracy(run_dir: Path, conditions: Conditions, n: int) -> CleanR
             same_images = result.conditions.images == conditions.images
             top1 = result.clean.top1
             candidates.append((same_images, top1.n, top1.fraction, path.name))
+    # On the same images if there is one, else on as many at least.
     same_images, most, accuracy, source = max(candidates, default=(False, 0, None, None))
     if not same_images and most < n:
         return CleanReference(None, None)
@@ -161,11 +159,7 @@ def result_text(result: ImageNetCResult) -> str:
 
 
 def summary_lines(result: ImageNetCResult) -> list[str]:
-    """The metrics over the 15, each with the reason where it is left out.
-
-    The unnormalised error stands beside mCE always, over what was evaluated where the 15 are not
-    complete: AlexNet's errors are no yardstick of other corruptions or classes.
-    """
+    """The metrics over the 15, each with the reason where it is left out."""
     summary, clean = result.summary, result.clean
     percents = {
         "mean_accuracy": ("mean accuracy over the 15", 100),
@@ -181,7 +175,7 @@ def summary_lines(result: ImageNetCResult) -> list[str]:
     if summary.relative_mCE is not None and clean.accuracy is not None:
         lines[-1] += f" (clean accuracy {100 * clean.accuracy:.2f} %, {clean.source})"
     accuracies = fractions(result.corruptions)
-    if set(accuracies) != set(STANDARD):
+    if set(accuracies) != set(STANDARD):  # of which AlexNet's errors are no yardstick
         error = 1 - fmean(value for values in accuracies.values() for value in values)
         label = f"mean error of the {len(accuracies)}"
         lines.append(f"{label:<26} {100 * error:.2f} %, over all that were evaluated")

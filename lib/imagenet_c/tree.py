@@ -72,10 +72,7 @@ def read_corruptions(
     folders: Mapping[str, str],
     prepare: Callable[[ImageTree], ImageTree] = lambda images: images,
 ) -> tuple[dict[str, ImageTree], int]:
-    """The images of every corruption and severity, and how many there are in each.
-
-    The first severity is listed, and all others must hold the same images.
-    """
+    """The images of every corruption and severity, those of the first, and how many it has."""
     paths = {
         f"{name}/{severity}": os.path.join(folder, str(severity))
         for name, folder in folders.items()

@@ -129,10 +129,7 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def phases_of(config: Config) -> list[Config]:
-    """The settings of every phase of `TRAIN.phases` in turn; without phases, these settings.
-
-    What stands on the command line goes over a phase's value.
-    """
+    """The settings of every phase of `TRAIN.phases` in turn; without phases, these settings."""
     phases: list[Config] = []
     for number, values in enumerate(config.TRAIN.phases, 1):
         file, options = f"TRAIN.phases, {number}", config.OPTIONS

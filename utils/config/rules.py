@@ -18,11 +18,7 @@ METHOD_FIXES |= {"natural": ["ADV.n_repeats", "print_gradients"]}
 
 
 def translate_published(values: Iterable[GivenValue]) -> list[GivenValue]:
-    """The keys of fast adversarial training's published files in the words of this suite.
-
-    `TRAIN.half` is `TRAIN.precision: fp16`, `TRAIN.random_init` is `ADV.random_init`, and a file
-    that draws its noise, without naming a method, is of method fast.
-    """
+    """The keys of fast adversarial training's published files in the words of this suite."""
     renamed = {"TRAIN.half": "TRAIN.precision", "TRAIN.random_init": "ADV.random_init"}
     precisions = {"True": "fp16", "False": "fp32"}
     translated = []
@@ -30,6 +26,7 @@ def translate_published(values: Iterable[GivenValue]) -> list[GivenValue]:
         if value.key == "TRAIN.half":
             value = value._replace(value=precisions.get(str(value.value), value.value))
         translated.append(value._replace(key=renamed.get(value.key, value.key)))
+    # A file that draws its noise, without naming a method, is of method fast.
     last = {value.key: value for value in translated}
     drawn = last.get("ADV.random_init")
     if drawn and drawn.value is True and "TRAIN.method" not in last:
@@ -66,8 +63,7 @@ def contradictions(config: Config) -> list[str]:
 def wrong_lengths(config: Config) -> list[str]:
     """One line for every radius, step and side of images that cannot be meant.
 
-    A length in another unit than max_color_value is not amiss anywhere else: 0.0314, which is
-    8/255 of the range [0, 1], would train within 0.03 of 255 grey levels.
+    Nothing else would notice a length in another unit: 0.0314, for 8/255, trains all the same.
     """
     adv, data = config.ADV, config.DATA
     unit = data.max_color_value

@@ -233,10 +233,7 @@ class GivenValue(NamedTuple):
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of one call, by section: `config.TRAIN.lr`. What follows from them is here too.
-
-    A key is `SECTION.key`, or the name of one of the `Options`.
-    """
+    """All settings of one call, by section (`config.TRAIN.lr`), and what follows from them."""
 
     TRAIN: Train = field(default_factory=Train)
     ADV: Adv = field(default_factory=Adv)
@@ -289,10 +286,7 @@ class Config:
 
     @property
     def output_name(self) -> str:
-        """`resnet50_free_adv_step4_eps4_repeat4_bs256`, with HE `_FN_WN_s10.0_margin0.2`.
-
-        Of another seed than 0, with `_seed1`; of a phase with `_phase2`.
-        """
+        """`resnet50_free_adv_step4_eps4_repeat4_bs256_FN_WN_s10.0_margin0.2_seed1_phase2`."""
         train, adv, he, method = self.TRAIN, self.ADV, self.HE, METHODS[self.TRAIN.method]
         name = f"{train.arch}_{self.RUN.output_prefix}"
         name += f"_{train.method}" * (train.method not in (Train.method, *name.split("_")))

@@ -267,9 +267,7 @@ def require_own_gpus(uuids: Sequence[str]) -> None:
 
 
 def share_of_cores(own: frozenset[int], of_all: Sequence[frozenset[int]]) -> int:
-    """The cores that fall to one rank, of `own` and those of each rank of this machine.
-
-    A launcher gives all ranks the same cores, as torchrun does, or each its own, as srun may.
-    """
+    """The cores that fall to one rank, of `own` and those of each rank of this machine."""
+    # A launcher gives all ranks the same cores, as torchrun does, or each its own, as srun may.
     shares = sum(1 / sum(core in cores for cores in of_all) for core in own)
     return max(1, int(shares + 1e-6))

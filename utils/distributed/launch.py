@@ -170,16 +170,13 @@ def run_ranks(worker: Worker, config: Config, count: int) -> None:
 
 
 def first_failed(processes: Sequence[BaseProcess]) -> dict[int, int]:
-    """Wait until some ranks have failed, or all have ended: exit status by rank, < 0 for signals.
-
-    Statuses are looked at now and then, too: loader workers that outlive a killed rank keep its
-    sentinel open.
-    """
+    """Wait until some ranks have failed (exit status by rank, < 0: signal), or all have ended."""
     while True:
         running = [process.sentinel for process in processes if process.exitcode is None]
         failed = {rank: p.exitcode for rank, p in enumerate(processes) if p.exitcode}
         if failed or not running:
             return failed
+        # Loader workers that outlive a killed rank keep its sentinel open.
         connection.wait(running, timeout=0.5)
 
 

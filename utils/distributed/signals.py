@@ -42,10 +42,7 @@ def handling(numbers: Iterable[int], handler: Handler) -> Iterator[None]:
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Within the block the stop signals raise `Interrupted`, and SIGUSR1 does nothing.
-
-    For work that has nothing to save beyond what is on the disk already.
-    """
+    """Within the block the stop signals raise `Interrupted`, and SIGUSR1 does nothing."""
     raised_at = NEVER
 
     def stop(signum: int, _: FrameType | None) -> None:
@@ -73,14 +70,10 @@ def stopping_at_once() -> Iterator[None]:
 
 @contextmanager
 def block_signals() -> Iterator[None]:
-    """Keep signals pending, here and in processes that are started within the block.
-
-    Those call `unblock_signals` once they can answer; Python's resource tracker, which SIGHUP would
-    end, never does.
-    """
+    """Keep signals pending, also in processes started within, which call `unblock_signals`."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        resource_tracker.ensure_running()
+        resource_tracker.ensure_running()  # which SIGHUP would end
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # starting it has unblocked some
     try:
         yield
@@ -95,11 +88,7 @@ def unblock_signals() -> None:
 
 
 def ignore_signals(_: int = 0) -> None:
-    """Ignore signals in a process that its parent ends; a loader's `worker_init_fn`.
-
-    Ctrl-C, a batch system and `timeout` signal all processes of a command, and a training that is
-    to finish its step needs its workers until then.
-    """
+    """Ignore signals, which reach all processes, in one that its parent needs and ends."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -107,8 +96,7 @@ def ignore_signals(_: int = 0) -> None:
 class SignalRequests:
     """Remembers SIGINT, SIGTERM and SIGHUP (save and stop) and SIGUSR1 (save and continue).
 
-    The training loop answers between two minibatches. A second Ctrl-C stops at once, without
-    saving: the last checkpoint is intact.
+    A second Ctrl-C stops at once, without saving: the last checkpoint is intact.
     """
 
     def __init__(self) -> None:

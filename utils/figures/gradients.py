@@ -42,12 +42,7 @@ def read_gradient_norms(run: str | Path, epoch: int | None = None) -> list[dict[
 
 @styled
 def gradient_ratio(runs: Mapping[str, CsvRows], title: str = "") -> Figure:
-    """Ratio of adversarial to clean gradient norms against depth, per group of parameters.
-
-    Figure 6 of arXiv:2002.08619, with every parameter shown: colour and marker say the run, line
-    and filling the kind of parameter. Each panel's legend holds the whole group's ratio. The axis
-    is logarithmic, so that 2 and 1/2 are equally far from 1.
-    """
+    """Ratio of adversarial to clean gradient norms against depth: arXiv:2002.08619, Figure 6."""
     fig = Figure(figsize=(WIDTH, 3.1), layout="constrained")
     panels = fig.subplots(1, 3, sharey=True, width_ratios=(1, 1, 0.42))
     for axes, (group, (name, axis)) in zip(panels, GROUPS.items(), strict=True):
@@ -87,10 +82,7 @@ def parameter_type(row: Mapping[str, str]) -> str:
 
 
 def draw_ratios(axes: Axes, rows: CsvRows, index: int, shift: float) -> None:
-    """One run's ratios in one group's panel; the legend says the whole group's ratio.
-
-    Layers of the main path are counted from 1; a shortcut has the number of the last one before it.
-    """
+    """One run's ratios in one group's panel; the legend says the whole group's ratio."""
     members = {name: [r for r in rows if parameter_type(r) == name] for name in PARAMETER_STYLES}
     depths = sorted(set(series([*members["weight"], *members["bias"]], "depth")))
     for name, style in PARAMETER_STYLES.items():

@@ -24,11 +24,7 @@ Results = Mapping[str, ImageNetCResult]  # by label
 
 @styled
 def imagenet_c(results: Results, title: str = "") -> Figure:
-    """Accuracy against severity per group of corruptions, and bars per corruption below.
-
-    With one result the curves are its corruptions; with more, each result's mean over the group.
-    Bars are means over the five severities; the last is the mean over the 15, where there is one.
-    """
+    """Accuracy against severity per group of corruptions, and bars per corruption below."""
     fullest = sorted(results.values(), key=lambda result: -len(result.corruptions))
     groups: dict[str, list[str]] = {}
     for name, corruption in (item for result in fullest for item in result.corruptions.items()):
@@ -62,11 +58,7 @@ def imagenet_c(results: Results, title: str = "") -> Figure:
 
 
 def group_curves(results: Results, members: Sequence[str]) -> list[tuple[str, list[float]]]:
-    """(label, percents) of each curve in the panel of these corruptions.
-
-    A mean over a group is left empty where the result lacks a corruption that another has: means
-    over different corruptions do not compare.
-    """
+    """(label, percents) of each curve in the panel; none where a corruption of it is missing."""
     curves = []
     for label, result in results.items():
         top1 = [result.corruptions[name].top1 for name in members if name in result.corruptions]

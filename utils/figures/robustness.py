@@ -42,11 +42,7 @@ def curves_of(results: Iterable[AttackResult]) -> list[Curve]:
 
 
 def weak_attack_warnings(curve: Curve) -> list[str]:
-    """Signs in a curve that its attacks are weak.
-
-    After Carlini et al. 2019, arXiv:1902.06705: accuracy falls with the radius, and to nothing
-    where the ball holds images that nobody could recognise.
-    """
+    """Signs in a curve that its attacks are weak, after Carlini et al. 2019, arXiv:1902.06705."""
     warnings = []
     for smaller, larger in pairwise(curve):
         rise = larger.worst_case.top1.fraction - smaller.worst_case.top1.fraction

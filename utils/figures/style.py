@@ -107,11 +107,7 @@ def literal(text: str) -> str:
 
 
 def run_label(name: str) -> str:
-    """A legend's name for a run folder: `FreeAT + HE (s = 10, m = 0.2)`; others as they are.
-
-    Run folders are named `<arch>_free_adv_step4_..._bs256`, then `_FN`, `_WN`, `_s10.0_margin0.2`,
-    `_seed1`.
-    """
+    """A legend's name for a run folder: `FreeAT + HE (s = 10, m = 0.2)`; others as they are."""
     match = re.fullmatch(
         r"[a-z0-9_]+?_free_adv_step.*?_bs\d+(_FN)?(_WN)?(?:_s([\d.]+)_margin([\d.]+))?"
         r"(?:_seed(\d+))?",

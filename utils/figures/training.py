@@ -40,11 +40,7 @@ def draw_run(folder: Path) -> None:
 
 @styled
 def training_curves(folder: Path, title: str = "") -> Figure:
-    """Loss with the learning rate below it, and top-1, over the epochs of a run folder.
-
-    Its metrics.csv holds, where the best model is chosen by it, val_pgd_top1, and with an average
-    of the weights val_ema_loss and val_ema_top1, too; accuracies are in percent.
-    """
+    """Loss with the learning rate below it, and top-1, over the epochs of a run folder."""
     rows, settings = read_metrics(folder), run_settings(folder)
     head = settings.get("HE", {})
     # With it the training's loss is no cross-entropy of the outputs.

@@ -9,10 +9,9 @@ Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribut
 
 
 def wilson_interval(correct: float, n: int) -> tuple[float, float]:
-    """Wilson's score interval for a binomial proportion, as fractions in [0, 1].
+    """Wilson's score interval for a binomial proportion, in [0, 1]; (0, 1) of no images.
 
-    Wilson, E. B. (1927), JASA 22. Unlike the normal approximation it stays inside [0, 1] and
-    keeps its coverage near 0 and 1. With n = 0 nothing is known: (0, 1).
+    Wilson, E. B. (1927), JASA 22; it keeps its coverage near 0 and 1.
     """
     if n == 0:
         return 0.0, 1.0
@@ -48,11 +47,8 @@ def over_seeds(percents: Sequence[float]) -> Estimate:
 
 
 def mean_estimate(mean: float, n: int) -> Estimate:
-    """A mean in [0, 1] of accuracies that are all on the same n images.
-
-    Taking n, not the number of outcomes, keeps the interval wide enough however strongly those of
-    one image are correlated.
-    """
+    """A mean in [0, 1] of accuracies that are all on the same n images."""
+    # Of n, not of all outcomes: wide enough however strongly those of an image are correlated.
     low, high = wilson_interval(mean * n, n)
     return Estimate(100 * mean, (100 * low, 100 * high))
 

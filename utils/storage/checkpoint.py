@@ -146,10 +146,7 @@ def reason(error: str) -> str:
 
 
 def save_checkpoint(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write checkpoint.pth.tar; the file before it stays as checkpoint.previous.pth.tar.
-
-    At every instant there is an intact newest file.
-    """
+    """Write checkpoint.pth.tar; the file before it stays as checkpoint.previous.pth.tar."""
     latest, previous = folder / LATEST, folder / PREVIOUS
     with replacing(latest) as file:
         torch.save({"format": FORMAT, **content}, file)

@@ -20,12 +20,8 @@ CsvRows = Sequence[Mapping[str, str]]
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A binary file to write to; it takes `path`'s place once complete and on the disk.
-
-    The temporary file lives in the same folder, so that os.replace is atomic. After an error,
-    a full disk included, `path` is what it was and the temporary file is gone.
-    """
-    path = Path(path)
+    """A binary file to write to; it takes `path`'s place once complete and on the disk."""
+    path = Path(path)  # in whose folder the temporary file lies, so that os.replace is atomic
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as file:

@@ -32,19 +32,15 @@ def find_weights(content: Mapping[str, Any]) -> Mapping[str, Any]:
 def split_weights(
     path: str, state: Mapping[Any, Any], first_key: str = FIRST_KEY
 ) -> tuple[dict[str, torch.Tensor], list[float] | None, list[float] | None]:
-    """Strip a network's wrappers off: its tensors, mean and standard deviation of each colour.
-
-    What stands before the network's first key is a wrapper's: DataParallel's and AveragedModel's
-    `module.`, Lightning's `net.`, nn.Sequential's `1.`. Blocks may have the same key further on.
-    MadryLab's AttackerModel and RobustBench's nn.Sequential(normalize, model) keep the mean and
-    the standard deviation of their normalisation beside the network.
-    """
+    """Strip a network's wrappers off: its tensors, mean and standard deviation of each colour."""
     tensors = {
         key: value
         for key, value in state.items()
         # MadryLab's attacker holds the same network a second time.
         if isinstance(key, str) and isinstance(value, torch.Tensor) and "attacker." not in key
     }
+    # What stands before the first key is a wrapper's: `module.`, Lightning's `net.`, `1.`; blocks
+    # may have the same key further on.
     first = re.compile(rf"((?:.*\.)?){re.escape(first_key)}")
     starts = {match[1] for key in tensors if (match := first.fullmatch(key))}
     prefixes = [p for p in starts if not any(p != q and p.startswith(q) for q in starts)]

@@ -216,10 +216,10 @@ def only_result(run: Path, kind: type[Kind]) -> Kind:
 
 
 def result_stem(folder: Path, conditions: Conditions, usual: Mapping[str, Any]) -> Path:
-    """Path of an evaluation's files without extension: `attack_standard`, with a suffix or not.
+    """Path of an evaluation's files without extension.
 
-    Where a result under other conditions has that name (of other images, say), a digest is added.
-    The result of a checkpoint whose content has changed since is replaced.
+    Where a result under other conditions has that name (of other images, say), a digest is added;
+    the result of a checkpoint whose content has changed since is replaced.
     """
     stem = folder / conditions.file_name(usual)
     others = conditions_at(stem)

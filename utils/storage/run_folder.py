@@ -55,10 +55,7 @@ def run_settings(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def claim(folder: Path, resumed: bool, overwrite: bool) -> TextIO:
-    """Keep other trainings out of a run folder, and make sure that starting here loses nothing.
-
-    What killed trainings have left of half a checkpoint is removed.
-    """
+    """Keep other trainings out of a run folder, and make sure that starting here loses nothing."""
     lock = lock_folder(folder)
     if overwrite and not resumed:
         leftovers = [path for pattern in WRITTEN for path in folder.glob(pattern)]
@@ -76,11 +73,7 @@ def claim(folder: Path, resumed: bool, overwrite: bool) -> TextIO:
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """A file that no other training can open while it is open here.
-
-    The lock is this process's: it ends with it, however it ends, and the workers that are forked
-    do not hold it. Where the system has no such locks, nothing is kept out.
-    """
+    """A file that no other training can open while it is open here; no forked worker holds it."""
     file = open(folder / ".lock", "w", encoding="utf-8")
     deadline = time.monotonic() + LOCK_SECONDS
     while not acquire(file):
