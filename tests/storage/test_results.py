@@ -56,6 +56,7 @@ OTHERS = {
     "checkpoint_file": ("last.pth.tar", "attack_standard_last"),
     "subset": ("n500", "attack_standard_n500"),
     "folders": ("snow+fog", "attack_standard_snow+fog"),
+    "starts": ("CLASS/FILE", "attack_standard_DIGEST"),
 }
 
 
