@@ -113,7 +113,7 @@ def for_classes(specs: Iterable[AttackSpec], classes: int) -> list[AttackSpec]:
     """The attacks for a network of this many outputs.
 
     The targeted attacks take the fourth largest logit, and DLR the third; with fewer classes their
-    untargeted forms stand in, and cross-entropy for DLR.
+    untargeted forms stand in, and cross-entropy for DLR; the label then says what runs.
     """
     if classes < 2:
         raise UserError(
@@ -127,8 +127,10 @@ def for_classes(specs: Iterable[AttackSpec], classes: int) -> list[AttackSpec]:
     fitting: list[AttackSpec] = []
     for spec in specs:
         if isinstance(spec, AutoAttackSpec):
-            stages = dict.fromkeys(stand_ins.get(stage, stage) for stage in spec.stages)
-            spec = replace(spec, stages=tuple(stages))
+            stages = tuple(dict.fromkeys(stand_ins.get(stage, stage) for stage in spec.stages))
+            if stages != spec.stages:
+                label = f"{spec.label.partition(' (')[0]} ({', '.join(stages)})"
+                spec = replace(spec, stages=stages, label=label)
         elif spec.loss == "dlr" and classes < 3:
             raise UserError("the dlr loss compares three classes; use margin")
         fitting.append(spec)

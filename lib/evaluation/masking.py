@@ -102,7 +102,7 @@ def check_attacks(rows: Mapping[str, Rows], specs: Sequence[AttackSpec]) -> Iter
     pgd = [spec for spec in specs if isinstance(spec, PGDSpec)]
     for spec in specs:
         if isinstance(spec, PGDSpec):
-            yield from zero_gradients(spec, rows[spec.name])
+            yield from zero_gradients(spec, rows)
         else:
             yield from square_alone(spec, rows[spec.name], n)
     robust = {spec.name: sum(row.robust for row in rows[spec.name].values()) for spec in pgd}
@@ -127,14 +127,17 @@ def square_alone(spec: AutoAttackSpec, rows: Rows, n: int) -> Iterator[str]:
             )
 
 
-def zero_gradients(spec: PGDSpec, rows: Rows) -> Iterator[str]:
+def zero_gradients(spec: PGDSpec, rows: Mapping[str, Rows]) -> Iterator[str]:
     """Gradients that vanish leave an attack nothing to follow."""
-    zero = sum(row.no_gradient for row in rows.values())
-    if zero > ZERO_GRADIENT_SHARE * len(rows):
+    attacked = rows[spec.name].values()
+    zero = sum(row.no_gradient for row in attacked)
+    if zero > ZERO_GRADIENT_SHARE * len(attacked):
+        advice = "try autoattack" if spec.loss == "margin" else "try margin or autoattack"
+        if len({row.prediction for row in rows[CLEAN].values()}) == 1:
+            advice = "the network gives every image the same class, so look at the network itself"
         yield (
-            f"{spec.label}: the gradient is zero on {zero} of {len(rows)} images at the first step;"
-            " the attack is blind there, so robust accuracy is overestimated: try margin or"
-            " autoattack"
+            f"{spec.label}: the gradient is zero on {zero} of {len(attacked)} images at the first"
+            f" step; the attack is blind there, so robust accuracy is overestimated: {advice}"
         )
 
 

@@ -1,6 +1,7 @@
 """ImageNet-C: accuracy on every corruption and severity, in JSON, CSV, a figure and a table."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -46,18 +47,19 @@ def evaluate_imagenet_c(task: Task, root: str) -> ImageNetCResult:
     protocol, folder = PROTOCOLS[task.config.EVAL.protocol], task.evaluated.folder
     resize = data.img_size if protocol.resize_imagenet_c else None
 
-    def read() -> tuple[dict[str, ImageTree], int]:
+    def read() -> tuple[dict[str, ImageTree], int, list[str]]:
         trees, total = read_corruptions(
             root,
             find_folders(root, options.corruptions),
             lambda images: task.pick(task.with_labels(images)),
         )
-        if resize is None:
-            require_size(trees, data.crop_size)
-        return trees, total
+        return trees, total, check_size(trees, data.crop_size) if resize is None else []
 
-    trees, total = task.context.from_main(read)
+    trees, total, cropped = task.context.from_main(read)
+    for warning in cropped:
+        task.logger.warning(warning)
     images = next(iter(trees.values()))
+    images = replace(images, notes=(*images.notes, *cropped))
     label = corruptions_label(list(dict.fromkeys(name.rpartition("/")[0] for name in trees)))
     subset = task.subset(len(images.files), total, images.fingerprint)
     conditions = task.conditions("imagenet_c", protocol.name, resize, subset, folders=label)
@@ -75,8 +77,13 @@ def evaluate_imagenet_c(task: Task, root: str) -> ImageNetCResult:
     return result
 
 
-def require_size(trees: Mapping[str, ImageTree], side: int) -> None:
-    """The first image of every folder must be as large as the crop, or zeros would fill it up."""
+def check_size(trees: Mapping[str, ImageTree], side: int) -> list[str]:
+    """A warning where the first images of folders are larger than the crop.
+
+    Raises:
+        UserError: one is smaller, and zeros would fill it up.
+    """
+    sizes = set()
     for tree in trees.values():
         width, height = load_rgb(tree.path(0)).size
         if min(width, height) < side:
@@ -84,6 +91,12 @@ def require_size(trees: Mapping[str, ImageTree], side: int) -> None:
                 f"{tree.path(0)} has {width} x {height} pixels, less than the crop of {side}; set"
                 " DATA.crop_size, or resize with --protocol freeat"
             )
+        sizes.add((min(width, height), f"{width} x {height}"))
+    smallest, size = min(sizes)
+    return [
+        f"the images have {size} pixels, of which the middle {side} x {side} alone are seen;"
+        " --protocol freeat resizes them first"
+    ] * (smallest > side)
 
 
 def make_result(

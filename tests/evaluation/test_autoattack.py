@@ -195,8 +195,9 @@ def test_few_classes_take_the_attacks_there_are(digits: Images) -> None:
     for classes, stages in ((2, tuple(s for s in untargeted if "dlr" not in s)), (3, untargeted)):
         small, (images, labels) = train(digits, classes), of_classes(digits, classes, 4)
         (spec,) = for_classes([AutoAttackSpec()], classes)
-        assert spec.stages == stages
+        assert (spec.stages, spec.label) == (stages, f"AutoAttack ({', '.join(stages)})")
         single = for_classes([parse_attack(name, 0.1) for name in ("square", "fab-t")], classes)
+        assert [each.label for each in single] == ["Square", "FAB (fab)"]
         for each in (spec, *single):
             assert not attack(small, images, labels, spec=each).robust.any()
     with pytest.raises(UserError, match="nothing to attack"):

@@ -530,7 +530,11 @@ def test_images_smaller_than_the_crop_are_refused(model, tree, tmp_path):
     with pytest.raises(UserError, match="36 x 36 pixels, less than the crop of 40"):
         run(model, tree, tmp_path / "r", corruptions=["contrast"], crop=40)
     result = run(model, tree, tmp_path / "r", corruptions=["contrast"], resize=40, crop=40)
+    assert len(result.warnings) == 1
     assert "do not count (1/@eaDir)" in result.warnings[0]
+    cropped = run(model, tree, tmp_path / "r", corruptions=["contrast"], crop=24).warnings[1]
+    assert "36 x 36 pixels, of which the middle 24 x 24 alone are seen" in cropped
+    assert "--protocol freeat" in cropped
 
 
 def test_unreadable_images_are_named(model, tree, tmp_path):

@@ -1,5 +1,6 @@
 """What settings mean for each other: a method's defaults, contradictions, what has no effect."""
 
+import math
 from collections.abc import Iterable, Iterator
 
 from lib.algorithm.protocols import METHODS
@@ -77,6 +78,13 @@ def wrong_lengths(config: Config) -> list[str]:
         f" 4/255 of the range of colours is {4 * unit / 255:.4g}"
         for key, value in lengths
         if value > unit or 0 < value < unit / 2550
+    ]
+    farthest = {"L2": math.sqrt(3) * data.crop_size, "L1": 3.0 * data.crop_size**2}
+    broken += [
+        f"--eps {eps:g} is no {config.EVAL.norm} radius: no two images of {data.crop_size} pixels,"
+        f" whose values are in [0, 1], are farther apart than {farthest[config.EVAL.norm]:.4g}"
+        for eps in config.EVAL.eps
+        if eps > farthest.get(config.EVAL.norm, math.inf)
     ]
     if 0 < data.img_size < data.crop_size:
         broken.append(

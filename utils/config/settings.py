@@ -51,7 +51,9 @@ PGD_ROWS = "list of [steps, step size in [0, 1]], optionally followed by loss an
 EPS = "radii by commas: of max_color_value, in L2 and L1 of [0, 1] (default: ADV.clip_eps)"
 ATTACKS = "by commas: pgd10, pgd50-margin, pgd50-dlr-r5, pgd100@1/255, autoattack, apgd, apgd-ce,"
 ATTACKS += " apgd-t, fab-t, square (default: ADV.pgd_attack, in standard its longest on margin too)"
-CORRUPTIONS = "by commas: names, `extra`, or `all` of the tree (default: the 15)"
+CORRUPTIONS = (
+    "by commas: names, `extra` (four more, all of them), `all` of the tree (default: the 15)"
+)
 CLEAN_ACCURACY = "clean top-1 in [0, 1], for relative mCE (default: of an evaluation of the run)"
 
 
