@@ -58,7 +58,7 @@ def compare(arguments: argparse.Namespace) -> None:
     published: dict[str, Values] = {}
     sources: list[str] = []
     if arguments.published:
-        columns = dict.fromkeys(column for row in rows for column in row.values)
+        columns = {column: value.n for row in rows for column, value in row.values.items()}
         published, sources = published_rows(columns)
     if not arguments.allow_mixed:
         refuse_mixture(values)

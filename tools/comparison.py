@@ -171,7 +171,7 @@ def values_of(path: Path, result: Result) -> Iterator[tuple[Column, Value]]:
 
 def search_conditions(conditions: Conditions) -> Texts:
     """Under which rules attacks looked for adversarial images."""
-    surrogate = (("attacked network", conditions.surrogate[:12]),) if conditions.surrogate else ()
+    surrogate = (("surrogate", conditions.surrogate[:12]),) if conditions.surrogate else ()
     return (
         ("eps", length_text(conditions.eps, conditions.norm)),
         ("search in", conditions.precision),
@@ -273,26 +273,34 @@ def refuse_mixture(rows: Mapping[str, Values]) -> None:
             filter(lambda p: p[1], having.items()), 2
         ):
             if not set(mine) & set(theirs):
-                aspects = differing_aspects([mine[0], theirs[0]])
-                this, that = (", ".join(describe(c, aspects)) for c in (mine[0], theirs[0]))
+                aspects = differing_aspects([mine[0], theirs[0]], or_lack=True)
+                this, that = (
+                    ", ".join(
+                        describe(c, aspects) + [f"no {a}" for a in aspects if a not in dict(c)]
+                    )
+                    for c in (mine[0], theirs[0])
+                )
                 raise UserError(
                     f"{measure} of {name} ({this}) and of {other} ({that}) do not compare; evaluate"
                     " both alike, or give --allow_mixed for a column each"
                 )
 
 
-def differing_aspects(conditions: Iterable[Texts]) -> list[str]:
-    """The aspects that some of these have, and not all alike."""
-    texts: dict[str, set[str]] = {}
-    for aspect, text in (pair for each in conditions for pair in each):
-        texts.setdefault(aspect, set()).add(text)
-    return [aspect for aspect, different in texts.items() if len(different) > 1]
+def differing_aspects(conditions: Iterable[Texts], or_lack: bool = False) -> list[str]:
+    """The aspects that some of these have, and not all alike; or that one of them lacks."""
+    all_texts = [dict(texts) for texts in conditions]
+    aspects = dict.fromkeys(aspect for texts in all_texts for aspect in texts)
+    values = {a: {texts[a] for texts in all_texts if a in texts} for a in aspects}
+    lacking = {a for a in aspects if or_lack and not all(a in texts for texts in all_texts)}
+    return [a for a in aspects if len(values[a]) > 1 or a in lacking]
 
 
 def header(column: Column, columns: Sequence[Column]) -> str:
     """The column's title: the measure, and every condition that columns of its kind differ in."""
     siblings = [other for other in columns if other.kind == column.kind]
+    alike = [other.conditions for other in siblings if other.title == column.title]
     aspects = differing_aspects(other.conditions for other in siblings)
+    aspects += differing_aspects(alike, or_lack=True)
     short = [aspect for aspect in aspects if aspect != "over"]
     titles = [[c.title, *describe(c.conditions, short)] for c in siblings]
     title = [column.title, *describe(column.conditions, short)]

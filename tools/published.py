@@ -1,7 +1,8 @@
 """Results that others have published, where they were taken under the conditions of a column."""
 
 import json
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from tools.comparison import Column, Value, Values
 FILE = Path(__file__).with_name("published_results.json")
 
 
-def published_rows(columns: Collection[Column]) -> tuple[dict[str, Values], list[str]]:
+def published_rows(columns: Mapping[Column, int]) -> tuple[dict[str, Values], list[str]]:
     """The published values that stand in these columns."""
     rows: dict[str, Values] = {}
     sources, elsewhere = [], []
@@ -18,17 +19,29 @@ def published_rows(columns: Collection[Column]) -> tuple[dict[str, Values], list
         values = {
             column: Value(entry["percent"], n=entry["n"], source=row["source"])
             for entry in row["values"]
-            for column in columns
-            if column.measure == entry["measure"] and agree(entry["conditions"], column)
+            for column, n in columns.items()
+            if n == entry["n"]
+            and same_name(column.measure, entry["measure"])
+            and agree(entry["conditions"], column)
         }
         if values:
             rows[row["name"]] = values
             sources.append(f"{row['name']}: published, {row['source']}.")
-        matched = {column.measure for column in values}
-        absent = dict.fromkeys(described(e) for e in row["values"] if e["measure"] not in matched)
+        absent = dict.fromkeys(
+            described(entry)
+            for entry in row["values"]
+            if not any(same_name(column.measure, entry["measure"]) for column in values)
+        )
         elsewhere += [f"{row['name']}: {', '.join(absent)}"] if absent else []
     notes = [*sources, "Published, but of no column's conditions: " + "; ".join(elsewhere) + "."]
     return rows, notes if elsewhere else sources
+
+
+def same_name(measure: str, published: str) -> bool:
+    """Whether two measures are one, such as `imagenet-a, of its 200 classes` of a folder's name."""
+    squeezed = (re.sub(r"[\W_]", "", text.lower()) for text in (measure, published))
+    mine, theirs = (text.replace("matchedfrequencyformatval", "") for text in squeezed)
+    return mine == theirs
 
 
 def agree(wanted: Mapping[str, Any], column: Column) -> bool:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -16,15 +17,15 @@ from conftest import environment
 from in_process import Done, call, only_error
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
-from records import PGD10, attack, attack_result, imagenet_c_result, write
+from records import PGD10, attack, attack_result, imagenet_c_result, provenance, write
 from scipy import stats
 
 from tools.comparison import values_of
 from tools.paired import mcnemar_exact
 from utils.figures.comparison import Panel, comparison
-from utils.storage.accuracy import Estimate
+from utils.storage.accuracy import Accuracy, Estimate
 from utils.storage.conditions import BY_FILE, PGD_ALONE
-from utils.storage.results import Result
+from utils.storage.results import Result, ShiftAccuracies, ShiftResult
 
 Compare = Callable[..., Done]
 FREE = "resnet18_free_adv_step4_eps4_repeat4_bs256"
@@ -206,6 +207,17 @@ def test_values_with_a_warning_of_their_own_are_hollow() -> None:
     assert fig.legends[0].get_texts()[-1].get_text() == "hollow: evaluated with a warning"
 
 
+def test_what_one_column_alone_has_distinguishes_it(compare: Compare) -> None:
+    transferred = attack_result(worst=60, surrogate="d" * 64)
+    write_all({"one/a": attack_result(), "one/b": transferred, "two": attack_result("b")})
+    titles = [f"{name}{of}" for name in ("PGD-10 (ce)", "Worst of PGD")
+              for of in ("", f", surrogate {'d' * 12}")]  # fmt: skip
+    assert list(table(compare("one", "two"))["one"]) == ["Clean", *titles]
+    Path("one/a.json").unlink()
+    says = refused(compare("one", "two"))
+    assert f"of one (surrogate {'d' * 12}) and of two (no surrogate) do not compare" in says
+
+
 def test_runs_with_several_protocols_have_a_column_for_each(compare: Compare) -> None:
     freeat = [attack("pgd10", "PGD-10 (ce)", 90)]
     write_all({"one/a": attack_result(), "two/a": attack_result("b")})
@@ -372,6 +384,25 @@ def test_published_results_stand_in_columns_of_their_conditions_alone(compare: C
     free = rows["FreeAT ResNet-50 (official weights)"]
     assert (free["Clean"], free["AutoAttack"]) == ("60.0", "28.6")
     assert official not in rows  # on all images, so in no column
+
+
+def test_published_numbers_of_shifted_sets_need_name_and_number_of_images(compare: Compare) -> None:
+    conditions = attack_result(images="x").conditions
+    sizes = {
+        "imagenet-a": 7500,
+        "imagenetv2-matched-frequency-format-val": 5,
+        "ImageNet-Sketch": 50889,
+    }
+    sets = {
+        name: ShiftAccuracies(200, name, *[Accuracy(n // 5, n)] * 4) for name, n in sizes.items()
+    }
+    result = ShiftResult(replace(conditions, kind="shift"), provenance("x", "images", 5), (), sets)
+    write_all({"run/shift": result})
+    official = table(compare("run", "--published"))[
+        "FreeAT ResNet-50 (official weights, eps 4/255, m 4)"
+    ]
+    numbers = {title: cell for title, cell in official.items() if cell != "-"}
+    assert numbers == {"imagenet-a, of its 200 classes": "1.7", "ImageNet-Sketch": "20.1"}
 
 
 @pytest.mark.parametrize(
