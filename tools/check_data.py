@@ -10,20 +10,22 @@ group. Told, one a line, on the standard output:
     empty        class folders without images, files without a byte
     misplaced    images beside the class folders, other files among them
     different    classes of train and val; images of ImageNet-C's severities; severities not there
+    repeated     folders with two names; images, by content, of val in train or under two classes
 
 Exit status: 0 all is well, 1 something is wrong, 2 bad arguments, 130 interrupted. Hidden files
-do not count. Memory holds the list of file names and, for each process, one batch of them.
+do not count. Memory holds the list of file names, a hash of each image and, for each process, one
+batch of them.
 """
 
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from lib.data.folders import Listing, list_classes, subfolders
+from lib.data.folders import Listing, counted_twice, list_classes, subfolders
 from lib.data.images import UnreadableImage, load_rgb
 from lib.imagenet_c.corruptions import EXTRA, SEVERITIES, STANDARD
 from lib.imagenet_c.tree import corruption_folders
@@ -31,10 +33,12 @@ from tools.parallel import image_bar, in_parallel
 from utils.config.command_line import positive, tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
+from utils.storage.files import file_sha256
 from utils.text import counted, printable
 
 BATCH = 32  # images per message to a process: about 0.3 s of work at ImageNet's sizes
-CATEGORIES = ("unreadable", "empty", "misplaced", "different", "note")
+CATEGORIES = ("unreadable", "empty", "misplaced", "different", "repeated", "note")
+FOLDERS = {"train", "val", "."}  # whose images are compared; corruptions may leave some as they are
 Finding = tuple[str, str]  # category, description; a note is worth knowing, but nothing wrong
 Parts = dict[str, Listing]  # the folders of class folders: `train`, `val`, `fog/1`, `.` for DIR
 
@@ -64,13 +68,20 @@ def check(root: Path, workers: int) -> int:
         parts, findings = scan(str(root), bar.advance)
     total = sum(len(listing.files) for listing in parts.values())
     paths = (os.path.join(part.root, file) for part in parts.values() for file in part.files)
-    batches = iter(lambda: list(islice(paths, BATCH)), [])
+    numbered = enumerate(paths)
+    batches = iter(lambda: list(islice(numbered, BATCH)), [])
+    numbers: dict[bytes, int] = {}  # of the first image of each content
+    repeats: dict[int, list[int]] = {}  # of the others, by the first
     workers = max(1, min(workers, -(-total // BATCH)))
     bar = image_bar("reading", total)
     with bar, closing(in_parallel(check_images, batches, workers)) as results:
-        for count, more in results:
+        for count, more, digests in results:
             findings += more
             bar.advance(count, f"{len(findings)} found")
+            for number, digest in digests.items() if parts.keys() <= FOLDERS else ():
+                if (first := numbers.setdefault(digest, number)) != number:
+                    repeats.setdefault(first, []).append(number)
+    findings += repeated_images(parts, repeats)
     for category, text in sorted(findings, key=lambda f: (CATEGORIES.index(f[0]), f)):
         print(f"{category:<11} {printable(text)}")
     problems = sum(category != "note" for category, _ in findings)
@@ -80,10 +91,47 @@ def check(root: Path, workers: int) -> int:
     return 1 if problems else 0
 
 
-def check_images(paths: list[str]) -> tuple[int, list[Finding]]:
-    """How many images these are, and what is wrong with them."""
-    reasons = ((path, check_image(path)) for path in paths)
-    return len(paths), [(why[0], f"{path}: {why[1]}") for path, why in reasons if why]
+def check_images(numbered: list[tuple[int, str]]) -> tuple[int, list[Finding], dict[int, bytes]]:
+    """How many images these are, what is wrong with them, and hashes of the others."""
+    findings, digests = [], {}
+    for number, path in numbered:
+        if why := check_image(path):
+            findings.append((why[0], f"{path}: {why[1]}"))
+        else:
+            digests[number] = bytes.fromhex(file_sha256(path))[:16]
+    return len(numbered), findings, digests
+
+
+def repeated_images(parts: Parts, repeats: Mapping[int, Sequence[int]]) -> Iterator[Finding]:
+    """Images of val that train has, too, and images of one part under two classes.
+
+    Args:
+        repeats: numbers of images of the same content, in the order of the parts' files.
+    """
+    wanted = {number for first, others in repeats.items() for number in (first, *others)}
+    files = ((part, file) for part, listing in parts.items() for file in listing.files)
+    places = {number: place for number, place in enumerate(files) if number in wanted}
+    found: dict[str, list[str]] = {}
+    for first, others in repeats.items():
+        same = sorted(places[number] for number in (first, *others))
+        by_class = {(part, file.partition("/")[0]): f"{part}/{file}" for part, file in same}
+        for part, file in same:
+            own = part, file.partition("/")[0]
+            twins = {
+                f"of {part} stand under two classes": [
+                    k for k in by_class if k[0] == part and k != own
+                ],
+                "of val are in train, too": [
+                    k for k in by_class if (part, k[0]) == ("val", "train")
+                ],
+            }
+            for kind, keys in twins.items():
+                if keys:
+                    pair = f"{part}/{file} is {by_class[keys[0]]}"
+                    found.setdefault(kind, []).append(pair)
+    for kind, pairs in found.items():
+        category = "note" if kind.startswith("of train") else "repeated"
+        yield category, f"{counted(len(pairs), 'image')} {kind}, such as {min(pairs)}"
 
 
 def check_image(path: str) -> Finding | None:
@@ -112,6 +160,11 @@ def scan(root: str, listed: Callable[[int], object]) -> tuple[Parts, list[Findin
             if known.images == listing.images:
                 listing.images = known.images  # the 75 folders of ImageNet-C cost one list
         findings += faults(name, listing)
+    folders = {name: listing.root for name, listing in parts.items()}
+    if splits:
+        classes = [(name, c) for name, listing in parts.items() for c in listing.images]
+        folders = {f"{name}/{c}": os.path.join(folders[name], c) for name, c in classes}
+    findings += [("repeated", text) for text in counted_twice(root, folders)]
     comparison = compare_splits if splits else compare_severities if severities else compare_depth
     return parts, [*findings, *comparison(parts)]
 

@@ -6,7 +6,7 @@ Needs neither torch nor Pillow, so that a process that only lists files starts a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lib.data.classes import outputs_of
@@ -176,7 +176,23 @@ def read_split(data: str, split: str) -> ImageTree:
     root = os.path.join(data, split)
     if not os.path.isdir(root):
         raise UserError(f"{data} has no folder {split}; put the images into {root}/CLASS/")
-    return read_tree(root)
+    tree, train = read_tree(root), os.path.join(data, "train")
+    if split == "val" and os.path.isdir(train) and os.access(train, os.R_OK | os.X_OK):
+        folders = {f"train/{os.path.basename(path)}": path for path in subfolders(train)}
+        folders |= {f"val/{name}": os.path.join(root, name) for name in tree.classes}
+        tree = replace(tree, notes=(*tree.notes, *counted_twice(data, folders)))
+    return tree
+
+
+def counted_twice(root: str, folders: Mapping[str, str]) -> tuple[str, ...]:
+    """A line, or none, of folders with two names, as links give them: numbers meet twice there."""
+    names: dict[tuple[int, int], str] = {}
+    pairs = []
+    for name, path in folders.items():
+        status = os.stat(path)
+        first = names.setdefault((status.st_dev, status.st_ino), name)
+        pairs += [f"{name} is {first}"] if first != name else []
+    return (f"{root}: one folder counts twice ({shortlist(pairs)})",) if pairs else ()
 
 
 def read_tree(root: str) -> ImageTree:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lib.algorithm.metrics import tf32_backends
-from lib.data.folders import ImageTree
+from lib.data.folders import ImageTree, counted_twice
 from lib.data.subsets import choose, describe_subset
 from lib.evaluation.model_settings import (
     KEYS,
@@ -237,6 +237,13 @@ class Task:
         for note in tree.notes:
             self.logger.warning(note)
         return tree
+
+    def with_repeats(self, root: str, trees: dict[str, ImageTree]) -> dict[str, ImageTree]:
+        """The folders of one result, with a note in each, which is logged, if one counts twice."""
+        notes = counted_twice(root, {name: tree.root for name, tree in trees.items()})
+        for note in notes:
+            self.logger.warning(note)
+        return {k: replace(tree, notes=(*tree.notes, *notes)) for k, tree in trees.items()}
 
     def pick(self, tree: ImageTree) -> ImageTree:
         """The images of a folder that the flags choose."""

@@ -221,6 +221,7 @@ def run_attacks(evaluation: Evaluation) -> tuple[list[str], list[str]]:
     evaluation.run()
     own = evaluation.data.context.gather(evaluation.warnings)
     warnings = [
+        *evaluation.data.tree.notes,
         *unreachable,
         *check_network(evaluated.model, evaluation.data),
         *check_attacks(evaluation.rows, evaluation.specs),

@@ -35,7 +35,8 @@ def evaluate_shift(task: Task, root: str) -> ShiftResult:
     task.announce(f"shifted test sets at {root}")
 
     def read() -> dict[str, ImageTree]:
-        return {n: task.with_labels(read_tree(path)) for n, path in find_test_sets(root).items()}
+        sets = find_test_sets(root).items()
+        return task.with_repeats(root, {n: task.with_labels(read_tree(path)) for n, path in sets})
 
     whole = task.context.from_main(read)
     sets = {name: task.pick(tree) for name, tree in whole.items()}
@@ -50,7 +51,7 @@ def evaluate_shift(task: Task, root: str) -> ShiftResult:
         tops = dict(zip(MEASURES, (Accuracy(right, images) for right in correct), strict=True))
         classes = len(set(whole[name].labels))
         accuracies[name] = ShiftAccuracies(classes, sets[name].fingerprint, **tops)
-    warnings = tuple(note for tree in whole.values() for note in tree.notes)
+    warnings = tuple(dict.fromkeys(note for tree in whole.values() for note in tree.notes))
     result = ShiftResult(conditions, task.provenance(subset), warnings, accuracies)
     finish(task, result, COLUMNS, csv_rows(result), lambda: figure(result), table_of(result))
     return result

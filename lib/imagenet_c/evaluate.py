@@ -53,7 +53,8 @@ def evaluate_imagenet_c(task: Task, root: str) -> ImageNetCResult:
             find_folders(root, options.corruptions),
             lambda images: task.pick(task.with_labels(images)),
         )
-        return trees, total, check_size(trees, data.crop_size) if resize is None else []
+        cropped = check_size(trees, data.crop_size) if resize is None else []
+        return task.with_repeats(root, trees), total, cropped
 
     trees, total, cropped = task.context.from_main(read)
     for warning in cropped:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import random
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from lib.data.classes import imagenet_wnids, outputs_of
-from lib.data.folders import ImageTree, read_tree
+from lib.data.folders import ImageTree, read_split, read_tree
 from lib.data.images import load_rgb
 from lib.data.subsets import evenly_spread, positions_of
 from utils.errors import UserError
@@ -80,6 +81,26 @@ def test_a_link_to_nowhere_is_an_image_and_a_class_linked_twice_is_an_error(tmp_
     assert read_tree(str(tmp_path)).files == ("cat/1.png", "cat/3.png")
     (tmp_path / "dog").symlink_to("cat")
     assert "no images in class folder dog" in user_error(read_tree, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("link", "to", "pairs"),
+    [
+        ("val", "train", "val/cat is train/cat, val/dog is train/dog"),
+        ("val/cat", "../train/dog", "val/cat is train/dog"),
+        ("val/cat", "../other", ""),
+    ],
+)
+def test_training_images_under_the_name_of_val(
+    link: str, to: str, pairs: str, tmp_path: Path
+) -> None:
+    make(tmp_path, "train/cat/1.png", "train/dog/1.png", "val/dog/2.png", "other/1.png")
+    if link == "val":
+        shutil.rmtree(tmp_path / link)
+    (tmp_path / link).symlink_to(to)
+    assert read_split(str(tmp_path), "train").notes == ()
+    note = (f"{tmp_path}: one folder counts twice ({pairs})",)
+    assert read_split(str(tmp_path), "val").notes == note * bool(pairs)
 
 
 def test_the_fingerprint_is_of_the_names(tmp_path: Path) -> None:

@@ -143,6 +143,14 @@ def test_one_set_a_part_of_it_and_what_is_wrong() -> None:
         assert says in only_error(call("evaluate.py", *words, *WORDS))
 
 
+def test_one_set_under_two_names_is_told() -> None:
+    Path("sets/again").symlink_to("rendered")
+    twice = "sets: one folder counts twice (rendered is again)"
+    assert evaluate().count(twice) == 1
+    (path,) = Path("run").glob("shift_*again*.json")
+    assert read_result(path).warnings == (twice,)
+
+
 def test_a_comparison_has_a_column_for_each_set() -> None:
     write(Path("run/attack_standard.json"), attack_result())
     copy_run(Path("run"), Path("other"))

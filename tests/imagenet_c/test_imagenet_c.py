@@ -537,6 +537,19 @@ def test_images_smaller_than_the_crop_are_refused(model, tree, tmp_path):
     assert "--protocol freeat" in cropped
 
 
+def test_one_folder_under_two_names_is_told(model, tree, tmp_path, capsys):
+    shutil.rmtree(tree / "snow" / "5")
+    (tree / "snow" / "5").symlink_to("4")
+    (tree / "fog").symlink_to("contrast")
+    result = run(model, tree, tmp_path / "run", ["snow", "fog", "contrast"], logger=Logger())
+    (path,) = (tmp_path / "run").glob("*.json")
+    pairs = "snow/5 is snow/4, contrast/1 is fog/1, contrast/2 is fog/2 and 3 more"
+    for warning in (*result.warnings, *read_result(path).warnings):
+        assert warning == f"{tree}: one folder counts twice ({pairs})"
+    assert capsys.readouterr().out.count(pairs) == 1
+    assert not run(model, tree, tmp_path / "run", ["contrast"]).warnings
+
+
 def test_unreadable_images_are_named(model, tree, tmp_path):
     broken = sorted((tree / "snow/4/2").iterdir())[1]
     broken.write_bytes(broken.read_bytes()[:100])

@@ -46,7 +46,8 @@ def tree(tmp_path: Path) -> Path:
     for split, count in (("train", 3), ("val", 2)):
         for name in ("cat", "dog"):
             for number in range(count):
-                save(tmp_path / "data" / split / name / f"{number}.jpg", number)
+                seed = number + 10 * (name == "dog") + 100 * (split == "val")
+                save(tmp_path / "data" / split / name / f"{number}.jpg", seed)
     return tmp_path / "data"
 
 
@@ -110,13 +111,13 @@ def test_a_sound_imagenet_c_tree(corrupted: Path, grouped: bool) -> None:
         for name in ("fog", "snow"):
             (corrupted / name).rename(corrupted / "weather" / name)
     else:
-        (corrupted / "sleet").symlink_to(corrupted / "snow")
+        shutil.copytree(corrupted / "snow", corrupted / "sleet")
     result = check(corrupted)
     assert result.status == 0, result.out
     assert ("sleet: none of ImageNet-C's corruptions" in result.out) != grouped
     assert f"{40 if grouped else 60} images, 2 classes, all is well" in result.out
-    for name in ("fog", "snow"):  # as names of classes they mean nothing
-        save(corrupted.parent / "classes" / name / "0.png")
+    for seed, name in enumerate(("fog", "snow")):  # as names of classes they mean nothing
+        save(corrupted.parent / "classes" / name / "0.png", seed)
     assert "2 images, 2 classes, all is well" in check(corrupted.parent / "classes").out
 
 
@@ -136,6 +137,27 @@ def test_severities_that_differ(corrupted: Path) -> None:
         ],
         "note": [f"13 of the 15 corruptions are absent: {', '.join(absent)}"],
     }
+
+
+def test_folders_and_images_that_count_twice(tree: Path, corrupted: Path) -> None:
+    (tree / "val" / "emu").symlink_to("../train/dog")
+    shutil.copytree(tree / "train" / "dog", tree / "train" / "emu")
+    shutil.copy(tree / "train" / "cat" / "2.jpg", tree / "val" / "dog" / "7.jpg")
+    shutil.copy(tree / "val" / "dog" / "1.jpg", tree / "val" / "cat" / "8.jpg")
+    shutil.copy(tree / "val" / "cat" / "1.jpg", tree / "val" / "cat" / "9.jpg")  # the same class
+    assert problems(tree) == {
+        "repeated": [
+            f"{tree}: one folder counts twice (val/emu is train/dog)",
+            "2 images of val stand under two classes, such as val/cat/8.jpg is val/dog/1.jpg",
+            "4 images of val are in train, too, such as val/dog/7.jpg is train/cat/2.jpg",
+        ],
+        "note": ["6 images of train stand under two classes, such as train/dog/0.jpg is"
+                 " train/emu/0.jpg"],
+    }  # fmt: skip
+    shutil.rmtree(corrupted / "fog")
+    (corrupted / "fog").symlink_to("snow")
+    (twice,) = problems(corrupted)["repeated"]
+    assert "(snow/1 is fog/1, snow/2 is fog/2, snow/3 is fog/3 and 2 more)" in twice
 
 
 @pytest.mark.parametrize("words", [["nowhere"], [__file__], []])
