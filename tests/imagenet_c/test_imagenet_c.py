@@ -544,10 +544,10 @@ def test_one_folder_under_two_names_is_told(model, tree, tmp_path, capsys):
     result = run(model, tree, tmp_path / "run", ["snow", "fog", "contrast"], logger=Logger())
     (path,) = (tmp_path / "run").glob("*.json")
     pairs = "snow/5 is snow/4, contrast/1 is fog/1, contrast/2 is fog/2 and 3 more"
-    for warning in (*result.warnings, *read_result(path).warnings):
-        assert warning == f"{tree}: one folder counts twice ({pairs})"
+    for warnings in (result.warnings, read_result(path).warnings):
+        assert f"{tree}: one folder counts twice ({pairs})" in warnings
     assert capsys.readouterr().out.count(pairs) == 1
-    assert not run(model, tree, tmp_path / "run", ["contrast"]).warnings
+    assert "twice" not in str(run(model, tree, tmp_path / "run", ["contrast"]).warnings)
 
 
 def test_unreadable_images_are_named(model, tree, tmp_path):
