@@ -26,7 +26,6 @@ TIMEOUT = timedelta(hours=24)
 # Workers are forked after NCCL has begun: libibverbs keeps the memory of InfiniBand apart if told
 # to, on large pages, too.
 FORK_SAFE = ("IBV_FORK_SAFE", "RDMAV_FORK_SAFE", "RDMAV_HUGEPAGES_SAFE")
-PROCESSES_A_CORE = 4  # of a CPU, at most: hundreds of them would take the machine down
 GPU_FILES = "/dev/nvidia[0-9]*"  # there where the system has a driver for a GPU
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -118,11 +117,7 @@ class DistributedContext:
     def from_main(self, work: Callable[[], T]) -> T:
         """Do work on rank 0 alone and give every rank its result."""
         result = self.run_and_share_errors(lambda: work() if self.is_main else None)
-        if self.world_size > 1:
-            box = [result]
-            distributed.broadcast_object_list(box, src=0, group=self.control)
-            result = box[0]
-        return result  # type: ignore[return-value]
+        return self.gather(result)[0]  # type: ignore[return-value]
 
 
 @contextmanager
@@ -198,12 +193,11 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
                 " start as many processes as GPUs"
             )
         device = torch.device("cuda", local_rank if count > 1 else 0)
-    present = {
-        "cpu": True,
-        "cuda": (device.index or 0) < count,
-        "mps": torch.backends.mps.is_available(),
+    missing = {
+        "cuda": (device.index or 0) >= count,
+        "mps": not torch.backends.mps.is_available(),
     }
-    if not present[device.type]:
+    if missing.get(device.type):
         raise UserError(f"--device {name}: there is none here; use --device auto")
     return device
 
@@ -247,12 +241,6 @@ def number_of_processes(nproc: int, name: str) -> int:
     available = torch.cuda.device_count() if all_gpus else 1
     if device_type != "cpu" and nproc > available:
         raise UserError(f"--nproc {nproc}: only {available} {device_type} device here; take fewer")
-    cores = len(allowed_cores())
-    if device_type == "cpu" and nproc > PROCESSES_A_CORE * cores:
-        raise UserError(
-            f"--nproc {nproc}: this machine lets {cores} cores be used; take at most"
-            f" {PROCESSES_A_CORE * cores} processes, best no more than cores"
-        )
     return nproc or available
 
 
@@ -261,8 +249,8 @@ def require_own_gpus(uuids: Sequence[str]) -> None:
     for rank, uuid in enumerate(uuids):
         if (first := uuids.index(uuid)) < rank:
             raise SharedUserError(
-                f"processes {first} and {rank} have the same GPU; start no more than one process"
-                " a GPU, and give --device cuda without a number"
+                f"processes {first} and {rank} have the same GPU; start one process a GPU, with"
+                " --device cuda"
             )
 
 

@@ -256,7 +256,7 @@ def run_rank(
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise UserError(memory_advice(config, count, str(context.device))) from error
+        raise UserError(memory_advice(config, context.device)) from error
     distributed.destroy()  # not after an error: it would wait for peers that may be busy
 
 
@@ -268,17 +268,12 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or message is not None
 
 
-def memory_advice(config: Config, count: int, device: str) -> str:
-    """What was too large for a device's memory, and what makes it smaller."""
-    if config.OPTIONS.evaluating:
-        batch, setting, precision = config.EVAL.batch_size, "EVAL.batch_size", "EVAL.precision"
-    else:
-        batch = max(1, config.DATA.batch_size // count)
-        setting, precision = "DATA.batch_size", "TRAIN.precision"
+def memory_advice(config: Config, device: object) -> str:
+    """What makes the work smaller that was too large for a device's memory."""
+    batch, part = ("EVAL", "EVAL") if config.OPTIONS.evaluating else ("DATA", "TRAIN")
     return (
-        f"out of memory on {device} with batches of {batch} images a device, DATA.crop_size"
-        f" {config.DATA.crop_size} and {precision} {config.value(precision)}; lower {setting} or"
-        f" the crop, or use {precision} bf16"
+        f"out of memory on {device}; lower {batch}.batch_size or the crop, or use {part}.precision"
+        " bf16"
     )
 
 
