@@ -22,7 +22,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import islice
+from itertools import islice, permutations
 from pathlib import Path
 
 from lib.data.folders import Listing, counted_twice, list_classes, subfolders
@@ -57,8 +57,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Path, int]:
     add("--workers", type=positive, metavar="N", default=cores, help=workers)
     arguments = parser.parse_args(argv)
     if not arguments.dir.is_dir():
-        reason = "is a file" if arguments.dir.exists() else "does not exist"
-        raise UserError(f"{arguments.dir} {reason}; give the folder that holds the data set")
+        raise UserError(f"{arguments.dir} is no folder; give the one that holds the data set")
     return arguments.dir, arguments.workers
 
 
@@ -72,8 +71,7 @@ def check(root: Path, workers: int) -> int:
     batches = iter(lambda: list(islice(numbered, BATCH)), [])
     numbers: dict[bytes, int] = {}  # of the first image of each content
     repeats: dict[int, list[int]] = {}  # of the others, by the first
-    workers = max(1, min(workers, -(-total // BATCH)))
-    bar = image_bar("reading", total)
+    bar, workers = image_bar("reading", total), max(1, min(workers, -(-total // BATCH)))
     with bar, closing(in_parallel(check_images, batches, workers)) as results:
         for count, more, digests in results:
             findings += more
@@ -92,59 +90,40 @@ def check(root: Path, workers: int) -> int:
 
 
 def check_images(numbered: list[tuple[int, str]]) -> tuple[int, list[Finding], dict[int, bytes]]:
-    """How many images these are, what is wrong with them, and hashes of the others."""
+    """Decode images as training does: how many, what is wrong with them, hashes of the others."""
     findings, digests = [], {}
     for number, path in numbered:
-        if why := check_image(path):
-            findings.append((why[0], f"{path}: {why[1]}"))
-        else:
-            digests[number] = bytes.fromhex(file_sha256(path))[:16]
+        try:
+            if os.path.isfile(path) and not os.path.getsize(path):
+                findings.append(("empty", f"{path}: file without a byte"))
+            else:
+                load_rgb(path)
+                digests[number] = bytes.fromhex(file_sha256(path))[:16]
+        except UnreadableImage as error:
+            findings.append(("unreadable", f"{path}: {error.reason}"))
     return len(numbered), findings, digests
 
 
 def repeated_images(parts: Parts, repeats: Mapping[int, Sequence[int]]) -> Iterator[Finding]:
-    """Images of val that train has, too, and images of one part under two classes.
-
-    Args:
-        repeats: numbers of images of the same content, in the order of the parts' files.
-    """
+    """Images of val that train has, too, and images of one part under two classes."""
     wanted = {number for first, others in repeats.items() for number in (first, *others)}
     files = ((part, file) for part, listing in parts.items() for file in listing.files)
     places = {number: place for number, place in enumerate(files) if number in wanted}
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, str]] = {}
     for first, others in repeats.items():
         same = sorted(places[number] for number in (first, *others))
-        by_class = {(part, file.partition("/")[0]): f"{part}/{file}" for part, file in same}
-        for part, file in same:
-            own = part, file.partition("/")[0]
-            twins = {
-                f"of {part} stand under two classes": [
-                    k for k in by_class if k[0] == part and k != own
-                ],
-                "of val are in train, too": [
-                    k for k in by_class if (part, k[0]) == ("val", "train")
-                ],
-            }
-            for kind, keys in twins.items():
-                if keys:
-                    pair = f"{part}/{file} is {by_class[keys[0]]}"
-                    found.setdefault(kind, []).append(pair)
-    for kind, pairs in found.items():
+        for (part, file), (other, twin) in permutations(same, 2):
+            if part == other and file.partition("/")[0] != twin.partition("/")[0]:
+                kind = f"of {part} stand under two classes"
+            elif (part, other) == ("val", "train"):
+                kind = "of val are in train, too"
+            else:
+                continue
+            found.setdefault(kind, {}).setdefault(f"{part}/{file}", f"{other}/{twin}")
+    for kind, twins in found.items():
         category = "note" if kind.startswith("of train") else "repeated"
-        yield category, f"{counted(len(pairs), 'image')} {kind}, such as {min(pairs)}"
-
-
-def check_image(path: str) -> Finding | None:
-    """Decode one image as training does. Returns what is wrong, if anything."""
-    try:
-        if os.path.getsize(path) == 0:
-            return "empty", "file without a byte"
-        load_rgb(path)
-    except UnreadableImage as error:
-        return "unreadable", error.reason
-    except OSError as error:
-        return "unreadable", error.strerror or str(error)
-    return None
+        image, twin = min(twins.items())
+        yield category, f"{counted(len(twins), 'image')} {kind}, such as {image} is {twin}"
 
 
 def scan(root: str, listed: Callable[[int], object]) -> tuple[Parts, list[Finding]]:
@@ -164,9 +143,13 @@ def scan(root: str, listed: Callable[[int], object]) -> tuple[Parts, list[Findin
     if splits:
         classes = [(name, c) for name, listing in parts.items() for c in listing.images]
         folders = {f"{name}/{c}": os.path.join(folders[name], c) for name, c in classes}
+        findings += compare_splits(parts)
+    elif severities:
+        findings += compare_severities(parts)
+    elif any(images and images[-1].count("/") > 1 for images in parts["."].images.values()):
+        findings.append(("note", "images lie deeper than class folders; is DIR a folder too high?"))
     findings += [("repeated", text) for text in counted_twice(root, folders)]
-    comparison = compare_splits if splits else compare_severities if severities else compare_depth
-    return parts, [*findings, *comparison(parts)]
+    return parts, findings
 
 
 def compare_splits(parts: Parts) -> Iterator[Finding]:
@@ -181,20 +164,11 @@ def compare_splits(parts: Parts) -> Iterator[Finding]:
                 yield "different", f"class {name} is in {one}, not in {other}"
 
 
-def compare_depth(parts: Parts) -> Iterator[Finding]:
-    """Class folders that look like splits, where a parent of the data set was given."""
-    for name, images in parts["."].images.items():
-        folder = os.path.dirname(images[-1]) if images else name
-        if folder != name:
-            where = f"images of {name} lie deeper, in {folder}"
-            yield "note", f"{where}; is DIR a folder too high?"
-
-
 def find_severities(root: str, findings: list[Finding]) -> dict[str, str]:
     """`fog/1` to its folder for each severity; nothing where root is no ImageNet-C tree."""
     corruptions = corruption_folders(root)
-    present = [path for _, folder in corruptions for path in subfolders(folder)]
-    if not any(map(subfolders, present)):
+    # Class folders may be named `snow`, or 1 to 5 within splits: a severity holds class folders.
+    if not any(subfolders(path) for _, folder in corruptions for path in subfolders(folder)):
         return {}
     severities: dict[str, str] = {}
     names = [name for name, _ in corruptions]
@@ -228,10 +202,8 @@ def compare_severities(parts: Parts) -> Iterator[Finding]:
     usual = max(votes, key=lambda images: (votes[images], len(images)), default=())
     example = next((name for name, images in files.items() if images == usual), "")
     for name, images in files.items():
-        for verb, some in (
-            ("lacks", set(usual).difference(images)),
-            ("alone has", set(images).difference(usual)),
-        ):
+        lacking, extra = set(usual).difference(images), set(images).difference(usual)
+        for verb, some in (("lacks", lacking), ("alone has", extra)):
             if some:
                 text = f"{name}: {verb} {counted(len(some), 'image')}, such as {min(some)}"
                 yield "different", f"{text}; against {example}"
@@ -239,27 +211,21 @@ def compare_severities(parts: Parts) -> Iterator[Finding]:
 
 def faults(name: str, listing: Listing) -> Iterator[Finding]:
     """What is wrong with a part, and what does not count in it."""
-    for note in listing.notes:
-        yield "note", note
-    for folder, reason in listing.unreadable:
-        yield "unreadable", f"{folder}: {reason}"
-    for file in listing.not_utf8:
-        yield "unreadable", f"{name}/{file}: its name is not UTF-8"
+    yield from (("note", note) for note in listing.notes)
+    yield from (("unreadable", f"{folder}: {why}") for folder, why in listing.unreadable)
+    yield from (("unreadable", f"{name}/{file}: not UTF-8") for file in listing.not_utf8)
+    yield from (
+        ("empty", f"{name}/{label}: class folder without images") for label in listing.empty
+    )
     if listing.loose:
-        first = min(listing.loose)
-        yield (
-            "misplaced",
-            f"{name}: {counted(len(listing.loose), 'image')} loose in the folder, such as {first};"
-            f" move each into the folder of its class, {name}/CLASS/{first}",
-        )
+        count, first = counted(len(listing.loose), "image"), min(listing.loose)
+        move = f"move each into the folder of its class, {name}/CLASS/{first}"
+        yield "misplaced", f"{name}: {count} loose in the folder, such as {first}; {move}"
     elif not listing.images:
         yield "empty", f"{name}: no class folder"
-    for label in listing.empty:
-        yield "empty", f"{name}/{label}: class folder without images"
     for label, others in listing.others.items():
-        example = os.path.basename(min(others))
         files = f"{counted(len(others), 'file')} of another kind"
-        yield "misplaced", f"{name}/{label}: {files}, such as {example}"
+        yield "misplaced", f"{name}/{label}: {files}, such as {os.path.basename(min(others))}"
 
 
 if __name__ == "__main__":
