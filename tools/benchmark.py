@@ -75,10 +75,8 @@ def benchmark(arguments: Sequence[str]) -> None:
         "settings": {name: str(value) for name, value in vars(options).items()},
         "device": torch.cuda.get_device_name(options.device) if cuda else options.device,
         "processor": processor(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load_average_before": os.getloadavg() if hasattr(os, "getloadavg") else None,
         "versions": versions(),
         "date": now(),
     }
@@ -142,10 +140,9 @@ def measure(part: str, options: argparse.Namespace, folder: Path) -> list[Row]:
 
 def subjects_of(part: str, options: argparse.Namespace, folder: Path) -> Subjects:
     """The suite in every setting that matters to the part, and what it is compared with."""
-    copied = ("arch", "batch_size", "crop_size", "device", "workers")
-    sizes = {name: getattr(options, name) for name in copied}
-    sizes |= {"data": str(folder), "pgd_steps": 5 if options.quick else 50}
-    sizes["take_seconds"] = 0.01 if options.quick else 4.0
+    sizes = {k: vars(options)[k] for k in "arch batch_size crop_size device workers".split()}
+    steps, seconds = (5, 0.01) if options.quick else (50, 4.0)
+    sizes |= {"data": str(folder), "pgd_steps": steps, "take_seconds": seconds}
     modes: dict[bool | str, str] = {False: ""}
     if not options.no_compile and part in ("free", "pgd"):  # `standard` has batches of every size
         modes[True] = " compile"
@@ -166,13 +163,11 @@ def subjects_of(part: str, options: argparse.Namespace, folder: Path) -> Subject
 def run(name: str, checkout: Path, case: Case) -> Row:
     """One subject in a process of its own, which a signal does not reach before it ends us."""
     words = [sys.executable, "-m", "tools.benchmark_subject", json.dumps(asdict(case))]
-    done = subprocess.run(
-        words, cwd=checkout, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    pipe = subprocess.PIPE
+    done = subprocess.run(words, cwd=checkout, stdout=pipe, text=True, start_new_session=True)
     if done.returncode:
-        hint = "; if memory was short, take a smaller --batch_size" if done.returncode < 0 else ""
         ended = f"its process ended with status {done.returncode}"
-        raise UserError(f"{case.part}, {name}: {ended}{hint}")
+        raise UserError(f"{case.part}, {name}: {ended}; memory was short if that is -9")
     result: Row = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -193,7 +188,7 @@ def rows_of(subjects: Subjects, results: Mapping[str, Sequence[Row]]) -> list[Ro
             "name": name,
             "precision": case.precision,
             "compile": case.compiled,
-            "images_per_second": spread(values),
+            "images_per_second": spread(values, median(values)),
             "takes": [result["takes"][action] for result in results[name]],
             "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results[name]),
         }
@@ -206,14 +201,14 @@ def rows_of(subjects: Subjects, results: Mapping[str, Sequence[Row]]) -> list[Ro
     return rows
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": median(values), "min": min(values), "max": max(values)}
-
-
 def quotients(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
     """Ratio of the medians; smallest and largest of the ratios within a repetition."""
     pairs = [one / other for one, other in zip(above, below, strict=True)]
-    return spread(pairs) | {"median": median(above) / median(below)}
+    return spread(pairs, median(above) / median(below))
+
+
+def spread(values: Sequence[float], middle: float) -> dict[str, float]:
+    return {"median": middle, "min": min(values), "max": max(values)}
 
 
 def table(rows: Sequence[Row]) -> str:
