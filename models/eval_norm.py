@@ -7,7 +7,7 @@ does the CPU, which keeps PyTorch's own.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ def cheap_backward(network: nn.Module) -> Iterator[None]:
             elif type(module).__name__ == "BatchNormAct2d":
                 forward = normalised_and_activated
         if forward is not None:
-            vars(module)["forward"] = partial(forward, module)
+            vars(module)["forward"] = MethodType(forward, module)
             changed.append(module)
     try:
         yield

@@ -14,8 +14,10 @@ from torch._dynamo.utils import counters
 
 from lib.algorithm.metrics import full_precision
 from lib.algorithm.training import Trainer, TrainingSettings, free_step, make_noise
-from lib.training.setup import make_networks, make_optimizer
+from lib.training.networks import make_networks
+from lib.training.setup import make_optimizer
 from models.resnet import ResNet
+from utils.compiling import compile_mode
 from utils.config.settings import Config
 from utils.distributed.context import DistributedContext
 
@@ -47,7 +49,8 @@ def train_two_steps(context: DistributedContext, config: Config) -> dict[str, An
     # In a group of one, too, which the suite does without.
     wraps = replace(context, world_size=max(2, context.world_size))
     grouped = distributed.is_initialized()
-    networks = make_networks(model, config.TRAIN.compile, wraps if grouped else context)
+    mode = compile_mode(config.TRAIN.compile, device, steps=0)
+    networks = make_networks(model, mode, len(noise), wraps if grouped else context)
     trainer = Trainer(model, optimizer, noise, settings, *networks)
     share = slice(context.rank, None, context.world_size)
     images = torch.rand(BATCH, 3, SIZE, SIZE)[share].to(device, memory_format=torch.channels_last)

@@ -166,12 +166,12 @@ class Suite:
     def __init__(self, case: Case) -> None:
         self.case = case
         config = Config(
-            TRAIN=Train(arch=case.arch, compile=case.compiled, precision=case.precision),
+            TRAIN=Train(arch=case.arch, precision=case.precision),
             DATA=Data(batch_size=case.batch_size, crop_size=case.crop_size),
         )
         self.context = DistributedContext(0, 1, torch.device(case.device))
         self.model = ResNet(case.arch, 1000)
-        self.trainer = make_trainer(self.model, config, 0.0, self.context)
+        self.trainer = make_trainer(self.model, config, 0.0, self.context, case.compiled)
         images, self.labels = minibatch(case)
         self.images = images.contiguous(memory_format=torch.channels_last)
 

@@ -40,6 +40,7 @@ class AutoAttack:
         threat: ball, seed, precision of the search. The protocol does not matter: an image is
             robust when no attack has found another one that is misclassified.
         surrogate: the network that is attacked, where it is not `model`.
+        network: what the search calls in place of it: the same, compiled.
     """
 
     chunk: int | None = CHUNK
@@ -50,8 +51,10 @@ class AutoAttack:
         spec: AutoAttackSpec,
         threat: ThreatModel,
         surrogate: nn.Module | None = None,
+        network: Network | None = None,
     ) -> None:
         self.model, self.spec, self.threat, self.surrogate = model, spec, threat, surrogate
+        self.searched: Network = network or surrogate or model
         self.warnings: set[str] = set()
         parameter = next(model.parameters(), None)
         self.dtype = torch.float32 if parameter is None else parameter.dtype
@@ -119,21 +122,21 @@ class AutoAttack:
         """
         attacked = self.surrogate or self.model
 
-        def logits_of(images: torch.Tensor) -> torch.Tensor:
+        def logits_of(network: Network, images: torch.Tensor) -> torch.Tensor:
             # The package takes views of its gradients, which a network in channels_last would
             # hand back in channels_last: behind a flat image they are contiguous.
             images = images.flatten(1).unflatten(1, images.shape[1:])
-            logits = attacked(images.to(self.dtype)).float()
+            logits = network(images.to(self.dtype)).float()
             non_finite.watch(images, logits)
             return logits
 
         def search_logits(images: torch.Tensor) -> torch.Tensor:
             with precision_context(images.device, self.threat.precision):
-                return logits_of(images)
+                return logits_of(self.searched, images)
 
         def full_logits(images: torch.Tensor) -> torch.Tensor:
             with full_precision():
-                return logits_of(images)
+                return logits_of(attacked, images)
 
         return [search_logits, full_logits] if attacked is self.model else [search_logits]
 

@@ -10,13 +10,22 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lib.algorithm.metrics import precision_context
 from lib.algorithm.pgd import Logits, frozen_eval
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.pool import DeviceBatch, Outcome
-from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, Protocol, ThreatModel
+from lib.algorithm.protocols import (
+    AttackSpec,
+    AutoAttackSpec,
+    PGDSpec,
+    Protocol,
+    ThreatModel,
+)
 from lib.evaluation.autoattack import AutoAttack
 from lib.evaluation.load_model import EvaluatedModel, Task
 from lib.evaluation.validation import CleanRow, EvaluationData, clean_rows
+from models.pixel_network import PixelNetwork
+from utils.compiling import Compiled, compile_mode, compiles, padded
 from utils.errors import UserError
 from utils.logging import ProgressBar
 from utils.storage.conditions import Conditions
@@ -69,6 +78,8 @@ class Evaluation:
         stem: path of the results without extension.
         rows: outcomes of every image by position, under `clean` and each attack's name.
         warnings: the attacks' own, on this process.
+        outputs: the raw outputs of the attacked network, compiled for PGD; or None.
+        network: the attacked network, compiled for AutoAttack; or None.
     """
 
     task: Task
@@ -80,31 +91,57 @@ class Evaluation:
     stem: Path
     rows: dict[str, Rows] = field(default_factory=dict)
     warnings: set[str] = field(default_factory=set)
+    outputs: Logits | None = None
+    network: Logits | None = None
 
-    def attack_of(self, spec: AttackSpec, outputs: Logits | None = None) -> PGDAttack | AutoAttack:
-        """The attack that a spec describes; PGD may take the compiled outputs of its network."""
+    @property
+    def attacked(self) -> PixelNetwork:
+        """The network whose loss the attacks ascend."""
+        return (self.surrogate or self.task.evaluated).model
+
+    def attack_of(self, spec: AttackSpec) -> PGDAttack | AutoAttack:
+        """The attack that a spec describes."""
         model = self.task.evaluated.model
         surrogate = None if self.surrogate is None else self.surrogate.model
         if isinstance(spec, AutoAttackSpec):
-            return AutoAttack(model, spec, self.threat, surrogate)
+            return AutoAttack(model, spec, self.threat, surrogate, self.network)
         number_of = self.data.tree.image_number
-        return PGDAttack(model, spec, self.threat, outputs, surrogate, number_of)
+        return PGDAttack(model, spec, self.threat, self.outputs, surrogate, number_of)
 
     def run(self) -> None:
         """Fill `rows`, with what an interrupted run has left of them and what it has not."""
-        model, attacked = self.task.evaluated.model, (self.surrogate or self.task.evaluated).model
-        outputs = torch.compile(attacked.outputs) if self.task.config.EVAL.compile else None
         folder, digest = self.stem.parent, self.conditions.digest
         journal = ResumableRows(folder, digest, self.data.context, read_row)
-        with journal, frozen_eval(model), frozen_eval(attacked):
+        with journal, frozen_eval(self.task.evaluated.model), frozen_eval(self.attacked):
+            self.compile()
             if CLEAN not in self.rows:
                 everything = list(range(len(self.data.tree.files)))
                 self.phase(journal, CLEAN, CLEAN, everything, self.finite_rows)
             for spec in self.specs:
-                attack = self.attack_of(spec, outputs)
+                attack = self.attack_of(spec)
                 work = partial(rows_of, attack)
                 self.phase(journal, spec.name, spec.label, self.targets(), work, attack.chunk)
                 self.warnings |= attack.warnings
+
+    def compile(self) -> None:
+        """Compile the attacked network as EVAL.compile says, if that works."""
+        task, data, device = self.task, self.data, self.task.context.device
+        setting = task.config.EVAL.compile
+        steps = sum(map(steps_of, self.specs)) * len(data.tree.files) / data.batch_size
+        if not compile_mode(setting, device, steps):
+            return
+        outputs, network = Compiled(self.attacked.outputs, data.batch_size), padded(self.attacked)
+        by_pgd = any(isinstance(spec, PGDSpec) for spec in self.specs)
+
+        def rehearse() -> None:
+            x = torch.zeros(data.batch_size, 3, data.crop_size, data.crop_size, device=device)
+            x = x.to(memory_format=torch.channels_last).requires_grad_()
+            with precision_context(device, self.threat.precision):
+                (outputs(x) if by_pgd else network(x)).sum().backward()
+
+        if compiles(rehearse, "EVAL.compile", setting, task.context, task.logger):
+            self.outputs, self.network = outputs, network
+            task.logger.info("the search runs compiled; what it decides is judged as it is")
 
     def targets(self) -> list[int]:
         """Positions that the next attack has to try."""
@@ -160,6 +197,11 @@ class Evaluation:
                         f" {self.data.tree.files[position]}; take another checkpoint"
                     )
             yield rows
+
+
+def steps_of(spec: AttackSpec) -> int:
+    """Forward and backward passes for an image that stays robust; roughly, of AutoAttack."""
+    return 1000 if isinstance(spec, AutoAttackSpec) else spec.steps * spec.restarts
 
 
 def worst_case(rows: Mapping[str, Mapping[int, Any]], protocol: Protocol) -> dict[int, bool]:

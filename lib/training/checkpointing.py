@@ -54,6 +54,7 @@ class Progress:
         images_hash: of the list of training images; "" in checkpoints that do not have it.
         best_ema: as `best`, of the averaged weights.
         best_of: what both measure, see `lib.training.epoch_end.selection_of`.
+        compiled: how the network is compiled, see `utils.compiling.compile_mode`.
     """
 
     epoch: int = 0
@@ -66,6 +67,7 @@ class Progress:
     images_hash: str = ""
     best_ema: float = -1.0
     best_of: dict[str, str] = field(default_factory=dict)
+    compiled: bool | str = False
 
     def end_epoch(self) -> None:
         """The next epoch is to begin."""
@@ -103,6 +105,7 @@ class Run:
     resumed_at: float = 0.0
     saved_at: float = field(default_factory=time.monotonic)
     drawn_at: float = field(default_factory=time.monotonic)
+    warned_of_waiting: bool = False
 
     def close(self) -> None:
         """End the reading processes and the logs."""

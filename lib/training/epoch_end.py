@@ -1,8 +1,9 @@
 """The end of an epoch: validation, the best model, tables, checkpoint."""
 
 import csv
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from utils.storage.checkpoint import Checkpoint
 from utils.storage.conditions import BY_FILE, length_text
 from utils.storage.files import write_csv
 from utils.storage.run_folder import BEST, BEST_EMA
+from utils.text import counted
 
 HEADER = (
     "epoch",
@@ -35,6 +37,7 @@ HEADER = (
     "images_per_second",
     "seconds",
 )
+MOST_WAITING = 0.1  # of an epoch, for images
 EMA_HEADER = ("val_ema_loss", "val_ema_top1", "val_ema_pgd_top1")  # with TRAIN.ema alone
 
 
@@ -64,6 +67,7 @@ def finish_epoch(run: Run) -> None:
     totals, now = epoch_totals(run), time.monotonic()
     rate = totals[3] / max(now - run.epoch_started, 1e-9)
     waited = run.loader.seconds_waited / max(now - run.resumed_at, 1e-9)
+    warn_of_waiting(run, run.context.gather(waited))
     epoch, trained = progress.epoch + 1, averages(totals)
     raw = average = None
     if epoch % run.config.TRAIN.val_every == 0 or epoch == passes:
@@ -135,6 +139,24 @@ def validate_networks(run: Run) -> tuple[Validation, Validation | None]:
     """The network, and the one of averaged weights where there is one."""
     raw, average = validate_network(run, run.trainer.model), run.trainer.average
     return raw, None if average is None else validate_network(run, average.module)
+
+
+def warn_of_waiting(run: Run, waited: Sequence[float]) -> None:
+    """Say, once, how many workers would keep up, where the slowest process waits for images.
+
+    Args:
+        waited: share of the epoch, of each process.
+    """
+    share, context = max(waited), run.context
+    if share > MOST_WAITING and not run.warned_of_waiting:
+        run.warned_of_waiting = True
+        workers = max(1, run.loader.loader.num_workers)
+        needed = math.ceil(workers / (1 - min(share, 0.99)) - 1e-6)
+        run.logger.warning(
+            f"{share:.0%} of the epoch went by waiting for images: {counted(workers, 'worker')} a"
+            f" process read them, about {needed} would keep up, on a core each (this process has"
+            f" {counted(context.cores, 'core')}); see DATA.workers"
+        )
 
 
 def keep_best(run: Run, raw: Validation | None, average: Validation | None) -> list[str]:

@@ -57,7 +57,8 @@ def announce(run: Run) -> None:
     )
     run.logger.info(
         f"{describe_method(config)}, batch {run.order.batch_size}, {config.TRAIN.precision},"
-        f" {run.context.world_size} x {run.context.device.type}; run folder {config.run_dir}"
+        f"{' compiled,' * bool(run.progress.compiled)} {run.context.world_size} x"
+        f" {run.context.device.type}; run folder {config.run_dir}"
     )
     for warning in ignored_settings(run.config, run.model_settings.hypersphere):
         run.logger.warning(warning)

@@ -1,21 +1,21 @@
 """What a training starts from, all of it checked before any work, and the run made of it."""
 
-import inspect
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.metrics import MetricSums
+from lib.algorithm.protocols import METHODS
 from lib.algorithm.schedules import Schedule
-from lib.algorithm.training import Network, Trainer, TrainingSettings, make_noise
+from lib.algorithm.training import Trainer, TrainingSettings, make_noise
 from lib.data.datasets import ImageBatches, train_transform
 from lib.data.folders import ImageTree, read_split, require_same_classes, sizes_of_sample
 from lib.data.loader import Loader, make_loader, share_of_workers
@@ -30,8 +30,10 @@ from lib.training.checkpointing import (
     require_same_run,
     restore_state,
 )
+from lib.training.networks import make_networks, rehearse, run_eagerly
 from lib.training.tensorboard import TensorBoardLog, require_tensorboard
 from models.resnet import ResNet
+from utils.compiling import compile_mode, compiles
 from utils.config.settings import Config, Data
 from utils.config.validators import REDUCE_OVERHEAD
 from utils.distributed.context import DistributedContext
@@ -167,11 +169,19 @@ def assemble(
 ) -> Run:
     """The run, ready for its next minibatch."""
     torch.manual_seed(config.RUN.seed)  # nothing draws from it today, and checkpoints hold it
-    trainer = make_trainer(setup.model, config, setup.model_settings.scaled_margin, context)
+    order, loader = make_train_loader(setup.train, config.DATA, config.RUN.seed, context)
+    mode = mode_of_run(config, order.batches_per_epoch(), setup.resumed, context)
+    margin = setup.model_settings.scaled_margin
+    trainer = make_trainer(setup.model, config, margin, context, mode)
     progress = Progress(epoch=config.TRAIN.start_epoch)
     if setup.resumed is not None:
         progress = restore_state(setup.resumed, trainer, context, progress.epoch, logger)
         warn_of_other_images(setup, progress, logger)
+    work = partial(rehearse, trainer, config.TRAIN.method)
+    if mode and not compiles(work, "TRAIN.compile", config.TRAIN.compile, context, logger):
+        run_eagerly(trainer)
+        mode = False
+    progress.compiled = mode
     progress.images_hash = names_sha256(setup.train.files)
     norms = board = None
     if config.OPTIONS.print_gradients:
@@ -180,7 +190,6 @@ def assemble(
         )
     if config.OPTIONS.tensorboard and context.is_main:
         board = TensorBoardLog(config.run_dir, progress.epoch + 1)
-    order, loader = make_train_loader(setup.train, config.DATA, config.RUN.seed, context)
     return Run(
         config=config,
         context=context,
@@ -200,6 +209,23 @@ def assemble(
     )
 
 
+def mode_of_run(
+    config: Config, minibatches: int, resumed: Checkpoint | None, context: DistributedContext
+) -> bool | str:
+    """How the network is compiled; what `auto` came to, a run on CUDA keeps when it is resumed.
+
+    Args:
+        minibatches: of a pass over the data.
+    """
+    train, adv = config.TRAIN, config.ADV
+    passes = minibatches * config.passes
+    passes *= METHODS[train.method].cost(adv.n_repeats, adv.train_steps)
+    mode = compile_mode(train.compile, context.device, passes)
+    saved: bool | str | None = ((resumed and resumed.training) or {}).get("compiled")
+    keeps = train.compile == "auto" and context.device.type == "cuda" and saved is not None
+    return saved if keeps and saved is not None else mode
+
+
 def warn_of_other_images(setup: Setup, progress: Progress, logger: Logger) -> None:
     """The order of an epoch follows from the list of images; with another list it is another."""
     if progress.images_hash not in ("", names_sha256(setup.train.files)):
@@ -211,9 +237,17 @@ def warn_of_other_images(setup: Setup, progress: Progress, logger: Logger) -> No
 
 
 def make_trainer(
-    model: ResNet, config: Config, scaled_margin: float, context: DistributedContext
+    model: ResNet,
+    config: Config,
+    scaled_margin: float,
+    context: DistributedContext,
+    mode: bool | str = False,
 ) -> Trainer:
-    """Model, optimizer and noise on the device."""
+    """Model, optimizer and noise on the device.
+
+    Args:
+        mode: how the network is compiled, see `utils.compiling.compile_mode`.
+    """
     train = config.TRAIN
     if train.sync_bn and context.world_size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -236,47 +270,9 @@ def make_trainer(
             label_smoothing=train.label_smoothing,
             attack_steps=config.ADV.train_steps,
         ),
-        *make_networks(model, train.compile, context),
+        *make_networks(model, mode, share, context),
         average,
     )
-
-
-def make_networks(
-    model: ResNet, mode: bool | str, context: DistributedContext
-) -> tuple[Network, Network]:
-    """What forward passes go through, those of updates and those of attacks.
-
-    The model, compiled as `TRAIN.compile` says; for updates of several processes in DDP.
-    """
-    attacked = compile_network(model, mode)
-    if context.world_size == 1:
-        return attacked, attacked
-    ids = [context.device.index] if context.device.type == "cuda" else None
-    # Training does not read the running statistics, so rank 0's are copied where they are read,
-    # instead of at every forward pass.
-    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    sync: Any = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    updated = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **sync)
-    return compile_network(updated, mode), attacked
-
-
-def compile_network(network: nn.Module, mode: bool | str) -> Network:
-    """The network as `TRAIN.compile` says: as it is, compiled, or in CUDA graphs.
-
-    A CUDA graph's outputs and gradients lie in memory that its next call uses again: a step reads
-    them before, which a test holds.
-    """
-    if not mode:
-        return network
-    if mode is True:
-        return torch.compile(network)
-    graphs = torch.compile(network, mode=mode, dynamic=False)  # one for each of a few sizes
-
-    def call(x: torch.Tensor) -> torch.Tensor:
-        torch.compiler.cudagraph_mark_step_begin()  # nothing of the call before is needed
-        return graphs(x)
-
-    return call
 
 
 def make_optimizer(model: nn.Module, config: Config, kind: str) -> torch.optim.SGD:

@@ -44,7 +44,7 @@ from lib.data.loader import make_loader
 from lib.data.sampler import DistributedBatchSampler
 from lib.data.to_device import on_device, to_device
 from models.resnet import ResNet
-from utils.distributed.context import DistributedContext, allowed_cores
+from utils.distributed.context import DistributedContext, usable_cores
 from utils.errors import SharedUserError, UserError
 
 pytestmark = pytest.mark.slow
@@ -90,7 +90,7 @@ def test_what_processes_say_to_each_other(tmp_path: Path) -> None:
         assert found["gather"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
         assert found["sum"] == [3, 1.5]
         assert found["max"] == 6
-        assert found["machine"] == (3, max(1, len(allowed_cores()) // 3))
+        assert found["machine"] == (3, max(1, usable_cores() // 3))
         assert found["average"] == [[[1.0] * 3] * 2, [10.0]]
         assert found["copied"] == [[5.0, 5.0], 7]
         assert found["error"] == "rank 1 cannot"  # on all of them, the lowest rank's

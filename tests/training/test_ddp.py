@@ -11,7 +11,7 @@ import torch
 from processes import gang
 from torch.nn.parallel import DistributedDataParallel
 
-from lib.training.setup import make_networks
+from lib.training.networks import make_networks
 from models.resnet import ResNet
 from tests.ddp_steps import train_two_steps
 from utils.config.load import merge
@@ -53,7 +53,7 @@ def test_two_processes_train_like_one(change: dict[str, Any], tmp_path: Path) ->
 def no_copies_of_buffers(context: DistributedContext) -> bool:
     """Whether a forward pass leaves running statistics as they are, on every process."""
     model = ResNet("resnet18", 4).train()
-    network, _ = make_networks(model, False, context)
+    network, _ = make_networks(model, False, 1, context)
     assert isinstance(network, DistributedDataParallel)
     model.bn1.running_mean.fill_(context.rank)
     with torch.no_grad():

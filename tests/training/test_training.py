@@ -15,6 +15,7 @@ from lib.algorithm.schedules import step_lr
 from lib.training.epoch_end import quick_attack
 from lib.training.run import describe_method
 from utils.config.load import merge
+from utils.distributed.context import DistributedContext
 
 SHORT = {"TRAIN__epochs": 2, "DATA__batch_size": 32, "ADV__pgd_attack": "[[1, 8/255]]"}
 
@@ -208,3 +209,18 @@ def test_the_attack_that_chooses_the_best_model_reaches_every_radius() -> None:
         run: Any = SimpleNamespace(config=merge({"ADV": {"clip_eps": eps}}))
         spec, threat = quick_attack(run)
         assert spec.step_size == pytest.approx(threat.eps / 4) == pytest.approx(eps / 4 / 255)
+
+
+def test_waiting_for_images_is_told_once(
+    digits: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four fifths of the time: five times as many workers would keep up."""
+
+    def gather(context: DistributedContext, value: Any) -> list[Any]:
+        return [0.8 if isinstance(value, float) else value]
+
+    monkeypatch.setattr(DistributedContext, "gather", gather)
+    done = call("main_free.py", digits, *settings(DATA__workers=1))
+    assert done.status == 0
+    assert done.out.count("80% of the epoch went by waiting for images: 1 worker") == 1
+    assert "about 5 would keep up" in done.out

@@ -43,7 +43,8 @@ ROBUSTBENCH = "robustbench"  # what --image_ids takes in place of a file
 SWITCH = "switch"
 # What takes more than a line: validators, and help texts.
 SCHEDULE, ORDER = choice("auto", "step", "linear", "cosine"), choice("auto", "text", "numeric")
-COMPILE, WORKERS = word_or(REDUCE_OVERHEAD, boolean), word_or("auto", whole(0))
+COMPILE = word_or("auto", word_or(REDUCE_OVERHEAD, boolean))
+WORKERS = word_or("auto", whole(0))
 MEAN, STD = list_of(real(0, 1), 3, 3), list_of(real(0, 1, above=True), 3, 3)
 PHASES, SCALES = list_of(mapping), list_of(real(0, above=True))
 DEVICE = matching(r"auto|cpu|mps|cuda(:\d+)?", "is not one of auto, cpu, cuda, cuda:1, mps")
@@ -107,7 +108,7 @@ class Train:
     mean: tuple[float, ...] = free((0.485, 0.456, 0.406), MEAN, "mean per colour, pixels in [0, 1]")
     std: tuple[float, ...] = free((0.229, 0.224, 0.225), STD, "deviation per colour")
     precision: str = noted("fp32", choice(*PRECISIONS), "arithmetic of training: fp32, bf16, fp16")
-    compile: bool | str = free(False, COMPILE, "compile; reduce-overhead: in CUDA graphs")
+    compile: bool | str = free("auto", COMPILE, "auto: long runs on CUDA; reduce-overhead: graphs")
     sync_bn: bool = free(False, boolean, "batch statistics over all processes")
     checkpoint_minutes: float = free(10.0, real(0, above=True), "minutes between checkpoints")
     gradient_every: int = free(10, whole(1), "minibatches per sample of --print_gradients")
@@ -167,7 +168,7 @@ class Eval:
     norm: str = free("Linf", choice(*NORM_NAMES), "norm of the ball: Linf, L2, L1", "NAME")
     eps: tuple[float, ...] = free((), numbers, EPS, "EPS")
     batch_size: int = free(128, whole(1), "images of a process at once; AutoAttack takes 256")
-    compile: bool = free(False, boolean, "compile the network with torch.compile")
+    compile: bool | str = free("auto", word_or("auto", boolean), "auto: long runs on CUDA")
     cascade: bool = free(False, boolean, "attack only what is robust to earlier attacks")
     scales: tuple[float, ...] = free((), SCALES, "scales s of HE where cross-entropy is attacked")
 

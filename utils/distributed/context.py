@@ -1,6 +1,7 @@
 """The ranks of a command: who this one is, what they exchange, and the device each computes on."""
 
 import glob
+import math
 import os
 import platform
 import signal
@@ -27,6 +28,7 @@ TIMEOUT = timedelta(hours=24)
 # to, on large pages, too.
 FORK_SAFE = ("IBV_FORK_SAFE", "RDMAV_FORK_SAFE", "RDMAV_HUGEPAGES_SAFE")
 GPU_FILES = "/dev/nvidia[0-9]*"  # there where the system has a driver for a GPU
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -34,6 +36,36 @@ def allowed_cores() -> frozenset[int]:
     """The cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return frozenset(affinity(0)) if affinity else frozenset(range(os.cpu_count() or 1))
+
+
+def cpu_quota() -> float:
+    """Cores' worth of time that the cgroups of this process allow; the smallest on the way up.
+
+    Version 2 keeps it in `cpu.max`, version 1 in two files below the controllers' names.
+    """
+    quotas = [math.inf]
+    with suppress(OSError):
+        for line in OWN_CGROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            root = CGROUPS / controllers
+            group = root / path.lstrip("/")
+            folders = group, *group.parents
+            quotas += [quota_of(f) for f in folders if f == root or root in f.parents]
+    return min(quotas)
+
+
+def quota_of(group: Path) -> float:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):  # no such file; `max`
+            quota, period = (int(n) for name in names for n in (group / name).read_text().split())
+            if quota > 0:
+                return quota / period
+    return math.inf
+
+
+def usable_cores() -> int:
+    """The cores that affinity and quotas leave this process, at least 1."""
+    return max(1, int(min(len(allowed_cores()), cpu_quota())))
 
 
 @dataclass(frozen=True)
@@ -45,7 +77,7 @@ class DistributedContext:
     device: torch.device
     control: Any = None  # a gloo group for Python objects and flags, which never wait for a GPU
     local_processes: int = 1  # ranks on this machine
-    cores: int = field(default_factory=lambda: len(allowed_cores()))  # that fall to this process
+    cores: int = field(default_factory=usable_cores)  # that fall to this process
 
     @property
     def is_main(self) -> bool:
@@ -258,4 +290,4 @@ def share_of_cores(own: frozenset[int], of_all: Sequence[frozenset[int]]) -> int
     """The cores that fall to one rank, of `own` and those of each rank of this machine."""
     # A launcher gives all ranks the same cores, as torchrun does, or each its own, as srun may.
     shares = sum(1 / sum(core in cores for cores in of_all) for core in own)
-    return max(1, int(shares + 1e-6))
+    return max(1, int(min(shares, cpu_quota() / len(of_all)) + 1e-6))

@@ -1,0 +1,107 @@
+"""torch.compile where it pays: for batches of one size, tried before anything depends on it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from utils.config.validators import REDUCE_OVERHEAD
+from utils.distributed.context import DistributedContext
+from utils.errors import SharedUserError, UserError
+from utils.logging import Logger
+
+WORTHWHILE = 10_000  # steps of a whole run: about ten times what compiling takes on an H100
+PADDED_SIZES = 32, 64, 128, 256
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+
+def compile_mode(setting: bool | str, device: torch.device, steps: float) -> bool | str:
+    """What TRAIN.compile or EVAL.compile comes to: False, True or `reduce-overhead`.
+
+    Args:
+        steps: forward and backward passes of the whole run, also of the part that is done.
+    """
+    return device.type == "cuda" and steps > WORTHWHILE if setting == "auto" else setting
+
+
+class Compiled:
+    """A network that is compiled for batches of one size; others go through it as it is.
+
+    A CUDA graph's outputs and gradients lie in memory that its next call uses again: a step reads
+    them before, which a test holds.
+
+    Args:
+        network: images (B, 3, H, W) to outputs (B, classes).
+        size: images in a batch of the compiled form.
+        mode: True, or `reduce-overhead` for CUDA graphs.
+    """
+
+    def __init__(self, network: Network, size: int, mode: bool | str = True) -> None:
+        self.network, self.size, self.graphs = network, size, mode == REDUCE_OVERHEAD
+        how: Any = {"mode": mode} if self.graphs else {}
+        self.compiled: Network = torch.compile(network, dynamic=False, **how)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) != self.size:
+            return self.network(x)
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # nothing of the call before is needed
+        return self.compiled(x)
+
+
+def padded(network: Network) -> Network:
+    """The network compiled for a few sizes of batches, to which any batch is filled up."""
+    compiled = torch.compile(network, dynamic=False)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        size = next((size for size in PADDED_SIZES if size >= len(x)), len(x))
+        rows = torch.cat([x, x[:1].detach().expand(size - len(x), *x.shape[1:])])
+        return compiled(rows)[: len(x)]
+
+    return call
+
+
+def compiles(
+    rehearse: Callable[[], Any],
+    name: str,
+    setting: bool | str,
+    context: DistributedContext,
+    logger: Logger,
+) -> bool:
+    """Whether what `rehearse` calls can be compiled, on all ranks; it is compiled afterwards.
+
+    Under `auto` a failure is a warning.
+
+    Args:
+        name: of the setting, for messages.
+
+    Raises:
+        UserError: it cannot, and the setting asks for it.
+    """
+    reason = failure(rehearse_tiny, context)  # before ranks wait for each other in `rehearse`
+    reason = reason or failure(rehearse, context)
+    if reason and setting != "auto":
+        raise SharedUserError(f"compiling the network failed ({reason}); set {name} to false")
+    if reason:
+        logger.warning(f"the network runs as it is, for compiling it failed ({reason})")
+    return not reason
+
+
+def failure(attempt: Callable[[], Any], context: DistributedContext) -> str:
+    """The first line of the error that an attempt ends with, on any rank, or nothing."""
+    reason = ""
+    try:
+        with torch.random.fork_rng([context.device] if context.device.type == "cuda" else []):
+            attempt()
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of Dynamo, Inductor, Triton or a compiler, which share no class
+        reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+    return next(filter(None, context.gather(reason)), "")
+
+
+def rehearse_tiny() -> None:
+    """Compile something that any working installation can."""
+    x = torch.ones(2, requires_grad=True)
+    x = x.cuda() if torch.cuda.is_available() else x
+    torch.compile(lambda x: (2 * x).relu().sum())(x).backward()
