@@ -128,7 +128,7 @@ def timm_network(
             raise
         raise UserError(
             f"cannot get timm's weights for {name} ({first_line(error)}); connect to the internet,"
-            " or give a file by --resume"
+            " delete a damaged file from its cache (HF_HOME), or give one by --resume"
         ) from error
     values = cast(dict[str, Any], network.pretrained_cfg)
     return network, values.get("mean", IMAGENET_MEAN), values.get("std", IMAGENET_STD)

@@ -5,8 +5,10 @@ The contract: `model(x)` takes pixels in [0, 1] of shape (B, 3, H, W) and return
 """
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
+from pickle import UnpicklingError
 
 import torch
 import torchvision
@@ -120,13 +122,15 @@ def torchvision_weights(weights: WeightsEnum) -> dict[str, torch.Tensor]:
     try:
         with redirect_stderr(io.StringIO()):  # torch.hub's "Downloading"
             return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
         folder = f"{torch.hub.get_dir()}/checkpoints"
         reason = getattr(error, "reason", None) or error  # of a URLError
         file = weights.url.rpartition("/")[2]
+        fix = f"connect to the internet, or put {file} into {folder}"
+        if not isinstance(error, OSError) and os.path.exists(f"{folder}/{file}"):
+            reason, fix = "the file is damaged", f"delete {folder}/{file}, to get it again"
         raise UserError(
-            f"cannot get torchvision's weights for {file.partition('-')[0]} ({reason}); connect to"
-            f" the internet, or put {file} into {folder}"
+            f"cannot get torchvision's weights for {file.partition('-')[0]} ({reason}); {fix}"
         ) from error
 
 

@@ -111,13 +111,15 @@ def clean_rows(model: nn.Module, batches: Iterable[DeviceBatch]) -> Iterator[dic
 def validate(
     model: nn.Module, data: EvaluationData, progress: WithProgress = lambda batches, _: batches
 ) -> dict[str, float]:
-    """Clean loss and top-1, top-5 in percent, over all processes."""
+    """Clean loss, top-1 and top-5 in percent, number of classes predicted, over all processes."""
     batches = data.shares(range(len(data.tree.files)))
     rows: list[CleanRow] = []
     for part in clean_rows(model, progress(data.read(batches), len(batches))):
         rows += part.values()
     columns = ([row[k] for row in rows] for k in (3, 1, 2))
-    return averages(data.context.sum([*map(sum, columns), len(rows)]))
+    predicted = set().union(*data.context.gather({row.prediction for row in rows}))
+    means = averages(data.context.sum([*map(sum, columns), len(rows)]))
+    return {**means, "predicted": len(predicted)}
 
 
 def validate_pgd(

@@ -34,7 +34,7 @@ from utils.storage.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from utils.storage.provenance import versions
+from utils.storage.provenance import processor, versions
 from utils.storage.run_folder import BEST, LATEST, PREVIOUS, find_checkpoint
 from utils.text import shortlist
 
@@ -175,8 +175,14 @@ def network_content(run: Run) -> dict[str, Any]:
         "model": vars(run.model_settings),
         "state_dict": state_dict,
         "config": run.config.as_dict(),
-        "versions": versions(),
+        "versions": machine(run.context.device),
     }
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What rounding depends on: versions, and the name of the device."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return {**versions(), "device": name}
 
 
 def averaged(run: Run, content: dict[str, Any]) -> dict[str, Any]:
@@ -326,6 +332,9 @@ def restore_state(
         taken = "weights and momentum" if content.get("optimizer") else "weights"
         logger.info(f"{taken} of {checkpoint.path}: epoch {epoch + 1} begins")
         return Progress(epoch=epoch)
+    was, now = content.get("versions", {}), machine(context.device)
+    if changes := [f"{k} {was[k]}, now {v}" for k, v in now.items() if was.get(k, v) != v]:
+        logger.info(f"note: not bit by bit as it would have gone on: {'; '.join(changes)}")
     trainer.noise.copy_(state["noise"][context.rank :: context.world_size])
     if state["scaler"]:  # a training in fp32 or bf16 has none, and may be resumed in fp16
         trainer.scaler.load_state_dict(state["scaler"])

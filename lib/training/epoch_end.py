@@ -15,6 +15,7 @@ from lib.algorithm.metrics import averages
 from lib.algorithm.pool import DeviceBatch
 from lib.algorithm.protocols import PROTOCOLS, PGDSpec, ThreatModel
 from lib.evaluation.validation import adversarial_examples, validate, validate_pgd
+from lib.training import overfitting
 from lib.training.checkpointing import Run, begin_epoch, epoch_totals, save
 from lib.training.loop import lr_at, stop_run
 from utils.logging import ProgressBar
@@ -39,6 +40,7 @@ HEADER = (
 )
 MOST_WAITING = 0.1  # of an epoch, for images
 EMA_HEADER = ("val_ema_loss", "val_ema_top1", "val_ema_pgd_top1")  # with TRAIN.ema alone
+GROUPS = (HEADER, EMA_HEADER, (overfitting.COLUMN,))
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ def finish_epoch(run: Run) -> None:
     row = [epoch, last_lr(run), *trained.values(), *cells(raw, "loss", "top1", "top5")]
     row += [round(rate, 2), round(time.monotonic() - run.epoch_started, 2)]
     row += cells(average, "loss", "top1") if average is not None else []
+    if run.config.TRAIN.method == "fast":
+        row += [""] * (len(HEADER + EMA_HEADER) - len(row))
+        row.append(overfitting.minibatch_under_pgd(run, *quick_attack(run)))
     progress.history = [*progress.history, row]
     text = f"epoch {epoch}/{passes}: train loss {trained['loss']:.4f} top-1"
     text += f" {trained['top1']:.2f} %, {waited:.0%} of the time waiting for images"
@@ -83,7 +88,13 @@ def finish_epoch(run: Run) -> None:
         text += f", clean validation {raw.describe()}" + " (best)" * (BEST in best)
     if average is not None:
         text += f"; of the averaged weights {average.describe()}" + " (best)" * (BEST_EMA in best)
+    if run.config.TRAIN.method == "fast":
+        text += f"; a training minibatch under PGD-10 top-1 {row[-1]:.2f} %"
     run.logger.info(text)
+    overfitting.warn_of_overfitting(run, named_rows(run))
+    for name, validation in ((BEST, raw), (BEST_EMA, average)):
+        if validation is not None and name in best:
+            overfitting.warn_of_collapse(run, name, validation.clean["predicted"])
     write_tables(run)
     progress.end_epoch()
     begin_epoch(run)
@@ -220,22 +231,30 @@ def quick_attack(run: Run) -> tuple[PGDSpec, ThreatModel]:
     return spec, ThreatModel(config.eps, PROTOCOLS[config.EVAL.protocol], config.RUN.seed)
 
 
+def named_rows(run: Run) -> list[dict[str, Any]]:
+    """The epochs' rows of metrics.csv, by column."""
+    columns = [name for group in GROUPS for name in group]
+    return [dict(zip(columns, row, strict=False)) for row in run.progress.history]
+
+
 def write_tables(run: Run) -> None:
     """The epoch in metrics.csv, gradient_norms.csv and TensorBoard."""
     epoch = run.progress.epoch + 1
-    columns = max(map(len, run.progress.history))  # TRAIN.ema may have come with a resumption
-    header = (HEADER + EMA_HEADER)[:columns]
-    history = [row + [""] * (columns - len(row)) for row in run.progress.history]
+    rows = named_rows(run)
+    # TRAIN.ema may have come with a resumption.
+    present = {name for row in rows for name, value in row.items() if value != ""}
+    header = [name for group in GROUPS if present & set(group) for name in group]
     norms = [] if run.norms is None else run.norms.rows(epoch)
     if run.norms is not None and not norms:
         run.logger.warning("no gradient norms of this epoch: every one measured overflowed")
     if run.context.is_main:
         if run.norms is not None:
             write_gradient_norms(run.config.run_dir / "gradient_norms.csv", epoch, norms)
-        write_csv(run.config.run_dir / "metrics.csv", header, history)
+        lines = [[row.get(name, "") for name in header] for row in rows]
+        write_csv(run.config.run_dir / "metrics.csv", header, lines)
     if run.board is not None:
         named = [dict(zip(NORMS_HEADER, entry, strict=True)) for entry in norms]
-        run.board.epoch(dict(zip(header, history[-1], strict=True)), named)
+        run.board.epoch(rows[-1], named)
         images = adversarial_examples(run.trainer.model, run.validation, *quick_attack(run))
         run.board.images(images, epoch)
 

@@ -368,6 +368,10 @@ def test_pretrained_offline_says_what_to_do(
     message = only_error(call(*command, digits, "--pretrained", "--set", "TRAIN.arch=resnet18"))
     assert "Temporary failure in name resolution" in message
     assert f"put resnet18-f37072fd.pth into {offline}" in message
+    for content in (b"", b"PK\3\4 cut short", b"no pickle", b"\x80\x02."):
+        (offline / "resnet18-f37072fd.pth").write_bytes(content)
+        done = call(*command, digits, "--pretrained", "--set", "TRAIN.arch=resnet18")
+        assert f"damaged); delete {offline}/resnet18-f37072fd.pth" in only_error(done)
     assert not Path("trained_models").exists()
 
 

@@ -10,6 +10,13 @@ from in_process import call, only_error
 from processes import rows_of
 from test_state import interrupted
 
+from lib.algorithm.pgd import Search, pgd, random_start
+from lib.data.datasets import ImageBatches, train_transform
+from lib.data.folders import read_split
+from lib.data.sampler import DistributedBatchSampler
+from lib.data.to_device import to_device
+from models.resnet import ResNet
+
 SHORT = {"TRAIN__epochs": 2, "ADV__pgd_attack": "[[1, 8/255]]"}
 HE = ("--FN", "--WN")
 
@@ -166,6 +173,26 @@ def test_gradient_norms_and_low_precision(method: str, digits: Path) -> None:
     whole = {row["group"]: float(row["ratio"]) for row in rows if row["parameter"] == "all"}
     assert whole.keys() == {"conv", "bn", "fc"}
     assert all(ratio > 0 and ratio != 1 for ratio in whole.values()), whole
+
+
+@pytest.mark.slow
+def test_fast_measures_pgd_on_a_minibatch_of_its_own(digits: Path) -> None:
+    changes = {**SHORT, "TRAIN__method": "fast", "TRAIN__ema": 0.5, "ADV__n_repeats": 1}
+    done = call("main_free.py", digits, *settings(**changes))
+    assert done.status == 0, done.err
+    folder = run_folder("fast_adv_step16_eps16_repeat1_bs16")
+    found = [float(row["train_pgd_top1"]) for row in rows_of(folder / METRICS)]
+    assert f"a training minibatch under PGD-10 top-1 {found[1]:.2f} %" in done.out
+    tree, order = read_split(str(digits), "train"), DistributedBatchSampler(64, 16, seed=0)
+    order.set_position(1)
+    read = ImageBatches(tree, train_transform(32), 32, 0).__getitems__(next(iter(order)))
+    images, labels, indices = to_device(read, torch.device("cpu"))
+    starts = [random_start(tree.image_number(i), (3, 32, 32), 16 / 255, 0) for i in indices]
+    model = ResNet("resnet18", 4).eval()
+    model.load_state_dict(torch.load(folder / "checkpoint.pth.tar")["state_dict"])
+    *_, last = pgd(model, images, labels, torch.stack(starts), Search(10, 8 / 255, 16 / 255))
+    right = model(last.adversarial).argmax(1) == labels
+    assert found[1] == pytest.approx(100 * float(right.double().mean()))
 
 
 @pytest.mark.parametrize(

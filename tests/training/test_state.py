@@ -17,7 +17,14 @@ from processes import rows_of, the_run
 import lib.training.epoch_end
 import lib.training.loop
 from lib.algorithm.training import TRAINING_STEP, Trainer, TrainingSettings
-from lib.training.checkpointing import Progress, compare_settings, restore_momentum, restore_state
+from lib.training import overfitting
+from lib.training.checkpointing import (
+    Progress,
+    compare_settings,
+    machine,
+    restore_momentum,
+    restore_state,
+)
 from lib.training.epoch_end import Validation, begin_selection, keep_best, selection_of
 from lib.training.setup import make_optimizer
 from models.resnet import ResNet
@@ -115,7 +122,7 @@ def test_settings_that_a_checkpoint_did_not_know_are_not_mentioned(
     assert "TRAIN.ema was 0.0 and is 0.5 from here on" in capsys.readouterr().out
 
 
-def test_noise_momentum_and_random_state_are_restored() -> None:
+def test_noise_momentum_and_random_state_are_restored(capsys: pytest.CaptureFixture) -> None:
     """By the second of two processes, whose noise is every other image of the saved buffer."""
     model, buffer = ResNet("resnet18", 4), torch.rand(6, 3, 8, 8)
     optimizer = make_optimizer(model, Config(), "cpu")
@@ -128,7 +135,13 @@ def test_noise_momentum_and_random_state_are_restored() -> None:
     content = {"training": training, "optimizer": published_momentum(model)}
     checkpoint = Checkpoint("saved.pth", model.state_dict(), content, {})
     context = DistributedContext(1, 2, torch.device("cpu"))
-    progress = restore_state(checkpoint, trainer, context, 0, Logger(False))
+    content["versions"] = here = machine(context.device)
+    restore_state(checkpoint, trainer, context, 0, Logger())
+    assert "note" not in capsys.readouterr().out
+    content["versions"] = here | {"torch": "0.1", "device": "abacus"}
+    progress = restore_state(checkpoint, trainer, context, 0, Logger())
+    changes = f"torch 0.1, now {here['torch']}; device abacus, now {here['device']}\n"
+    assert f"note: not bit by bit as it would have gone on: {changes}" in capsys.readouterr().out
     assert torch.equal(torch.rand(3), drawn["value"])
     assert torch.equal(trainer.noise, buffer[1::2])
     assert (progress.epoch, progress.position) == (3, 7)
@@ -143,6 +156,21 @@ def test_the_best_is_the_largest_so_far() -> None:
     kept = [keep_best(run, Validation({}, None, score), None) for score in scores]
     assert [BEST in best for best in kept] == [True, False, True, False]
     assert run.progress.best == 60
+
+
+def test_catastrophic_overfitting_is_told_once(capsys: pytest.CaptureFixture) -> None:
+    run: Any = SimpleNamespace(logger=Logger(), model_settings=SimpleNamespace(classes=range(10)))
+    rows = [
+        {"train_top1": top1} | ({} if pgd is None else {overfitting.COLUMN: pgd})
+        for top1, pgd in ((90, None), (29, 0), (60, 20), (60, 19.9), (90, 0))
+    ]
+    told = []
+    for n in range(1, 6):
+        overfitting.warn_of_overfitting(run, rows[:n])
+        told.append(capsys.readouterr().out)
+    assert [bool(text) for text in told] == [False, False, False, True, False]
+    assert "catastrophic overfitting" in told[3]
+    assert "60.00 % of the step's own images are classified right, and 19.90 %" in told[3]
 
 
 PGD = {"TRAIN": {"select": "pgd"}}

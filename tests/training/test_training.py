@@ -174,6 +174,7 @@ def test_pretrained_weights_are_the_start(
     cache.mkdir(parents=True)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     state = torchvision.models.resnet18().state_dict()
+    state["bn1.weight"].zero_()  # nothing of an image comes through
     torch.save(state, cache / "weights.pth")
     digest = hashlib.sha256((cache / "weights.pth").read_bytes()).hexdigest()
     (cache / "weights.pth").rename(cache / f"resnet18-{digest[:8]}.pth")
@@ -188,6 +189,7 @@ def test_pretrained_weights_are_the_start(
     saved = torch.load(the_run() / "checkpoint.pth.tar", weights_only=True)["state_dict"]
     assert torch.allclose(saved["layer3.0.conv1.weight"], state["layer3.0.conv1.weight"])
     assert saved["fc.weight"].shape == (4, 512)
+    assert "model_best.pth.tar gives every validation image the same class" in done.out
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def training_curves(folder: Path, title: str = "") -> Figure:
         "val": "validation: clean images",
         "val_pgd": "validation: PGD-10",
         "val_ema": "validation: averaged weights",
+        "train_pgd": "a training minibatch: PGD-10",
     }
     draw_curves(loss, rows, "loss", labels)
     loss.set_ylabel("loss (nats)\ntraining: with margin" if margin else "cross-entropy (nats)")
