@@ -23,7 +23,7 @@ from torch import nn
 from lib.algorithm.pgd import Search, frozen_eval, pgd
 from lib.algorithm.protocols import PGDSpec, ThreatModel
 from lib.algorithm.training import TRAINING_STEP
-from lib.data.datasets import FolderBatches, eval_transform
+from lib.data.datasets import ImageBatches, eval_transform
 from lib.data.folders import read_tree
 from lib.data.loader import make_loader
 from lib.data.sampler import EvaluationSampler, share_in_batches
@@ -212,7 +212,7 @@ class Suite:
 
         def read() -> None:
             trees = list(read_corruptions(case.data, folders)[0].values())
-            data = FolderBatches(trees, eval_transform(None, case.crop_size), case.crop_size)
+            data = ImageBatches(trees, eval_transform(None, case.crop_size), case.crop_size)
             batches = share_in_batches(range(len(trees[0].files)), case.batch_size)
             sampler = EvaluationSampler(list(product(range(len(trees)), batches)))
             for _ in on_device(make_loader(data, sampler, case.workers, device), device):

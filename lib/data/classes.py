@@ -18,7 +18,7 @@ def imagenet_wnids() -> tuple[str, ...]:
 def outputs_of(
     root: str, classes: Sequence[str], names: Sequence[str] | None, num_classes: int, order: str
 ) -> tuple[list[int], str]:
-    """The output of each class folder.
+    """The output of each class folder, and what a user should know of it, or nothing.
 
     Args:
         root: the tree, for messages.
@@ -27,78 +27,45 @@ def outputs_of(
         num_classes: outputs of the network.
         order: `DATA.class_order`, for a checkpoint without names: `text` is alphabetical,
             `numeric` by number, `auto` whichever of them is sure to be meant.
-
-    Returns:
-        an output each, and what a user should know of it, or nothing.
-
-    Raises:
-        UserError: a class that the network does not know, another number of classes, or numbers
-            that may be meant either way.
     """
-    numbered = all(re.fullmatch("[0-9]+", name) for name in classes)
-    if names is not None:
-        is_imagenet = numbered and tuple(names) == imagenet_wnids()
-        if is_imagenet and not set(classes) <= set(names):
-            return imagenet_indices(root, classes)
-        return by_name(root, classes, names), ""
-    if order == "text":
-        return in_order(root, classes, num_classes, sorted(classes)), ""
-    if order == "numeric":
-        return by_number(root, classes, num_classes, numbered), ""
-    if num_classes == 1000 and numbered and all(int(name) < 1000 for name in classes):
-        return imagenet_indices(root, classes)
-    if num_classes == 1000 and set(classes) <= set(imagenet_wnids()):
-        return by_name(root, classes, imagenet_wnids()), ""
-    if numbered and sorted(classes, key=int) != sorted(classes):
+    numbered, wnids = all(re.fullmatch("[0-9]+", name) for name in classes), imagenet_wnids()
+    if names is None and order == "auto" and num_classes == 1000 and set(classes) <= set(wnids):
+        names = wnids
+    if names is not None and not (numbered and tuple(names) == wnids):
+        index = {name: i for i, name in enumerate(names)}
+        if unknown := [name for name in classes if name not in index]:
+            raise UserError(
+                f"{root}: class {printable(unknown[0])} is none of the network's {len(names)}"
+                f" classes ({shortlist(names)}); give the data set that it was trained on"
+            )
+        return [index[name] for name in classes], ""
+    numbers = [int(name) for name in classes] if numbered else []
+    if names is not None and max(numbers) > 999:
+        raise UserError(f"{root}: folder {max(classes, key=int)} is none of ImageNet's 0 to 999")
+    known_as_indices = (order, num_classes) == ("auto", 1000) and max(numbers, default=1000) < 1000
+    if names is not None or known_as_indices:
+        return numbers, f"{root}: numbered folders are ImageNet's class indices"
+    if order == "numeric" and not numbered:
+        name = next(name for name in classes if not re.fullmatch("[0-9]+", name))
+        raise UserError(
+            f"{root}: folder {printable(name)} is no number; leave DATA.class_order out"
+        )
+    if order == "numeric" and len(classes) != num_classes and max(numbers) < num_classes:
+        return numbers, ""
+    if order == "auto" and sorted(numbers) != numbers:
         raise UserError(
             f"{root}: the checkpoint carries no class names, and the numbered folders"
             f" {shortlist(classes)} have another order as text than as numbers; say which one it"
             " was trained with: DATA.class_order=text or DATA.class_order=numeric"
         )
-    note = f"{root}: the checkpoint carries no class names; its outputs are the folders by alphabet"
-    are_wnids = all(re.fullmatch(r"n\d{8}", name) for name in classes)
-    indices = in_order(root, classes, num_classes, sorted(classes))
-    return indices, "" if numbered or are_wnids else note
-
-
-def by_name(root: str, classes: Sequence[str], names: Sequence[str]) -> list[int]:
-    """The outputs of these names."""
-    index = {name: i for i, name in enumerate(names)}
-    if unknown := [name for name in classes if name not in index]:
-        raise UserError(
-            f"{root}: class {printable(unknown[0])} is none of the network's {len(names)} classes"
-            f" ({shortlist(names)}); give the data set that it was trained on"
-        )
-    return [index[name] for name in classes]
-
-
-def imagenet_indices(root: str, classes: Sequence[str]) -> tuple[list[int], str]:
-    """The numbers themselves, as in ImageNet-V2's folders 0 to 999."""
-    if max(map(int, classes)) > 999:
-        raise UserError(f"{root}: folder {max(classes, key=int)} is none of ImageNet's 0 to 999")
-    return [int(name) for name in classes], f"{root}: numbered folders are ImageNet's class indices"
-
-
-def by_number(root: str, classes: Sequence[str], num_classes: int, numbered: bool) -> list[int]:
-    """The folders' numbers, or where they are as many as the outputs, their order."""
-    if not numbered:
-        name = next(name for name in classes if not re.fullmatch("[0-9]+", name))
-        raise UserError(
-            f"{root}: folder {printable(name)} is no number; leave DATA.class_order out"
-        )
-    if len(classes) != num_classes and all(int(name) < num_classes for name in classes):
-        return [int(name) for name in classes]
-    return in_order(root, classes, num_classes, sorted(classes, key=int))
-
-
-def in_order(
-    root: str, classes: Sequence[str], num_classes: int, ordered: Sequence[str]
-) -> list[int]:
-    """The place of each class in an order, which must have them all."""
     if len(classes) != num_classes:
         raise UserError(
             f"{root} has {len(classes)} classes and the network {num_classes};"
             " the checkpoint carries no class names, so the folders must be all of its classes"
         )
-    place = {name: i for i, name in enumerate(ordered)}
-    return [place[name] for name in classes]
+    place = {
+        name: i for i, name in enumerate(sorted(classes, key=int if order == "numeric" else str))
+    }
+    note = f"{root}: the checkpoint carries no class names; its outputs are the folders by alphabet"
+    is_plain = order != "auto" or numbered or all(re.fullmatch(r"n\d{8}", name) for name in classes)
+    return [place[name] for name in classes], "" if is_plain else note

@@ -55,62 +55,57 @@ def train_transform(crop_size: int, min_area: float = 0.08) -> Transform:
 
 def eval_transform(img_size: int | None, crop_size: int) -> Transform:
     """Resize the shorter side to `img_size` and crop the centre; None and 0 crop alone."""
-    crop = transforms.CenterCrop(crop_size)
-    if not img_size:
-        return crop
-    return transforms.Compose([transforms.Resize(img_size), crop])
+    resize = [transforms.Resize(img_size)] if img_size else []
+    return transforms.Compose([*resize, transforms.CenterCrop(crop_size)])
 
 
 class ImageBatches(Dataset):
-    """Reads batches. A key is (epoch, position in the tree); the epoch seeds the crop."""
+    """Reads batches of trees, each of one.
+
+    A key is (number of the tree, position in it), or, where crops and flips are random and there is
+    one tree, (epoch, position in the tree): all that is random follows from seed and key.
+    """
 
     def __init__(
         self,
-        tree: ImageTree,
+        trees: Sequence[ImageTree],
         transform: Transform,
         size: int,  # of an image after the transform
         seed: int | None = None,  # of crops and flips; None where nothing is random
         flip: bool = True,
     ) -> None:
-        self.tree = tree
+        self.trees = trees
         self.transform = transform
         self.size = size
         self.seed = seed
         self.flip = flip
 
     def __getitems__(self, keys: Keys) -> Batch:
+        tree = self.tree_of(keys[0][0])
         positions = [position for _, position in keys]
         # Height, width, colour as PIL has it: permuted below, that is channels_last.
         pixels = np.empty((len(keys), self.size, self.size, 3), dtype=np.uint8)
         flips = torch.zeros(len(keys), dtype=torch.bool)
         error = None
-        for row, (epoch, position) in enumerate(keys):
+        for row, (number, position) in enumerate(keys):
             try:
-                image, flips[row] = self.load(epoch, position)
+                image, flips[row] = self.load(number, position)
             except UserError as problem:
                 error = str(problem)
                 break
             pixels[row] = np.asarray(image)
-        labels = torch.tensor([self.tree.labels[p] for p in positions])
+        labels = torch.tensor([tree.labels[p] for p in positions])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         return Batch(images, labels, torch.tensor(positions), flips, error)
 
-    def load(self, epoch: int, position: int) -> tuple[Image.Image, bool]:
+    def tree_of(self, number: int) -> ImageTree:
+        return self.trees[number if self.seed is None else 0]
+
+    def load(self, number: int, position: int) -> tuple[Image.Image, bool]:
         """One image after its transform, and whether it is to be mirrored."""
-        image = load_rgb(self.tree.path(position))
+        image = load_rgb(self.tree_of(number).path(position))
         if self.seed is None:
             return self.transform(image), False
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(derived_seed(self.seed, epoch, position))
+            torch.random.default_generator.manual_seed(derived_seed(self.seed, number, position))
             return self.transform(image), self.flip and bool(torch.rand(()) < 0.5)
-
-
-class FolderBatches(Dataset):
-    """Batches of several folders through one loader. A key is (number of the folder, position)."""
-
-    def __init__(self, trees: Sequence[ImageTree], transform: Transform, size: int) -> None:
-        self.size = size
-        self.folders = [ImageBatches(tree, transform, size) for tree in trees]
-
-    def __getitems__(self, keys: Keys) -> Batch:
-        return self.folders[keys[0][0]].__getitems__(keys)

@@ -3,8 +3,6 @@
 Needs neither torch nor Pillow, so that a process that only lists files starts at once.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,14 +13,9 @@ from utils.storage.files import names_sha256
 from utils.text import printable, shortlist
 
 # torchvision's, which a test compares.
-IMAGE_EXTENSIONS = (
-    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm"),
-    *(".tif", ".tiff", ".webp"),
-)
+IMAGE_EXTENSIONS = tuple(".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp".split())
 # Left by file servers, archivers and file systems, with thumbnails or deleted images in them.
-VENDOR_FOLDERS = frozenset(
-    {"@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "__MACOSX", "lost+found"}
-)
+VENDOR_FOLDERS = "@eaDir @Recycle #recycle #snapshot $RECYCLE.BIN __MACOSX lost+found".split()
 
 
 def is_image(name: str) -> bool:
@@ -117,18 +110,13 @@ def list_classes(root: str, listed: Callable[[int], object] = lambda count: None
     listing.loose = [name for name in names if is_image(name)]
     repeated = [name for name in listing.passed_over if not is_hidden(name)]
     for name in sorted(classes + repeated):
-        files = list_files(listing, name) if name in classes else []
+        folders = sorted(listing.walk(os.path.join(root, name))) if name in classes else []
+        files = [f"{listing.relative(path)}/{file}" for path, _, names in folders for file in names]
         listing.images[name] = [file for file in files if is_image(file)]
         if others := [file for file in files if not is_image(file)]:
             listing.others[name] = others
         listed(len(listing.images[name]))
     return listing
-
-
-def list_files(listing: Listing, name: str) -> list[str]:
-    """The files of one class, in folders within it, too."""
-    folders = sorted(listing.walk(os.path.join(listing.root, name)))
-    return [f"{listing.relative(path)}/{file}" for path, _, files in folders for file in files]
 
 
 @dataclass(frozen=True)
@@ -153,14 +141,14 @@ class ImageTree:
         """SHA-256 of `CLASS/IMAGE` as a number: the same wherever an image is listed."""
         return int(names_sha256(self.files[position : position + 1]), 16)
 
-    def subset(self, positions: Sequence[int]) -> ImageTree:
+    def subset(self, positions: Sequence[int]) -> "ImageTree":
         """Only the images at these positions, in that order."""
         files = tuple(self.files[i] for i in positions)
         return replace(self, files=files, labels=tuple(self.labels[i] for i in positions))
 
     def with_labels_of(
         self, names: Sequence[str] | None, num_classes: int, order: str = "auto"
-    ) -> ImageTree:
+    ) -> "ImageTree":
         """The same images with labels that index a network's outputs; see `outputs_of`."""
         outputs, note = outputs_of(self.root, self.classes, names, num_classes, order)
         notes = (*self.notes, note) if note else self.notes
@@ -170,9 +158,7 @@ class ImageTree:
 def read_split(data: str, split: str) -> ImageTree:
     """Find the images of DIR/train or DIR/val."""
     if not os.path.isdir(data):
-        raise UserError(
-            f"no folder {data}; give the data set as DIR, or set DATA.imagenet in configs.yml"
-        )
+        raise UserError(f"no folder {data}; give the data set as DIR, or set DATA.imagenet")
     root = os.path.join(data, split)
     if not os.path.isdir(root):
         raise UserError(f"{data} has no folder {split}; put the images into {root}/CLASS/")
@@ -196,12 +182,8 @@ def counted_twice(root: str, folders: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def read_tree(root: str) -> ImageTree:
-    """Find the images of a folder of class folders."""
-    return tree_of(list_classes(root))
-
-
-def tree_of(listing: Listing) -> ImageTree:
-    """The images of a listing, which must be without faults."""
+    """Find the images of a folder of class folders, in which nothing may be wrong."""
+    listing = list_classes(root)
     if problem := fault_of(listing):
         raise UserError(problem)
     labels = tuple(label for label, images in enumerate(listing.images.values()) for _ in images)
@@ -214,14 +196,9 @@ def fault_of(listing: Listing) -> str:
     if listing.unreadable:
         folder, reason = listing.unreadable[0]
         return f"cannot read the folder {printable(folder)}: {reason}; add it or make it readable"
-    if not listing.images and listing.loose:
-        loose = printable(min(listing.loose))
-        return (
-            f"{root} holds {len(listing.loose)} images such as {loose} and no class folders; move"
-            f" each image into {root}/CLASS/ (for ImageNet's val, by its list of labels)"
-        )
     if not listing.images:
-        return f"{root} has no class folders; put the images into {root}/CLASS/"
+        loose = f"holds {len(listing.loose)} images and " if listing.loose else ""
+        return f"{root} {loose}has no class folders; put each image into {root}/CLASS/"
     if listing.empty:
         return (
             f"{root}: no images in class folder {shortlist(listing.empty)}; fill or remove it"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from lib.data.datasets import Batch, FolderBatches, ImageBatches, PipedBatch
+from lib.data.datasets import Batch, ImageBatches, PipedBatch
 from lib.data.sampler import DistributedBatchSampler, EvaluationSampler
 from utils.distributed.context import DistributedContext
 from utils.distributed.signals import ignore_signals
@@ -115,7 +115,7 @@ class Loader:
 
 
 def make_loader(
-    dataset: ImageBatches | FolderBatches,
+    dataset: ImageBatches,
     batches: DistributedBatchSampler | EvaluationSampler,
     workers: int,
     device: torch.device,

@@ -13,7 +13,7 @@ from torch import nn
 from lib.algorithm.metrics import correct_in_top, full_precision
 from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.pool import DeviceBatch
-from lib.data.datasets import FolderBatches, eval_transform
+from lib.data.datasets import ImageBatches, eval_transform
 from lib.data.folders import ImageTree
 from lib.data.loader import make_loader, share_of_workers
 from lib.data.sampler import EvaluationSampler, share_in_batches
@@ -103,7 +103,7 @@ def read_folders(
 ) -> Iterator[DeviceBatch]:
     """Batches of chunks, (number of the tree, positions), through one loader, under a bar."""
     device, crop = task.context.device, conditions.crop
-    dataset = FolderBatches(trees, eval_transform(conditions.resize, crop), crop)
+    dataset = ImageBatches(trees, eval_transform(conditions.resize, crop), crop)
     sampler = EvaluationSampler([(number, part) for number, parts in chunks for part in parts])
     workers = min(share_of_workers(task.config.DATA.workers, task.context), len(sampler))
     loader = make_loader(dataset, sampler, workers, device, task.context.local_processes)

@@ -57,7 +57,7 @@ class EvaluationData:
 
     def __post_init__(self) -> None:
         transform = eval_transform(self.img_size, self.crop_size)
-        self.images = ImageBatches(self.tree, transform, self.crop_size)
+        self.images = ImageBatches([self.tree], transform, self.crop_size)
 
     def batches(self, positions: Iterable[int] | None = None) -> Iterator[DeviceBatch]:
         """This process's share of some positions (all by default), each image once."""

@@ -318,7 +318,7 @@ def make_train_loader(
     total = len(tree.files)
     order = DistributedBatchSampler(total, data.batch_size, context.rank, context.world_size, seed)
     crop = train_transform(data.crop_size, data.min_area)
-    images = ImageBatches(tree, crop, data.crop_size, seed, data.flip)
+    images = ImageBatches([tree], crop, data.crop_size, seed, data.flip)
     workers = share_of_workers(data.workers, context)
     loader = make_loader(
         images,

@@ -62,12 +62,12 @@ def evaluation(
 
 def clean(tree: ImageTree) -> ImageBatches:
     """Images without augmentation."""
-    return ImageBatches(tree, eval_transform(48, 32), 32)
+    return ImageBatches([tree], eval_transform(48, 32), 32)
 
 
 def augmented(tree: ImageTree, seed: int = 0) -> ImageBatches:
     """Training's images."""
-    return ImageBatches(tree, train_transform(32), 32, seed)
+    return ImageBatches([tree], train_transform(32), 32, seed)
 
 
 def epoch_of(
@@ -176,7 +176,7 @@ def test_crops_are_torchvisions(tree: ImageTree, min_area: float) -> None:
     image = Image.open(Path(tree.root, tree.files[4])).convert("RGB")
     torch.manual_seed(derived_seed(7, 2, 4))
     expected = transforms.RandomResizedCrop(32, scale=(min_area, 1))(image)
-    images = ImageBatches(tree, train_transform(32, min_area), 32, seed=7, flip=False)
+    images = ImageBatches([tree], train_transform(32, min_area), 32, seed=7, flip=False)
     assert np.array_equal(np.asarray(images.load(2, 4)[0]), np.asarray(expected))
     assert not any(images.load(epoch, 4)[1] for epoch in range(20))
     centre = transforms.CenterCrop(32)(image)  # without resizing
@@ -248,7 +248,7 @@ def test_the_main_process_raises_what_a_worker_met(
     good = Path(tree.root, tree.files[0])
     files = (str(good), "class0/bad.jpg", str(good))  # an absolute path stays itself
     broken = ImageTree(str(tmp_path), ("class0",), files, (0, 0, 0))
-    images = ImageBatches(broken, eval_transform(48, 32), 32)
+    images = ImageBatches([broken], eval_transform(48, 32), 32)
     batches = on_device(make_loader(images, in_order(3, 1), workers, CPU), CPU)
     assert next(batches).indices.tolist() == [0]
     with pytest.raises(UserError, match=f"^cannot read {bad}: it is not an image; replace"):
@@ -345,7 +345,7 @@ class Blocking(ImageBatches):
     """A disk that does not answer for one image, or a worker that the system kills for it."""
 
     def __init__(self, tree: ImageTree, position: int, killed: bool = False) -> None:
-        super().__init__(tree, eval_transform(48, 32), 32)
+        super().__init__([tree], eval_transform(48, 32), 32)
         self.position, self.killed = position, killed
 
     def load(self, epoch: int, position: int) -> tuple[Image.Image, bool]:
@@ -411,7 +411,7 @@ def test_the_time_of_waiting_is_measured(tree: ImageTree) -> None:
             time.sleep(0.02)
             return super().load(epoch, position)
 
-    loader = make_loader(Slow(tree, eval_transform(48, 32), 32), in_order(20, 5), 0, CPU)
+    loader = make_loader(Slow([tree], eval_transform(48, 32), 32), in_order(20, 5), 0, CPU)
     assert len(list(loader)) == 4
     assert 0.4 < loader.seconds_waited < 4
 

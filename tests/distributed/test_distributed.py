@@ -150,7 +150,7 @@ def train_steadily(
     settings = TrainingSettings(eps=16 / 255, step=5 / 255, attack_steps=2)
     trainer = Trainer(model, optimizer, noise, settings, network)
     order = DistributedBatchSampler(images, batch, context.rank, context.world_size, seed=1)
-    loader = make_loader(ImageBatches(tree, train_transform(24), 24, 1), order, 0, context.device)
+    loader = make_loader(ImageBatches([tree], train_transform(24), 24, 1), order, 0, context.device)
     seen, sums = [], MetricSums("cpu")
     for epoch in range(2):
         order.set_position(epoch)
@@ -308,7 +308,7 @@ def test_validation_is_of_the_network_that_is_saved(
     model = ResNet("resnet18", 4)
     model.load_state_dict(content["state_dict"])
     tree = read_split(str(digits), "val")
-    images = ImageBatches(tree, eval_transform(32, 32), 32)
+    images = ImageBatches([tree], eval_transform(32, 32), 32)
     keys = [(0, position) for position in range(len(tree.files))]
     pixels, labels, _ = to_device(images.__getitems__(keys), torch.device("cpu"))
     with frozen_eval(model), torch.no_grad():

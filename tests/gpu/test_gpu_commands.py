@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @checked(cpu=False)
 def test_batches_arrive_whole(scale: Scale, data: Path) -> None:
     """While the loop is ahead of the device and memory is given on; none is kept."""
-    dataset = ImageBatches(read_tree(str(data / "train")), train_transform(112), 112, seed=0)
+    dataset = ImageBatches([read_tree(str(data / "train"))], train_transform(112), 112, seed=0)
     order = DistributedBatchSampler(64, 16, seed=0)
     loader = make_loader(dataset, order, 2, scale.device)
     weights, reserved = torch.arange(1.0, 113, dtype=torch.float64), []
