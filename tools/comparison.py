@@ -196,16 +196,22 @@ def starts_of(conditions: Conditions) -> tuple[str, str]:
     return "random start by", conditions.starts or "number in the list"
 
 
-def merge_seeds(rows: Sequence[Row]) -> list[Row]:
-    """Rows that differ in the training's seed alone become one, in the place of the first."""
+def seed_groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Rows that differ in the training's seed alone, in the place of the first; others alone."""
     groups: dict[str, list[tuple[int, Row]]] = {}
     for row in rows:
         setting, seed = setting_and_seed(row)
         groups.setdefault(setting, []).append((seed, row))
-    merged: list[Row] = []
     for group in groups.values():
-        members = [row for _, row in group]
-        if len({seed for seed, _ in group}) == len(group) > 1:
+        together = len({seed for seed, _ in group}) == len(group)
+        yield from [[row for _, row in group]] if together else ([row] for _, row in group)
+
+
+def merge_seeds(rows: Sequence[Row]) -> list[Row]:
+    """Rows that differ in the training's seed alone become one."""
+    merged: list[Row] = []
+    for members in seed_groups(rows):
+        if len(members) > 1:
             values: dict[Column, list[Value]] = {}
             for column, value in (pair for row in members for pair in row.values.items()):
                 values.setdefault(column, []).append(value)

@@ -6,7 +6,8 @@
     python -m tools.plot robustness RUN_A RUN_B -o fig.png
 
 imagenet_c takes results of `evaluate.py --eva_on_imagenet_c`, gradient_ratio run folders trained
-with `--print_gradients True`, training one run folder, robustness run folders that hold evaluations
+with `--print_gradients True` (those that differ in their seed alone are drawn as mean and standard
+deviation), training one run folder, robustness run folders that hold evaluations
 at several eps. Exit status 2 after an error.
 """
 
@@ -16,10 +17,11 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from tools.comparison import Row, seed_groups
 from utils.config.command_line import tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
-from utils.figures.gradients import gradient_ratio, read_gradient_norms
+from utils.figures.gradients import gradient_ratio, mean_of_seeds, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
 from utils.figures.style import run_labels, save_figure
@@ -55,7 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         add("--title", default="", help="text above the figure")
         figure.set_defaults(draw=draw)
         if name in ("imagenet_c", "gradient_ratio"):
-            add("--labels", nargs="+", metavar="NAME", help="a name per input")
+            add("--labels", nargs="+", metavar="NAME", help="a name per input, or per its seeds")
         if name == "gradient_ratio":
             add("--epoch", type=int, metavar="N", help="from 1; default the last")
     return parser.parse_args(argv)
@@ -75,10 +77,14 @@ def of_imagenet_c(arguments: argparse.Namespace) -> Figure:
 
 
 def of_gradients(arguments: argparse.Namespace) -> Figure:
-    """Gradient norm ratios of one or more runs."""
-    labels = run_labels(arguments.inputs, arguments.labels)
-    runs = [read_gradient_norms(run, arguments.epoch) for run in arguments.inputs]
-    return gradient_ratio(dict(zip(labels, runs, strict=True)), arguments.title)
+    """Gradient norm ratios of one or more runs; those of several seeds as their mean."""
+    groups = list(seed_groups([Row(run, "", "") for run in arguments.inputs]))
+    labels = run_labels([group[0].folder for group in groups], arguments.labels)
+    runs = {}
+    for label, group in zip(labels, groups, strict=True):
+        seeds = [read_gradient_norms(row.folder, arguments.epoch) for row in group]
+        runs[f"{label}, {len(seeds)} seeds" if len(seeds) > 1 else label] = mean_of_seeds(seeds)
+    return gradient_ratio(runs, arguments.title)
 
 
 def of_training(arguments: argparse.Namespace) -> Figure:

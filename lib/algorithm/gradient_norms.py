@@ -155,6 +155,8 @@ class GradientNorms:
 
 
 def mean_and_std(total: float, squares: float, n: float) -> tuple[float, float]:
-    """Mean and population standard deviation from sums."""
+    """Mean and standard deviation (over n - 1) from sums; of one sample there is no deviation."""
     mean = total / n
-    return mean, max(squares / n - mean * mean, 0.0) ** 0.5
+    if n < 2:
+        return mean, float("nan")
+    return mean, (max(squares - n * mean * mean, 0.0) / (n - 1)) ** 0.5

@@ -74,7 +74,7 @@ def measured_step(
 
 def summary(values: list[float]) -> tuple[float, float]:
     mean = math.fsum(values) / len(values)
-    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.2])

@@ -21,7 +21,7 @@ from records import attack, attack_result, imagenet_c_result, write
 
 from lib.imagenet_c.corruptions import EXTRA, STANDARD
 from utils.figures.attacks import AttackedImage, attack_images
-from utils.figures.gradients import gradient_ratio, read_gradient_norms
+from utils.figures.gradients import gradient_ratio, mean_of_seeds, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
 from utils.figures.study import robustness_against_cost
@@ -204,6 +204,33 @@ def test_gradient_ratio(runs: list[Path]) -> None:
     axes = gradient_ratio({"A": rows["A"]}).axes[0]
     low, high = axes.get_ylim()
     assert (axes.get_yscale(), low < 1 < 44 < high < math.inf) == ("log", True)
+
+
+def test_gradient_ratios_of_seeds_are_their_mean(here: Path) -> None:
+    """Ratios 40, 42, 43 of the first seed's last epoch, and 10 more and 26 more of the others."""
+    seeds = []
+    for more, name in ((0, FREE), (10, f"{FREE}_seed1"), (26, f"{FREE}_seed2")):
+        rows = read_gradient_norms(write_run(Path(name)))
+        seeds.append([{**row, "ratio": f"{float(row['ratio']) + more}"} for row in rows])
+        write_csv(
+            Path(name, "gradient_norms.csv"), GRADIENTS, [list(r.values()) for r in seeds[-1]]
+        )
+    means = mean_of_seeds(seeds)
+    assert [float(row["ratio"]) for row in means[:2]] == [52, 53]
+    assert float(means[0]["deviation"]) == pytest.approx(172**0.5)  # of -12, -2, 14 over 2
+    fig = gradient_ratio({"A": means})
+    conv, _, fc = fig.axes
+    lines = {tuple(line.get_ydata()) for line in conv.get_lines()}
+    assert (52, 54) in lines
+    bars, band, *_ = conv.collections
+    assert list(bars.get_segments()[0][:, 1]) == pytest.approx([52 - 172**0.5, 52 + 172**0.5])
+    assert band.get_paths()
+    assert [text.get_text() for text in fc.get_legend().get_texts()] == ["56.00 ± 13.11"]
+    assert "Epoch 4. Bands and bars: ± one standard deviation over the seeds (n - 1)." in texts(fig)
+    one, other = write_run(Path(FREE)), write_run(Path(f"{FREE}_seed3"), epochs=2)
+    assert "give --epoch" in only_error(call("tools.plot", "gradient_ratio", one, other, "-o", "x"))
+    command = ("tools.plot", "gradient_ratio", one, other, "--epoch", "2", "-o", "x")
+    assert call(*command).status == 0
 
 
 def test_imagenet_c_of_one_result() -> None:

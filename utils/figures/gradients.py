@@ -1,7 +1,8 @@
 """The figure of gradient norms: adversarial over clean, layer by layer."""
 
+import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from utils.errors import UserError
-from utils.figures.style import GREY, WIDTH, legend_handles, literal, point_style, styled
+from utils.figures.style import (
+    GREY,
+    WIDTH,
+    footnote,
+    legend_handles,
+    literal,
+    point_style,
+    styled,
+)
+from utils.storage.accuracy import over_seeds
 from utils.storage.files import CsvRows, read_csv, series
 
 # By group of parameters: the panel's title and what its axis counts.
@@ -40,9 +50,26 @@ def read_gradient_norms(run: str | Path, epoch: int | None = None) -> list[dict[
     return [row for row, its in zip(rows, epochs, strict=True) if its == wanted]
 
 
+def mean_of_seeds(seeds: Sequence[CsvRows]) -> CsvRows:
+    """The rows with the mean ratio over runs of several seeds, and its standard deviation."""
+    if len(seeds) == 1:
+        return seeds[0]
+    if len({tuple((row["epoch"], row["parameter"]) for row in rows) for rows in seeds}) > 1:
+        raise UserError("runs of several seeds have other last epochs or layers; give --epoch")
+    means = []
+    for same in zip(*seeds, strict=True):
+        over = over_seeds(series(same, "ratio"))
+        means.append({**same[0], "ratio": str(over.percent), "deviation": str(over.spread)})
+    return means
+
+
 @styled
 def gradient_ratio(runs: Mapping[str, CsvRows], title: str = "") -> Figure:
-    """Ratio of adversarial to clean gradient norms against depth: arXiv:2002.08619, Figure 6."""
+    """Ratio of adversarial to clean gradient norms against depth: arXiv:2002.08619, Figure 6.
+
+    Args:
+        runs: by label, the rows of one epoch; with a deviation where they are means.
+    """
     fig = Figure(figsize=(WIDTH, 3.1), layout="constrained")
     panels = fig.subplots(1, 3, sharey=True, width_ratios=(1, 1, 0.42))
     for axes, (group, (name, axis)) in zip(panels, GROUPS.items(), strict=True):
@@ -69,6 +96,11 @@ def gradient_ratio(runs: Mapping[str, CsvRows], title: str = "") -> Figure:
     handles = legend_handles({label: point_style(index) for index, label in enumerate(runs)})
     handles += legend_handles(types | {"equal norms": EQUAL})
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
+    epochs = sorted({row["epoch"] for rows in runs.values() for row in rows}, key=float)
+    note = f"Epoch {' and '.join(epochs)}."
+    if any("deviation" in row for rows in runs.values() for row in rows):
+        note += " Bands and bars: ± one standard deviation over the seeds (n - 1)."
+    footnote(fig, note)
     fig.suptitle(literal(title))
     return fig
 
@@ -87,7 +119,16 @@ def draw_ratios(axes: Axes, rows: CsvRows, index: int, shift: float) -> None:
     depths = sorted(set(series([*members["weight"], *members["bias"]], "depth")))
     for name, style in PARAMETER_STYLES.items():
         numbers = [bisect_right(depths, d) + shift for d in series(members[name], "depth")]
-        axes.plot(numbers, series(members[name], "ratio"), **point_style(index) | style)
-    for whole in (float(row["ratio"]) for row in rows if parameter_type(row) == "all"):
-        axes.plot([], [], label=f"{whole:.2f}", **point_style(index))
+        ratios, deviations = (series(members[name], column) for column in ("ratio", "deviation"))
+        axes.plot(numbers, ratios, **point_style(index) | style)
+        if not all(map(math.isnan, deviations)):
+            pairs = list(zip(ratios, deviations, strict=True))
+            ends = [max(r - d, r / 100) for r, d in pairs], [r + d for r, d in pairs]
+            colour = point_style(index)["color"]
+            axes.vlines(numbers, *ends, color=colour, linewidth=0.6)
+            if style["linestyle"] != "none":  # a line, which gets a band
+                axes.fill_between(numbers, *ends, color=colour, alpha=0.15, linewidth=0)
+    for row in (row for row in rows if parameter_type(row) == "all"):
+        spread = f" ± {float(row['deviation']):.2f}" if "deviation" in row else ""
+        axes.plot([], [], label=f"{float(row['ratio']):.2f}{spread}", **point_style(index))
         axes.legend(title="whole group", title_fontsize=7.5, handletextpad=0.2, alignment="left")
