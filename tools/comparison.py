@@ -239,6 +239,8 @@ def over_seeds(values: Sequence[Value]) -> Value:
     if len(values) == 1:
         return replace(values[0], seeds=1)
     mean = accuracy.over_seeds([value.percent for value in values])
+    if values[0].interval:
+        mean = replace(mean, interval=mean_estimate(mean.percent / 100, values[0].n).interval)
     warned = any(value.warned for value in values)
     return replace(values[0], **vars(mean) | {"warned": warned}, seeds=len(values))
 

@@ -10,7 +10,7 @@ from utils.text import markdown_table, printable
 
 
 def cell_text(value: Value | None) -> str:
-    """`93.6 [91.2, 95.4]`; in a row of seeds `93.6 ± 0.4 (3)`, or with its interval and `(1)`."""
+    """`93.6 [91.2, 95.4]`; in a row of seeds `93.6 ± 0.4 [91.2, 95.4] (3)`."""
     if value is None:
         return "-"
     text = f"{value.percent:.1f}"
@@ -115,7 +115,8 @@ def reading_notes(
     lines = ["Top-1 accuracy in %, in brackets its 95 % Wilson interval."]
     if any(value.spread is not None for _, _, value in entries):
         lines.append(
-            "a ± b (n): mean and standard deviation over the trainings of n seeds; (1): of one."
+            "a ± b [c, d] (n): mean and standard deviation (n - 1) over the trainings of n seeds,"
+            " and the mean's interval over the images; (1): of one seed."
         )
     for measure in sorted(measures & {MEAN, MEAN_OF_OTHERS}):
         lines.append(

@@ -50,7 +50,8 @@ def demo(folder: Path) -> None:
     for flags in METHODS.values():
         train = [*CONFIG, *flags, "--print_gradients", "True", "--save_images", "6"]
         step(folder, str(ROOT / "main_free.py"), "digits", *train, "--resume", "auto")
-    folders = sorted((folder / "trained_models").iterdir(), key=lambda run: "_FN_" in run.name)
+    folders = [run for run in (folder / "trained_models").iterdir() if "_seed" not in run.name]
+    folders.sort(key=lambda run: "_FN_" in run.name)
     for run in folders:
         best = f"{run.name}/model_best.pth.tar"
         corrupted = ["digits-C", "--eva_on_imagenet_c", *CONFIG, "--resume", best]

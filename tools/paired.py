@@ -27,7 +27,7 @@ def paired_lines(names: Sequence[str], rows: Mapping[str, Values]) -> list[str]:
         raise UserError(
             f"{names[0]} and {names[1]} share no measure; evaluate both under the same conditions"
         )
-    lines = [f"McNemar's exact test, {names[0]} against {names[1]}:"]
+    found, p_values = [], []
     for column in shared:
         one, other = outcomes(first[column]), outcomes(second[column])
         if one.keys() != other.keys():
@@ -35,12 +35,30 @@ def paired_lines(names: Sequence[str], rows: Mapping[str, Values]) -> list[str]:
         a = sum(one[image] and not other[image] for image in one)
         b = sum(other[image] and not one[image] for image in one)
         eps = column.condition("eps")
-        title = column.measure + (f", eps {eps}" if eps else "")
-        lines.append(
-            f"{title}: right on {a} images that the other gets wrong, against {b}; of"
-            f" {len(one)}, p = {mcnemar_exact(a, b):.3g}"
-        )
-    return lines
+        title = column.title + (f", eps {eps}" if eps else "")
+        text = f"{title}: right on {a} images that the other gets wrong, against {b}; of {len(one)}"
+        found.append(text)
+        p_values.append(mcnemar_exact(a, b))
+    number, corrected = len(found), holm(p_values)
+    head = f"McNemar's exact test, {names[0]} against {names[1]}"
+    if number == 1:
+        return [f"{head}:", f"{found[0]}, p = {p_values[0]:.3g}"]
+    results = zip(found, p_values, corrected, strict=True)
+    return [
+        f"{head}: {number} tests were made, so some p are small by chance; Holm's correction for"
+        " all of them stands behind:",
+        *(f"{text}, p = {p:.3g}, corrected {c:.3g}" for text, p, c in results),
+    ]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted for as many tests (Holm, S. 1979, Scandinavian Journal of Statistics 6)."""
+    number, highest = len(p_values), 0.0
+    corrected = [0.0] * number
+    for rank, index in enumerate(sorted(range(number), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (number - rank) * p_values[index]))
+        corrected[index] = highest
+    return corrected
 
 
 def row_meant(name: str, rows: Mapping[str, Values]) -> str:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from utils.errors import UserError
 from utils.figures.study import robustness_against_cost
 from utils.figures.style import save_figure
 from utils.storage.accuracy import over_seeds
+from utils.storage.conditions import worst_of
 from utils.storage.files import atomic_write, make_folder
 from utils.storage.results import AttackResult, only_result
 from utils.text import markdown_table
@@ -186,8 +188,11 @@ def write_report(folder: Path, jobs: Sequence[Job]) -> None:
     for job, result in zip(jobs, results, strict=True):
         worst.setdefault(job.row, []).append(result.worst_case.top1.percent)
     costs = {job.row: training_cost(job.config) for job in jobs}
-    points = {row: (costs[row], over_seeds(values)) for row, values in worst.items()}
-    save_figure(robustness_against_cost(points), folder / "cost")
+    doubtful = {job.row for job, result in zip(jobs, results, strict=True) if result.warnings}
+    means = {row: replace(over_seeds(v), warned=row in doubtful) for row, v in worst.items()}
+    points = {row: (costs[row], mean) for row, mean in means.items()}
+    over = worst_of(results[0].conditions.attacks)
+    save_figure(robustness_against_cost(points, over), folder / "cost")
     config, provenance = jobs[0].config, results[0].provenance
     methods = {job.config.TRAIN.method: job.config for job in jobs}
     rows = [

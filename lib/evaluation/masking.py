@@ -79,21 +79,26 @@ def output_warnings(model: nn.Module, images: torch.Tensor) -> list[str]:
     return warnings
 
 
-def check_selection(checkpoint: str, trained: Mapping[str, Any] | None) -> Iterator[str]:
-    """A warning where the attacked images may have chosen the model by its robustness to them.
+def check_selection(
+    checkpoint: str, trained: Mapping[str, Any] | None
+) -> tuple[list[str], list[str]]:
+    """Warnings and notes where the images may have chosen the model by its accuracy on them.
 
     Args:
         checkpoint: name of the file.
         trained: the settings of its training, where it is ours.
     """
     train = (trained or {}).get("TRAIN", {})
-    by_robustness = train.get("select") == "pgd" and train.get("select_from", "val") == "val"
-    if checkpoint in (BEST, BEST_EMA) and by_robustness:
-        yield (
+    if checkpoint not in (BEST, BEST_EMA) or not train or train.get("select_from", "val") != "val":
+        return [], []
+    advice = "TRAIN.select_from: train holds images out of the training to choose on"
+    if train.get("select") == "pgd":
+        chosen = (
             f"{checkpoint} was chosen by PGD-10 on {train['select_examples']} of the validation"
-            " images, so its robust accuracy on them is biased upwards; TRAIN.select_from: train"
-            " holds images out of the training to choose on"
         )
+        return [f"{chosen} images, so its robust accuracy on them is biased upwards; {advice}"], []
+    chosen = f"{checkpoint} was chosen by its clean accuracy on the validation images"
+    return [], [f"{chosen}, which is biased upwards on them; {advice}"]
 
 
 def check_attacks(rows: Mapping[str, Rows], specs: Sequence[AttackSpec]) -> Iterator[str]:

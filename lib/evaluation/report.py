@@ -67,7 +67,7 @@ def summarise(
         tuple(warnings),
         CleanAccuracies(
             Accuracy(sum(row.correct for row in clean), n),
-            Accuracy(sum(row.correct5 for row in clean), n),
+            Accuracy(sum(row.correct5 for row in clean), n) if has_top5(evaluation) else None,
             loss=sum(row.loss for row in clean) / n,
         ),
         () if cascade else tuple(attacks),
@@ -75,6 +75,11 @@ def summarise(
         tuple(spec.name for spec in specs) if cascade else None,
         notes=tuple(notes),
     )
+
+
+def has_top5(evaluation: Evaluation) -> bool:
+    """With five outputs or fewer every image is right within five."""
+    return evaluation.task.evaluated.model.num_classes > 5
 
 
 def attack_accuracies(evaluation: Evaluation, spec: AttackSpec) -> list[AttackAccuracies]:
@@ -86,13 +91,13 @@ def attack_accuracies(evaluation: Evaluation, spec: AttackSpec) -> list[AttackAc
     clean, attacked = evaluation.rows[CLEAN], evaluation.rows[spec.name]
     scale = evaluation.task.evaluated.model.scale
     settings: dict[str, Any] = {"steps": 0, "step_size": 0.0, "loss": None, "restarts": 1}
-    top5 = None
-    if isinstance(spec, PGDSpec):  # AutoAttack has no top-5
+    top5 = None  # AutoAttack has none
+    if isinstance(spec, PGDSpec):
         settings = {key: getattr(spec, key) for key in settings}
         scale = evaluation.threat.protocol.search_scale(spec, scale)
         robust5 = sum(row.robust5 for row in attacked.values())
         robust5 += sum(row.correct5 for i, row in clean.items() if i not in attacked)
-        top5 = Accuracy(robust5, len(clean))
+        top5 = Accuracy(robust5, len(clean)) if has_top5(evaluation) else None
     accuracies = []
     for number, (name, label) in enumerate(spec.parts, 1):
         robust = sum(row.stages_survived >= number for row in attacked.values())

@@ -220,15 +220,16 @@ def run_attacks(evaluation: Evaluation) -> tuple[list[str], list[str]]:
         logger.warning(warning)
     evaluation.run()
     own = evaluation.data.context.gather(evaluation.warnings)
+    biased, chosen = check_selection(Path(evaluated.identity["path"]).name, evaluated.trained)
     warnings = [
         *evaluation.data.tree.notes,
         *unreachable,
         *check_network(evaluated.model, evaluation.data),
         *check_attacks(evaluation.rows, evaluation.specs),
-        *check_selection(Path(evaluated.identity["path"]).name, evaluated.trained),
+        *biased,
         *sorted(set().union(*own)),
     ]
-    return warnings, notes
+    return warnings, [*notes, *chosen]
 
 
 def draw_curve(evaluations: Sequence[Evaluation], usual: Mapping[str, Any]) -> None:

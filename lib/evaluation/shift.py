@@ -53,7 +53,8 @@ def evaluate_shift(task: Task, root: str) -> ShiftResult:
         accuracies[name] = ShiftAccuracies(classes, sets[name].fingerprint, **tops)
     warnings = tuple(dict.fromkeys(note for tree in whole.values() for note in tree.notes))
     result = ShiftResult(conditions, task.provenance(subset), warnings, accuracies)
-    finish(task, result, COLUMNS, csv_rows(result), lambda: figure(result), table_of(result))
+    text = table_of(result, task.evaluated.model.num_classes)
+    finish(task, result, COLUMNS, csv_rows(result), lambda: figure(result), text)
     return result
 
 
@@ -104,13 +105,19 @@ def measure_of(sets: dict[str, ImageTree], num_classes: int, device: torch.devic
     return outcomes
 
 
-def table_of(result: ShiftResult) -> str:
-    """Accuracies in percent."""
+def table_of(result: ShiftResult, outputs: int) -> str:
+    """Accuracies in percent; without top-5 of five outputs or fewer, where it is always 100."""
+
+    def cell(entry: ShiftAccuracies, measure: str) -> str:
+        choices = entry.classes if "present" in measure else outputs
+        few = choices <= 5 and "top5" in measure
+        return "-" if few else f"{getattr(entry, measure).percent:.2f}"
+
     header = ["test set", "images", "classes", "top-1 (%)", "top-5 (%)"]
     header += ["top-1 of its classes", "top-5 of its classes"]
     rows = [
         [name, str(entry.top1.n), str(entry.classes)]
-        + [f"{getattr(entry, measure).percent:.2f}" for measure in MEASURES]
+        + [cell(entry, measure) for measure in MEASURES]
         for name, entry in result.sets.items()
     ]
     text = "top-1 and top-5 are over all outputs; those of its classes leave the other outputs out"

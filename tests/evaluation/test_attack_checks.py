@@ -10,7 +10,7 @@ from lib.algorithm.pool import DeviceBatch
 from lib.algorithm.protocols import PAPER, PROTOCOLS, AutoAttackSpec, PGDSpec, ThreatModel
 from lib.evaluation.autoattack import AutoAttack
 from lib.evaluation.evaluate import AttackRow, attack_rows
-from lib.evaluation.masking import check_attacks, check_reach, output_warnings
+from lib.evaluation.masking import check_attacks, check_reach, check_selection, output_warnings
 from lib.evaluation.validation import CleanRow, clean_rows
 
 EPS, STEP, SIZE = 0.1, 0.02, 8
@@ -130,6 +130,26 @@ def test_steps_that_do_not_reach_the_edge_of_the_ball() -> None:
     assert warning.startswith(both)
     assert note.startswith("PGD-5 (ce) and PGD-5 (margin): 5 x 5.1/255 reach 25.5/255 of a radius")
     assert check_reach(specs, ThreatModel(EPS, PAPER)) == (warnings, [])  # it starts at the centre
+
+
+@pytest.mark.parametrize(
+    ("file", "train", "warned", "noted"),
+    [
+        ("model_best.pth.tar", {"select": "clean"}, "", "by its clean accuracy on the validation"),
+        ("model_ema_best.pth.tar", {}, "", "by its clean accuracy on the validation"),
+        ("model_best.pth.tar", {"select": "pgd"}, "by PGD-10 on 9 of the validation", ""),
+        ("model_best.pth.tar", {"select": "clean", "select_from": "train"}, "", ""),
+        ("checkpoint.pth.tar", {"select": "clean"}, "", ""),
+        ("model_best.pth.tar", None, "", ""),
+    ],
+)
+def test_images_that_have_chosen_the_model_are_named(
+    file: str, train: dict | None, warned: str, noted: str
+) -> None:
+    trained = None if train is None else {"TRAIN": {"select_examples": 9, **train}}
+    for found, words in zip(check_selection(file, trained), (warned, noted), strict=True):
+        assert len(found) == bool(words)
+        assert all(words in text and "biased upwards" in text for text in found)
 
 
 class Broken(Linear):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -94,6 +95,7 @@ def test_accuracies_are_those_of_a_plain_loop() -> None:
     few, every = result.sets["rendered"], result.sets["sketch"]
     assert (few.classes, every.classes, few.top1.n, every.top1.n) == (2, 4, 32, 36)
     assert every.present_top1 == every.top1
+    assert re.search(r"^rendered +32 +2 +[\d.]+ +- +[\d.]+ +-$", said, re.M)
     assert few.top5.fraction == few.present_top5.fraction == 1  # of four outputs
     with open("run/shift_standard_rendered+sketch.csv", newline="") as file:
         rows = {row["test_set"]: row for row in csv.DictReader(file)}

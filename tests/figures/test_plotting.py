@@ -136,7 +136,7 @@ FIGURES: dict[str, Callable[[Path], Figure]] = {
         [AttackedImage(PIXELS, PIXELS, "a", "a", "a", "PGD-10 (ce)")] * 4, 0.1, "T"
     ),
     "costs": lambda _: robustness_against_cost(
-        {"free": (20, over_seeds([50, 52])), "free + HE": (20, over_seeds([55]))}
+        {"free": (20, over_seeds([50, 52])), "free + HE": (20, over_seeds([55]))}, "worst of PGD"
     ),
 }
 
@@ -222,9 +222,10 @@ def test_gradient_ratios_of_seeds_are_their_mean(here: Path) -> None:
     conv, _, fc = fig.axes
     lines = {tuple(line.get_ydata()) for line in conv.get_lines()}
     assert (52, 54) in lines
-    bars, band, *_ = conv.collections
-    assert list(bars.get_segments()[0][:, 1]) == pytest.approx([52 - 172**0.5, 52 + 172**0.5])
-    assert band.get_paths()
+    ends = pytest.approx([52 - 172**0.5, 52 + 172**0.5])
+    band, bar = conv.collections  # of the line, and of the shortcut
+    assert sorted({y for x, y in band.get_paths()[0].vertices if x == 1}) == ends
+    assert list(bar.get_segments()[0][:, 1]) == pytest.approx([55 - 172**0.5, 55 + 172**0.5])
     assert [text.get_text() for text in fc.get_legend().get_texts()] == ["56.00 ± 13.11"]
     assert "Epoch 4. Bands and bars: ± one standard deviation over the seeds (n - 1)." in texts(fig)
     one, other = write_run(Path(FREE)), write_run(Path(f"{FREE}_seed3"), epochs=2)
@@ -313,6 +314,16 @@ def test_an_attack_that_large_balls_do_not_help_is_weak(
     warnings = weak_attack_warnings(results)
     assert len(warnings) == bool(says)
     assert says in "".join(warnings)
+
+
+def test_a_study_of_one_seed_names_no_deviation() -> None:
+    for percents, bars in (([50, 52], True), ([50], False)):
+        one = replace(over_seeds(percents), warned=True)
+        fig = robustness_against_cost({"free": (20, one), "free + HE": (20, over_seeds([55]))}, "w")
+        assert "Two trainings of one cost are drawn beside it." in texts(fig)
+        assert ("standard deviation over the seeds (n - 1)" in texts(fig)) == bars
+        assert "hollow: evaluated with a warning" in texts(fig)
+        assert fig.axes[0].get_ylabel() == "robust accuracy (%)\nw"
 
 
 def test_attack_images() -> None:

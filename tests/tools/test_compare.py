@@ -21,7 +21,7 @@ from records import PGD10, attack, attack_result, imagenet_c_result, provenance,
 from scipy import stats
 
 from tools.comparison import values_of
-from tools.paired import mcnemar_exact
+from tools.paired import holm, mcnemar_exact
 from utils.figures.comparison import Panel, comparison
 from utils.storage.accuracy import Accuracy, Estimate
 from utils.storage.conditions import BY_FILE, PGD_ALONE
@@ -298,7 +298,7 @@ def test_runs_that_differ_in_seed_alone_are_one_row(compare: Compare) -> None:
     rows = table(compare(*names, HE))
     assert list(rows) == ["FreeAT, 3 seeds", HE_NAME]
     # mean 52.667, standard deviation sqrt((2.667^2 + 0.333^2 + 2.333^2) / 2) = 2.517
-    assert rows["FreeAT, 3 seeds"]["PGD-10 (ce)"] == "52.7 ± 2.5 (3)"
+    assert rows["FreeAT, 3 seeds"]["PGD-10 (ce)"] == "52.7 ± 2.5 [43.0, 62.2] (3)"
     with open("comparison.csv") as file:
         line = next(row for row in csv.DictReader(file) if row["measure"] == "PGD-10 (ce)")
     assert float(line["std"]) == pytest.approx(2.516611, abs=1e-6)
@@ -307,7 +307,7 @@ def test_runs_that_differ_in_seed_alone_are_one_row(compare: Compare) -> None:
     write_all({f"{names[0]}/eps": attack_result("0", eps=16 / 255, attacks=[PGD50])})
     row = table(compare(*names))["FreeAT, 3 seeds"]
     assert {cell.rpartition(" ")[2] for cell in row.values()} == {"(1)", "(2)", "(3)"}
-    assert row["PGD-50 (ce), eps 4/255"] == "50.0 ± 0.0 (2)"
+    assert row["PGD-50 (ce), eps 4/255"] == "50.0 ± 0.0 [40.4, 59.6] (2)"
     assert row["PGD-50 (ce), eps 16/255"] == f"{OF_100[50]} (1)"
 
 
@@ -320,6 +320,23 @@ def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(compare: C
     for name in names:  # the same seed twice: not a sample of seeds
         Path(name, "config.yml").write_text(json.dumps({"RUN": {"seed": 0}}))
     assert len(table(compare(*names))) == 3
+
+
+def test_holms_correction() -> None:
+    """The smallest p times 4, the next times 3, and so on, never below one before."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+def test_whiskers_of_images_and_of_seeds_are_told_apart() -> None:
+    values = {"A": Estimate(50, (40, 60), spread=2), "B": Estimate(70, (60, 80))}
+    fig = comparison([Panel("", "", [("PGD", values)])])
+    drawn = [
+        (list(c.get_segments()[0][:, 0]), c.get_linewidth()[0]) for c in fig.axes[0].collections
+    ]
+    assert drawn == [([40, 60], 0.9), ([48, 52], 2.8), ([60, 80], 0.9)]
+    note = "Whiskers: 95 % Wilson intervals over the images. Thick bars: ± one standard deviation"
+    assert fig._supxlabel.get_text().startswith(note)
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (3, 9), (9, 3), (5, 5), (40, 71), (700, 600)])
@@ -342,7 +359,9 @@ def test_paired_outcomes(compare: Compare) -> None:
     text = compare("one", "two", "--paired", "one", "two/attack_standard.json").out
     # 6 images against 1: 2 (1 + 7) / 2^7 = 0.125
     assert "PGD-10 (ce), eps 4/255: right on 6 images that the other gets wrong, against 1" in text
-    assert "of 10, p = 0.125" in text
+    # PGD-10 and the worst case, beside the clean images, on which p is 1.
+    assert text.count("of 10, p = 0.125, corrected 0.375") == 2
+    assert "3 tests were made" in text
     assert "no such row" in refused(compare("one", "two", "--paired", "one", "three"))
     write_outcomes("two", "00")
     assert "list other images" in refused(compare("one", "two", "--paired", "one", "two"))

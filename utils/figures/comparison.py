@@ -65,9 +65,14 @@ def draw_panel(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
         middles.append((top + bottom) / 2)
         for row, name in enumerate(name for name in names if name in values):
             y = middles[-1] + row - (len(values) - 1) / 2
-            low, high = values[name].whiskers
+            percent, spread = values[name].percent, values[name].spread
+            low, high = values[name].interval or (percent, percent)
             style = point_style(names.index(name))
-            axes.hlines(y, low, high, color=style["color"], linewidth=1.2)
+            axes.hlines(y, low, high, color=style["color"], linewidth=0.9)
+            if spread is not None:
+                ends = percent - spread, percent + spread
+                axes.hlines(y, *ends, color=style["color"], linewidth=2.8, alpha=0.5)
+                high = max(high, ends[1])
             axes.plot(values[name].percent, y, **marked(style, values[name].warned))
             text = f" {values[name].percent:.1f}"
             axes.annotate(text, (high, y), (3, 0), textcoords="offset points", va="center", size=7)
@@ -86,8 +91,8 @@ def draw_panel(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
 def whisker_note(values: Sequence[Estimate]) -> str:
     """What the whiskers are."""
     parts = []
-    if any(value.spread is None and value.interval for value in values):
-        parts.append("95 % Wilson intervals over the images")
+    if any(value.interval for value in values):
+        parts.append("Whiskers: 95 % Wilson intervals over the images.")
     if any(value.spread is not None for value in values):
-        parts.append("± one standard deviation over the seeds")
-    return f"Whiskers: {'; '.join(parts)}." if parts else ""
+        parts.append("Thick bars: ± one standard deviation over the seeds (n - 1).")
+    return " ".join(parts)

@@ -14,7 +14,6 @@ from utils.errors import UserError
 from utils.figures.style import (
     GREY,
     WIDTH,
-    footnote,
     legend_handles,
     literal,
     point_style,
@@ -71,7 +70,7 @@ def gradient_ratio(runs: Mapping[str, CsvRows], title: str = "") -> Figure:
         runs: by label, the rows of one epoch; with a deviation where they are means.
     """
     fig = Figure(figsize=(WIDTH, 3.1), layout="constrained")
-    panels = fig.subplots(1, 3, sharey=True, width_ratios=(1, 1, 0.42))
+    panels = fig.subplots(1, 3, sharey=True, width_ratios=(1, 1, 0.55))
     for axes, (group, (name, axis)) in zip(panels, GROUPS.items(), strict=True):
         axes.axhline(1, zorder=1.5, **EQUAL)
         for index, rows in enumerate(runs.values()):
@@ -95,12 +94,11 @@ def gradient_ratio(runs: Mapping[str, CsvRows], title: str = "") -> Figure:
     types = {t: common | style for t, style in PARAMETER_STYLES.items() if t in drawn}
     handles = legend_handles({label: point_style(index) for index, label in enumerate(runs)})
     handles += legend_handles(types | {"equal norms": EQUAL})
-    fig.legend(handles=handles, loc="outside lower center", ncols=3)
     epochs = sorted({row["epoch"] for rows in runs.values() for row in rows}, key=float)
     note = f"Epoch {' and '.join(epochs)}."
     if any("deviation" in row for rows in runs.values() for row in rows):
         note += " Bands and bars: ± one standard deviation over the seeds (n - 1)."
-    footnote(fig, note)
+    fig.legend(handles=handles, loc="outside lower center", ncols=3, title=note)
     fig.suptitle(literal(title))
     return fig
 
@@ -125,8 +123,9 @@ def draw_ratios(axes: Axes, rows: CsvRows, index: int, shift: float) -> None:
             pairs = list(zip(ratios, deviations, strict=True))
             ends = [max(r - d, r / 100) for r, d in pairs], [r + d for r, d in pairs]
             colour = point_style(index)["color"]
-            axes.vlines(numbers, *ends, color=colour, linewidth=0.6)
-            if style["linestyle"] != "none":  # a line, which gets a band
+            if style["linestyle"] == "none" or len(pairs) == 1:
+                axes.vlines(numbers, *ends, color=colour, linewidth=0.6)
+            else:
                 axes.fill_between(numbers, *ends, color=colour, alpha=0.15, linewidth=0)
     for row in (row for row in rows if parameter_type(row) == "all"):
         spread = f" ± {float(row['deviation']):.2f}" if "deviation" in row else ""
