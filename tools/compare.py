@@ -16,7 +16,6 @@ status 2), or given a column each by --allow_mixed.
 """
 
 import argparse
-import os
 import re
 import sys
 from collections import Counter
@@ -68,7 +67,7 @@ def compare(arguments: argparse.Namespace) -> None:
         notes += paired_lines(arguments.paired, values)
     text = markdown(tables, [*(n for table in tables for n in condition_notes(table)), *notes])
     print(text, end="")
-    stem = output_stem(arguments.output)
+    stem = arguments.output
     make_folder(stem.parent)
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("md", "csv", "tex")]
     atomic_write(paths[0], text)
@@ -84,8 +83,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("runs", metavar="RUN_OR_JSON", nargs="+", type=user_path)
     place = "folder (there, or ending in /), or path without suffix (default: %(default)s)"
-    stem = "comparison"
-    add("-o", "--output", metavar="STEM", default=stem, type=os.path.expanduser, help=place)
+    add("-o", "--output", metavar="STEM", default="comparison", type=output_stem, help=place)
     add("--names", nargs="+", metavar="NAME", help="a name per row, in order")
     mixed = "give numbers that do not compare a column each, with what differs in its title"
     add("--allow_mixed", action="store_true", help=mixed)
@@ -118,11 +116,11 @@ def row_names(rows: Sequence[Row], given: Sequence[str] | None) -> list[str]:
     ]
 
 
-def output_stem(output: str) -> Path:
-    """The path of the files without suffix; a stem such as `s10.0` has none to drop."""
-    if output.endswith("/") or Path(output).is_dir():
-        return Path(output) / "comparison"
-    return Path(re.sub(r"\.(md|csv|tex|png|pdf)$", "", output))
+def output_stem(text: str) -> Path:
+    """argparse type: the path of the files without suffix; a stem such as `s10.0` has none."""
+    if text.endswith("/") or user_path(text).is_dir():
+        return user_path(text) / "comparison"
+    return user_path(re.sub(r"\.(md|csv|tex|png|pdf)$", "", text))
 
 
 if __name__ == "__main__":

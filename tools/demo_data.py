@@ -20,6 +20,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,9 @@ def write_data(arguments: argparse.Namespace) -> None:
     digits = Path(os.path.abspath(arguments.dir))
     write_digits(digits)
     if arguments.corruptions:
-        build(
-            digits.with_name(f"{digits.name}-C"),
-            {"corrupted": arguments.images, "of": "digits", "pixels": SIZE},
-            lambda folder: write_corruptions(digits / "val", folder, arguments),
-        )
+        recipe = {"corrupted": arguments.images, "of": "digits", "pixels": SIZE}
+        write = partial(write_corruptions, digits / "val", arguments)
+        build(digits.with_name(f"{digits.name}-C"), recipe, write)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -78,8 +77,7 @@ def build(folder: Path, recipe: dict[str, Any], write: Callable[[Path], None]) -
                 print(f"{folder}: already complete")
                 return
         raise UserError(
-            f"{folder} is not empty and was not made by this command with these settings; remove"
-            " it or choose another folder"
+            f"{folder} is not empty and was not made by this command with these settings; remove it"
         )
     make_folder(folder.parent)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -118,7 +116,7 @@ def write_digits(folder: Path, limit: int | None = None) -> None:
     build(folder, recipe | ({"limit": limit} if limit else {}), write)
 
 
-def write_corruptions(val: Path, folder: Path, arguments: argparse.Namespace) -> None:
+def write_corruptions(val: Path, arguments: argparse.Namespace, folder: Path) -> None:
     """Every corruption and severity of evenly spread images, under a progress bar."""
     files = sorted(path.relative_to(val).as_posix() for path in val.glob("*/*.png"))
     count = min(arguments.images, len(files))

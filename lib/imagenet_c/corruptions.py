@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from utils.storage.results import Summary
+from utils.text import shortlist
 
 SEVERITIES = (1, 2, 3, 4, 5)
 # AlexNet's top-1 error averaged over the five severities, of Hendrycks & Dietterich; AugMix's too.
@@ -65,11 +66,6 @@ def corruptions_label(names: Sequence[str]) -> str:
     return labels.get(tuple(names), "+".join(names))
 
 
-def are_imagenet_classes(classes: Sequence[str]) -> bool:
-    """Whether these are ImageNet's 1000 classes: WordNet ids such as n01440764, all of them."""
-    return len(set(classes)) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in classes)
-
-
 def summarise(
     accuracies: Mapping[str, Sequence[float]],
     classes: Sequence[str],
@@ -81,22 +77,20 @@ def summarise(
     clean images off both.
     """
     means = {name: fmean(accuracies[name]) for name in STANDARD if name in accuracies}
+    absent = [name for name in STANDARD if name not in means]
     groups: dict[str, float | None] = {}
     left_out: dict[str, str] = {}
     for group, members in GROUPS.items():
-        absent = [name for name in members if name not in means]
-        groups[group] = None if absent else fmean(means[name] for name in members)
-        if absent:
-            left_out[group] = f"without {', '.join(absent)}"
-    absent = [name for name in STANDARD if name not in means]
+        if lacking := [name for name in members if name in absent]:
+            left_out[group] = f"without {', '.join(lacking)}"
+        groups[group] = None if lacking else fmean(means[name] for name in members)
     if absent:
-        names = ", ".join(absent[:3]) + ", ..." * (len(absent) > 3)
-        reason = f"needs all 15 corruptions; {len(absent)} were not evaluated: {names}"
+        reason = f"needs all 15 corruptions; {len(absent)} were not evaluated: {shortlist(absent)}"
         left_out |= dict.fromkeys(("mean_accuracy", "mean_error", "mCE", "relative_mCE"), reason)
         return Summary(None, None, None, None, groups, {}, left_out)
     ce: dict[str, float] = {}
     relative_mce = None
-    if not are_imagenet_classes(classes):
+    if len(classes) != 1000 or not all(re.fullmatch(r"n\d{8}", name) for name in classes):
         reason = (
             "needs ImageNet's 1000 classes by their ids (n01440764, ...), for AlexNet's errors are"
             f" over them; this tree has {len(classes)} classes"
@@ -114,13 +108,5 @@ def summarise(
                 100 * (clean_accuracy - means[name]) / (ALEXNET_ERRORS[name] - ALEXNET_CLEAN_ERROR)
                 for name in STANDARD
             )
-    mean_accuracy = fmean(means.values())
-    return Summary(
-        mean_accuracy=mean_accuracy,
-        mean_error=1 - mean_accuracy,
-        mCE=fmean(ce.values()) if ce else None,
-        relative_mCE=relative_mce,
-        groups=groups,
-        CE=ce,
-        left_out=left_out,
-    )
+    mean, mce = fmean(means.values()), fmean(ce.values()) if ce else None
+    return Summary(mean, 1 - mean, mce, relative_mce, groups, ce, left_out)

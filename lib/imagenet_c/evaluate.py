@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
-
-from matplotlib.figure import Figure
 
 from lib.algorithm.protocols import PROTOCOLS
 from lib.data.folders import ImageTree
@@ -70,10 +69,7 @@ def evaluate_imagenet_c(task: Task, root: str) -> ImageNetCResult:
         clean = find_clean_accuracy(folder, conditions, len(images.files))
     result = make_result(counts, images, conditions, task.provenance(subset), clean)
     run = run_label(folder.resolve().name)
-
-    def draw() -> Figure:
-        return imagenet_c({run: result}, f"Common corruptions, {run}")
-
+    draw = partial(imagenet_c, {run: result}, f"Common corruptions, {run}")
     finish(task, result, COLUMNS, csv_rows(result), draw, result_text(result))
     return result
 

@@ -62,21 +62,23 @@ class Checkpoint:
 def read_checkpoint(path: str, first_key: str = FIRST_KEY) -> Checkpoint:
     """Load a checkpoint of ours, of the published releases, torchvision's or other libraries'.
 
-    Args:
-        path: of the file.
-        first_key: of the network in other people's files, behind which wrappers are stripped off.
-
-    Raises:
-        UserError: missing, damaged, not a checkpoint, or holding Python objects.
+    In other people's files, wrappers before the network's first key are stripped off.
     """
     content = load_tensors(path)
     if not isinstance(content, Mapping):
-        raise UserError(
-            f"{path} holds a {type(content).__name__}, not a state_dict; save the network's"
-            " state_dict"
-        )
+        kind = type(content).__name__
+        raise UserError(f"{path} holds a {kind}, not a state_dict; save the network's state_dict")
     if "format" in content:
-        checkpoint = own_checkpoint(path, content)
+        if content["format"] != FORMAT:
+            raise UserError(
+                f"{path} has format {content['format']!r} and this version reads {FORMAT!r}; use"
+                " the version that saved it"
+            )
+        model = content.get("model")
+        if not isinstance(model, Mapping):
+            raise UserError(f"{path} lacks the settings of its network; take the file as saved")
+        weights = dict(content.get("state_dict", {}))
+        checkpoint = Checkpoint(path, weights, content, dict(model), model["arch"])
     else:
         network, mean, std = split_weights(path, find_weights(content), first_key)
         arch = content["arch"] if isinstance(content.get("arch"), str) else None
@@ -84,20 +86,6 @@ def read_checkpoint(path: str, first_key: str = FIRST_KEY) -> Checkpoint:
     if not checkpoint.state_dict:
         raise UserError(f"{path} holds no weights of a network; save the network's state_dict")
     return checkpoint
-
-
-def own_checkpoint(path: str, content: Mapping[str, Any]) -> Checkpoint:
-    """A file that this suite has saved."""
-    if content["format"] != FORMAT:
-        raise UserError(
-            f"{path} has format {content['format']!r} and this version reads {FORMAT!r}; use the"
-            " version that saved it"
-        )
-    model = content.get("model")
-    if not isinstance(model, Mapping):
-        raise UserError(f"{path} lacks the settings of its network; take the file as it was saved")
-    state_dict = dict(content.get("state_dict", {}))
-    return Checkpoint(path, state_dict, content, dict(model), model["arch"])
 
 
 def load_tensors(path: str) -> Any:

@@ -76,25 +76,20 @@ def lock_folder(folder: Path) -> TextIO:
     """A file that no other training can open while it is open here; no forked worker holds it."""
     file = open(folder / ".lock", "w", encoding="utf-8")
     deadline = time.monotonic() + LOCK_SECONDS
-    while not acquire(file):
-        if time.monotonic() > deadline:
-            file.close()
-            raise UserError(
-                f"another training is at work in {folder}; wait for its end, or give this one"
-                " another --output_prefix"
-            )
-        time.sleep(0.1)
-    return file
+    while True:
+        try:
+            import fcntl
 
-
-def acquire(file: TextIO) -> bool:
-    """Try once; False where another process has the lock."""
-    try:
-        import fcntl
-
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except (ImportError, OSError):  # a system or a file system without locks
-        pass
-    return True
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            if time.monotonic() > deadline:
+                file.close()
+                raise UserError(
+                    f"another training is at work in {folder}; wait for its end, or give this one"
+                    " another --output_prefix"
+                ) from error
+            time.sleep(0.1)
+            continue
+        except (ImportError, OSError):  # a system or a file system without locks
+            pass
+        return file
