@@ -115,7 +115,15 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
         Options(script, shlex.join(["python", f"{script}.py", *arguments])),
     )
     phases_of(config)  # what is wrong in the last phase is reported before the first
-    check_paths(config.OPTIONS)
+    options = config.OPTIONS
+    if options.data is not None and not os.path.isdir(options.data):
+        raise UserError(f"no folder {options.data}; give the data set's folder as DIR")
+    if options.image_ids not in (None, ROBUSTBENCH) and not os.path.isfile(options.image_ids):
+        raise UserError(f"--image_ids {options.image_ids}: no such file")
+    if options.resume not in ("", "auto"):
+        find_checkpoint(options.resume)
+    if options.transfer_from:
+        find_checkpoint(options.transfer_from)
     return config
 
 
@@ -131,15 +139,3 @@ def parse_assignment(assignment: str) -> tuple[str, str, object]:
         with suppress(yaml.YAMLError, ValueError, OverflowError, RecursionError):
             value = yaml.load(text, PlainLoader)
     return f"--set {key}", key, value
-
-
-def check_paths(options: Options) -> None:
-    """Files and folders that the flags name must exist."""
-    if options.data is not None and not os.path.isdir(options.data):
-        raise UserError(f"no folder {options.data}; give the data set's folder as DIR")
-    if options.image_ids not in (None, ROBUSTBENCH) and not os.path.isfile(options.image_ids):
-        raise UserError(f"--image_ids {options.image_ids}: no such file")
-    if options.resume and options.resume != "auto":
-        find_checkpoint(options.resume)
-    if options.transfer_from:
-        find_checkpoint(options.transfer_from)

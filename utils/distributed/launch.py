@@ -248,33 +248,23 @@ def run_rank(
     worker: Worker, config: Config, rank: int, count: int, local_rank: int, init_method: str = ""
 ) -> None:
     """Be one of `count` ranks, or the only one; `init_method` as in `context.init`."""
+    import torch
+
     from utils.distributed import context as distributed
 
     context = distributed.init(config.RUN.device, rank, count, local_rank, init_method)
     try:
         worker(config, context)
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        said = re.search(r"out of memory|can't allocate memory", str(error), re.IGNORECASE)
+        if not said and not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             raise
-        raise UserError(memory_advice(config, context.device)) from error
+        batch, part = ("EVAL", "EVAL") if config.OPTIONS.evaluating else ("DATA", "TRAIN")
+        raise UserError(
+            f"out of memory on {context.device}; lower {batch}.batch_size or the crop, or use"
+            f" {part}.precision bf16"
+        ) from error
     distributed.destroy()  # not after an error: it would wait for peers that may be busy
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the CPU, had no memory left."""
-    import torch
-
-    message = re.search(r"out of memory|can't allocate memory", str(error), re.IGNORECASE)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or message is not None
-
-
-def memory_advice(config: Config, device: object) -> str:
-    """What makes the work smaller that was too large for a device's memory."""
-    batch, part = ("EVAL", "EVAL") if config.OPTIONS.evaluating else ("DATA", "TRAIN")
-    return (
-        f"out of memory on {device}; lower {batch}.batch_size or the crop, or use {part}.precision"
-        " bf16"
-    )
 
 
 def lost_peer(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
@@ -37,7 +37,7 @@ class ResumableRows:
         for lines in context.gather(own):
             for phase, rows in lines:
                 self.found.setdefault(phase, {}).update(rows)
-        self.file = context.run_and_share_errors(self.open)
+        self.file = open(self.path, "ab")
         self.unwritten: dict[str, Rows] = {}
         self.written_at = time.monotonic()
 
@@ -47,20 +47,8 @@ class ResumableRows:
         lines = []
         for path in journals(self.folder, self.digest):
             if int(path.suffixes[-2].removeprefix(".rank")) % world_size == rank:
-                try:
-                    lines += list(readable_lines(path.read_bytes(), self.read_row))
-                except OSError as error:
-                    raise UserError(
-                        f"cannot read {path}: {error.strerror}; make it readable"
-                    ) from error
+                lines += list(readable_lines(path.read_bytes(), self.read_row))
         return lines
-
-    def open(self) -> BinaryIO:
-        """This process's file."""
-        try:
-            return open(self.path, "ab")
-        except OSError as error:
-            raise unwritable(self.path, error) from error
 
     def add(self, phase: str, rows: Mapping[Any, Any]) -> None:
         """Keep rows: in memory at once, on the disk within `SECONDS_BETWEEN_WRITES`."""
@@ -77,7 +65,10 @@ class ResumableRows:
             self.file.flush()
             os.fsync(self.file.fileno())
         except OSError as error:
-            raise unwritable(self.path, error) from error
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; free some space, then give the same"
+                " command again to resume"
+            ) from error
         self.unwritten, self.written_at = {}, time.monotonic()
 
     def __enter__(self) -> "ResumableRows":
@@ -97,14 +88,6 @@ def readable_lines(content: bytes, read_row: ReadRow) -> Iterator[tuple[str, Row
             yield phase, dict(read_row(phase, key, values) for key, values in rows)
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
             continue
-
-
-def unwritable(path: Path, error: OSError) -> UserError:
-    """The user error of a failed write."""
-    return UserError(
-        f"cannot write {path}: {error.strerror}; free some space, then give the same command again"
-        " to resume"
-    )
 
 
 def journals(folder: Path, digest: str) -> list[Path]:
