@@ -144,7 +144,7 @@ def subjects_of(part: str, options: argparse.Namespace, folder: Path) -> Subject
     steps, seconds = (5, 0.01) if options.quick else (50, 4.0)
     sizes |= {"data": str(folder), "pgd_steps": steps, "take_seconds": seconds}
     modes: dict[bool | str, str] = {False: ""}
-    if not options.no_compile and part in ("free", "pgd"):  # `standard` has batches of every size
+    if not options.no_compile and part != "reading":
         modes[True] = " compile"
         if part == "free" and options.device.startswith("cuda"):
             modes[REDUCE_OVERHEAD] = f" {REDUCE_OVERHEAD}"

@@ -33,6 +33,7 @@ from lib.imagenet_c.tree import find_folders, read_corruptions
 from lib.training.setup import make_trainer
 from models.resnet import ResNet
 from tools import published_loop as plain
+from utils.compiling import Compiled
 from utils.config.settings import Config, Data, Train
 from utils.cpu_memory import keep_freed_memory
 from utils.distributed.context import DistributedContext
@@ -201,9 +202,9 @@ class Suite:
             tree, None, case.crop_size, case.batch_size, case.workers, self.context
         )
         attack = PGDSpec(case.pgd_steps, STEP_SIZE), ThreatModel(EPS, precision=case.precision)
-        images = len(tree.files)
-        work = partial(validate_pgd, HalfRobust(self.model, 0.5), data, *attack, images)
-        return evaluation(work, images)
+        images, model = len(tree.files), HalfRobust(self.model, 0.5)
+        outputs = Compiled(model, case.batch_size) if case.compiled else None
+        return evaluation(partial(validate_pgd, model, data, *attack, images, outputs), images)
 
     def reading(self) -> Actions:
         """One loader over all folders."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from lib.algorithm.losses import ce_loss
 from lib.algorithm.metrics import averages, correct_in_top, full_precision
-from lib.algorithm.pgd import frozen_eval
+from lib.algorithm.pgd import Logits, frozen_eval
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.pool import DeviceBatch
 from lib.algorithm.protocols import PGDSpec, ThreatModel
@@ -123,9 +123,18 @@ def validate(
 
 
 def validate_pgd(
-    model: nn.Module, data: EvaluationData, spec: PGDSpec, threat: ThreatModel, examples: int
+    model: nn.Module,
+    data: EvaluationData,
+    spec: PGDSpec,
+    threat: ThreatModel,
+    examples: int,
+    outputs: Logits | None = None,
 ) -> float:
-    """Robust top-1 in percent on evenly spread images, over all processes."""
+    """Robust top-1 in percent on evenly spread images, over all processes.
+
+    Args:
+        outputs: of the model, compiled, for the search.
+    """
     positions = evenly_spread(len(data.tree.files), examples)
     targets = set(positions)
     if threat.protocol.every_iterate:
@@ -134,7 +143,7 @@ def validate_pgd(
             rows.update(part)
         shares = data.context.gather(rows)
         targets = {i for part in shares for i, row in part.items() if row.correct}
-    attack = PGDAttack(model, spec, threat, number_of=data.tree.image_number)
+    attack = PGDAttack(model, spec, threat, outputs, number_of=data.tree.image_number)
     robust = 0
     with frozen_eval(model):
         for outcome in attack.run(data.batches(sorted(targets))):

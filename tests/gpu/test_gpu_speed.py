@@ -1,12 +1,11 @@
 """Free, natural and PGD steps against the plain published loop of the same run.
 
-GPU_JSON=found.json python -m pytest -m gpu tests/gpu/test_gpu_speed.py    # the table as JSON too
+GPU_JSON=found.json python -m pytest -s -m gpu tests/gpu/test_gpu_speed.py
 """
 
 import gc
 import json
 import os
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from tests.gpu.scale import Scale, checked, difference, minibatch
-from tools.benchmark_subject import Case, Suite, measure
+from tests.gpu.scale import Scale, checked, difference
+from tools.benchmark_subject import Case, Plain, Suite, take
 from utils.config.validators import REDUCE_OVERHEAD
 from utils.storage.provenance import versions
 
@@ -40,35 +39,42 @@ def measured(scale: Scale, part: str, images: int, subject: str, precision: str,
     device, seconds = str(scale.device), 1.5 if scale.cuda else 0.01
     images_and_size = images, scale.size, device, 0, "", 0, seconds
     case = Case(part, subject, precision, mode, scale.arch, *images_and_size)
-    gc.collect()
+    torch._dynamo.reset()
     counters.clear()
+    gc.collect()
     if scale.cuda:
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
     with pytest.MonkeyPatch.context() as patch:  # tuning is given back
-        patch.setattr(torch.backends.cudnn, "benchmark", False)
-        result = measure(case)
-        compilations = counters["stats"]["unique_graphs"]
+        patch.setattr(torch.backends.cudnn, "benchmark", True)
+        measuring = (Plain if subject == "plain" else Suite)(case)
+        takes = {name: take(case, *action) for name, action in getattr(measuring, part)().items()}
         if mode is True:
-            assert compiled_error(case, scale) <= 0.2  # bf16, random weights
-    rates = {action: n / seconds for action, (n, seconds) in result["takes"].items()}
+            trainer, x = measuring.trainer, measuring.images.requires_grad_()
+            pair = (trainer.logits(network, x) for network in (trainer.network, trainer.model))
+            assert difference(*pair) <= 0.2  # bf16, random weights
+    rates = {action: n / seconds for action, (n, seconds) in takes.items()}
     unit = 50 if part == "pgd" else 1  # its images are counted as PGD-50 would attack them
     for action, rate in rates.items():
         row = {"step": action, "images": images, "subject": subject, "precision": precision}
         row |= {"compiled": mode, "ms": 1000 * images / (unit * rate), "images/s": unit * rate}
-        ROWS.append({**row, "GiB": result["peak_memory_bytes"] / 2**30})
-    return rates, compilations
+        show(row)
+    return rates, counters["stats"]["unique_graphs"]
 
 
-def compiled_error(case: Case, scale: Scale) -> float:
-    """The logits that a compiled network gives, beside the eager one's."""
-    trainer = Suite(case).trainer
-    images, _, _ = minibatch(case.batch_size, scale)
-    if case.part == "pgd":
-        trainer.model.eval().requires_grad_(False)
-    images.requires_grad_()
-    eager, compiled = (trainer.logits(n, images) for n in (trainer.model, trainer.network))
-    return difference(compiled, eager)
+def show(row: dict[str, Any]) -> None:
+    """A row of the table, at once, and the whole as JSON into the file that GPU_JSON names."""
+    ROWS.append(row)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    builds = f"{device}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
+    lines = [row.values()] if len(ROWS) > 1 else [[builds], row, row.values()]
+    for line in lines:
+        print(*(f"{c:>11.4g}" if isinstance(c, float) else f"{c:>11}" for c in map(plain, line)))
+    if path := os.environ.get("GPU_JSON"):
+        Path(path).write_text(json.dumps({"on": builds, "versions": versions(), "rows": ROWS}))
+
+
+def plain(cell: Any) -> Any:
+    return str(cell) if isinstance(cell, bool) else cell
 
 
 def over(scale: Scale, part: str, images: int, precision: str, mode: Any, base: tuple) -> float:
@@ -79,22 +85,6 @@ def over(scale: Scale, part: str, images: int, precision: str, mode: Any, base: 
         for subject in (("suite", precision, mode), base)
     )
     return own / other
-
-
-@pytest.fixture(scope="module", autouse=True)
-def table(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Prints the rows at the end, and writes them to the file that GPU_JSON names."""
-    yield
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    builds = f"{device}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
-    lines = [*ROWS[:1], *(row.values() for row in ROWS)]
-    cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in line] for line in lines]
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print("", builds, *("".join(f"{c:>11}" for c in line) for line in cells), sep="\n")
-    if path := os.environ.get("GPU_JSON"):
-        content = {"on": builds, "versions": versions(), "rows": ROWS}
-        Path(path).write_text(json.dumps(content, indent=1))
-    measured.cache_clear()
 
 
 @checked(quick=True, slow=True)
@@ -115,7 +105,6 @@ def test_eager_steps(scale: Scale, part: str, images: int, precision: str) -> No
 )
 def test_compiled_steps(scale: Scale, part: str, images: int, mode: Any) -> None:
     """Few compilations, and what eager computes; CUDA graphs are for few images."""
-    torch._dynamo.reset()
     base = PLAIN if mode is True else ("suite", "bf16", False)
     least = GOALS[part, images, "bf16", True] if mode is True else LEAST_OVER_EAGER
     assert over(scale, part, images, "bf16", mode, base) >= least
