@@ -54,6 +54,7 @@ class EvaluatedModel:
         identity: path, sha256, arch, FN, WN, s_HE, angular_margin_HE; for result files.
         file_name: the checkpoint's; empty for a run's best model and where there is no file.
         trained: the configuration of its training, {section: {key: value}}, in our own files.
+        notes: what to know of how the file was read.
     """
 
     model: PixelNetwork
@@ -62,6 +63,7 @@ class EvaluatedModel:
     identity: dict[str, Any]
     file_name: str = ""
     trained: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def trained_or_default(self) -> Mapping[str, Any]:
@@ -79,13 +81,14 @@ def load_evaluated_model(config: Config, device: torch.device, path: str = "") -
         UserError: no such checkpoint, or it contradicts the flags.
     """
     path = path or config.OPTIONS.resume
-    trained = None
+    trained, notes = None, []
     if path:
         path = find_checkpoint(str(config.run_dir / BEST) if path == "auto" else path)
         model, settings, checkpoint = read_network(config, path)
         folder, digest = Path(path).parent, file_sha256(path)
         name = "" if Path(path).name == BEST else Path(path).name
         trained = checkpoint.content.get("config") if checkpoint.is_ours else None
+        notes = [checkpoint.note] if checkpoint.note else []
     else:
         model, settings = pretrained_network(config)
         folder = ROOT / f"{settings.arch.replace('/', '_')}_pretrained"
@@ -96,7 +99,7 @@ def load_evaluated_model(config: Config, device: torch.device, path: str = "") -
     identity = {"path": path, "sha256": digest}
     for key in ("arch", "FN", "WN", "s_HE", "angular_margin_HE"):
         identity[key] = getattr(settings, key)
-    return EvaluatedModel(model, settings, folder, identity, name, trained)
+    return EvaluatedModel(model, settings, folder, identity, name, trained, tuple(notes))
 
 
 def read_network(config: Config, path: str) -> tuple[PixelNetwork, ModelSettings, Checkpoint]:
@@ -105,7 +108,7 @@ def read_network(config: Config, path: str) -> tuple[PixelNetwork, ModelSettings
         network = read_any_network(config, path)
         if network is not None:
             return network
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, weights=config.OPTIONS.weights)
     settings = settings_of(config, checkpoint)
     return model_of(checkpoint, settings), settings, checkpoint
 
@@ -116,7 +119,7 @@ def read_any_network(
     """As `read_network`, of any family; None where the file says that it is another network's."""
     arch = config.TRAIN.arch
     keys = [key for key in any_network(config).body.state_dict() if "num_batches" not in key]
-    checkpoint = read_checkpoint(path, first_key=keys[0])
+    checkpoint = read_checkpoint(path, keys[0], config.OPTIONS.weights)
     last = checkpoint.state_dict.get(keys[-1])
     if checkpoint.is_ours or (last is None and not config.given("TRAIN.arch")):
         return None
@@ -263,6 +266,8 @@ class Task:
             colours = f"mean {settings.mean}, std {settings.std}"
             order = f"class order {self.config.DATA.class_order}"
             network = f"{settings.describe()}, {colours}, {order}"
+            if self.config.OPTIONS.weights:
+                network += f", weights {self.config.OPTIONS.weights}"
         return Conditions(
             kind=kind,
             protocol=protocol,
@@ -312,7 +317,7 @@ def load_surrogate(task: Task) -> EvaluatedModel | None:
     if not path:
         return None
     # The flags describe the evaluated network and contradict nothing in the surrogate's file.
-    values = {key: config.value(key) for key in KEYS.values()}
+    values = {key: config.value(key) for key in KEYS.values()} | {"weights": ""}
     without_flags = config.changed(values, Source.BUILT_IN)
 
     def load() -> EvaluatedModel:

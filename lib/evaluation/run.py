@@ -62,6 +62,8 @@ def evaluate(config: Config, context: DistributedContext) -> None:
 
     logger = Logger(context.is_main)
     evaluated = context.run_and_share_errors(load)
+    for note in evaluated.notes:
+        logger.info(note)
     for warning in ignored_settings(config, evaluated.settings.hypersphere):
         logger.warning(warning)
     task = Task(with_trained_settings(config, evaluated, logger), context, logger, evaluated)

@@ -226,7 +226,10 @@ def find_resumption(config: Config, folder: Path, logger: Logger) -> Checkpoint 
     """
     wanted, phase_before = config.OPTIONS.resume, config.OPTIONS.start_from
     if wanted not in ("", "auto"):
-        return without_finished_training(config, read_checkpoint(find_checkpoint(wanted)))
+        start = read_checkpoint(find_checkpoint(wanted), weights=config.OPTIONS.weights)
+        if start.note:
+            logger.info(start.note)
+        return without_finished_training(config, start)
     present = [path for path in (folder / LATEST, folder / PREVIOUS) if os.path.exists(path)]
     for path in present if wanted else ():
         with suppress(UnreadableCheckpoint):

@@ -94,6 +94,7 @@ def test_the_command_is_kept_as_it_can_be_pasted() -> None:
         ("main_free --s_HE 10", False, ""),  # what it is anyway
         ("main_free --pretrained --resume w.pth", False, "--pretrained"),
         ("main_free --pretrained --resume auto", False, ""),  # for the first start
+        ("main_free --weights model_ema", False, "--weights"),
         ("main_free --attack pgd3 --n_examples 5 --save_images 2", False, ""),  # at the end
         ("main_free --set TRAIN.gradient_every=3", False, "TRAIN.gradient_every"),
         ("main_free --set TRAIN.gradient_every=3 --print_gradients", False, ""),

@@ -17,7 +17,15 @@ from utils.errors import UserError
 
 SHOWN = yaml.safe_load((ROOT / "configs.yml").read_text())
 # A value of each metavar that no flag has as its default.
-SAMPLES = {"S": ["5.5"], "M": ["0.1"], "N": ["7"], "A": ["0.25"], "EPS": ["1,2"], "TEXT": ["again"]}
+SAMPLES = {
+    "S": ["5.5"],
+    "M": ["0.1"],
+    "N": ["7"],
+    "A": ["0.25"],
+    "EPS": ["1,2"],
+    "KEY": ["model_ema"],
+    "TEXT": ["again"],
+}
 SAMPLES |= {"PATH": ["auto"], "FILE": ["w.pth"], "NAMES": ["pgd3,fog"], SWITCH: [], "BOOL": ["yes"]}
 NAMES = {"protocol": "paper", "device": "cpu", "norm": "L2"}
 NAME = "resnet50_free_adv_step4_eps4_repeat4_bs256"

@@ -120,6 +120,13 @@ def madry(model: ResNet) -> dict[str, Any]:
     return {"model": state, "epoch": 90, "optimizer": {}, "schedule": None}
 
 
+def with_numpy(model: ResNet) -> dict[str, Any]:
+    """As FastAT's ImageNet release, timm's and torchvision's scripts save them."""
+    args = argparse.Namespace(lr=np.float32(0.5), cuts=[np.bool_(True)], ema=(np.int64(3),))
+    state = OrderedDict(model.state_dict())
+    return {"epoch": np.int64(90), "best": np.float64(60.5), "args": args, "state_dict": state}
+
+
 # Other people's
 
 
@@ -171,6 +178,9 @@ def test_plain_torchvision_state_dict() -> None:
         (lambda m: {"state_dict": {"state_dict": m.state_dict()}, "best": torch.ones(1)}, 0, False),
         (lambda m: {"model": {"depth": 18}, "network": m.state_dict()}, 0, False),
         (lambda m: {"state_dict": prefixed(m, "net."), "hyper_parameters": {"lr": 1}}, 0, False),
+        (lambda m: {"model_ema": torch.optim.swa_utils.AveragedModel(m).state_dict()}, 0, False),
+        (lambda m: {"last": m.state_dict(), "acc": torch.ones(1), "optimizer": {}}, 0, False),
+        (with_numpy, 90, False),
         (madry, 90, True),
         (lambda m: normalised("normalize.") | prefixed(m, "model."), 0, True),  # RobustBench
         (lambda m: normalised("module.0.") | prefixed(m, "module.1."), 0, True),
@@ -204,16 +214,47 @@ def without(model: ResNet, key: str) -> dict[str, Any]:
         (lambda m: without(m, "layer1.0.conv1.weight"), "lacks layer1.0.conv1.weight"),
         (lambda m: without(m, "fc.weight"), "no last layer (fc.weight)"),
         (lambda m: [1, 2], "holds a list, not a state_dict"),
-        (lambda m: {}, "no weights of a network"),
-        (lambda m: {"state_dict": {"epoch": 3}}, "no weights of a network"),
+        (lambda m: {}, "no weights of a network, but nothing"),
+        (lambda m: {"state_dict": {"epoch": 3}, "lr": 1}, "network, but state_dict, lr; save"),
+        (lambda m: {"best": m.state_dict(), "last": m.state_dict()}, "(best, last); give one as"),
         (lambda m: {"format": "freeat-he 99", "state_dict": {}}, "has format 'freeat-he 99'"),
         (lambda m: {"format": "freeat-he 1", "state_dict": {}}, "settings of its network"),
-        (lambda m: {"state_dict": {}, "args": argparse.Namespace(lr=1)}, "(argparse.Namespace"),
-        (lambda m: {"state_dict": {}, "best": np.float64(3)}, "holds a Python object (numpy"),
+        (lambda m: {"state_dict": {}, "best": np.ones(3)}, "holds a Python object (numpy"),
     ],
 )  # fmt: skip
 def test_what_is_no_checkpoint_of_a_network_is_named(content: Any, words: str, plain: Any) -> None:
     assert words in user_error(load, saved(content(plain)))
+
+
+@pytest.mark.parametrize("module", [b"numpy._core.multiarray", b"numpy.core.multiarray"])
+def test_numpys_scalars_become_plain_numbers(module: bytes, plain: ResNet) -> None:
+    """Of NumPy 2 and 1, in the legacy format, where the name of the module has no length."""
+    path = Path(saved(with_numpy(plain), _use_new_zipfile_serialization=False))
+    own = np.float64(0).__reduce__()[0].__module__.encode()
+    path.write_bytes(path.read_bytes().replace(own, module))
+    content = read_checkpoint(str(path)).content
+    args = {"lr": 0.5, "cuts": [True], "ema": (3,)}
+    assert (content["epoch"], content["best"], content["args"]) == (90, 60.5, args)
+    values = (content["epoch"], content["best"], *args.values(), *args["cuts"], *args["ema"])
+    assert not any(isinstance(value, np.generic) for value in values)
+
+
+def test_of_several_weights_it_says_which(plain: ResNet, digits: Path) -> None:
+    averaged = ResNet("resnet18", 4)
+    saved({"model_ema": prefixed(averaged, "module."), "model": plain.state_dict()})
+    assert torch.equal(load("some.pth.tar").fc.bias, plain.fc.bias)
+    other = read_checkpoint("some.pth.tar", weights="model_ema")
+    assert torch.equal(other.state_dict["fc.bias"], averaged.fc.bias)
+    message = user_error(read_checkpoint, "some.pth.tar", weights="ema")
+    assert message.endswith("holds no such weights, but model_ema, model")
+    assert "holds one network" in user_error(read_checkpoint, own(plain), weights="model")
+    tiny = settings(ADV__pgd_attack="[[1, 8/255]]")
+    words = ("evaluate.py", digits, "-e", "--resume", "some.pth.tar", *tiny)
+    done = call(*words)
+    assert done.status == 0, done.err
+    assert "the weights are those of model; --weights KEY takes model_ema" in done.out
+    assert "takes" not in call(*words, "--weights", "model_ema").out
+    assert len(list(Path().glob("attack_standard_some*.json"))) == 2
 
 
 def test_safetensors(plain: ResNet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +330,8 @@ def test_malicious_pickles_are_refused_and_do_not_run(
         pickle.loads(Path("some.pth.tar").read_bytes())  # it does run where it is let
         Path("pwned").unlink()
     else:
-        content = {"state_dict": plain.state_dict(), "extra": evil}
+        hidden = argparse.Namespace(lr=1, hook=evil)
+        content = {"state_dict": plain.state_dict(), "extra": hidden}
         saved(content, _use_new_zipfile_serialization=form == "zip")
     message = user_error(read_checkpoint, "some.pth.tar")
     assert not Path("pwned").exists()

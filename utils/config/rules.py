@@ -169,6 +169,7 @@ def rules_of_effect(config: Config, hypersphere: bool) -> Iterator[tuple[bool, s
     yield not hypersphere, "HE.s_HE HE.angular_margin_HE EVAL.scales", no_head
     yield options.evaluating, "print_gradients overwrite tensorboard", of_training
     yield resuming, "pretrained", "the weights are those of --resume"
+    yield not resuming, "weights", "it names weights in a file of --resume"
     yield not attacking, "attack save_images transfer_from", of_attacks
     yield not attacking, "EVAL.norm EVAL.eps EVAL.cascade", of_attacks
     yield not options.eva_on_imagenet_c, "corruptions clean_accuracy", of_imagenet_c

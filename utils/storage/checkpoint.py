@@ -17,8 +17,16 @@ import torch
 
 from utils.errors import UserError
 from utils.storage.files import replacing
-from utils.storage.foreign import FIRST_KEY, find_weights, load_safetensors, split_weights
+from utils.storage.foreign import (
+    FIRST_KEY,
+    PLAIN,
+    find_weights,
+    load_safetensors,
+    plain_values,
+    split_weights,
+)
 from utils.storage.run_folder import BEST, LATEST, PREVIOUS
+from utils.text import shortlist
 
 FORMAT = "freeat-he 1"  # marks our own files
 ZIP = b"PK\3\4"  # the first bytes of an archive
@@ -40,6 +48,7 @@ class Checkpoint:
     arch: str | None = None
     mean: list[float] | None = None  # per colour, where another library keeps it in the file
     std: list[float] | None = None
+    note: str = ""  # which of several weights of others these are
 
     @property
     def is_ours(self) -> bool:
@@ -59,16 +68,19 @@ class Checkpoint:
         return self.content.get("training") if self.is_ours else None
 
 
-def read_checkpoint(path: str, first_key: str = FIRST_KEY) -> Checkpoint:
+def read_checkpoint(path: str, first_key: str = FIRST_KEY, weights: str = "") -> Checkpoint:
     """Load a checkpoint of ours, of the published releases, torchvision's or other libraries'.
 
-    In other people's files, wrappers before the network's first key are stripped off.
+    In other people's files, wrappers before the network's first key are stripped off; `weights` is
+    the key of those to take where there are several.
     """
     content = load_tensors(path)
     if not isinstance(content, Mapping):
         kind = type(content).__name__
         raise UserError(f"{path} holds a {kind}, not a state_dict; save the network's state_dict")
     if "format" in content:
+        if weights:
+            raise UserError(f"--weights {weights}: {path} is this suite's and holds one network")
         if content["format"] != FORMAT:
             raise UserError(
                 f"{path} has format {content['format']!r} and this version reads {FORMAT!r}; use"
@@ -77,14 +89,18 @@ def read_checkpoint(path: str, first_key: str = FIRST_KEY) -> Checkpoint:
         model = content.get("model")
         if not isinstance(model, Mapping):
             raise UserError(f"{path} lacks the settings of its network; take the file as saved")
-        weights = dict(content.get("state_dict", {}))
-        checkpoint = Checkpoint(path, weights, content, dict(model), model["arch"])
+        state = dict(content.get("state_dict", {}))
+        checkpoint = Checkpoint(path, state, content, dict(model), model["arch"])
     else:
-        network, mean, std = split_weights(path, find_weights(content), first_key)
+        state, note = find_weights(path, content, weights)
+        network, mean, std = split_weights(path, state, first_key)
         arch = content["arch"] if isinstance(content.get("arch"), str) else None
-        checkpoint = Checkpoint(path, network, content, None, arch, mean, std)
+        checkpoint = Checkpoint(path, network, content, None, arch, mean, std, note)
     if not checkpoint.state_dict:
-        raise UserError(f"{path} holds no weights of a network; save the network's state_dict")
+        keys = shortlist(list(map(str, content)), 6) or "nothing"
+        raise UserError(
+            f"{path} holds no weights of a network, but {keys}; save the network's state_dict"
+        )
     return checkpoint
 
 
@@ -103,7 +119,8 @@ def load_tensors(path: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about malformed pickles, which end in an error below
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(PLAIN):
+                return plain_values(torch.load(path, map_location="cpu", weights_only=True))
         except MemoryError:
             raise
         except Exception as error:  # bytes that are no checkpoint raise anything in the unpickler

@@ -1,32 +1,83 @@
 """Other people's checkpoints: where their network's tensors are, under which prefix."""
 
 import re
+from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from utils.errors import UserError
+from utils.text import shortlist
 
 # Under these, DataParallel's releases, MadryLab, timm, tutorials and CIFAR codebases keep weights.
 WEIGHTS = ("state_dict", "model", "model_state_dict", "net", "network", "model_state")
+AVERAGED = re.compile("(?i)(?<![a-z])(ema|swa|avg|averaged?)(?![a-z])")
 DEPTH = 4  # of dictionaries within dictionaries
 FIRST_KEY = "conv1.weight"  # of a ResNet
 # What the normalising layers of other libraries call their buffers.
 COLOURS = {"mean": "mean", "new_mean": "mean", "mu": "mean"}
 COLOURS |= {"std": "std", "new_std": "std", "sigma": "std"}
+# Plain values that other libraries keep beside tensors: loading them runs no code of the file.
+SCALAR = np.float64(0).__reduce__()[0]
+DTYPES = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)]
+PLAIN = [Namespace, np.dtype, *DTYPES]
+PLAIN += [(SCALAR, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
 COUNTERS = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
 
 
-def find_weights(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The innermost dictionary under a name of WEIGHTS, or the content itself."""
-    for _ in range(DEPTH):
-        inner = [content[key] for key in WEIGHTS if isinstance(content.get(key), Mapping)]
-        if not inner:
-            break
-        # One of them may be the network's settings.
-        content = max(inner, key=lambda state: any(map(torch.is_tensor, state.values())))
-    return content
+def plain_values(value: Any) -> Any:
+    """NumPy's scalars as Python's, a Namespace as a dictionary; containers stay what they are."""
+    if isinstance(value, np.generic):
+        return value.item()
+    value = vars(value) if isinstance(value, Namespace) else value
+    if isinstance(value, (dict, list)):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            value[key] = plain_values(value[key])
+    return tuple(map(plain_values, value)) if isinstance(value, tuple) else value
+
+
+def weights_within(content: Mapping[Any, Any], depth: int = DEPTH) -> dict[str, Mapping[str, Any]]:
+    """Dictionaries that hold tensors, by the names that lead to them: `state_dict.model`."""
+    found = {}
+    for key, value in content.items() if depth else ():
+        if isinstance(value, Mapping) and isinstance(key, str):
+            if any(isinstance(k, str) and torch.is_tensor(v) for k, v in value.items()):
+                found[key] = value
+            inner = weights_within(value, depth - 1).items()
+            found |= {f"{key}.{name}": state for name, state in inner}
+    return found
+
+
+def find_weights(
+    path: str, content: Mapping[str, Any], wanted: str = ""
+) -> tuple[Mapping[str, Any], str]:
+    """The network's tensors: those of a name, those under usual names, averaged or the only ones.
+
+    Returns:
+        them; and where there are others which were taken, and how to take another.
+    """
+    found = weights_within(content)
+    if wanted:
+        if wanted not in found:
+            listed = shortlist(list(found or map(str, content)), 6)
+            raise UserError(f"--weights {wanted}: {path} holds no such weights, but {listed}")
+        return found[wanted], ""
+    usual = [name for name in found if set(name.split(".")) <= set(WEIGHTS)]
+    usual = [name for name in usual if not any(n.startswith(f"{name}.") for n in usual)]
+    usual.sort(key=lambda name: [WEIGHTS.index(part) for part in name.split(".")])
+    averaged = [name for name in found if AVERAGED.search(name)]
+    names = usual or averaged or list(found)
+    is_network = any(torch.is_tensor(value) and value.ndim > 1 for value in content.values())
+    if not names or (is_network and not usual):
+        return content, ""
+    if len(names) > 1 and not usual:
+        listed = shortlist(names, 6)
+        raise UserError(f"{path} holds several networks ({listed}); give one as --weights KEY")
+    others = [name for name in (*usual, *averaged) if name != names[0]]
+    note = f"{path}: the weights are those of {names[0]}; --weights KEY takes {shortlist(others)}"
+    return found[names[0]], note * bool(others)
 
 
 def split_weights(
