@@ -21,10 +21,7 @@ def outputs_of(
     """The output of each class folder, and what a user should know of it, or nothing.
 
     Args:
-        root: the tree, for messages.
-        classes: the folders' names, sorted as text.
         names: class name of each output, from the checkpoint; None when it carries none.
-        num_classes: outputs of the network.
         order: `DATA.class_order`, for a checkpoint without names: `text` is alphabetical,
             `numeric` by number, `auto` whichever of them is sure to be meant.
     """

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -76,23 +76,17 @@ def build_parser(script: str, manual: str) -> OneLineParser:
             continue
         default = "" if setting.default in ((), None, "") else f" (default {setting.default})"
         text = setting.help + default if setting.script in ("", script) else argparse.SUPPRESS
-        flags = [flag for flag in (setting.short, f"--{name}") if flag]
+        form: dict[str, Any] = {"metavar": setting.flag}
         if setting.flag == SWITCH:
-            add(*flags, action="store_const", const=True, help=text)
+            form = {"action": "store_const", "const": True}
         elif setting.flag == "BOOL":
-            add(*flags, nargs="?", const=True, metavar="BOOL", help=text)
-        else:
-            add(*flags, metavar=setting.flag, help=text)
+            form |= {"nargs": "?", "const": True}
+        add(*filter(None, (setting.short, f"--{name}")), help=text, **form)
     return parser
 
 
 def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> Config:
-    """Parse flags, merge the YAML file, check everything.
-
-    Args:
-        argv: the arguments, None for sys.argv's.
-        script: `main_free` or `evaluate`.
-        manual: the script's docstring, shown by --help.
+    """Parse the flags of `main_free` or `evaluate`, merge the YAML file, check everything.
 
     Raises:
         UserError: anything wrong with a flag or a setting.

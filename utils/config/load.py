@@ -27,18 +27,11 @@ NO_OPTIONS = Options()
 def merge(
     content: Mapping[str, Any],
     flags: Iterable[GivenValue] = (),
-    file: str = "",
+    file: str = "",  # the YAML's name, for messages
     file_source: Source = Source.GIVEN_FILE,
-    options: Options = NO_OPTIONS,
+    options: Options = NO_OPTIONS,  # of the call, which flags go over
 ) -> Config:
     """Defaults, then the YAML's content, then the command line's flags, each checked.
-
-    Args:
-        content: {section: {key: value}} from `read_yaml`.
-        flags: what the command line gives; the last of two counts.
-        file: the YAML's name, for messages.
-        file_source: whether that is the default file or one given by `-c`.
-        options: of the call, which flags go over.
 
     Raises:
         UserError: one line for every unknown key and unusable value.

@@ -4,6 +4,7 @@ import glob
 import math
 import os
 import platform
+import re
 import signal
 import time
 import warnings
@@ -141,8 +142,7 @@ class DistributedContext:
             result = work()
         except UserError as error:
             error_text = str(error)
-        errors = [text for text in self.gather(error_text) if text is not None]
-        if errors:
+        if errors := [text for text in self.gather(error_text) if text is not None]:
             raise SharedUserError(errors[0])
         return result  # type: ignore[return-value]
 
@@ -203,20 +203,13 @@ def destroy() -> None:
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """The device that `--device` names; `auto` is CUDA, else MPS, else the CPU.
 
-    Args:
-        local_rank: `cuda` is the GPU of this number, or the only visible one, as where a launcher
-            shows each rank its own.
-
-    Raises:
-        UserError: there is no such device here, or auto finds a GPU that torch cannot use.
+    `cuda` is the GPU number `local_rank`, or the only visible one, as where a launcher shows each
+    rank its own.
     """
     name = automatic() if name == "auto" else name
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda", "mps"):
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise UserError(f"--device {name}: unknown; use auto, cpu, cuda, cuda:1 or mps")
+    device = torch.device(name)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and device.index is None:
         if 1 < count <= local_rank:
@@ -225,11 +218,8 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
                 " start as many processes as GPUs"
             )
         device = torch.device("cuda", local_rank if count > 1 else 0)
-    missing = {
-        "cuda": (device.index or 0) >= count,
-        "mps": not torch.backends.mps.is_available(),
-    }
-    if missing.get(device.type):
+    no_mps = device.type == "mps" and not torch.backends.mps.is_available()
+    if no_mps or (device.type == "cuda" and (device.index or 0) >= count):
         raise UserError(f"--device {name}: there is none here; use --device auto")
     return device
 

@@ -38,10 +38,7 @@ KILLED = -9  # exit status, as Python gives it, of a process that SIGKILL has en
 SAVE_SECONDS = 60.0  # for all ranks to save and end, once one was stopped by a signal
 END_SECONDS = 5.0  # for a rank to end by itself after another has failed
 # What gloo and NCCL raise when a process that they talk to is gone.
-LOST_PEER = re.compile(
-    r"(closed|reset) by peer|broken pipe|remote process exited|communicator was aborted",
-    re.IGNORECASE,
-)
+LOST_PEER = "(?i)(closed|reset) by peer|broken pipe|remote process exited|communicator was aborted"
 
 
 def run_command(command: Callable[[], int | None]) -> int:
@@ -193,9 +190,8 @@ def raise_cause(failed: dict[int, int], reports: dict[int, Any], stops: list[int
         raise Interrupted(stops[0])
     if not reports or KILLED in failed.values():
         rank, status = min(failed.items(), key=lambda item: item[1])
-        how = f"ended with status {status}"
-        if status < 0:
-            how = f"was killed by {signal.Signals(-status).name}"
+        killed = status < 0 and f"was killed by {signal.Signals(-status).name}"
+        how = killed or f"ended with status {status}"
         hint = ", perhaps for lack of memory" if status == KILLED else ""
         print_error(f"process {rank} {how}{hint}; its peers were ended")
         raise SystemExit(1)
@@ -269,7 +265,7 @@ def run_rank(
 
 def lost_peer(error: BaseException) -> bool:
     """Whether talking to the other ranks has failed since one of them is gone."""
-    return isinstance(error, RuntimeError) and LOST_PEER.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and re.search(LOST_PEER, str(error)) is not None
 
 
 def in_process_group() -> bool:

@@ -13,11 +13,10 @@ from typing import Any
 
 from utils.errors import Interrupted
 
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 # Those that this system has; SIGUSR1 is what SLURM is asked to send ahead of its time limit.
-SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
-STOP_SIGNALS = tuple(number for number in SIGNALS if number.name != "SIGUSR1")
-SAVE_SIGNALS = tuple(number for number in SIGNALS if number.name == "SIGUSR1")
+STOP_SIGNALS = {s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP")}
+SAVE_SIGNALS = {s for s in signal.Signals if s.name == "SIGUSR1"}
+SIGNALS = STOP_SIGNALS | SAVE_SIGNALS
 DUPLICATE_SECONDS = 1.0  # a launcher forwards the Ctrl-C that the terminal has sent already
 NEVER = float("-inf")
 
