@@ -89,8 +89,8 @@ def read_checkpoint(path: str, first_key: str = FIRST_KEY, weights: str = "") ->
         model = content.get("model")
         if not isinstance(model, Mapping):
             raise UserError(f"{path} lacks the settings of its network; take the file as saved")
-        state = dict(content.get("state_dict", {}))
-        checkpoint = Checkpoint(path, state, content, dict(model), model["arch"])
+        network = dict(content.get("state_dict", {}))
+        checkpoint = Checkpoint(path, network, content, dict(model), model["arch"])
     else:
         state, note = find_weights(path, content, weights)
         network, mean, std = split_weights(path, state, first_key)

@@ -22,7 +22,7 @@ COLOURS |= {"std": "std", "new_std": "std", "sigma": "std"}
 # Plain values that other libraries keep beside tensors: loading them runs no code of the file.
 SCALAR = np.float64(0).__reduce__()[0]
 DTYPES = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)]
-PLAIN = [Namespace, np.dtype, *DTYPES]
+PLAIN: list[Any] = [Namespace, np.dtype, *DTYPES]
 PLAIN += [(SCALAR, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
 COUNTERS = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
 
