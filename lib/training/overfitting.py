@@ -22,7 +22,7 @@ def minibatch_under_pgd(run: Run, spec: PGDSpec, threat: ThreatModel) -> float:
     run.context.copy_from_main_(model.buffers())
     run.order.set_position(run.progress.epoch)
     batch = to_device(images.__getitems__(next(iter(run.order))), run.context.device)
-    attack = PGDAttack(model, spec, threat, number_of=images.tree.image_number)
+    attack = PGDAttack(model, spec, threat, number_of=images.trees[0].image_number)
     with frozen_eval(model):
         robust = attack.attack_final_iterate(*batch).robust
     right, n = run.context.sum([int(robust.sum()), len(robust)])

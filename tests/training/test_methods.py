@@ -185,7 +185,7 @@ def test_fast_measures_pgd_on_a_minibatch_of_its_own(digits: Path) -> None:
     assert f"a training minibatch under PGD-10 top-1 {found[1]:.2f} %" in done.out
     tree, order = read_split(str(digits), "train"), DistributedBatchSampler(64, 16, seed=0)
     order.set_position(1)
-    read = ImageBatches(tree, train_transform(32), 32, 0).__getitems__(next(iter(order)))
+    read = ImageBatches([tree], train_transform(32), 32, 0).__getitems__(next(iter(order)))
     images, labels, indices = to_device(read, torch.device("cpu"))
     starts = [random_start(tree.image_number(i), (3, 32, 32), 16 / 255, 0) for i in indices]
     model = ResNet("resnet18", 4).eval()
