@@ -14,7 +14,8 @@ over all of them. On several machines, on each of them:
 
 A run leaves trained_models/<name>/: checkpoint.pth.tar, model_best.pth.tar, config.yml, log.txt,
 metrics.csv, figures, and the evaluation of the best model as JSON and CSV. Ctrl-C and SIGTERM save
-and stop, SIGUSR1 saves and continues; --resume auto resumes bit by bit on the CPU.
+and stop, SIGUSR1, SIGUSR2 and SIGXCPU save and continue; --resume auto resumes bit by bit on the
+CPU.
 """
 
 from __future__ import annotations

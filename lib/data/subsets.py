@@ -7,6 +7,7 @@ from typing import Any
 from lib.data.folders import ImageTree
 from utils.config.settings import ROBUSTBENCH
 from utils.errors import UserError
+from utils.storage.files import csv_cell
 
 
 def choose(tree: ImageTree, n_examples: int | None, ids_file: str | None) -> ImageTree:
@@ -33,7 +34,10 @@ def evenly_spread(total: int, wanted: int) -> list[int]:
 
 
 def positions_of(tree: ImageTree, ids: str) -> list[int]:
-    """Positions of listed images: `robustbench`, or a file with one `class/filename` a line."""
+    """Positions of listed images: `robustbench`, or a file with one `class/filename` a line.
+
+    The first column of a result's `_images.csv` is such a file, its header included.
+    """
     if ids == ROBUSTBENCH:
         return robustbench_positions(tree)
     try:
@@ -42,11 +46,20 @@ def positions_of(tree: ImageTree, ids: str) -> list[int]:
         raise UserError(f"cannot read --image_ids {ids}: {error.strerror}") from error
     wanted = [s for line in text.splitlines() if (s := line.strip()) and not s.startswith("#")]
     index = {name: i for i, name in enumerate(tree.files)}
+    wanted = [name if name in index else from_csv(name) for name in wanted]
+    wanted = wanted[1:] if wanted[:1] == ["image"] else wanted
     missing = [name for name in wanted if name not in index]
     if missing or not wanted:
         reason = f"{missing[0]} is not in {tree.root}" if missing else "no image is named"
         raise UserError(f"--image_ids {ids}: {reason}; write one class/filename a line")
     return sorted({index[name] for name in wanted})
+
+
+def from_csv(cell: str) -> str:
+    """The text of a cell as `utils.storage.files.write_csv` has written it."""
+    quoted = len(cell) > 1 and cell[0] == cell[-1] == '"'
+    text = cell[1:-1].replace('""', '"') if quoted else cell
+    return text[1:] if text == csv_cell(text[1:]) else text
 
 
 def robustbench_positions(tree: ImageTree) -> list[int]:

@@ -21,6 +21,7 @@ from lib.data.folders import ImageTree, read_split, read_tree
 from lib.data.images import load_rgb
 from lib.data.subsets import evenly_spread, positions_of
 from utils.errors import UserError
+from utils.storage.files import write_csv
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
 
@@ -207,6 +208,16 @@ def test_image_ids(encoding: str, tmp_path: Path) -> None:
     ids = tmp_path / "ids.txt"
     ids.write_text("b/ü.png\n# a comment\r\n\nb/3 4.png  \na/1.png\na/1.png\n", encoding)
     assert positions_of(tree, str(ids)) == [0, 2, 3]
+
+
+def test_image_ids_are_taken_as_a_results_table_has_them(tmp_path: Path) -> None:
+    files = ("-cat/1.png", "=dog/1.png", "a,b/1.png", '\'q/"1".png', "image/1.png")
+    tree = ImageTree("val", ("x",), files, (0,) * 5)
+    write_csv(tmp_path / "r_images.csv", ["image"], [[name] for name in files])
+    assert "'=dog" in (tmp_path / "r_images.csv").read_text()
+    assert positions_of(tree, str(tmp_path / "r_images.csv")) == [0, 1, 2, 3, 4]
+    (tmp_path / "plain.txt").write_text("=dog/1.png\na,b/1.png\n")
+    assert positions_of(tree, str(tmp_path / "plain.txt")) == [1, 2]
 
 
 def test_robustbenchs_images(tmp_path: Path) -> None:

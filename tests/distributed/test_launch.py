@@ -183,7 +183,8 @@ def test_all_ranks_get_signals_and_time_to_save(tmp_path: Path, mark: str) -> No
     with small("save", tmp_path, mark) as running:
         running.saw("ready", times=2)
         time.sleep(1)
-        running.send(signal.SIGUSR1).saw("rank 0 saves").saw("rank 1 saves")
+        for times, number in enumerate((signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU), 1):
+            running.send(number).saw("rank 0 saves", times).saw("rank 1 saves", times)
         done = running.send(signal.SIGTERM).end()
     assert (done.status, done.err) == (143, "")
     assert done.out.endswith("saved\n")

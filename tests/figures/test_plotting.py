@@ -326,6 +326,14 @@ def test_a_study_of_one_seed_names_no_deviation() -> None:
         assert fig.axes[0].get_ylabel() == "robust accuracy (%)\nw"
 
 
+def test_names_in_any_script_draw_without_warnings(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = AttackedImage(PIXELS, PIXELS, "金魚", "金魚", "고양이", "PGD-10 (ce)")
+    save_figure(attack_images([image], 0.1, "狗"), tmp_path / "a")
+    assert (list(recwarn), caplog.text) == ([], "")
+
+
 def test_attack_images() -> None:
     rng = np.random.default_rng(0)
     clean = rng.uniform(0.2, 0.8, (2, 3, 16, 16))

@@ -321,19 +321,26 @@ def test_a_stop_that_a_destructor_swallows_is_sent_again() -> None:
     assert stop.value.signum == signal.SIGINT
 
 
-def test_requests_are_noted_and_handlers_given_back() -> None:
-    before = {number: signal.getsignal(number) for number in (2, 10, 15)}
+@pytest.mark.parametrize("save", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
+def test_requests_are_noted_and_handlers_given_back(save: int) -> None:
+    before = {number: signal.getsignal(number) for number in (save, 2, 15)}
     with SignalRequests().noted() as requests:
         assert (requests.stop, requests.save) == (0, False)
-        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(save)
         assert (requests.stop, requests.save) == (0, True)
+        requests.save = False
+        signal.raise_signal(save)
+        assert requests.save == (save != signal.SIGXCPU)  # of which the kernel sends many
+        requests.save = True
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)  # at once after it: another way of the same request
         assert requests.stop == signal.SIGTERM
         requests.since -= 2
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGINT)  # impatience
-    assert before == {number: signal.getsignal(number) for number in (2, 10, 15)}
+    assert before == {number: signal.getsignal(number) for number in before}
+    with stopping_at_once():
+        signal.raise_signal(save)  # an evaluation has nothing to save
 
 
 def test_handlers_are_given_back_after_an_error() -> None:

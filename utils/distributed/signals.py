@@ -13,9 +13,9 @@ from typing import Any
 
 from utils.errors import Interrupted
 
-# Those that this system has; SIGUSR1 is what SLURM is asked to send ahead of its time limit.
+# Those that this system has; the latter are what batch systems send ahead of a time limit.
 STOP_SIGNALS = {s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP")}
-SAVE_SIGNALS = {s for s in signal.Signals if s.name == "SIGUSR1"}
+SAVE_SIGNALS = {s for s in signal.Signals if s.name in ("SIGUSR1", "SIGUSR2", "SIGXCPU")}
 SIGNALS = STOP_SIGNALS | SAVE_SIGNALS
 DUPLICATE_SECONDS = 1.0  # a launcher forwards the Ctrl-C that the terminal has sent already
 NEVER = float("-inf")
@@ -41,7 +41,7 @@ def handling(numbers: Iterable[int], handler: Handler) -> Iterator[None]:
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Within the block the stop signals raise `Interrupted`, and SIGUSR1 does nothing."""
+    """Within the block the stop signals raise `Interrupted`, and those to save do nothing."""
     raised_at = NEVER
 
     def stop(signum: int, _: FrameType | None) -> None:
@@ -93,7 +93,7 @@ def ignore_signals(_: int = 0) -> None:
 
 
 class SignalRequests:
-    """Remembers SIGINT, SIGTERM and SIGHUP (save and stop) and SIGUSR1 (save and continue).
+    """Remembers signals: SIGINT, SIGTERM, SIGHUP to save and stop, the others to save alone.
 
     A second Ctrl-C stops at once, without saving: the last checkpoint is intact.
     """
@@ -113,6 +113,8 @@ class SignalRequests:
         """Note a signal."""
         if signum in SAVE_SIGNALS:
             self.save = True
+            if signal.Signals(signum).name == "SIGXCPU":  # which comes every second from now on
+                signal.signal(signum, signal.SIG_IGN)
         elif not self.stop:
             self.stop, self.since = signum, time.monotonic()
         elif time.monotonic() - self.since > DUPLICATE_SECONDS:

@@ -4,6 +4,7 @@ Figures are made of `matplotlib.figure.Figure` alone: no pyplot, no window, no d
 """
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from utils.errors import UserError
 from utils.storage.files import make_folder, replacing
@@ -46,6 +49,16 @@ STYLE: dict[Any, Any] = {
 }
 
 styled = matplotlib.rc_context(STYLE)  # decorator: the style holds inside the function alone
+# Fonts of Chinese, Japanese and Korean, in the names of classes; those that there are.
+CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic")
+
+
+def with_all_letters(fig: Figure) -> None:
+    """Let texts take letters that their font lacks from another one that is installed."""
+    installed = {font.name for font in fontManager.ttflist}
+    others = [name for name in CJK if name in installed]
+    for text in fig.findobj(Text):
+        text.set_fontfamily([*text.get_fontfamily(), *others])
 
 
 def save_figure(fig: Figure, stem: Path) -> list[Path]:
@@ -54,7 +67,9 @@ def save_figure(fig: Figure, stem: Path) -> list[Path]:
     folder, name = stem.parent, re.sub(r"\.(png|pdf)$", "", stem.name, flags=re.I)
     make_folder(folder)
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as boxes then
+        with_all_letters(fig)
         fig.draw_without_rendering()  # a first layout does not know how wide all labels become
         # No date inside the files: the same numbers give the same bytes.
         for path, metadata in zip(paths, ({"Software": None}, {"CreationDate": None}), strict=True):
