@@ -19,7 +19,6 @@ batch of them.
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice, permutations
@@ -27,8 +26,8 @@ from pathlib import Path
 
 from lib.data.folders import Listing, counted_twice, list_classes, subfolders
 from lib.data.images import UnreadableImage, load_rgb
-from lib.imagenet_c.corruptions import EXTRA, SEVERITIES, STANDARD
-from lib.imagenet_c.tree import corruption_folders
+from lib.imagenet_c.corruptions import SEVERITIES, STANDARD
+from lib.imagenet_c.tree import corruption_folders, difference
 from tools.parallel import image_bar, in_parallel
 from utils.config.command_line import positive, tool_parser, user_path
 from utils.distributed.launch import run_command
@@ -145,7 +144,9 @@ def scan(root: str, listed: Callable[[int], object]) -> tuple[Parts, list[Findin
         folders = {f"{name}/{c}": os.path.join(folders[name], c) for name, c in classes}
         findings += compare_splits(parts)
     elif severities:
-        findings += compare_severities(parts)
+        fullest = max(parts.values(), key=lambda part: len(part.files))
+        differences = (difference(part, fullest) for part in parts.values())
+        findings += [("different", text) for text in differences if text]
     elif any(images and images[-1].count("/") > 1 for images in parts["."].images.values()):
         findings.append(("note", "images lie deeper than class folders; is DIR a folder too high?"))
     findings += [("repeated", text) for text in counted_twice(root, folders)]
@@ -167,46 +168,23 @@ def compare_splits(parts: Parts) -> Iterator[Finding]:
 def find_severities(root: str, findings: list[Finding]) -> dict[str, str]:
     """`fog/1` to its folder for each severity; nothing where root is no ImageNet-C tree."""
     corruptions = corruption_folders(root)
+    inside = [(name, path) for name, folder in corruptions for path in subfolders(folder)]
     # Class folders may be named `snow`, or 1 to 5 within splits: a severity holds class folders.
-    if not any(subfolders(path) for _, folder in corruptions for path in subfolders(folder)):
+    if not any(subfolders(path) for _, path in inside):
         return {}
-    severities: dict[str, str] = {}
+    severities = {f"{name}/{os.path.basename(path)}": path for name, path in inside}
     names = [name for name, _ in corruptions]
-    has_standard = any(name in STANDARD + EXTRA for name in names)
-    for position, (name, folder) in enumerate(corruptions):
-        relative = os.path.relpath(folder, root)
-        if has_standard and name not in STANDARD + EXTRA:
-            findings.append(("note", f"{relative}: none of ImageNet-C's corruptions"))
-        if name in names[:position]:
-            findings.append(("different", f"{relative}: a second folder of {name}"))
-            continue
-        inside = {os.path.basename(path): path for path in subfolders(folder)}
-        for severity in map(str, SEVERITIES):
-            if severity in inside:
-                severities[f"{name}/{severity}"] = inside.pop(severity)
-            else:
-                findings.append(("different", f"{name}: severity {severity} is missing"))
-        for other in inside:
-            findings.append(("misplaced", f"{name}/{other}: not a severity from 1 to 5"))
+    twice = {name for name in names if names.count(name) > 1}
+    expected = [f"{name}/{severity}" for name in names for severity in SEVERITIES]
+    findings += [("different", f"{name}: two folders of this name") for name in twice]
+    findings += [("different", f"{key} is missing") for key in expected if key not in severities]
+    others = severities.keys() - set(expected)
+    findings += [("misplaced", f"{key}: not a severity from 1 to 5") for key in others]
     absent = [name for name in STANDARD if name not in names]
-    if has_standard and absent:
+    if 0 < len(absent) < len(STANDARD):
         text = f"{len(absent)} of the 15 corruptions are absent: {', '.join(absent)}"
         findings.append(("note", text))
-    return severities
-
-
-def compare_severities(parts: Parts) -> Iterator[Finding]:
-    """All severities must hold the images that most of them hold."""
-    files = {name: listing.files for name, listing in parts.items()}
-    votes = Counter(files.values())
-    usual = max(votes, key=lambda images: (votes[images], len(images)), default=())
-    example = next((name for name, images in files.items() if images == usual), "")
-    for name, images in files.items():
-        lacking, extra = set(usual).difference(images), set(images).difference(usual)
-        for verb, some in (("lacks", lacking), ("alone has", extra)):
-            if some:
-                text = f"{name}: {verb} {counted(len(some), 'image')}, such as {min(some)}"
-                yield "different", f"{text}; against {example}"
+    return {key: path for key, path in severities.items() if key not in others}
 
 
 def faults(name: str, listing: Listing) -> Iterator[Finding]:

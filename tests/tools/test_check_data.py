@@ -114,7 +114,6 @@ def test_a_sound_imagenet_c_tree(corrupted: Path, grouped: bool) -> None:
         shutil.copytree(corrupted / "snow", corrupted / "sleet")
     result = check(corrupted)
     assert result.status == 0, result.out
-    assert ("sleet: none of ImageNet-C's corruptions" in result.out) != grouped
     assert f"{40 if grouped else 60} images, 2 classes, all is well" in result.out
     for seed, name in enumerate(("fog", "snow")):  # as names of classes they mean nothing
         save(corrupted.parent / "classes" / name / "0.png", seed)
@@ -130,10 +129,10 @@ def test_severities_that_differ(corrupted: Path) -> None:
     assert problems(corrupted) == {
         "misplaced": ["fog/6: not a severity from 1 to 5"],
         "different": [
-            "fog/2: lacks 1 image, such as cat/1.png; against fog/1",
-            "fog: severity 3 is missing",
-            "snow/5: alone has 1 image, such as dog/other.png; against fog/1",
-            "snow/5: lacks 1 image, such as dog/0.png; against fog/1",
+            f"fog/2, against the images of {corrupted}/fog/1, lacks 1, such as cat/1.png",
+            "fog/3 is missing",
+            f"snow/5, against the images of {corrupted}/fog/1, lacks 1, such as dog/0.png and alone"
+            " has 1, such as dog/other.png",
         ],
         "note": [f"13 of the 15 corruptions are absent: {', '.join(absent)}"],
     }
