@@ -130,9 +130,9 @@ def test_severities_that_differ(corrupted: Path) -> None:
         "misplaced": ["fog/6: not a severity from 1 to 5"],
         "different": [
             f"fog/2, against the images of {corrupted}/fog/1, lacks 1, such as cat/1.png",
-            "fog/3 is missing",
             f"snow/5, against the images of {corrupted}/fog/1, lacks 1, such as dog/0.png and alone"
             " has 1, such as dog/other.png",
+            "fog/3 is missing",
         ],
         "note": [f"13 of the 15 corruptions are absent: {', '.join(absent)}"],
     }
