@@ -99,7 +99,8 @@ def load_weights(model: PixelNetwork, state_dict: dict[str, torch.Tensor]) -> No
             f"the checkpoint does not fit a {model.arch} with {model.num_classes} classes: it"
             f" {', and '.join(problems)}; set TRAIN.arch, --FN and --WN as in its training"
         )
-    model.body.load_state_dict(state_dict, strict=False)
+    own.update(state_dict)  # it knows the versions of its layers, for which mnasnet asks
+    model.body.load_state_dict(own)
     for head in heads_of(model):
         if not head.is_projected():
             head.project_()

@@ -29,7 +29,11 @@ def load_rgb(path: str) -> Image.Image:
                 return eight_bits(image).convert("RGB")
     except UnidentifiedImageError as error:
         raise UnreadableImage(path, "it is not an image") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        reason = f"it has more pixels than Pillow reads ({most}) and must be made smaller"
+        raise UnreadableImage(path, reason) from error
+    except (OSError, SyntaxError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UnreadableImage(path, " ".join(reason.split())) from error
 

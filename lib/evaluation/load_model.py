@@ -28,7 +28,7 @@ from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint, read_checkpoint
-from utils.storage.conditions import Conditions
+from utils.storage.conditions import Conditions, file_stem
 from utils.storage.files import file_sha256
 from utils.storage.provenance import now, versions
 from utils.storage.run_folder import BEST, ROOT, find_checkpoint
@@ -95,6 +95,9 @@ def load_evaluated_model(config: Config, device: torch.device, path: str = "") -
         digest, name = state_digest(model), ""
         in_family = settings.arch in ARCHITECTURES
         path = "torchvision IMAGENET1K_V1" if in_family else f"published weights of {settings.arch}"
+    if config.OPTIONS.output:  # where files of one name from many folders may meet
+        name = f"{file_stem(name) or folder.name}_{digest[:8]}.pth"
+        folder = Path(config.OPTIONS.output)
     model = model.to(device).to(memory_format=torch.channels_last).eval()
     identity = {"path": path, "sha256": digest}
     for key in ("arch", "FN", "WN", "s_HE", "angular_margin_HE"):

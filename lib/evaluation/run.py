@@ -56,7 +56,7 @@ def evaluate(config: Config, context: DistributedContext) -> None:
 
     def load() -> EvaluatedModel:
         evaluated = load_evaluated_model(config, context.device)
-        hint = "results go beside the checkpoint: copy it to where you can write"
+        hint = "choose another folder for the results with --output DIR"
         make_folder(evaluated.folder, hint)
         return evaluated
 

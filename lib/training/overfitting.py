@@ -1,11 +1,11 @@
 """Trainings that fail although their loss falls: an overfitted step, one class for everything."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.pgd_attack import PGDAttack
 from lib.algorithm.protocols import PGDSpec, ThreatModel
+from lib.data.datasets import ImageBatches
 from lib.data.to_device import to_device
 from lib.training.checkpointing import Run
 
@@ -18,7 +18,8 @@ def minibatch_under_pgd(run: Run, spec: PGDSpec, threat: ThreatModel) -> float:
     It is read once more, so that the same epoch has the same number after any interruption.
     """
     model = run.trainer.model
-    images: Any = run.loader.loader.dataset
+    images = run.loader.loader.dataset
+    assert isinstance(images, ImageBatches)
     run.context.copy_from_main_(model.buffers())
     run.order.set_position(run.progress.epoch)
     batch = to_device(images.__getitems__(next(iter(run.order))), run.context.device)

@@ -137,7 +137,8 @@ def test_checkpoint_in_a_folder_that_cannot_be_written(
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     best = trained / "model_best.pth.tar"
     message = only_error(call("evaluate.py", digits, "-e", "--resume", best, *SHORT))
-    assert message.startswith(f"cannot write to {trained}: Read-only file system")
+    assert message.startswith(f"cannot write to {trained}: Read-only file system; choose another")
+    assert message.endswith("--output DIR")
 
 
 def test_full_disk_while_evaluating(digits: Path, trained: Path) -> None:

@@ -24,6 +24,7 @@ SAMPLES = {
     "A": ["0.25"],
     "EPS": ["1,2"],
     "KEY": ["model_ema"],
+    "DIR": ["out"],
     "TEXT": ["again"],
 }
 SAMPLES |= {"PATH": ["auto"], "FILE": ["w.pth"], "NAMES": ["pgd3,fog"], SWITCH: [], "BOOL": ["yes"]}

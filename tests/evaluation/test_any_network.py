@@ -18,6 +18,7 @@ from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from models.any_network import build_any
 from models.pixel_network import IMAGENET_MEAN, IMAGENET_STD
+from models.resnet import load_weights
 
 HALF = (0.5, 0.5, 0.5)
 ARCH = "mobilenet_v3_small"
@@ -100,6 +101,14 @@ def test_attacked_from_the_command_line(
         pixels = pil_to_tensor(Image.open(digits / "val" / row["image"])) / 255
         logits = theirs(normalize(pixels[None], HALF, IMAGENET_STD))
         assert int(row["clean_prediction"]) == int(logits.argmax())
+
+
+def test_layers_that_ask_for_their_version() -> None:
+    """mnasnet's state_dict is refused without its metadata, which a file's tensors have not."""
+    model, other = build_any("mnasnet0_5", 32, 4), build_any("mnasnet0_5", 32, 4)
+    load_weights(model, dict(other.body.state_dict()))
+    values = zip(model.parameters(), other.parameters(), strict=True)
+    assert all(torch.equal(one, two) for one, two in values)
 
 
 @pytest.mark.parametrize(

@@ -439,6 +439,25 @@ def test_cascade_finds_the_same_worst_case(said: str) -> None:
     assert attacked[1:] == standing[:2]
 
 
+def test_results_of_several_folders_in_one(weights: Weights) -> None:
+    content = torch.load(FOLDER / "model_best.pth.tar")
+    content["state_dict"] |= {"fc.weight": -weights["fc.weight"]}
+    other = FOLDER.with_name("margin0.2")
+    other.mkdir()
+    save_best(other, content)
+    shutil.copy(other / "model_best.pth.tar", FOLDER / "last.pth.tar")
+    expected = set()
+    for path in (FOLDER / "model_best.pth.tar", other / "model_best.pth.tar"):
+        before = sorted(path.parent.iterdir())
+        evaluate(*FEW.split(), "--output", "out/here", resume=path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+        expected.add(f"attack_standard_{path.parent.name}_{digest}_pgd1_n8")
+        assert sorted(path.parent.iterdir()) == before
+    assert {path.stem for path in Path("out/here").glob("*.json")} == expected
+    clean = [result(name, Path("out/here"))["clean"]["top1"]["correct"] for name in expected]
+    assert clean[0] != clean[1]
+
+
 def test_a_class_that_is_one_of_training_is_told_in_the_result(digits: Path) -> None:
     for split, source in (("train", "train"), ("val", "val")):
         Path("data", split).mkdir(parents=True)

@@ -192,6 +192,9 @@ class Options:
     data: str | None = free(None, path, "data set; default DATA.imagenet of configs.yml")
     evaluate: bool = free(False, boolean, "clean images and attacks on DIR/val", SWITCH, short="-e")
     resume: str = free("", path, "checkpoint; auto: the newest valid one of this run", "PATH")
+    output: str = free(
+        "", path, "folder of the results, in place of the checkpoint's", "DIR", "evaluate"
+    )
     weights: str = free("", text, "of a file of others that holds several: their key", "KEY")
     pretrained: bool = free(False, boolean, "start from torchvision's ImageNet weights", "BOOL")
     print_gradients: bool = free(
