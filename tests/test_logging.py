@@ -1,5 +1,11 @@
 """What is printed and logged: safe to show, no matter what the disk does."""
 
+import fcntl
+import os
+import pty
+import struct
+import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -24,6 +30,29 @@ def test_a_full_disk_ends_the_log_alone(capsys: pytest.CaptureFixture) -> None:
         "warning: log.txt ends here: [Errno 28] No space left on device",
         "two",
     ]
+
+
+@pytest.mark.parametrize("columns", [40, 0])
+def test_a_bar_fits_the_terminal_and_ends_at_the_end(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal of 0 columns, as containers have, is one of an unknown number."""
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with open(terminal, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        with ProgressBar(Logger(), 10, "epoch 1/5", 10) as bar:
+            for _ in range(10):
+                bar.advance(
+                    1, "loss 1.2345 top-1 12.34 % top-5 56.78 %, and whatever else there is"
+                )
+        seen = b""
+        while not seen.endswith(b" \r"):  # which takes the bar away
+            seen += os.read(main, 10_000)
+    os.close(main)
+    drawn = seen.decode().split("\r")
+    assert max(map(len, drawn)) < (columns or 80)
+    assert " 10/10 " in drawn[-3]
 
 
 def test_lines_of_progress(capsys: pytest.CaptureFixture) -> None:

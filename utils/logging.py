@@ -1,6 +1,7 @@
 """What a command says: on stdout, and in the run's log.txt; by rank 0 alone."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from utils.text import printable
 
 T = TypeVar("T")
 HEADING = logging.INFO + 1
+UNKNOWN_WIDTH = 79  # columns of a terminal that does not say, so that no bar takes two lines
 PREFIXES = {HEADING: "== ", logging.WARNING: "warning: "}
 COLORS = {HEADING: "cyan", logging.WARNING: "yellow"}
 tqdm.monitor_interval = 0  # no thread of its own: loader workers are forked
@@ -104,12 +106,14 @@ class ProgressBar:
         self.done = self.done_before = done
         self.began = time.monotonic()
         terminal = not logger.disabled and sys.stderr.isatty()
+        size = os.get_terminal_size(sys.stderr.fileno()).columns if terminal else 0
         self.bar = tqdm(
             total=total,
             desc=label,
             unit=unit,
             initial=done,
-            dynamic_ncols=True,
+            ncols=None if size else UNKNOWN_WIDTH,
+            dynamic_ncols=size > 0,
             leave=False,
             disable=not terminal,
         )
@@ -128,6 +132,8 @@ class ProgressBar:
             if detail:
                 self.bar.set_postfix_str(detail, refresh=False)
             self.bar.update(count)
+            if self.done == self.total:
+                self.bar.refresh()  # which update does now and then alone
         elif self.done // self.every > before // self.every or self.done == self.total:
             place = str(self.done) if self.total is None else f"{self.done}/{self.total}"
             self.logger.info(f"{self.label} [{place}] {detail} {self.time_left()}".rstrip())

@@ -6,6 +6,7 @@ from typing import Any
 
 from lib.algorithm.protocols import AttackSpec, PGDSpec
 from lib.evaluation.evaluate import CLEAN, Evaluation, worst_case
+from utils.logging import Logger
 from utils.storage.accuracy import Accuracy
 from utils.storage.conditions import PGD_ALONE, length_text, worst_of
 from utils.storage.files import write_csv
@@ -14,6 +15,7 @@ from utils.storage.results import (
     AttackAccuracies,
     AttackResult,
     CleanAccuracies,
+    Result,
     TopAccuracies,
     write_result,
 )
@@ -41,10 +43,16 @@ def report(
     write_csv(Path(f"{stem}_classes.csv"), CLASS_HEADER, class_table(evaluation, robust))
     write_result(Path(f"{stem}.json"), result)
     remove_journals(stem.parent, evaluation.conditions.digest)
-    logger.info(result_table(result))
-    for warning in warnings:
-        logger.warning(warning)
+    say(logger, result)
     logger.info(f"results: {stem}.json, _images.csv, _classes.csv")
+
+
+def say(logger: Logger, result: Result) -> None:
+    """Print the table and the warnings of an evaluation."""
+    if isinstance(result, AttackResult):
+        logger.info(result_table(result))
+    for warning in result.warnings:
+        logger.warning(warning)
 
 
 def summarise(

@@ -21,7 +21,7 @@ from lib.evaluation.load_model import (
     with_trained_settings,
 )
 from lib.evaluation.masking import check_attacks, check_network, check_reach, check_selection
-from lib.evaluation.report import report
+from lib.evaluation.report import report, say
 from lib.evaluation.save_images import save_attack_images
 from lib.evaluation.shift import evaluate_shift
 from lib.evaluation.validation import EvaluationData
@@ -162,6 +162,8 @@ def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
         is_there = context.from_main(partial(conditions_at, stem)) == conditions
         if is_there and (len(threats) > 1 or not again):
             logger.info(f"{stem}.json holds this evaluation already")
+            if context.is_main:
+                say(logger, read_result(Path(f"{stem}.json")))
             continue
         remarks = run_attacks(evaluation)
         clean = {CLEAN: evaluation.rows[CLEAN]}

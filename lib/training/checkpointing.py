@@ -292,8 +292,8 @@ def require_work_left(config: Config, checkpoint: Checkpoint) -> None:
         if config.passes != config.TRAIN.epochs:
             wanted += f" in ADV.n_repeats {config.ADV.n_repeats}"
         raise UserError(
-            f"{checkpoint.path} has {done} passes behind it, and {wanted} are {config.passes};"
-            " raise TRAIN.epochs, or evaluate it by -e"
+            f"{checkpoint.path} has {done} epochs of the data behind it, and {wanted} are"
+            f" {config.passes}; raise TRAIN.epochs, or evaluate it by -e"
         )
 
 

@@ -65,15 +65,15 @@ def announce(run: Run) -> None:
 
 
 def describe_method(config: Config) -> str:
-    """`eps 4/255, step 4/255, 4 replays, 23 passes (90 epochs / 4)`."""
+    """`eps 4/255, step 4/255, 4 replays, 23 epochs of the data (TRAIN.epochs 90 / 4)`."""
     method, repeats = METHODS[config.TRAIN.method], config.ADV.n_repeats
     epochs, replays = counted(config.TRAIN.epochs, "epoch"), counted(repeats, "replay")
     if not method.adversarial:
         return f"{config.TRAIN.method} training, {epochs}"
     text = f"eps {255 * config.eps:g}/255, step {255 * config.step:g}/255"
     if method.replays_are_epochs:
-        passes = counted(config.passes, "pass", "es")
-        return f"{text}, {replays}, {passes} ({epochs} / {repeats})"
+        epochs = f"{counted(config.passes, 'epoch')} of the data"
+        return f"{text}, {replays}, {epochs} (TRAIN.epochs {config.TRAIN.epochs} / {repeats})"
     if method.runs_pgd:
         text += f", {counted(config.ADV.train_steps, 'step')} of PGD"
     elif repeats > 1:

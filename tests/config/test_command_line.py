@@ -125,6 +125,10 @@ WRONG = {
     "evaluate -e --resume w.pth --n_examples 5 --image_ids w.pth": ["--n_examples and --image_ids"],
     "main_free --overwrite --resume auto": ["--overwrite"],
     "main_free --eva_on_imagenet_c": ["unrecognized arguments: --eva_on_imagenet_c"],
+    "main_free --lr 0.1": ["unrecognized arguments: --lr; give --set TRAIN.lr=...;"],
+    "main_free --batch-size=8": [
+        "give --set DATA.batch_size=... or --set EVAL.batch_size=...; see"
+    ],
     "main_free --s_H 3": ["unrecognized arguments: --s_H"],  # no abbreviations
     "main_free --seed": ["--seed: expected one argument"],
     "main_free --protocol mine --n_examples 0": ["standard, freeat, paper", "--n_examples: 0 must"],
@@ -208,6 +212,8 @@ def test_help_answers_without_torch(line: str, answers: Answers) -> None:
         "SECTION.key=value",
         "cosines (default 10.0)",
         "ADV.clip_eps               4.0                      radius of the l-infinity ball, of",
+        "ADV.pgd_attack             [[10, 0.00392156862, 'ce', 1], [50,",
+        "EVAL.scales                                         scales s of HE",
     ):
         assert text in out
     assert ("[--eva_on_imagenet_c]" in out) == line.startswith("evaluate")

@@ -492,6 +492,7 @@ def test_a_radius_each_and_the_curve() -> None:
     (FOLDER / f"{name}_eps64.json").unlink()
     out = evaluate(*flags, "64,0,4")
     assert out.count("holds this evaluation already") == 2
+    assert out.count("\nworst of PGD  ") == 3  # their tables are shown again
     assert result(f"{name}_eps64")["worst_case"]["top1"]["correct"] == robust[3]
     assert len(list(FOLDER.glob("*_curve_*.png"))) == 2
 

@@ -195,8 +195,11 @@ def test_pretrained_weights_are_the_start(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({}, "step 4/255, 4 replays, 23 passes (90 epochs / 4)"),
-        ({"TRAIN": {"epochs": 1}, "ADV": {"n_repeats": 1}}, "1 replay, 1 pass (1 epoch / 1)"),
+        ({}, "step 4/255, 4 replays, 23 epochs of the data (TRAIN.epochs 90 / 4)"),
+        (
+            {"TRAIN": {"epochs": 1}, "ADV": {"n_repeats": 1}},
+            "1 replay, 1 epoch of the data (TRAIN.epochs 1 / 1)",
+        ),
         ({"TRAIN": {"method": "pgd"}, "ADV": {"train_steps": 1}}, "1 step of PGD, 90 epochs"),
         ({"TRAIN": {"method": "natural", "epochs": 1}}, "natural training, 1 epoch"),
     ],

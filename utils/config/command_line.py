@@ -21,6 +21,7 @@ from utils.config.settings import (
     GivenValue,
     Options,
     Source,
+    plain,
 )
 from utils.config.validators import whole
 from utils.errors import UserError
@@ -33,6 +34,12 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
+        name = (
+            message.partition("unrecognized arguments: --")[2].partition(" ")[0].partition("=")[0]
+        )
+        keys = [key for key in SETTINGS if key.rpartition(".")[2] == name.replace("-", "_")]
+        if keys and self.prog.endswith(".py"):
+            message += "; give " + " or ".join(f"--set {key}=..." for key in keys)
         raise UserError(f"{message}; see {self.prog} --help")
 
 
@@ -57,7 +64,8 @@ def user_path(text: str) -> Path:
 
 def build_parser(script: str, manual: str) -> OneLineParser:
     """The parser of `main_free` or `evaluate`; a flag that is not given is None, texts are raw."""
-    settings = "\n".join(f"  {k:<26} {s.default!s:<24} {s.help}" for k, s in SETTINGS.items())
+    shown = {key: "" if s.default in ((), "") else plain(s.default) for key, s in SETTINGS.items()}
+    settings = "\n".join(f"  {k:<26} {shown[k]!s:<24} {s.help}" for k, s in SETTINGS.items())
     parser = OneLineParser(
         prog=f"{script}.py",
         description=manual,

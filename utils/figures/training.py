@@ -72,7 +72,7 @@ def training_curves(folder: Path, title: str = "") -> Figure:
     loss.sharex(rate)
     loss.tick_params(labelbottom=False)
     for axes in (accuracy, rate):
-        axes.set_xlabel("epoch")
+        axes.set_xlabel("epoch (a pass over the data)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=6))
     handles = accuracy.get_lines()
     fig.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=1.2)
