@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -272,26 +272,20 @@ def build_tables(rows: Mapping[str, Values], published: Mapping[str, Values]) ->
 
 def refuse_mixture(rows: Mapping[str, Values]) -> None:
     """Every two rows must have each measure of both under some common conditions."""
-    for measure in dict.fromkeys(column.measure for values in rows.values() for column in values):
-        having = {
-            name: [column.conditions for column in values if column.measure == measure]
-            for name, values in rows.items()
-        }
-        for (name, mine), (other, theirs) in combinations(
-            filter(lambda p: p[1], having.items()), 2
-        ):
-            if not set(mine) & set(theirs):
-                aspects = differing_aspects([mine[0], theirs[0]], or_lack=True)
-                this, that = (
-                    ", ".join(
-                        describe(c, aspects) + [f"no {a}" for a in aspects if a not in dict(c)]
-                    )
-                    for c in (mine[0], theirs[0])
-                )
-                raise UserError(
-                    f"{measure} of {name} ({this}) and of {other} ({that}) do not compare; evaluate"
-                    " both alike, or give --allow_mixed for a column each"
-                )
+    measures = dict.fromkeys(column.measure for values in rows.values() for column in values)
+    for measure, pair in product(measures, combinations(rows, 2)):
+        both = [[c.conditions for c in rows[name] if c.measure == measure] for name in pair]
+        if all(both) and not set(both[0]) & set(both[1]):
+            first = [conditions[0] for conditions in both]
+            aspects = differing_aspects(first, or_lack=True)
+            lacking = ([f"no {a}" for a in aspects if a not in dict(c)] for c in first)
+            texts = [
+                ", ".join(describe(c, aspects) + no) for c, no in zip(first, lacking, strict=True)
+            ]
+            raise UserError(
+                f"{measure} of {pair[0]} ({texts[0]}) and of {pair[1]} ({texts[1]}) do not compare;"
+                " evaluate both alike, or give --allow_mixed for a column each"
+            )
 
 
 def differing_aspects(conditions: Iterable[Texts], or_lack: bool = False) -> list[str]:
