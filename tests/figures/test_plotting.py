@@ -20,11 +20,11 @@ from PIL import Image
 from records import attack, attack_result, imagenet_c_result, write
 
 from lib.imagenet_c.corruptions import EXTRA, STANDARD
+from tools.study import robustness_against_cost
 from utils.figures.attacks import AttackedImage, attack_images
 from utils.figures.gradients import gradient_ratio, mean_of_seeds, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
-from utils.figures.study import robustness_against_cost
 from utils.figures.style import COLOURS, point_style, run_labels, save_figure
 from utils.figures.training import read_metrics, training_curves
 from utils.storage.accuracy import over_seeds
