@@ -27,7 +27,6 @@ class Batch(NamedTuple):
     pixels: torch.Tensor  # (B, 3, H, W) uint8, channels_last in memory
     labels: torch.Tensor  # (B,) int64
     indices: torch.Tensor  # (B,) int64, positions in the tree
-    flips: torch.Tensor  # (B,) bool, which images are to be mirrored; done on the device
     # Why an image could not be read; raised by the main process, because an exception of a worker
     # arrives wrapped in a traceback.
     error: str | None = None
@@ -44,13 +43,14 @@ class PipedBatch(Batch):
 
 
 def batch_of_arrays(arrays: list[np.ndarray], error: str | None) -> Batch:
-    pixels, labels, indices, flips = map(torch.from_numpy, arrays)
-    return Batch(pixels.permute(0, 3, 1, 2), labels, indices, flips, error)
+    pixels, labels, indices = map(torch.from_numpy, arrays)
+    return Batch(pixels.permute(0, 3, 1, 2), labels, indices, error)
 
 
-def train_transform(crop_size: int, min_area: float = 0.08) -> Transform:
-    """Random resized crop of `min_area` to all of an image's area, from torch's generator."""
-    return transforms.RandomResizedCrop(crop_size, scale=(min_area, 1.0))
+def train_transform(crop_size: int, min_area: float = 0.08, flip: bool = True) -> Transform:
+    """Random resized crop of `min_area` to all of an image's area; half of them mirrored."""
+    crop = transforms.RandomResizedCrop(crop_size, scale=(min_area, 1.0))
+    return transforms.Compose([crop, transforms.RandomHorizontalFlip(0.5 * flip)])
 
 
 def eval_transform(img_size: int | None, crop_size: int) -> Transform:
@@ -62,8 +62,8 @@ def eval_transform(img_size: int | None, crop_size: int) -> Transform:
 class ImageBatches(Dataset):
     """Reads batches of trees, each of one.
 
-    A key is (number of the tree, position in it), or, where crops and flips are random and there is
-    one tree, (epoch, position in the tree): all that is random follows from seed and key.
+    A key is (number of the tree, position in it), or, where the transform is random, of one
+    tree, (epoch, position in the tree): all that is random follows from seed and key.
     """
 
     def __init__(
@@ -71,41 +71,37 @@ class ImageBatches(Dataset):
         trees: Sequence[ImageTree],
         transform: Transform,
         size: int,  # of an image after the transform
-        seed: int | None = None,  # of crops and flips; None where nothing is random
-        flip: bool = True,
+        seed: int | None = None,  # of the transform; None where nothing is random
     ) -> None:
         self.trees = trees
         self.transform = transform
         self.size = size
         self.seed = seed
-        self.flip = flip
 
     def __getitems__(self, keys: Keys) -> Batch:
         tree = self.tree_of(keys[0][0])
         positions = [position for _, position in keys]
         # Height, width, colour as PIL has it: permuted below, that is channels_last.
         pixels = np.empty((len(keys), self.size, self.size, 3), dtype=np.uint8)
-        flips = torch.zeros(len(keys), dtype=torch.bool)
         error = None
         for row, (number, position) in enumerate(keys):
             try:
-                image, flips[row] = self.load(number, position)
+                pixels[row] = np.asarray(self.load(number, position))
             except UserError as problem:
                 error = str(problem)
                 break
-            pixels[row] = np.asarray(image)
         labels = torch.tensor([tree.labels[p] for p in positions])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        return Batch(images, labels, torch.tensor(positions), flips, error)
+        return Batch(images, labels, torch.tensor(positions), error)
 
     def tree_of(self, number: int) -> ImageTree:
         return self.trees[number if self.seed is None else 0]
 
-    def load(self, number: int, position: int) -> tuple[Image.Image, bool]:
-        """One image after its transform, and whether it is to be mirrored."""
+    def load(self, number: int, position: int) -> Image.Image:
+        """One image after its transform."""
         image = load_rgb(self.tree_of(number).path(position))
         if self.seed is None:
-            return self.transform(image), False
+            return self.transform(image)
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(derived_seed(self.seed, number, position))
-            return self.transform(image), self.flip and bool(torch.rand(()) < 0.5)
+            return self.transform(image)

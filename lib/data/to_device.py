@@ -1,4 +1,4 @@
-"""Batches on their device: copies beside the work, mirrored images, bytes as numbers in [0, 1]."""
+"""Batches on their device: copies beside the work, bytes as numbers in [0, 1]."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -15,7 +15,7 @@ from utils.errors import UserError
 def to_device(
     batch: Batch, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> DeviceBatch:
-    """Send a batch as bytes; mirror and scale to [0, 1] there."""
+    """Send a batch as bytes; scale to [0, 1] there."""
     if batch.error is not None:
         raise UserError(batch.error)
 
@@ -23,10 +23,7 @@ def to_device(
         # On MPS a copy that is not waited for can read what the host has overwritten since.
         return tensor.to(device, non_blocking=device.type == "cuda")
 
-    pixels, flips = send(batch.pixels), send(batch.flips)
-    if batch.flips.any():  # read on the host: no synchronisation
-        pixels = torch.where(flips.view(-1, 1, 1, 1), pixels.flip(3), pixels)
-    images = scaled(pixels, dtype).contiguous(memory_format=memory_format(device))
+    images = scaled(send(batch.pixels), dtype).contiguous(memory_format=memory_format(device))
     return DeviceBatch(images, send(batch.labels), send(batch.indices))
 
 

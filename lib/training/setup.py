@@ -317,17 +317,10 @@ def make_train_loader(
     """The order of the training images, and what reads them in it."""
     total = len(tree.files)
     order = DistributedBatchSampler(total, data.batch_size, context.rank, context.world_size, seed)
-    crop = train_transform(data.crop_size, data.min_area)
-    images = ImageBatches([tree], crop, data.crop_size, seed, data.flip)
+    crop = train_transform(data.crop_size, data.min_area, data.flip)
+    images = ImageBatches([tree], crop, data.crop_size, seed)
     workers = share_of_workers(data.workers, context)
-    loader = make_loader(
-        images,
-        order,
-        workers,
-        context.device,
-        context.local_processes,
-    )
-    return order, loader
+    return order, make_loader(images, order, workers, context.device, context.local_processes)
 
 
 def make_validation(tree: ImageTree, data: Data, context: DistributedContext) -> EvaluationData:

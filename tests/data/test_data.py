@@ -101,7 +101,7 @@ def by_position(batches: list[Batch]) -> dict[int, torch.Tensor]:
 def same(one: list[Batch], other: list[Batch]) -> bool:
     """Whether two lists hold the same batches in the same order."""
     pairs = zip(one, other, strict=True)
-    return all(torch.equal(x, y) for a, b in pairs for x, y in zip(a[:4], b[:4], strict=True))
+    return all(torch.equal(x, y) for a, b in pairs for x, y in zip(a[:3], b[:3], strict=True))
 
 
 # Training
@@ -121,10 +121,10 @@ def test_processes_share_each_global_batch(tree: ImageTree, world_size: int) -> 
     shares = [epoch_of(tree, rank=rank, world_size=world_size) for rank in range(world_size)]
     for number, batch in enumerate(whole):
         for rank, share in enumerate(batches[number] for batches in shares):
-            expected = Batch(*(field[rank::world_size] for field in batch[:4]))
+            expected = Batch(*(field[rank::world_size] for field in batch[:3]))
             if not len(expected.labels):  # two images for three processes: padding
                 assert (world_size, rank, number) == (3, 2, 3)
-                expected = Batch(*(field[:1] for field in batch[:4]))
+                expected = Batch(*(field[:1] for field in batch[:3]))
             assert same([share], [expected])
 
 
@@ -168,7 +168,7 @@ def test_augmentation_leaves_the_random_state_alone(tree: ImageTree) -> None:
     torch.manual_seed(99)  # nor does it depend on it
     again = images.load(0, 1)
     torch.manual_seed(98)
-    assert np.array_equal(np.asarray(images.load(0, 1)[0]), np.asarray(again[0]))
+    assert np.array_equal(np.asarray(images.load(0, 1)), np.asarray(again))
 
 
 @pytest.mark.parametrize("min_area", [0.08, 0.9])
@@ -176,15 +176,17 @@ def test_crops_are_torchvisions(tree: ImageTree, min_area: float) -> None:
     image = Image.open(Path(tree.root, tree.files[4])).convert("RGB")
     torch.manual_seed(derived_seed(7, 2, 4))
     expected = transforms.RandomResizedCrop(32, scale=(min_area, 1))(image)
-    images = ImageBatches([tree], train_transform(32, min_area), 32, seed=7, flip=False)
-    assert np.array_equal(np.asarray(images.load(2, 4)[0]), np.asarray(expected))
-    assert not any(images.load(epoch, 4)[1] for epoch in range(20))
+    mirrored = torch.rand(()) < 0.5
+    for flip in (False, True):
+        images = ImageBatches([tree], train_transform(32, min_area, flip), 32, seed=7)
+        wanted = ImageOps.mirror(expected) if flip and mirrored else expected
+        assert np.array_equal(np.asarray(images.load(2, 4)), np.asarray(wanted))
     centre = transforms.CenterCrop(32)(image)  # without resizing
     assert np.array_equal(np.asarray(eval_transform(None, 32)(image)), np.asarray(centre))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bytes_become_floats_on_the_device_and_flips_are_pils_mirror(
+def test_bytes_become_floats_on_the_device_and_half_are_mirrored(
     tree: ImageTree, dtype: torch.dtype
 ) -> None:
     images = augmented(tree)
@@ -196,12 +198,12 @@ def test_bytes_become_floats_on_the_device_and_flips_are_pils_mirror(
         assert tensor.is_contiguous(memory_format=torch.channels_last)
     assert sent.labels.tolist() == list(tree.labels)
     for position in range(20):
-        crop, flip = images.load(1, position)
-        assert flip == batch.flips[position]
-        wanted = torch.from_numpy(np.array(ImageOps.mirror(crop) if flip else crop))
+        wanted = torch.from_numpy(np.array(images.load(1, position)))
         assert torch.equal(sent.images[position], wanted.permute(2, 0, 1).to(dtype) / 255)
-    flips = [images.load(epoch, i)[1] for epoch in range(20) for i in range(20)]
-    assert 160 < sum(flips) < 240
+    unflipped = ImageBatches([tree], train_transform(32, flip=False), 32, seed=0)
+    pairs = [(e, i) for e in range(20) for i in range(20)]
+    same = sum(images.load(*pair) == unflipped.load(*pair) for pair in pairs)
+    assert 160 < same < 240
 
 
 # Evaluation
