@@ -14,11 +14,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+SCALE = "_gradient_scale"  # among a module's attributes, as long as it is frozen
+
 
 class EvalBatchNorm(torch.autograd.Function):
     """`F.batch_norm` with running statistics; its gradient is dy * weight / sqrt(var + eps).
 
-    x: (B, C, H, W); weight, bias, mean and var: (C,), without gradients.
+    x: (B, C, H, W); weight, bias, mean and var: (C,), without gradients; scale: the factor of the
+    gradient, (1, C, 1, 1), see `gradient_scale`.
     """
 
     generate_vmap_rule = True
@@ -31,24 +34,40 @@ class EvalBatchNorm(torch.autograd.Function):
         mean: torch.Tensor,
         var: torch.Tensor,
         eps: float,
+        scale: torch.Tensor,
     ) -> torch.Tensor:
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        x, weight, _, _, var, eps = inputs
-        ctx.save_for_backward(weight, var)
-        ctx.eps, ctx.strides = eps, x.stride()
+        x, *_, scale = inputs
+        ctx.save_for_backward(scale)
+        ctx.strides = x.stride()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        (dy,), (weight, var) = gradients, ctx.saved_tensors
-        scale = (var + ctx.eps).rsqrt().mul(weight).view(1, -1, 1, 1)  # not rounded to bf16
+        (dy,), (scale,) = gradients, ctx.saved_tensors
+        nothing = [None] * 6
         if torch.is_grad_enabled():  # a gradient's gradient, or torch.func
-            return (dy * scale).to(dy.dtype), None, None, None, None, None
+            return (dy * scale).to(dy.dtype), *nothing
         # One kernel, whatever the layout of dy.
         dx = torch.empty_strided(dy.shape, ctx.strides, dtype=dy.dtype, device=dy.device)
-        return torch.mul(dy, scale, out=dx), None, None, None, None, None
+        return torch.mul(dy, scale, out=dx), *nothing
+
+
+def gradient_scale(norm: nn.BatchNorm2d) -> torch.Tensor:
+    """weight / sqrt(var + eps), (1, C, 1, 1), not rounded to bf16.
+
+    A frozen network keeps it until the block of `cheap_backward` ends: starting its kernels at
+    every step takes a GPU's host longer than the gradients take the GPU.
+    """
+    scale: torch.Tensor | None = vars(norm).get(SCALE)
+    if scale is None:
+        assert norm.running_var is not None
+        scale = (norm.running_var + norm.eps).rsqrt().mul(norm.weight).view(1, -1, 1, 1)
+        if "forward" in vars(norm):
+            vars(norm)[SCALE] = scale
+    return scale
 
 
 def pays(x: torch.Tensor) -> bool:
@@ -65,7 +84,7 @@ def normalised(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
         return nn.BatchNorm2d.forward(norm, x)
     norm._check_input_dim(x)
     arguments = norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps
-    y: torch.Tensor = EvalBatchNorm.apply(x, *arguments)
+    y: torch.Tensor = EvalBatchNorm.apply(x, *arguments, gradient_scale(norm))
     return y
 
 
@@ -97,3 +116,4 @@ def cheap_backward(network: nn.Module) -> Iterator[None]:
     finally:
         for module in changed:
             vars(module).pop("forward", None)
+            vars(module).pop(SCALE, None)

@@ -1,5 +1,6 @@
 """torch.compile where it pays: for batches of one size, tried before anything depends on it."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -91,7 +92,9 @@ def failure(attempt: Callable[[], Any], context: DistributedContext) -> str:
     """The first line of the error that an attempt ends with, on any rank, or nothing."""
     reason = ""
     try:
-        with torch.random.fork_rng([context.device] if context.device.type == "cuda" else []):
+        devices = [context.device] if context.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # a setting of its own
             attempt()
     except (UserError, torch.OutOfMemoryError):
         raise
