@@ -5,8 +5,9 @@ the published ones.
 """
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torchvision
@@ -22,6 +23,19 @@ OLD_PIXELS = {"transform_input": True, "init_weights": False}
 OWN_ARGUMENTS = {"googlenet": OLD_PIXELS, "inception_v3": OLD_PIXELS}
 
 
+class Preset(NamedTuple):
+    """How a network's published weights take images: sizes in pixels, colours of [0, 1]."""
+
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+    resize: int = 256
+    crop: int = 224
+    interpolation: str = "bilinear"
+
+
+PRESET = Preset()
+
+
 class AnyNetwork(PixelNetwork):
     """Another library's network with normalisation in front."""
 
@@ -32,9 +46,10 @@ class AnyNetwork(PixelNetwork):
         num_classes: int,
         mean: Sequence[float],
         std: Sequence[float],
+        preset: Preset = PRESET,
     ) -> None:
         super().__init__(arch, num_classes, 1.0, mean, std)
-        self.network = network
+        self.network, self.preset = network, preset
 
     @property
     def body(self) -> nn.Module:
@@ -49,7 +64,7 @@ class AnyNetwork(PixelNetwork):
 
 def build_any(
     arch: str,
-    size: int,
+    size: int | None = None,
     num_classes: int | None = None,
     pretrained: bool = False,
     mean: Sequence[float] | None = None,
@@ -59,7 +74,7 @@ def build_any(
 
     Args:
         arch: a name of torchvision's classification networks, or `timm/NAME`.
-        size: side of the images, pixels.
+        size: side of the images, pixels; None is as it was published.
         num_classes: number of outputs; None is as it was published.
         pretrained: load the published weights.
         mean: per colour, pixels in [0, 1]; None is the network's own.
@@ -67,7 +82,8 @@ def build_any(
     """
     make = timm_network if arch.startswith(TIMM) else torchvision_network
     try:
-        network, published_mean, published_std = make(arch, size, num_classes, pretrained)
+        network, preset = make(arch, size, num_classes, pretrained)
+        size = size or preset.crop
         with torch.no_grad():
             outputs = network.eval()(torch.zeros(1, 3, size, size)).shape[1]
     except UserError:
@@ -76,7 +92,7 @@ def build_any(
         raise UserError(
             f"TRAIN.arch {arch} does not take images of DATA.crop_size {size} ({first_line(error)})"
         ) from error
-    return AnyNetwork(arch, network, outputs, mean or published_mean, std or published_std)
+    return AnyNetwork(arch, network, outputs, mean or preset.mean, std or preset.std, preset)
 
 
 def first_line(error: Exception) -> str:
@@ -85,29 +101,32 @@ def first_line(error: Exception) -> str:
 
 
 def torchvision_network(
-    arch: str, size: int, num_classes: int | None, pretrained: bool
-) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
-    """Network, mean and standard deviation."""
+    arch: str, size: int | None, num_classes: int | None, pretrained: bool
+) -> tuple[nn.Module, Preset]:
+    """A network and how its published weights take images."""
     require_known(arch, [*torchvision.models.list_models(module=torchvision.models), TIMM])
+    published = torchvision.models.get_model_weights(arch)
+    weights = getattr(published, "IMAGENET1K_V1", None) or published["DEFAULT"]
+    taken = weights.transforms()
+    sizes = taken.resize_size[0], taken.crop_size[0]
+    preset = Preset(tuple(taken.mean), tuple(taken.std), *sizes, taken.interpolation.value)
+    size = size or preset.crop
     arguments: dict[str, Any] = dict(OWN_ARGUMENTS.get(arch, {}))
     if arch.startswith("vit_"):
         arguments["image_size"] = size
     elif arch.startswith("maxvit_"):
         arguments["input_size"] = (size, size)
-    published = torchvision.models.get_model_weights(arch)
-    weights = getattr(published, "IMAGENET1K_V1", None) or published["DEFAULT"]
     if pretrained:
         torchvision_weights(weights)  # says what is wrong when they cannot be downloaded
         arguments["weights"] = weights
     network = torchvision.models.get_model(arch, num_classes=num_classes or 1000, **arguments)
-    preset = weights.transforms()
-    return network, preset.mean, preset.std
+    return network, preset
 
 
 def timm_network(
-    arch: str, size: int, num_classes: int | None, pretrained: bool
-) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
-    """Network, mean and standard deviation."""
+    arch: str, size: int | None, num_classes: int | None, pretrained: bool
+) -> tuple[nn.Module, Preset]:
+    """A network and how its published weights take images."""
     try:
         import timm
     except ImportError as error:
@@ -117,7 +136,7 @@ def timm_network(
         require_known(arch, [TIMM + known for known in timm.list_models()])
     published = timm.models.get_pretrained_cfg(name)
     arguments: dict[str, Any] = {}
-    if published is not None and published.fixed_input_size:
+    if size and published is not None and published.fixed_input_size:
         arguments["img_size"] = size
     if num_classes is not None:
         arguments["num_classes"] = num_classes
@@ -131,7 +150,11 @@ def timm_network(
             " delete a damaged file from its cache (HF_HOME), or give one by --resume"
         ) from error
     values = cast(dict[str, Any], network.pretrained_cfg)
-    return network, values.get("mean", IMAGENET_MEAN), values.get("std", IMAGENET_STD)
+    crop = values.get("input_size", (3, PRESET.crop))[-1]
+    resize = math.floor(crop / values.get("crop_pct", PRESET.crop / PRESET.resize))
+    way = values.get("interpolation", PRESET.interpolation)
+    colours = values.get("mean", PRESET.mean), values.get("std", PRESET.std)
+    return network, Preset(*colours, resize, crop, way)
 
 
 def require_known(arch: str, names: Iterable[str]) -> None:

@@ -126,7 +126,8 @@ def values_of(path: Path, result: Result) -> Iterator[tuple[Column, Value]]:
         return Value(**vars(top1.estimate) | about, n=top1.n, source=path)
 
     conditions = result.conditions
-    resize = f"resize {conditions.resize}, " if conditions.resize else ""
+    way = f" {conditions.interpolation}" * (conditions.interpolation != "bilinear")
+    resize = f"resize {conditions.resize}{way}, " if conditions.resize else ""
     inputs = ("input", f"{resize}crop {conditions.crop}")
     subset = ("images", result.provenance["subset"]["description"])
     images = (subset, ("image list", conditions.images[:12]), inputs)

@@ -53,9 +53,12 @@ def train_transform(crop_size: int, min_area: float = 0.08, flip: bool = True) -
     return transforms.Compose([crop, transforms.RandomHorizontalFlip(0.5 * flip)])
 
 
-def eval_transform(img_size: int | None, crop_size: int) -> Transform:
+def eval_transform(
+    img_size: int | None, crop_size: int, interpolation: str = "bilinear"
+) -> Transform:
     """Resize the shorter side to `img_size` and crop the centre; None and 0 crop alone."""
-    resize = [transforms.Resize(img_size)] if img_size else []
+    way = transforms.InterpolationMode(interpolation)
+    resize = [transforms.Resize(img_size, way)] if img_size else []
     return transforms.Compose([*resize, transforms.CenterCrop(crop_size)])
 
 

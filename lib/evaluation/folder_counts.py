@@ -103,7 +103,8 @@ def read_folders(
 ) -> Iterator[DeviceBatch]:
     """Batches of chunks, (number of the tree, positions), through one loader, under a bar."""
     device, crop = task.context.device, conditions.crop
-    dataset = ImageBatches(trees, eval_transform(conditions.resize, crop), crop)
+    transform = eval_transform(conditions.resize, crop, conditions.interpolation)
+    dataset = ImageBatches(trees, transform, crop)
     sampler = EvaluationSampler([(number, part) for number, parts in chunks for part in parts])
     workers = min(share_of_workers(task.config.DATA.workers, task.context), len(sampler))
     loader = make_loader(dataset, sampler, workers, device, task.context.local_processes)

@@ -16,6 +16,7 @@ from lib.evaluation.model_settings import (
     ModelSettings,
     build,
     model_of,
+    require_both_colours,
     settings_from,
     settings_of,
 )
@@ -23,7 +24,7 @@ from models.any_network import AnyNetwork, build_any
 from models.pixel_network import PixelNetwork
 from models.resnet import load_pretrained, load_weights
 from utils.config.rules import wrong_lengths
-from utils.config.settings import ARCHITECTURES, SETTINGS, Config, Source, plain
+from utils.config.settings import ARCHITECTURES, EXPLICIT, SETTINGS, Config, Data, Source, plain
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger
@@ -37,6 +38,7 @@ from utils.storage.run_folder import BEST, ROOT, find_checkpoint
 TRAINED = (
     "DATA.img_size",
     "DATA.crop_size",
+    "DATA.interpolation",
     "DATA.max_color_value",
     "ADV.clip_eps",
     "ADV.pgd_attack",
@@ -53,7 +55,8 @@ class EvaluatedModel:
         folder: where results go: the checkpoint's.
         identity: path, sha256, arch, FN, WN, s_HE, angular_margin_HE; for result files.
         file_name: the checkpoint's; empty for a run's best model and where there is no file.
-        trained: the configuration of its training, {section: {key: value}}, in our own files.
+        trained: the configuration of its training, {section: {key: value}}, in our own files;
+            the image sizes of networks of other families.
         notes: what to know of how the file was read.
     """
 
@@ -68,7 +71,8 @@ class EvaluatedModel:
     @property
     def trained_or_default(self) -> Mapping[str, Any]:
         """The configuration of its training, or the built-in one."""
-        return self.trained or Config().as_dict()
+        trained = self.trained or {}
+        return {name: v | trained.get(name, {}) for name, v in Config().as_dict().items()}
 
 
 def load_evaluated_model(config: Config, device: torch.device, path: str = "") -> EvaluatedModel:
@@ -89,12 +93,23 @@ def load_evaluated_model(config: Config, device: torch.device, path: str = "") -
         name = "" if Path(path).name == BEST else Path(path).name
         trained = checkpoint.content.get("config") if checkpoint.is_ours else None
         notes = [checkpoint.note] if checkpoint.note else []
+        if not (checkpoint.is_ours or checkpoint.mean or config.source("TRAIN.mean") in EXPLICIT):
+            colours = f"mean {tuple(settings.mean)} and std {tuple(settings.std)}"
+            notes.append(f"{path} holds no colours: assumed are {colours}; see TRAIN.mean and .std")
     else:
         model, settings = pretrained_network(config)
         folder = ROOT / f"{settings.arch.replace('/', '_')}_pretrained"
         digest, name = state_digest(model), ""
         in_family = settings.arch in ARCHITECTURES
         path = "torchvision IMAGENET1K_V1" if in_family else f"published weights of {settings.arch}"
+    if isinstance(model, AnyNetwork):
+        preset = model.preset
+        sizes = {"img_size": preset.resize, "crop_size": preset.crop}
+        trained = {"DATA": sizes | {"interpolation": preset.interpolation}}
+        notes.append(
+            f"{settings.arch} as published: resize {preset.resize}, crop {preset.crop},"
+            f" {preset.interpolation}; DATA.img_size, .crop_size and .interpolation change them"
+        )
     if config.OPTIONS.output:  # where files of one name from many folders may meet
         name = f"{file_stem(name) or folder.name}_{digest[:8]}.pth"
         folder = Path(config.OPTIONS.output)
@@ -145,10 +160,11 @@ def any_network(
     """
     if config.HE.FN or config.HE.WN:
         raise UserError(f"a {config.TRAIN.arch} has no hypersphere head; leave --FN and --WN out")
+    require_both_colours(config)
     mean, std = (checkpoint.mean, checkpoint.std) if checkpoint else (None, None)
     return build_any(
         config.TRAIN.arch,
-        config.DATA.crop_size,
+        config.DATA.crop_size if config.source("DATA.crop_size") in EXPLICIT else None,
         num_classes,
         pretrained,
         mean=config.TRAIN.mean if config.given("TRAIN.mean") else mean,
@@ -183,13 +199,12 @@ def with_trained_settings(config: Config, evaluated: EvaluatedModel, logger: Log
     Values on the command line and in a file given by -c go over them. The suite's own configs.yml
     does not, being the same for every training; where it was changed, a warning has both.
     """
-    explicit = (Source.COMMAND_LINE, Source.GIVEN_FILE)
     values: dict[str, object] = {}
     for key in TRAINED:
         section, _, name = key.partition(".")
         saved = (evaluated.trained or {}).get(section, {})
-        unit_of_radius = key == "DATA.max_color_value" and config.source("ADV.clip_eps") in explicit
-        if name not in saved or config.source(key) in explicit or unit_of_radius:
+        unit_of_radius = key == "DATA.max_color_value" and config.source("ADV.clip_eps") in EXPLICIT
+        if name not in saved or config.source(key) in EXPLICIT or unit_of_radius:
             continue
         setting, value = SETTINGS[key], config.value(key)
         values[key] = trained = setting.validate(saved[name])
@@ -278,6 +293,7 @@ class Task:
             images=subset["sha256"],
             resize=resize,
             crop=self.config.DATA.crop_size,
+            interpolation=self.config.DATA.interpolation if resize else Data.interpolation,
             network=network,
             checkpoint_file=evaluated.file_name,
             subset=subset["label"],
@@ -287,8 +303,8 @@ class Task:
     def usual(self, conditions: Conditions) -> dict[str, Any]:
         """Sizes of the network's training, or the built-in ones, that files are not named by."""
         data = self.evaluated.trained_or_default["DATA"]
-        resize = None if conditions.resize is None else data["img_size"]
-        return {"resize": resize, "crop": data["crop_size"]}
+        resized = {"resize": data["img_size"], "interpolation": data["interpolation"]}
+        return (resized if conditions.resize else {"resize": None}) | {"crop": data["crop_size"]}
 
     def provenance(self, subset: Mapping[str, Any]) -> dict[str, Any]:
         """What every result file says of its origin, with what decides how a GPU rounds."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from models.resnet import ResNet, family_member, load_pretrained, load_weights
-from utils.config.settings import ARCHITECTURES, Config, plain
+from utils.config.settings import ARCHITECTURES, EXPLICIT, Config, plain
 from utils.errors import UserError
 from utils.storage.checkpoint import Checkpoint
 
@@ -64,6 +64,7 @@ def settings_of(config: Config, checkpoint: Checkpoint) -> ModelSettings:
     """A checkpoint's settings: its own where it carries them, else by flags and its shapes."""
     wanted = settings_from(config, None)
     if checkpoint.model is None:
+        require_both_colours(config)
         settings = settings_of_foreign(checkpoint, wanted)
     else:
         settings = ModelSettings(**checkpoint.model)
@@ -75,6 +76,13 @@ def settings_of(config: Config, checkpoint: Checkpoint) -> ModelSettings:
                 " leave the flag out, the checkpoint carries its settings"
             )
     return settings
+
+
+def require_both_colours(config: Config) -> None:
+    """Of a network that does not carry them."""
+    given = {config.source(f"TRAIN.{name}") in EXPLICIT for name in ("mean", "std")}
+    if len(given) > 1:
+        raise UserError("TRAIN.mean and TRAIN.std belong to one network; give both")
 
 
 def settings_of_foreign(checkpoint: Checkpoint, wanted: ModelSettings) -> ModelSettings:

@@ -133,7 +133,8 @@ def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
         logger.info(f"attacked is {surrogate.identity['path']}: {surrogate.settings.describe()}")
     sizes = config.DATA.img_size, config.DATA.crop_size, config.EVAL.batch_size
     workers = share_of_workers(config.DATA.workers, context)
-    images = EvaluationData(tree, *sizes, workers, context)
+    way = config.DATA.interpolation
+    images = EvaluationData(tree, *sizes, workers, context, interpolation=way)
     radius_source = config.source("EVAL.eps" if config.EVAL.eps else "ADV.clip_eps").value
     clean: dict[str, Rows] = {}  # known from the first radius on
     evaluations: list[Evaluation] = []

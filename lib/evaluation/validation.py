@@ -54,9 +54,10 @@ class EvaluationData:
     workers: int
     context: DistributedContext
     while_waiting: WhileWaiting = lambda: False
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        transform = eval_transform(self.img_size, self.crop_size)
+        transform = eval_transform(self.img_size, self.crop_size, self.interpolation)
         self.images = ImageBatches([self.tree], transform, self.crop_size)
 
     def batches(self, positions: Iterable[int] | None = None) -> Iterator[DeviceBatch]:

@@ -105,6 +105,7 @@ def selection_of(run: Run) -> dict[str, str]:
     """What the best value measures, as far as a resumption can change it."""
     train, images = run.config.TRAIN, run.selection
     what: dict[str, Any] = {"TRAIN.select": train.select, "DATA.img_size": images.img_size}
+    what["DATA.interpolation"] = images.interpolation
     what["list of images"] = images.tree.fingerprint[:8]
     if train.select == "pgd":
         spec, threat = quick_attack(run)

@@ -328,4 +328,4 @@ def make_validation(tree: ImageTree, data: Data, context: DistributedContext) ->
     share = max(1, data.batch_size // context.world_size)
     workers = share_of_workers(data.workers, context)
     sizes = data.img_size, data.crop_size, share
-    return EvaluationData(tree, *sizes, workers, context)
+    return EvaluationData(tree, *sizes, workers, context, interpolation=data.interpolation)

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import sys
 import types
 from pathlib import Path
@@ -43,7 +44,8 @@ def create_model(
 ) -> nn.Module:
     """A network that takes one size, as timm's vision transformers do."""
     network: Any = nn.Sequential(nn.Flatten(), nn.Linear(3 * img_size**2, num_classes))
-    network.pretrained_cfg = {"mean": HALF, "std": HALF}
+    network.pretrained_cfg = {"mean": HALF, "std": HALF, "input_size": (3, 160, 160)}
+    network.pretrained_cfg |= {"crop_pct": 0.9, "interpolation": "bicubic"}
     return network
 
 
@@ -77,6 +79,34 @@ def test_pixels_are_those_of_the_published_weights() -> None:
         assert build_any("efficientnet_v2_l", 32).normalisation == {"mean": HALF, "std": HALF}
 
 
+def test_the_preset_is_that_of_the_published_weights(digits: Path, here: Path, timm: None) -> None:
+    preset = (IMAGENET_MEAN, IMAGENET_STD, 236, 224, "bilinear")
+    with torch.device("meta"):
+        assert build_any("convnext_tiny", 32).preset == preset
+    if not importlib.util.find_spec("timm"):
+        assert build_any("timm/test_vit").preset == (HALF, HALF, 177, 160, "bicubic")
+    network = torchvision.models.efficientnet_b0(num_classes=4).eval()
+    torch.save(network.state_dict(), "theirs.pth")
+    flags = ["-e", "--resume", "theirs.pth", "--attack", "pgd1", "--n_examples", 4]
+    done = call("evaluate.py", digits, "--set", "TRAIN.arch=efficientnet_b0", *flags)
+    assert done.status == 0, done.err
+    assert "efficientnet_b0 as published: resize 256, crop 224, bicubic;" in done.out
+    assert f"assumed are mean {IMAGENET_MEAN} and std {IMAGENET_STD}" in done.out
+    result = json.loads(Path("attack_standard_theirs_pgd1_n4.json").read_text())
+    assert (result["conditions"]["resize"], result["conditions"]["interpolation"]) == (
+        256,
+        "bicubic",
+    )
+    assert result["provenance"]["config"]["DATA"]["interpolation"] == "bicubic"
+    assert str(list(IMAGENET_MEAN)) in result["conditions"]["network"]
+    rows = list(csv.DictReader(next(Path().glob("attack_*_images.csv")).open()))
+    take = torchvision.models.EfficientNet_B0_Weights.IMAGENET1K_V1.transforms()
+    images = [Image.open(digits / "val" / row["image"]) for row in rows]
+    logits = network(torch.stack([take(image) for image in images]))
+    loss = nn.functional.cross_entropy(logits, torch.tensor([int(r["label"]) for r in rows]))
+    assert result["clean"]["loss"] == pytest.approx(loss.item(), abs=1e-5)
+
+
 @pytest.fixture
 def theirs(here: Path) -> nn.Module:
     """A network of 4 classes; `theirs.pth` holds it as DataParallel saves it."""
@@ -92,7 +122,8 @@ def test_attacked_from_the_command_line(
     """Its own gradients, or those of a network of another family."""
     flags = ["-e", "--resume", "theirs.pth", "--attack", "pgd2", "--n_examples", 6]
     flags += ["--transfer_from", trained / "model_best.pth.tar"] if surrogate else []
-    done = call("evaluate.py", digits, *settings(TRAIN__arch=ARCH, TRAIN__mean=[0.5] * 3), *flags)
+    colours = {"TRAIN__mean": list(HALF), "TRAIN__std": list(IMAGENET_STD)}
+    done = call("evaluate.py", digits, *settings(TRAIN__arch=ARCH, **colours), *flags)
     assert done.status == 0, done.err
     assert ("resnet18, FN, WN" in done.out) == surrogate
     rows = list(csv.DictReader(next(Path().glob("attack_*_images.csv")).open()))

@@ -112,6 +112,12 @@ def normalised(prefix: str, names: tuple[str, str] = ("mean", "std")) -> dict[st
     return {prefix + name: torch.tensor(value).view(1, 3, 1, 1) for name, value in values}
 
 
+def coloured(model: ResNet, *colours: tuple) -> dict[str, torch.Tensor]:
+    """A network behind a module of this mean and deviation."""
+    buffers = dict(zip(("0.mean", "0.std"), map(torch.tensor, colours), strict=True))
+    return buffers | prefixed(model, "1.")
+
+
 def madry(model: ResNet) -> dict[str, Any]:
     """A checkpoint as MadryLab's robustness library saves them, of tensors only."""
     state = prefixed(model, "module.model.") | prefixed(model, "module.attacker.model.")
@@ -214,6 +220,9 @@ def without(model: ResNet, key: str) -> dict[str, Any]:
         (lambda m: without(m, "layer1.0.conv1.weight"), "lacks layer1.0.conv1.weight"),
         (lambda m: without(m, "fc.weight"), "no last layer (fc.weight)"),
         (lambda m: [1, 2], "holds a list, not a state_dict"),
+        (lambda m: coloured(m, (123.675, 116, 103), (1, 1, 1)), "not both for pixels in [0"),
+        (lambda m: coloured(m, (0.5, 0.5, 0.5), (4.37, 4.46, 4.44)), "std [4.37, 4.46, 4.44], not"),
+        (lambda m: {"mean": torch.ones(3)} | prefixed(m, ""), "and std None, not both"),
         (lambda m: {}, "no weights of a network, but nothing"),
         (lambda m: {"state_dict": {"epoch": 3}, "lr": 1}, "network, but state_dict, lr; save"),
         (lambda m: {"best": m.state_dict(), "last": m.state_dict()}, "(best, last); give one as"),
@@ -237,6 +246,13 @@ def test_numpys_scalars_become_plain_numbers(module: bytes, plain: ResNet) -> No
     assert (content["epoch"], content["best"], content["args"]) == (90, 60.5, args)
     values = (content["epoch"], content["best"], *args.values(), *args["cuts"], *args["ema"])
     assert not any(isinstance(value, np.generic) for value in values)
+
+
+def test_imagenets_colours_in_float32_are_the_same_ones(plain: ResNet) -> None:
+    path = saved(coloured(plain, *plain.normalisation.values()))
+    checkpoint = read_checkpoint(path)
+    assert (checkpoint.mean, checkpoint.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert "give both" in user_error(load, path, "--set", "TRAIN.mean=[0.5, 0.5, 0.5]")
 
 
 def test_of_several_weights_it_says_which(plain: ResNet, digits: Path) -> None:

@@ -46,6 +46,7 @@ OTHERS = {
     "network": ("resnet18, FN", "attack_standard_DIGEST"),
     "resize": (232, "attack_standard_resize232"),
     "crop": (160, "attack_standard_crop160"),
+    "interpolation": ("bicubic", "attack_standard_bicubic"),
     "attacks": (("pgd10@1", "pgd50@2.5"), "attack_standard_pgd10+pgd50@2.5"),
     "eps": (0.5 / 255, "attack_standard_eps0.5"),
     "norm": ("L2", "attack_standard_L2"),

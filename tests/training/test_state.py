@@ -194,7 +194,7 @@ def selecting(content: dict[str, Any], images: str = "a" * 64, **progress: Any) 
     Path(config.run_dir, BEST).touch()
     return SimpleNamespace(
         config=config, progress=Progress(**progress), logger=Logger(),
-        selection=SimpleNamespace(tree=tree, img_size=config.DATA.img_size),
+        selection=SimpleNamespace(tree=tree, **vars(config.DATA)),
         context=DistributedContext(0, 1, torch.device("cpu")),
     )  # fmt: skip
 

@@ -44,6 +44,7 @@ SWITCH = "switch"
 # What takes more than a line: validators, and help texts.
 SCHEDULE, ORDER = choice("auto", "step", "linear", "cosine"), choice("auto", "text", "numeric")
 COMPILE = word_or("auto", word_or(REDUCE_OVERHEAD, boolean))
+WAYS = choice("bilinear", "bicubic", "nearest", "box", "hamming", "lanczos")
 WORKERS = word_or("auto", whole(0))
 MEAN, STD = list_of(real(0, 1), 3, 3), list_of(real(0, 1, above=True), 3, 3)
 PHASES, SCALES = list_of(mapping), list_of(real(0, above=True))
@@ -145,6 +146,7 @@ class Data:
     img_size: int = noted(256, whole(0), "shorter side before the centre crop, pixels; 0: as it is")
     min_area: float = noted(0.08, real(0, 1, above=True), "smallest share of an image in a crop")
     flip: bool = noted(True, boolean, "mirror half of the training images")
+    interpolation: str = noted("bilinear", WAYS, "of the resize before the centre crop")
     crop_size: int = fixed(224, whole(1), "side of the network's input, pixels")
     max_color_value: float = free(255.0, real(0, above=True), "unit of clip_eps and fgsm_step")
 
@@ -227,6 +229,9 @@ class Source(Enum):
     GIVEN_FILE = "the file given by -c"
     COMMAND_LINE = "the command line"
     CHECKPOINT = "the checkpoint"
+
+
+EXPLICIT = (Source.COMMAND_LINE, Source.GIVEN_FILE)
 
 
 class GivenValue(NamedTuple):

@@ -39,6 +39,7 @@ class Conditions:
     seed: int = 0
     surrogate: str = ""  # SHA-256 of the network that was attacked, where it is another one
     cascade: bool = False  # each attack saw only what the ones before had left robust
+    interpolation: str = "bilinear"  # of the resize
     starts: str = ""  # what random ones are drawn by; empty: by number in the list, as once
 
     @property
@@ -59,6 +60,7 @@ class Conditions:
             "norm": self.norm,
             "resize": f"resize{self.resize or 0}",
             "crop": f"crop{self.crop}",
+            "interpolation": self.interpolation,
             "precision": self.precision,
             "seed": f"seed{self.seed}",
             "surrogate": f"from_{self.surrogate[:8]}",

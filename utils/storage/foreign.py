@@ -107,7 +107,8 @@ def split_weights(
     for key, value in tensors.items():
         name = COLOURS.get(key.rpartition(".")[2])
         if name and value.numel() == 3:
-            colours[name] = value.flatten().tolist()
+            wide = value.flatten().to(torch.promote_types(value.dtype, torch.float32))
+            colours[name] = [float(str(x)) for x in wide.numpy()]  # 0.485 of a float32, too
         elif key.startswith(prefixes[0]) and not name:
             network[key.removeprefix(prefixes[0])] = value
         elif key.rpartition(".")[2] not in COUNTERS:
@@ -115,7 +116,13 @@ def split_weights(
                 f"{path} holds {key} beside a network ({prefixes[0]}*), and this suite knows no use"
                 " for it; save the network's state_dict alone"
             )
-    return network, colours.get("mean"), colours.get("std")
+    mean, std = colours.get("mean"), colours.get("std")
+    if colours and not (mean and std and max(mean) <= 1 and 0 < min(std) <= max(std) <= 1):
+        raise UserError(
+            f"{path} holds mean {mean} and std {std}, not both for pixels in [0, 1]; save the"
+            " network's state_dict alone, and give TRAIN.mean and TRAIN.std"
+        )
+    return network, mean, std
 
 
 def load_safetensors(path: str) -> dict[str, torch.Tensor]:
