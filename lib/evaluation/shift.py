@@ -1,6 +1,7 @@
 """Shifted test sets: class folders such as ImageNet-V2, -R, -A, -Sketch or a mapped ObjectNet."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from lib.evaluation.folder_counts import Measure, count_folders, finish
 from lib.evaluation.load_model import Task
 from utils.errors import UserError
 from utils.figures.comparison import Panel, comparison
-from utils.storage.accuracy import Accuracy
+from utils.storage.accuracy import Accuracy, Estimate
 from utils.storage.files import names_sha256
 from utils.storage.results import ShiftAccuracies, ShiftResult
 from utils.text import table
@@ -136,8 +137,11 @@ def csv_rows(result: ShiftResult) -> list[list[Any]]:
 
 
 def figure(result: ShiftResult) -> Figure:
+    def point(accuracy: Accuracy) -> Estimate:
+        return replace(accuracy.estimate, warned=bool(result.warnings))
+
     bars = [
-        (name, {"all outputs": a.top1.estimate, "classes of the set": a.present_top1.estimate})
+        (name, {"all outputs": point(a.top1), "classes of the set": point(a.present_top1)})
         for name, a in result.sets.items()
     ]
     return comparison([Panel("", "top-1 accuracy (%)", bars)])

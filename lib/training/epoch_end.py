@@ -17,7 +17,7 @@ from lib.algorithm.protocols import PROTOCOLS, PGDSpec, ThreatModel
 from lib.evaluation.validation import adversarial_examples, validate, validate_pgd
 from lib.training import overfitting
 from lib.training.checkpointing import Run, begin_epoch, epoch_totals, save
-from lib.training.loop import lr_at, stop_run
+from lib.training.loop import describe_metrics, lr_at, stop_run
 from utils.logging import ProgressBar
 from utils.storage.checkpoint import Checkpoint
 from utils.storage.conditions import BY_FILE, length_text
@@ -57,9 +57,8 @@ class Validation:
     robust: float | None
     score: float
 
-    def describe(self) -> str:
-        clean = self.clean
-        text = f"loss {clean['loss']:.4f} top-1 {clean['top1']:.2f} % top-5 {clean['top5']:.2f} %"
+    def describe(self, run: Run) -> str:
+        text = describe_metrics(run, self.clean)
         return text + ("" if self.robust is None else f", PGD-10 top-1 {self.robust:.2f} %")
 
 
@@ -85,9 +84,11 @@ def finish_epoch(run: Run) -> None:
     text = f"epoch {epoch}/{passes}: train loss {trained['loss']:.4f} top-1"
     text += f" {trained['top1']:.2f} %, {waited:.0%} of the time waiting for images"
     if raw is not None:
-        text += f", clean validation {raw.describe()}" + " (best)" * (BEST in best)
+        text += f", clean validation {raw.describe(run)}" + " (best)" * (BEST in best)
     if average is not None:
-        text += f"; of the averaged weights {average.describe()}" + " (best)" * (BEST_EMA in best)
+        text += f"; of the averaged weights {average.describe(run)}" + " (best)" * (
+            BEST_EMA in best
+        )
     if run.config.TRAIN.method == "fast":
         text += f"; a training minibatch under PGD-10 top-1 {row[-1]:.2f} %"
     run.logger.info(text)

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import NoReturn
@@ -98,10 +98,14 @@ def describe_averages(run: Run) -> str:
     totals = epoch_totals(run)
     mean = averages(totals)
     rate = totals[3] / max(time.monotonic() - run.epoch_started, 1e-9)
-    return (
-        f"loss {mean['loss']:.4f} top-1 {mean['top1']:.2f} % top-5 {mean['top5']:.2f} %"
-        f" {rate:.1f} images/s"
-    )
+    return f"{describe_metrics(run, mean)} {rate:.1f} images/s"
+
+
+def describe_metrics(run: Run, mean: Mapping[str, float]) -> str:
+    """Loss, top-1 and top-5, which of five classes or fewer is always 100."""
+    text = f"loss {mean['loss']:.4f} top-1 {mean['top1']:.2f} %"
+    has_top5 = len(run.model_settings.classes or ()) > 5
+    return text + f" top-5 {mean['top5']:.2f} %" * has_top5
 
 
 def stop_run(run: Run, signum: int, state: str = "saved") -> NoReturn:

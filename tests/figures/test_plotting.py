@@ -286,8 +286,9 @@ def test_a_curve_says_what_it_is_of_and_draws_hollow_what_was_warned_of() -> Non
     assert "pgd10, steps of 1 to 4/255; protocol standard; 100 images." in texts(fig)
     assert axes.get_ylabel() == "top-1 accuracy (%)\nworst of PGD"
     doubtful = replace(imagenet_c_result(), warnings=("x",))
-    bar = imagenet_c({"A": doubtful}).subfigs[1].axes[0].patches[0]
-    assert not bar.get_fill()
+    above, below = imagenet_c({"A": doubtful, "B": imagenet_c_result()}).subfigs
+    assert [bar.get_fill() for bar in below.axes[0].patches] == [False] * 16 + [True] * 16
+    assert [x.get_markerfacecolor() == "white" for x in above.axes[0].get_lines()] == [True, False]
 
 
 def test_curves_are_of_evaluations_that_differ_in_eps_alone() -> None:

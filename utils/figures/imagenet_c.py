@@ -12,6 +12,7 @@ from utils.figures.style import (
     footnote,
     legend_handles,
     literal,
+    marked,
     percent_axis,
     styled,
 )
@@ -38,7 +39,8 @@ def imagenet_c(results: Results, title: str = "") -> Figure:
     for axes, (group, members) in zip(panels, groups.items(), strict=True):
         curves = group_curves(results, members)
         for index, (label, values) in enumerate(curves):
-            axes.plot(range(1, len(values) + 1), values, label=label, **curve_style(index))
+            style = marked(curve_style(index), bool(results.get(label, fullest[0]).warnings))
+            axes.plot(range(1, len(values) + 1), values, label=label, **style)
         axes.set(xlabel="severity", xticks=range(1, 6), xlim=(0.7, 5.3))
         axes.set_title(group if single else f"{group} (mean)")
         if single:  # below the panel: inside, four names would lie on the curves
