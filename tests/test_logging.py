@@ -14,7 +14,8 @@ from utils.logging import Logger, ProgressBar
 
 
 def test_names_cannot_move_the_cursor(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    logger = Logger(path=tmp_path / "log.txt")
+    logger = Logger()
+    logger.write_to(tmp_path / "log.txt")
     logger.info("one\ntwo\x1b[2J\rthree\x9b")
     assert capsys.readouterr().out == "one\ntwo\\x1b[2J\\rthree\\x9b\n"
     log = (tmp_path / "log.txt").read_text().splitlines()
@@ -22,7 +23,8 @@ def test_names_cannot_move_the_cursor(capsys: pytest.CaptureFixture, tmp_path: P
 
 
 def test_a_full_disk_ends_the_log_alone(capsys: pytest.CaptureFixture) -> None:
-    logger = Logger(path=Path("/dev/full"))
+    logger = Logger()
+    logger.write_to(Path("/dev/full"))
     for text in ("one", "two"):
         logger.info(text)
     assert capsys.readouterr().out.splitlines() == [

@@ -26,14 +26,10 @@ tqdm.monitor_interval = 0  # no thread of its own: loader workers are forked
 class Logger(logging.Logger):
     """Prints lines and appends them to a file."""
 
-    def __init__(
-        self, active: bool = True, path: Path | None = None, to_stderr: bool = False
-    ) -> None:
+    def __init__(self, active: bool = True, to_stderr: bool = False) -> None:
         super().__init__("freeat")  # known to us alone: nobody else's handlers
         self.disabled = not active
         self.addHandler(Console(to_stderr))
-        if path is not None:
-            self.write_to(path)
 
     def write_to(self, path: Path) -> None:
         """Append to this file from now on."""
@@ -90,7 +86,7 @@ class LogFile(logging.FileHandler):
         self.logger.warning(f"log.txt ends here: {sys.exc_info()[1]}")
 
 
-class ProgressBar:
+class ProgressBar(tqdm):
     """tqdm's bar on a terminal, a line now and then elsewhere, nothing on other ranks."""
 
     def __init__(
@@ -102,12 +98,9 @@ class ProgressBar:
         unit: str = "batch",
         done: int = 0,
     ) -> None:
-        self.logger, self.total, self.label, self.every = logger, total, label, every
-        self.done = self.done_before = done
-        self.began = time.monotonic()
         terminal = not logger.disabled and sys.stderr.isatty()
         size = os.get_terminal_size(sys.stderr.fileno()).columns if terminal else 0
-        self.bar = tqdm(
+        super().__init__(
             total=total,
             desc=label,
             unit=unit,
@@ -117,6 +110,9 @@ class ProgressBar:
             leave=False,
             disable=not terminal,
         )
+        self.logger, self.label, self.every = logger, label, every
+        self.done = self.done_before = done
+        self.began = time.monotonic()
 
     def over(self, items: Iterable[T]) -> Iterator[T]:
         """Pass items through, and count them."""
@@ -128,12 +124,12 @@ class ProgressBar:
     def advance(self, count: int = 1, detail: str = "") -> None:
         """Count items; `detail` stands behind the rate."""
         before, self.done = self.done, self.done + count
-        if not self.bar.disable:
+        if not self.disable:
             if detail:
-                self.bar.set_postfix_str(detail, refresh=False)
-            self.bar.update(count)
+                self.set_postfix_str(detail, refresh=False)
+            self.update(count)
             if self.done == self.total:
-                self.bar.refresh()  # which update does now and then alone
+                self.refresh()  # which update does now and then alone
         elif self.done // self.every > before // self.every or self.done == self.total:
             place = str(self.done) if self.total is None else f"{self.done}/{self.total}"
             self.logger.info(f"{self.label} [{place}] {detail} {self.time_left()}".rstrip())
@@ -145,13 +141,3 @@ class ProgressBar:
             return ""
         seconds = (time.monotonic() - self.began) / fresh * (self.total - self.done)
         return f"eta {tqdm.format_interval(seconds)}"
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self.bar.close()
-
-    def __enter__(self) -> "ProgressBar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

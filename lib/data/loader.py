@@ -124,23 +124,19 @@ def make_loader(
     """A loader of `Batch`es: through shared memory and pinned for CUDA, through pipes elsewhere."""
     # Of its own: each pass draws a seed for workers, and an interrupted training has more passes.
     generator = torch.Generator()
-    if not workers:
-        return Loader(
-            DataLoader(dataset, batch_sampler=batches, collate_fn=as_it_is, generator=generator)
-        )
     ahead = (PREFETCH * workers + 1) * batches.largest * 3 * dataset.size**2  # bytes
     cuda = device.type == "cuda"
-    shared = cuda and ahead * local_processes < free_shared_memory()
+    shared = not workers or (cuda and ahead * local_processes < free_shared_memory())
     return Loader(
         DataLoader(
             dataset,
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=as_it_is if shared else piped,
-            pin_memory=cuda,
+            pin_memory=cuda and workers > 0,
             worker_init_fn=begin_worker,
-            persistent_workers=True,
-            prefetch_factor=PREFETCH,
+            persistent_workers=workers > 0,
+            prefetch_factor=PREFETCH if workers else None,
             generator=generator,
         )
     )

@@ -329,7 +329,8 @@ from utils.distributed.launch import run_command
 from utils.logging import Logger, ProgressBar
 
 def work():
-    logger = Logger(path=Path("log.txt"))
+    logger = Logger()
+    logger.write_to(Path("log.txt"))
     logger.heading("caf\\u00e9 \\udcff")
     for _ in ProgressBar(logger, 3, "epoch", 1).over(range(3)):
         print("x" * 100_000)
