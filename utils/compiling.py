@@ -17,11 +17,7 @@ Network = Callable[[torch.Tensor], torch.Tensor]
 
 
 def compile_mode(setting: bool | str, device: torch.device, steps: float) -> bool | str:
-    """What TRAIN.compile or EVAL.compile comes to: False, True or `reduce-overhead`.
-
-    Args:
-        steps: forward and backward passes of the whole run, also of the part that is done.
-    """
+    """What TRAIN.compile or EVAL.compile comes to in a run of so many passes, over all of it."""
     return device.type == "cuda" and steps > WORTHWHILE if setting == "auto" else setting
 
 
@@ -30,11 +26,6 @@ class Compiled:
 
     A CUDA graph's outputs and gradients lie in memory that its next call uses again: a step reads
     them before, which a test holds.
-
-    Args:
-        network: images (B, 3, H, W) to outputs (B, classes).
-        size: images in a batch of the compiled form.
-        mode: True, or `reduce-overhead` for CUDA graphs.
     """
 
     def __init__(self, network: Network, size: int, mode: bool | str = True) -> None:
@@ -71,13 +62,7 @@ def compiles(
 ) -> bool:
     """Whether what `rehearse` calls can be compiled, on all ranks; it is compiled afterwards.
 
-    Under `auto` a failure is a warning.
-
-    Args:
-        name: of the setting, for messages.
-
-    Raises:
-        UserError: it cannot, and the setting asks for it.
+    Under `auto` a failure is a warning; else it is an error, which `name`s the setting.
     """
     reason = failure(rehearse_tiny, context)  # before ranks wait for each other in `rehearse`
     reason = reason or failure(rehearse, context)

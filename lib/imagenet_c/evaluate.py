@@ -75,11 +75,7 @@ def evaluate_imagenet_c(task: Task, root: str) -> ImageNetCResult:
 
 
 def check_size(trees: Mapping[str, ImageTree], side: int) -> list[str]:
-    """A warning where the first images of folders are larger than the crop.
-
-    Raises:
-        UserError: one is smaller, and zeros would fill it up.
-    """
+    """A warning where first images are larger than the crop; smaller ones are refused."""
     sizes = set()
     for tree in trees.values():
         width, height = load_rgb(tree.path(0)).size

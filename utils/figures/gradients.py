@@ -64,11 +64,7 @@ def mean_of_seeds(seeds: Sequence[CsvRows]) -> CsvRows:
 
 @styled
 def gradient_ratio(runs: Mapping[str, CsvRows], title: str = "") -> Figure:
-    """Ratio of adversarial to clean gradient norms against depth: arXiv:2002.08619, Figure 6.
-
-    Args:
-        runs: by label, the rows of one epoch; with a deviation where they are means.
-    """
+    """Ratio of adversarial to clean gradient norms against depth: arXiv:2002.08619, Figure 6."""
     fig = Figure(figsize=(WIDTH, 3.1), layout="constrained")
     panels = fig.subplots(1, 3, sharey=True, width_ratios=(1, 1, 0.55))
     for axes, (group, (name, axis)) in zip(panels, GROUPS.items(), strict=True):

@@ -53,11 +53,7 @@ def weights_within(content: Mapping[Any, Any], depth: int = DEPTH) -> dict[str, 
 def find_weights(
     path: str, content: Mapping[str, Any], wanted: str = ""
 ) -> tuple[Mapping[str, Any], str]:
-    """The network's tensors: those of a name, those under usual names, averaged or the only ones.
-
-    Returns:
-        them; and where there are others which were taken, and how to take another.
-    """
+    """The network's tensors, and a note of how to take others where there are some."""
     found = weights_within(content)
     if wanted:
         if wanted not in found:
