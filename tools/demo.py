@@ -24,7 +24,7 @@ TEMPLATE = Path(__file__).with_name("demo_report.md")
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ["-c", str(ROOT / "tools" / "demo_configs.yml")]
 HE = ["--FN", "True", "--WN", "True", "--s_HE", "10.0", "--angular_margin_HE", "0.2"]
-ATTACKS, FEW = "pgd20@2/255,apgd", "50"  # APGD takes four minutes on all digits
+ATTACKS, FEW = "pgd20@2/255,apgd", "70"  # APGD takes four minutes on all digits
 METHODS = {"FreeAT": [], "FreeAT + HE": HE}
 
 
