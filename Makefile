@@ -33,7 +33,7 @@ benchmark: $(VENV)/.ready
 	$(RUN) -m tools.benchmark
 
 soak: $(VENV)/.ready
-	PYTHONPATH=. $(RUN) tests/soak.py
+	KILLS=10 $(RUN) -m pytest -q tests/training/test_interruption.py -k kill_9
 
 # Torch brings its CUDA libraries, 5 GB; a requirements file that changes is installed again.
 $(VENV)/.ready: requirements.txt requirements-extra.txt requirements-dev.txt

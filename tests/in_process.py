@@ -18,7 +18,7 @@ SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
 class Done(NamedTuple):
-    """What a command left: exit status, stdout, stderr."""
+    """What a command left: exit status (negative: the signal that ended it), stdout, stderr."""
 
     status: int
     out: str

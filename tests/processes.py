@@ -18,27 +18,21 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
+from itertools import chain
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from lib.data.folders import read_split
 from lib.data.sampler import DistributedBatchSampler
 from tests.commands import ROOT, environment
+from tests.in_process import Done as Done
 from utils.distributed import context as distributed
 
 LONGEST_WAIT = 180.0  # seconds; far more than anything here takes
 MARK = "PROCESSES_OF_THIS_TEST"
-
-
-class Done(NamedTuple):
-    """What a command left: exit status (negative: the signal that ended it), stdout, stderr."""
-
-    status: int
-    out: str
-    err: str
 
 
 class Running:
@@ -274,11 +268,13 @@ def outcome(folder: Path) -> dict[str, Any]:
     parts = {f"weights {key}": value for key, value in content["state_dict"].items()}
     parts |= {f"best {key}": value for key, value in best["state_dict"].items()}
     parts |= {f"momentum {key}": value["momentum_buffer"] for key, value in momentum.items()}
+    average = content["training"].get("ema", {}).get("state_dict", {})
+    parts |= {f"average {key}": value for key, value in average.items()}
     for key in ("noise", "epoch", "position", "best", "totals", "random_state"):
         parts[key] = content["training"][key]
-    for name in ("metrics.csv", "gradient_norms.csv", "attack_standard_images.csv"):
-        if name != "gradient_norms.csv" or (folder / name).exists():
-            parts[name] = rows_of(folder / name, ("seconds", "images_per_second"))
+    tables = folder.glob("gradient_norms.csv"), folder.glob("attack_*_images.csv")
+    for path in (folder / "metrics.csv", *chain(*tables)):
+        parts[path.name] = rows_of(path, ("seconds", "images_per_second"))
     return parts
 
 

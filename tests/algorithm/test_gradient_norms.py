@@ -117,17 +117,6 @@ def check_groups(rows: list[dict], expected: dict[str, list[list[float]]]) -> No
         assert row["adversarial_mean"] == pytest.approx(summary(whole)[0], rel=1e-9)
 
 
-def test_the_first_sample_has_ratio_one() -> None:
-    """With zero noise the adversarial image is the clean one."""
-    model = tiny_model().train()
-    trainer = trainer_of(model, 5)
-    norms = GradientNorms(model, trainer.loss, NOBODY.average_)
-    measured_step(trainer, norms, *minibatch(5))
-    rows = norms.rows(1)
-    assert len(rows) == 6 + 3
-    assert all(row[HEADER.index("ratio")] == 1.0 for row in rows)
-
-
 def test_measuring_leaves_no_trace() -> None:
     """Weights, statistics, momentum, noise and gradients are those of a training without it."""
     trainers = [trainer_of(tiny_model().train(), 5) for _ in range(2)]

@@ -433,20 +433,3 @@ def test_bytes_are_the_same_numbers_on_every_device(dtype: torch.dtype) -> None:
         assert waits == []
         assert torch.equal(there.host.flatten(), exact)
     devices.table_of_255ths.cache_clear()
-
-
-def test_layout_on_mps() -> None:
-    assert devices.memory_format(torch.device("mps")) == torch.contiguous_format
-    assert devices.memory_format(torch.device("cuda")) == torch.channels_last
-
-
-@pytest.mark.parametrize(("total", "world_size"), [(7, 2), (5, 4), (8, 3), (1, 2)])
-def test_weights_of_shares_make_the_mean_over_the_minibatch(total: int, world_size: int) -> None:
-    """The last minibatch is uneven: each process's mean loss is weighed by its images."""
-    losses = torch.rand(total, dtype=torch.float64)
-    terms = []
-    for rank in range(world_size):
-        order = DistributedBatchSampler(total, 8, rank, world_size)
-        (keys,) = order
-        terms.append(order.weight(0) * losses[[key[-1] for key in keys]].mean())
-    assert sum(terms) / world_size == pytest.approx(float(losses.mean()), rel=1e-12)

@@ -117,13 +117,6 @@ def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
     assert message == f"{tmp_path}: not UTF-8: katze_ü/\\udcff.png; rename it, or set PYTHONUTF8=1"
 
 
-def test_subset_keeps_labels(tmp_path: Path) -> None:
-    tree = read_tree(str(make(tmp_path, "a/1.png", "a/2.png", "b/3.png")))
-    part = tree.subset([2, 0])
-    assert (part.files, part.labels) == (("b/3.png", "a/1.png"), (1, 0))
-    assert (part.root, part.classes) == (tree.root, tree.classes)
-
-
 # Which output a class is
 
 

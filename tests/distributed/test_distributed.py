@@ -44,8 +44,7 @@ from lib.data.loader import make_loader
 from lib.data.sampler import DistributedBatchSampler
 from lib.data.to_device import on_device, to_device
 from models.resnet import ResNet
-from utils.distributed.context import DistributedContext, usable_cores
-from utils.errors import SharedUserError, UserError
+from utils.distributed.context import DistributedContext
 
 pytestmark = pytest.mark.slow
 
@@ -53,62 +52,6 @@ ALONE = DistributedContext(0, 1, torch.device("cpu"))
 
 
 # What processes say to each other
-
-
-def talk(context: DistributedContext) -> dict[str, Any]:
-    rank = context.rank
-    tensors = [torch.full((2, 3), float(rank)), torch.tensor([rank * 10.0])]
-    context.average_(tensors)
-    copied = [torch.full((2,), rank + 5.0), torch.tensor(rank + 7)]
-    context.copy_from_main_(copied)
-    found = {
-        "gather": context.gather({"rank": rank}),
-        "sum": context.sum([rank, 0.5]),
-        "max": context.max(rank * 3),
-        "average": [tensor.tolist() for tensor in tensors],
-        "copied": [tensor.tolist() for tensor in copied],
-        "whole": context.gather_strided(torch.arange(rank, 12, context.world_size)),
-        "machine": (context.local_processes, context.cores),
-    }
-    context.barrier()
-
-    def work() -> int:
-        if rank > 0:
-            raise UserError(f"rank {rank} cannot")
-        return rank
-
-    try:
-        context.run_and_share_errors(work)
-    except SharedUserError as error:
-        found["error"] = str(error)
-    assert context.run_and_share_errors(lambda: rank) == rank
-    return found
-
-
-def test_what_processes_say_to_each_other(tmp_path: Path) -> None:
-    for rank, found in enumerate(gang(3, talk, folder=tmp_path)):
-        assert found["gather"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
-        assert found["sum"] == [3, 1.5]
-        assert found["max"] == 6
-        assert found["machine"] == (3, max(1, usable_cores() // 3))
-        assert found["average"] == [[[1.0] * 3] * 2, [10.0]]
-        assert found["copied"] == [[5.0, 5.0], 7]
-        assert found["error"] == "rank 1 cannot"  # on all of them, the lowest rank's
-        if rank == 0:
-            assert torch.equal(found["whole"], torch.arange(12))
-        else:
-            assert found["whole"] is None
-
-
-def test_alone_there_is_nobody_to_wait_for() -> None:
-    assert (ALONE.gather("x"), ALONE.sum([1.5, 2]), ALONE.max(4)) == (["x"], [1.5, 2], 4)
-    ALONE.barrier()
-    ALONE.average_([torch.ones(2)])
-    ALONE.copy_from_main_([torch.ones(2)])
-    share = torch.arange(3)
-    whole = ALONE.gather_strided(share)
-    assert torch.equal(whole, share)
-    assert whole.data_ptr() != share.data_ptr()
 
 
 # Training: the noise belongs to the position in the global batch

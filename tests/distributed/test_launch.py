@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import command, environment, settings
+from conftest import environment, settings
 from in_process import call, only_error
 from processes import MARK, Running, started, survivors, until
 
@@ -363,15 +363,3 @@ def test_the_work_outlives_its_streams(redirections: str, encoding: str, tmp_pat
     assert log[0].endswith("== café \\udcff")
     assert [text.split()[3] for text in log[1:]] == ["[1/3]", "[2/3]", "[3/3]"]
     assert all("x" not in text.split(maxsplit=2)[2] for text in log)  # no output went astray
-
-
-def test_tools_outlive_their_readers(tmp_path: Path) -> None:
-    (tmp_path / "class").mkdir()
-    (tmp_path / "class" / "0.jpg").touch()
-    words = [*command("tools.check_data", tmp_path, "--workers", 1), "> /dev/full"]
-    done = subprocess.run(
-        ["bash", "-c", " ".join(words)], env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 1  # what it found, not how it could be said
-    assert "Traceback" not in done.stderr
-    assert "reading [1/1] 1 found" in done.stderr  # lines in a log, no bar

@@ -270,15 +270,3 @@ def test_the_packages_warnings_are_kept(
     attack(Noisy(model), *chunk, warnings=warnings)
     assert any("randomized" in warning for warning in warnings)
     assert "randomized" not in capfd.readouterr().err
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu(model: TinyHypersphere, chunk: Images) -> None:
-    copy = TinyHypersphere(10).cuda().to(memory_format=torch.channels_last).eval()
-    copy.load_state_dict(model.state_dict())
-    before = torch.cuda.get_rng_state()
-    outcome = attack(copy, chunk[0].cuda(), chunk[1].cuda(), eps=EPS)
-    assert torch.equal(torch.cuda.get_rng_state(), before)
-    with torch.no_grad():
-        predicted = copy(outcome.adversarial).argmax(1).cpu()
-    assert torch.equal(outcome.robust.cpu(), predicted == chunk[1])

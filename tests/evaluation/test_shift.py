@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import shutil
@@ -13,15 +12,11 @@ import pytest
 import torch
 from conftest import copy_run
 from in_process import call, only_error
-from records import attack_result, write
 from torchvision import datasets, transforms
 
 from lib.data.folders import read_tree
-from lib.evaluation import folder_counts
-from lib.evaluation.folder_counts import count_images
 from lib.evaluation.shift import find_test_sets, measure_of
 from models.resnet import ResNet
-from utils.storage import journal
 from utils.storage.results import read_result
 
 NAMES = [f"digit_{i}" for i in range(4)]
@@ -103,30 +98,6 @@ def test_accuracies_are_those_of_a_plain_loop() -> None:
     assert Path("run/shift_standard_rendered+sketch.png").exists()
 
 
-def test_an_interrupted_evaluation_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
-    (file,) = Path("run").glob("shift*.json")
-    whole = json.loads(file.read_text())
-    for path in Path("run").glob("shift*"):
-        path.unlink()
-    monkeypatch.setattr(folder_counts, "CHUNK", 10)
-    monkeypatch.setattr(journal, "SECONDS_BETWEEN_WRITES", -1.0)
-    counted = []
-
-    def count(model, batches, name, measure):
-        counted.append(name)
-        if len(counted) == 5:
-            raise KeyboardInterrupt
-        return count_images(model, batches, name, measure)
-
-    monkeypatch.setattr(folder_counts, "count_images", count)
-    with pytest.raises(KeyboardInterrupt):
-        call("evaluate.py", "sets", *WORDS)
-    said = evaluate()
-    assert "resuming: 4 of 8 chunks of images were evaluated before" in said
-    assert counted[5:] == ["sketch", "sketch", "sketch", "rendered"]  # full chunks first
-    assert json.loads(file.read_text())["sets"] == whole["sets"]
-
-
 def test_one_set_a_part_of_it_and_what_is_wrong() -> None:
     shutil.copy("run/model_best.pth.tar", "run/last.pth.tar")
     flags = ("--n_examples", 5, "--resume", "run/last.pth.tar", "--set", "DATA.crop_size=24")
@@ -143,21 +114,3 @@ def test_one_set_a_part_of_it_and_what_is_wrong() -> None:
         (("sets",), "class n00000001 is none of"),
     ):
         assert says in only_error(call("evaluate.py", *words, *WORDS))
-
-
-def test_one_set_under_two_names_is_told() -> None:
-    Path("sets/again").symlink_to("rendered")
-    twice = "sets: one folder counts twice (rendered is again)"
-    assert evaluate().count(twice) == 1
-    (path,) = Path("run").glob("shift_*again*.json")
-    assert read_result(path).warnings == (twice,)
-
-
-def test_a_comparison_has_a_column_for_each_set() -> None:
-    write(Path("run/attack_standard.json"), attack_result())
-    copy_run(Path("run"), Path("other"))
-    done = call("tools.compare", "run", "other")
-    assert done.status == 0, done.err
-    titles = [title.strip() for title in done.out.splitlines()[0].strip("| ").split("|")]
-    for title in ("rendered", "rendered, of its 2 classes", "sketch"):
-        assert titles.index(title) > titles.index("Worst of PGD")

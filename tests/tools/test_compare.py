@@ -8,14 +8,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import environment
 from in_process import Done, call, only_error
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from records import PGD10, attack, attack_result, imagenet_c_result, provenance, write
 from scipy import stats
@@ -453,20 +451,3 @@ def test_names_that_mean_something_elsewhere() -> None:
     assert r"$x_1^$" not in Path("comparison.tex").read_text()
     with open("comparison.csv", newline="") as file:
         assert next(csv.DictReader(file))["run"].startswith("'=a|b")
-
-
-def test_a_figure_of_many_columns_is_readable() -> None:
-    """20 measures of two runs: no two titles of the figure lie on each other."""
-    measures = [
-        (f"PGD-{n} (margin, 5 restarts), eps 4/255, step 1/255, seed 0",
-         {"A": Estimate(n, (n - 1, n + 2)), "B": Estimate(n / 2)})
-        for n in range(20)
-    ]  # fmt: skip
-    fig = comparison([Panel("", "top-1 accuracy (%)", measures)])
-    FigureCanvasAgg(fig).draw()
-    labels = fig.axes[0].get_yticklabels()
-    boxes = [label.get_window_extent() for label in labels]
-    assert len(labels) == 20
-    assert all(not a.overlaps(b) for a, b in pairwise(boxes))
-    assert min(label.get_fontsize() for label in labels) >= 7
-    assert fig.get_figwidth() <= 5.5
