@@ -35,9 +35,9 @@ import torch
 from PIL import Image
 
 from tools.benchmark_subject import Case
-from utils.config.command_line import positive, tool_parser, user_path
+from utils.config.command_line import checked, positive, tool_parser, user_path
 from utils.config.settings import ARCHITECTURES, PRECISIONS
-from utils.config.validators import REDUCE_OVERHEAD, words
+from utils.config.validators import REDUCE_OVERHEAD, choice, list_of
 from utils.distributed.context import choose_device
 from utils.distributed.launch import run_command
 from utils.errors import UserError
@@ -101,8 +101,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     few = f"repetitions; of `standard`, minutes each, 3 at most {default}"
     add("--repeats", type=positive, default=7, metavar="N", help=few)
     listed = f"commas between {default}"
-    add("--parts", type=words, default=",".join(PARTS), metavar="P,P", help=listed)
-    add("--precisions", type=words, default="fp32,bf16", metavar="P,P", help=listed)
+    parts, precisions = (checked(list_of(choice(*names))) for names in (PARTS, PRECISIONS))
+    add("--parts", type=parts, default=",".join(PARTS), metavar="P,P", help=listed)
+    add("--precisions", type=precisions, default="fp32,bf16", metavar="P,P", help=listed)
     add("--no_compile", action="store_true", help="leave torch.compile out")
     add("--workers", type=int, default=2, metavar="N", help=f"processes that read {default}")
     other = "another checkout of the suite, measured in place of the plain loop"
@@ -115,9 +116,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     device = choose_device(options.device)
     options.device = str(device)
     options.batch_size = options.batch_size or (256 if device.type == "cuda" else 16)
-    for flag, known in (("parts", PARTS), ("precisions", PRECISIONS)):
-        if unknown := set(getattr(options, flag)) - set(known):
-            raise UserError(f"--{flag}: no {min(unknown)}; there are {', '.join(known)}")
     if options.against and not (options.against / "tools/benchmark_subject.py").is_file():
         raise UserError(f"--against {options.against}: no checkout of the suite")
     return options

@@ -26,9 +26,9 @@ from lib.algorithm.protocols import METHODS as TRAINING_METHODS
 from tools.compare import main as compare
 from tools.demo import CONFIG, HE, ROOT, environment
 from tools.demo_data import write_digits
-from utils.config.command_line import parse_command_line, positive, tool_parser, user_path
+from utils.config.command_line import checked, parse_command_line, positive, tool_parser, user_path
 from utils.config.settings import Config
-from utils.config.validators import words
+from utils.config.validators import choice, list_of
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.figures.style import (
@@ -109,12 +109,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=positive, default=3, metavar="N", help=default)
     add("--jobs", type=positive, default=cores, metavar="N", help="trainings at a time")
     listed = "commas between (default: all)"
-    add("--methods", type=words, default=[*METHODS], metavar="M,M", help=listed)
+    methods = checked(list_of(choice(*METHODS)))
+    add("--methods", type=methods, default=[*METHODS], metavar="M,M", help=listed)
     add("--quick", action="store_true", help="a few images, one seed, one epoch")
-    arguments = parser.parse_args(argv)
-    if unknown := set(arguments.methods) - METHODS.keys():
-        raise UserError(f"--methods: no {min(unknown)}; there are {', '.join(METHODS)}")
-    return arguments
+    return parser.parse_args(argv)
 
 
 def study(arguments: argparse.Namespace) -> None:

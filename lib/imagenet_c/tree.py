@@ -14,9 +14,9 @@ from dataclasses import replace
 from lib.data.folders import ImageTree, Listing, read_tree, subfolders
 from lib.imagenet_c.corruptions import EXTRA, SEVERITIES, STANDARD, choose_corruptions
 from utils.errors import UserError
+from utils.text import shortlist
 
 LISTING_THREADS = 16  # listing waits for the disk or the network, not for the processor
-PROBLEMS_SHOWN = 3
 
 
 def corruption_folders(root: str) -> list[tuple[str, str]]:
@@ -55,16 +55,9 @@ def find_folders(root: str, asked: Sequence[str] | None) -> dict[str, str]:
         problems.append(
             f"no folder for {', '.join(missing)} ({example}, or the same in a folder GROUP); {fix}"
         )
-    raise_problems(root, problems)
-    return {name: found[0] for name, found in paths.items()}
-
-
-def raise_problems(root: str, problems: Sequence[str]) -> None:
-    """One line of the first problems, if there are any."""
     if problems:
-        rest = len(problems) - PROBLEMS_SHOWN
-        text = "; ".join(problems[:PROBLEMS_SHOWN]) + f"; and {rest} more" * (rest > 0)
-        raise UserError(f"ImageNet-C in {root}: {text}")
+        raise UserError(f"ImageNet-C in {root}: {'; '.join(problems)}")
+    return {name: found[0] for name, found in paths.items()}
 
 
 def read_corruptions(
@@ -93,8 +86,9 @@ def read_corruptions(
             return str(error)
 
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
-        problems = pool.map(problem, [tree for tree in trees.values() if tree.root != whole.root])
-        raise_problems(root, list(filter(None, problems)))
+        others = [tree for tree in trees.values() if tree.root != whole.root]
+        if problems := list(filter(None, pool.map(problem, others))):
+            raise UserError(f"ImageNet-C in {root}: {shortlist(problems)}")
     return trees, len(whole.files)
 
 

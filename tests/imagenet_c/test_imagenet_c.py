@@ -202,7 +202,7 @@ def remove(*paths: Path) -> None:
         (lambda t: empty(t / "snow/3"), "snow/3 has no class folders"),
         (lambda t: shutil.copytree(t / "snow", t / "weather/snow"), "snow is there twice"),
         (lambda t: [remove(t / f"{n}/1") for n in ("snow/2", "snow/3", "snow/4", "contrast/5")],
-         r"snow/2, .*; .*snow/3, .*; and 1 more"),
+         r"snow/2, .*, .*snow/3, .* and 1 more"),
     ],
 )  # fmt: skip
 def test_faults_are_named_in_one_line(tree, damage, says):

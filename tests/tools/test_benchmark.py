@@ -108,4 +108,4 @@ def test_a_subject_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     [("--parts", "free,speed"), ("--device", "gpu"), ("--against", "nowhere")],
 )
 def test_bad_input_is_one_line(words: tuple[str, str]) -> None:
-    assert only_error(call("tools.benchmark", *words)).startswith(f"{words[0]}")
+    assert words[0] in only_error(call("tools.benchmark", *words))

@@ -4,10 +4,10 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 
@@ -27,6 +27,7 @@ from utils.config.validators import whole
 from utils.errors import UserError
 from utils.storage.run_folder import find_checkpoint
 
+T = TypeVar("T")
 FLAGS = {key.rpartition(".")[2]: key for key, setting in EVERY.items() if setting.flag}
 
 
@@ -49,12 +50,19 @@ def tool_parser(name: str, manual: str | None) -> OneLineParser:
     return OneLineParser(prog=f"python -m tools.{name}", description=manual, formatter_class=layout)
 
 
-def positive(text: str) -> int:
-    """argparse type: a whole number from 1."""
-    try:
-        return whole(1)(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+def checked(validate: Callable[[object], T]) -> Callable[[str], T]:
+    """argparse type that says what a validator says."""
+
+    def convert(text: str) -> T:
+        try:
+            return validate(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+positive = checked(whole(1))
 
 
 def user_path(text: str) -> Path:

@@ -8,6 +8,7 @@ from typing import Any, TextIO
 from utils.config.load import read_yaml
 from utils.errors import UserError
 from utils.storage.conditions import KINDS
+from utils.text import shortlist
 
 ROOT = Path("trained_models")
 LOCK_SECONDS = 5.0  # for a training that was killed to be gone
@@ -38,10 +39,9 @@ def find_checkpoint(path: str) -> str:
             raise UserError(f"--resume {path} is a folder, not a checkpoint{hint}")
     files = sorted(str(p) for p in ROOT.glob("*/*.pth.tar") if not p.name.startswith("."))
     files += sorted(str(p) for p in Path(path).parent.glob("*.pt*") if str(p) not in files)
-    listed = ", ".join(files[:6]) + (f" and {len(files) - 6} more" if len(files) > 6 else "")
+    listed = shortlist(files, 6) or "none at all"
     raise UserError(
-        f"--resume {path}: no such checkpoint, here or under {ROOT}/; there is "
-        + (listed or "none at all")
+        f"--resume {path}: no such checkpoint, here or under {ROOT}/; there is {listed}"
     )
 
 
