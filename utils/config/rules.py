@@ -102,16 +102,11 @@ def rules(config: Config) -> Iterator[tuple[bool, str]]:
     warmup = train.warmup_epochs if config.schedule == "cosine" else 0
     alone = options.evaluate or options.eva_on_imagenet_c
     anything = alone or options.eva_on_shift
-    yield (
-        train.arch not in ARCHITECTURES and not options.evaluating,
-        f"TRAIN.arch: {show(train.arch)} is not one of {', '.join(ARCHITECTURES)}, which can be"
-        " trained",
-    )
-    yield (
-        config.EVAL.norm != "Linf" and not config.EVAL.eps,
-        f"--norm {config.EVAL.norm} needs a radius, since ADV.clip_eps is one of Linf: give --eps,"
-        " such as 3 for L2 or 60 for L1 at 224 pixels",
-    )
+    unknown = train.arch not in ARCHITECTURES and not options.evaluating
+    yield unknown, f"TRAIN.arch: {show(train.arch)} is not one of {', '.join(ARCHITECTURES)}"
+    no_radius = config.EVAL.norm != "Linf" and not config.EVAL.eps
+    example = "--eps, such as 3 for L2 or 60 for L1 at 224 pixels"
+    yield no_radius, f"--norm {config.EVAL.norm} needs a radius, ADV.clip_eps is of Linf: {example}"
     yield (
         max(train.start_epoch, warmup) >= config.passes,
         f"TRAIN.start_epoch {train.start_epoch} and TRAIN.warmup_epochs {warmup:g} must be below"
@@ -122,27 +117,19 @@ def rules(config: Config) -> Iterator[tuple[bool, str]]:
         "TRAIN.lr_epochs and TRAIN.lr_values, which TRAIN.schedule: linear goes through, are as"
         f" many as each other, epochs ascending; got {lr_epochs} and {lr_values}",
     )
+    nothing = options.script == "evaluate" and not anything
+    yield nothing, "nothing to evaluate: give -e, --eva_on_imagenet_c or both, or --eva_on_shift"
+    no_folder = options.eva_on_shift and (alone or not options.data)
+    yield no_folder, "--eva_on_shift needs a DIR of its own; give DIR, and no other -e"
+    no_weights = anything and not (options.resume or options.pretrained)
     yield (
-        options.script == "evaluate" and not anything,
-        "nothing to evaluate: give -e for PGD attacks, --eva_on_imagenet_c for ImageNet-C, or"
-        " both; or --eva_on_shift for shifted test sets",
-    )
-    yield (
-        options.eva_on_shift and (alone or not options.data),
-        "--eva_on_shift needs a DIR of its own; give DIR, and no other -e",
-    )
-    yield (
-        anything and not (options.resume or options.pretrained),
+        no_weights,
         "no weights to evaluate: give --resume PATH, or --pretrained for torchvision's",
     )
-    yield (
-        bool(options.n_examples and options.image_ids),
-        "--n_examples and --image_ids both choose the images; give one",
-    )
-    yield (
-        options.overwrite and bool(options.resume) and not options.evaluating,
-        "--overwrite starts from scratch and --resume continues; give one",
-    )
+    two_choices = bool(options.n_examples and options.image_ids)
+    yield two_choices, "--n_examples and --image_ids both choose the images; give one"
+    two_starts = options.overwrite and bool(options.resume) and not options.evaluating
+    yield two_starts, "--overwrite starts from scratch and --resume continues; give one"
 
 
 def ignored_settings(config: Config, hypersphere: bool) -> list[str]:
