@@ -1,18 +1,27 @@
 """torch.hub.load as a stranger uses it: from another folder, with modules of the same names."""
 
+import copy
+import importlib.util
+import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from conftest import ROOT, environment
 from torchvision.datasets import ImageFolder
-from torchvision.transforms.functional import to_tensor
+from torchvision.transforms.functional import normalize, to_tensor
 
+import hubconf
 from models.resnet import ResNet
 
 SCRIPT = """
+import copy
+import subprocess
+import sys
 import utils                       # the stranger's own
 import torch
 from pyautoattack import AutoAttack
@@ -30,6 +39,16 @@ assert (adversarial - x).abs().max() <= 16 / 255 + 1e-6
 clean, robust = ((model(z).argmax(1) == y).float().mean().item() for z in (x, adversarial))
 import utils as again
 assert again is utils and again.mine
+import models                      # not imported before
+assert models.mine
+assert not [name for name in sys.modules if name.startswith(("lib.", "models.", "utils."))]
+twin = copy.deepcopy(model.train())
+assert twin.training and torch.equal(twin.eval()(x), model.eval()(x))
+torch.save(torch.nn.Sequential(model), "pickled.pt")
+load = "import torch; m = torch.load('pickled.pt', weights_only=False)"
+save = "torch.save(m(torch.load('images.pt')[0]).detach(), 'again.pt')"
+subprocess.run([sys.executable, "-c", load + ";" + save], check=True)
+assert torch.equal(torch.load("again.pt"), model(x))
 print(clean, robust)
 """
 
@@ -43,7 +62,8 @@ def test_a_stranger_loads_and_attacks_a_model(trained: Path, digits: Path, tmp_p
     images = ImageFolder(str(digits / "val"), to_tensor)
     x, y = torch.stack([x for x, _ in images]), torch.tensor(images.targets)
     torch.save((x, y), tmp_path / "images.pt")
-    (tmp_path / "utils.py").write_text("mine = True\n")
+    for name in ("utils.py", "models.py"):
+        (tmp_path / name).write_text("mine = True\n")
     (tmp_path / "stranger.py").write_text(SCRIPT.format(root=str(ROOT), best=str(best)))
     variables = {k: v for k, v in environment().items() if k != "PYTHONPATH"}
     words = [sys.executable, "stranger.py"]
@@ -75,3 +95,38 @@ def test_flags_for_checkpoints_of_others_and_their_errors(trained: Path, tmp_pat
     assert (model.scale, model.training) == (15.0, False)
     with pytest.raises(ValueError, match=r"s_he: unknown key; did you mean HE\.s_HE"):
         load(s_he=15.0)
+    theirs = torchvision.models.mobilenet_v3_small(num_classes=4).eval()
+    torch.save({"net": {}, "model_ema": theirs.state_dict()}, path)
+    colours = {"mean": [0.5, 0.25, 0.125], "std": (0.2, 0.4, 0.8)}
+    with pytest.raises(ValueError, match="give both"):
+        load(arch="mobilenet_v3_small", mean=colours["mean"])
+    model, x = (
+        load(arch="mobilenet_v3_small", weights="model_ema", **colours),
+        torch.rand(2, 3, 32, 32),
+    )
+    for network in (
+        model,
+        copy.deepcopy(model.double()).float(),
+        pickle.loads(pickle.dumps(model.float())),
+    ):
+        assert torch.allclose(network(x), theirs(normalize(x, **colours)), atol=1e-5)
+
+
+def test_what_it_imports_is_named_for_torch_hub() -> None:
+    needed, waiting = set(), {"lib.evaluation.load_model"}
+    seen: set[str] = set()
+    while waiting:
+        module = waiting.pop()
+        path = ROOT / f"{module.replace('.', '/')}.py"
+        if module in seen or not path.is_file():
+            continue
+        seen.add(module)
+        for line in re.findall(r"^(?:from|import) (.*)$", path.read_text(), re.M):
+            module, _, names = line.partition(" import ")
+            if module.split(".")[0] in ("lib", "models", "utils"):
+                waiting |= {module, *(f"{module}.{name.strip()}" for name in names.split(","))}
+            else:
+                needed.add(re.split("[. ]", module)[0])
+    assert len(seen) > 20
+    assert needed - sys.stdlib_module_names <= set(hubconf.dependencies)
+    assert all(map(importlib.util.find_spec, hubconf.dependencies))
