@@ -66,10 +66,12 @@ FEW = 100  # digits
 ATTACKS = "pgd20,pgd20-margin,apgd"
 TEXT = """# Free, fast, PGD and natural training, with and without hypersphere embedding
 
-Made by `python -m tools.study` on {date} with torch {torch} on {device}: {arch} trained on
-scikit-learn's handwritten digits of {size} px and attacked on {images} others, eps {eps:g}/255,
-batch {batch}, a cosine of the learning rate from {lr:g}; number of seeds: {seeds}. The last model
-of each training is attacked, so that no image has chosen what it judges.
+Made by `python -m tools.study` on {date:.10} with torch {versions[torch]} on {device}:
+{config[TRAIN][arch]} trained on scikit-learn's handwritten digits of {config[DATA][crop_size]} px
+and attacked on {subset[n]} others, eps {config[ADV][clip_eps]:g}/255, batch
+{config[DATA][batch_size]}, a cosine of the learning rate from {config[TRAIN][lr]:g}; number of
+seeds: {seeds}. The last model of each training is attacked, so that no image has chosen what it
+judges.
 
 {costs}
 
@@ -202,7 +204,6 @@ def write_report(folder: Path, jobs: Sequence[Job]) -> None:
     points = {row: (costs[row], mean) for row, mean in means.items()}
     over = worst_of(results[0].conditions.attacks)
     save_figure(robustness_against_cost(points, over), folder / "cost")
-    config, provenance = jobs[0].config, results[0].provenance
     methods = {job.config.TRAIN.method: job.config for job in jobs}
     rows = [
         [method, ", ".join(f"{k} {its.value(k)}" for k in METHODS[method]), str(training_cost(its))]
@@ -210,15 +211,7 @@ def write_report(folder: Path, jobs: Sequence[Job]) -> None:
     ]
     titles = ["training", "settings", "forward-backward passes of the training set"]
     text = TEXT.format(
-        date=provenance["date"][:10],
-        torch=provenance["versions"]["torch"],
-        device=provenance["device"],
-        arch=config.TRAIN.arch,
-        images=provenance["subset"]["n"],
-        size=config.DATA.crop_size,
-        eps=255 * config.eps,
-        batch=config.DATA.batch_size,
-        lr=config.TRAIN.lr,
+        **results[0].provenance,
         seeds=max(map(len, worst.values())),
         costs=markdown_table(titles, rows, numbers=False),
         comparison=(folder / "comparison.md").read_text(encoding="utf-8").strip(),
