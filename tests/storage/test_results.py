@@ -9,7 +9,6 @@ import pytest
 from records import attack_result, imagenet_c_result
 from scipy import stats
 
-from utils.errors import UserError
 from utils.storage.accuracy import wilson_interval
 from utils.storage.conditions import Conditions, attack_text
 from utils.storage.files import names_sha256, read_csv, write_csv, write_json
@@ -115,17 +114,6 @@ def test_names_have_an_order_and_fit_into_a_file_system():
 def test_wilsons_interval_is_scipys(correct, n):
     expected = stats.binomtest(correct, n).proportion_ci(method="wilson")
     assert wilson_interval(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-
-@pytest.mark.parametrize("entry", [{"correct": 5, "n": 4}, {"correct": "1", "n": 4}, {"n": 4}, []])
-def test_counts_that_are_none(tmp_path, entry):
-    path = tmp_path / "r.json"
-    write_result(path, attack_result())
-    data = json.loads(path.read_text())
-    data["worst_case"]["top1"] = entry
-    path.write_text(json.dumps(data))
-    with pytest.raises(UserError, match="lacks what an evaluation holds"):
-        read_result(path)
 
 
 def test_tables_and_names_that_are_not_utf8(tmp_path):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from conftest import copy_run, environment, settings
 from in_process import call, only_error, user_error
 
@@ -45,18 +44,10 @@ def test_resume_takes_a_path_as_given_else_under_trained_models(here: Path) -> N
     assert user_error(find_checkpoint, "run").endswith("is a folder, not a checkpoint")
     make_files(inside, "trained_models/run/checkpoint.pth.tar")
     assert user_error(find_checkpoint, "run").endswith(f"give {inside}")
+    assert f", {inside}" in user_error(find_checkpoint, "run/other.pth")
     assert find_checkpoint("run/model_best.pth.tar") == find_checkpoint(inside) == inside
     make_files("run/model_best.pth.tar")
     assert find_checkpoint("run/model_best.pth.tar") == "run/model_best.pth.tar"
-
-
-def test_missing_checkpoint_lists_what_is_there(here: Path) -> None:
-    make_files("mine/resnet.pt")
-    assert "there is mine/resnet.pt" in user_error(find_checkpoint, "mine/model.pt")
-    make_files(*(f"trained_models/run{number}/model_best.pth.tar" for number in range(8)))
-    message = user_error(find_checkpoint, "run/model_best.pth.tar")
-    assert "trained_models/run0/model_best.pth.tar, trained_models/run1/" in message
-    assert "and 2 more" in message
 
 
 # A run is never replaced silently
@@ -135,18 +126,6 @@ def test_one_training_in_a_folder_at_a_time(
             lock_folder(again).close()
         finally:
             os.kill(worker, signal.SIGKILL)
-
-
-@pytest.mark.slow
-def test_overwrite_starts_from_scratch(digits: Path, again: Path, trained: Path) -> None:
-    changed = settings(TRAIN__epochs=2, TRAIN__lr=0.01)
-    done = call("main_free.py", digits, *changed, "--output_prefix", 300 * "x")
-    assert "File name too long; give a shorter name" in only_error(done)
-    done = call("main_free.py", digits, "--FN", "--WN", "--overwrite", *changed)
-    assert done.status == 0, done.err
-    assert len((again / "metrics.csv").read_text().splitlines()) == 2
-    assert yaml.safe_load((again / "config.yml").read_text())["TRAIN"]["lr"] == 0.01
-    assert not same_weights(again / "model_best.pth.tar", trained / "model_best.pth.tar")
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Training under DistributedDataParallel, plain, in bf16 and compiled, on gloo processes."""
 
-import inspect
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,7 @@ import numpy as np
 import pytest
 import torch
 from processes import gang
-from torch.nn.parallel import DistributedDataParallel
 
-from lib.training.networks import make_networks
-from models.resnet import ResNet
 from tests.ddp_steps import train_two_steps
 from utils.config.load import merge
 from utils.config.settings import Config
@@ -48,23 +44,3 @@ def test_two_processes_train_like_one(change: dict[str, Any], tmp_path: Path) ->
         assert (found[0]["weights"][name] == found[1]["weights"][name]).all(), name
         mine = found[0]["weights"][name]  # pytest.approx takes minutes for 25 million numbers
         np.testing.assert_allclose(mine, value, rtol=1e-3, atol=5e-3 if low else 1e-5, err_msg=name)
-
-
-def no_copies_of_buffers(context: DistributedContext) -> bool:
-    """Whether a forward pass leaves running statistics as they are, on every process."""
-    model = ResNet("resnet18", 4).train()
-    network, _ = make_networks(model, False, 1, context)
-    assert isinstance(network, DistributedDataParallel)
-    model.bn1.running_mean.fill_(context.rank)
-    with torch.no_grad():
-        network(torch.rand(2, 3, 32, 32))
-    own = bool((model.bn1.running_mean.round() == context.rank).all())
-    context.copy_from_main_(model.buffers())
-    return own and bool((model.bn1.running_mean.round() == 0).all())
-
-
-@pytest.mark.slow
-def test_statistics_are_copied_where_they_are_read_alone(tmp_path: Path) -> None:
-    assert gang(2, no_copies_of_buffers, folder=tmp_path) == [True, True]
-    names = inspect.signature(DistributedDataParallel).parameters
-    assert {"forward_sync_buffers", "broadcast_buffers"} & set(names)
