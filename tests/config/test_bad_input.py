@@ -62,37 +62,23 @@ def test_trees_of_images(spoil: Callable[[Path], object], words: list[str], data
     assert all(text in message for text in words), message
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "no folder data/ImageNet"),
-        (["DIR", *settings(DATA__batch_size=21)], "choose another DATA.batch_size"),  # a rest of 1
-    ],
-)
-def test_calls(arguments: list[str], words: str, digits: Path) -> None:
-    assert words in refused(*SHORT, *(digits if word == "DIR" else word for word in arguments))
+def test_a_last_minibatch_of_one_image(digits: Path) -> None:
+    assert "choose another DATA.batch_size" in refused(
+        digits, *SHORT, *settings(DATA__batch_size=21)
+    )
 
 
-def truncated_jpeg(path: Path) -> None:
-    """Half a photograph."""
+def spoil(folder: Path) -> Path:
+    """Put half a photograph, `bad.jpg`, in the place of one image of a class."""
+    next(folder.iterdir()).unlink()
+    path = folder / "bad.jpg"
     Image.radial_gradient("L").convert("RGB").save(path)
     path.write_bytes(path.read_bytes()[:-2000])
-
-
-def text_file(path: Path) -> None:
-    """No photograph at all."""
-    path.write_text("I am a text file.\n")
-
-
-def spoil(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Put `bad.jpg` in the place of one image of a class."""
-    next(folder.iterdir()).unlink()
-    make(folder / "bad.jpg")
-    return folder / "bad.jpg"
+    return path
 
 
 def test_unreadable_training_image(data: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    bad = spoil(data / "train" / "digit_1", truncated_jpeg)
+    bad = spoil(data / "train" / "digit_1")
     message = only_error(call("main_free.py", data, *settings(TRAIN__epochs=2, DATA__workers=2)))
     assert message.startswith(f"cannot read {bad}: image file is truncated")
     assert capfd.readouterr().err == ""  # no traceback of a worker
@@ -100,7 +86,7 @@ def test_unreadable_training_image(data: Path, capfd: pytest.CaptureFixture[str]
 
 @pytest.mark.slow
 def test_unreadable_validation_image_loses_nothing(data: Path) -> None:
-    bad = spoil(data / "val" / "digit_1", text_file)
+    bad = spoil(data / "val" / "digit_1")
     arguments = settings(TRAIN__epochs=2, DATA__workers=2)
     assert f"cannot read {bad}" in only_error(call("main_free.py", data, *arguments))
     (folder,) = Path("trained_models").iterdir()
@@ -110,15 +96,6 @@ def test_unreadable_validation_image_loses_nothing(data: Path) -> None:
     assert done.status == 0, done.err
     assert "epoch 1, minibatch 4" in done.out
     assert len((folder / "metrics.csv").read_text().splitlines()) == 2
-
-
-def test_unreadable_images_in_an_evaluation(data: Path, trained: Path) -> None:
-    bad = spoil(data / "val" / "digit_1", truncated_jpeg)
-    shutil.copy(trained / "model_best.pth.tar", "model_best.pth.tar")
-    evaluation = (data, "-e", "--resume", "model_best.pth.tar", *SHORT)
-    assert f"cannot read {bad}: image file is trunc" in only_error(call("evaluate.py", *evaluation))
-    flatten(data / "val")
-    assert "data/val/CLASS/" in refused(*evaluation, script="evaluate.py")
 
 
 def test_output_folder_that_cannot_be_made(digits: Path) -> None:

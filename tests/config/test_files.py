@@ -103,16 +103,12 @@ def test_published_file_loads_and_means_the_defaults(tmp_path: Path) -> None:
         ("lr: 0.1\n", ["unknown section lr", "did you mean TRAIN.lr?"]),
         ("TRAIN:\n  1: 2\n", ["unknown key"]),
         ("ADV:\n  crop_size: 2\n", ["ADV.crop_size: unknown key", "did you mean DATA.crop_size?"]),
-        ("TRAIN: " + "[" * 20_000, ["not valid YAML"]),
-        ("TRAIN: {lr: &a [*a]}", ["TRAIN.lr", "is not a number"]),
         ("TRAIN: {lr: 2001-13-45}", ["month must be in 1..12"]),
-        ("TRAIN: {epochs: " + "9" * 5000 + "}", ["Exceeds the limit"]),
-        ("TRAIN: {arch: [" + "resnet18, " * 2000 + "]}", ["is not text"]),
         ('TRAIN: {"l\\nr": 1}', [r"TRAIN.l\nr: unknown key"]),
         ('"TRAIN\\e[2J": {lr: 1}', [r"unknown section TRAIN\x1b[2J"]),
         *((f"TRAIN:\n  lr: 1\n  arch: {o}\n", ["some.yml:3", "plain values"]) for o in OBJECTS),
     ],
-    ids=range(22),
+    ids=range(18),
 )
 def test_wrong_files_are_one_short_line(
     content: str | bytes | None, words: list[str], here: Path

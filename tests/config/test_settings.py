@@ -110,7 +110,6 @@ def test_values_in_other_spellings(key: str, given: object, value: object) -> No
     ("key", "value", "words"),
     [
         ("TRAIN.arch", "resnet51", "is not one of resnet18, resnet34"),
-        ("TRAIN.method", "fats", "is not one of free, fast, pgd, natural"),
         ("TRAIN.epochs", 0, "at least 1"),
         ("TRAIN.epochs", 2.5, "not a whole number"),
         ("TRAIN.epochs", 1e30, "at most 2147483647"),
@@ -118,21 +117,15 @@ def test_values_in_other_spellings(key: str, given: object, value: object) -> No
         ("TRAIN.lr", 0, "above 0"),
         ("TRAIN.lr", float("nan"), "not finite"),
         ("TRAIN.lr", "1/0", "not a number"),
-        ("TRAIN.lr", "9" * 400 + "/3", "not finite"),
-        ("TRAIN.lr", "1/2/3", "not a number"),
         ("TRAIN.mean", [0.5, 0.5], "not a list of 3"),
-        ("TRAIN.std", [0.2, 0.2, 0], "above 0"),
         ("TRAIN.momentum", 1.5, "must be at least 0 and at most 1"),
         ("TRAIN.compile", "max-autotune", "reduce-overhead"),
         ("TRAIN.start_epoch", 23, "must be below 23"),
-        ("ADV.clip_eps", -1, "at least 0"),
         ("ADV.clip_eps", 256, "no length in the unit of DATA.max_color_value 255"),
         ("ADV.fgsm_step", 4 / 255, "in which 4/255 of the range of colours is 4"),
         ("ADV.pgd_attack", [], "not a list of 1 or more"),
         ("ADV.pgd_attack", [10, 0.004], "is not [steps, step size]"),
         ("ADV.pgd_attack", [[10, 1]], "at most 0.5"),
-        ("ADV.pgd_attack", [[10, 0.004, "cw"]], "is not one of ce, margin, dlr"),
-        ("ADV.pgd_attack", [[10, 0.004, "ce", 0]], "at least 1"),
         ("DATA.crop_size", 300, "larger than DATA.img_size 256"),
         ("RUN.seed", 2**63, "at most"),
         ("RUN.output_prefix", "a/b", "without slashes"),
@@ -230,8 +223,3 @@ def test_everything_is_read_only(part: object) -> None:
     for name in ("TRAIN", "lr", "data", "new"):
         with pytest.raises(AttributeError):
             setattr(part, name, 1)
-
-
-def test_options_are_no_settings() -> None:
-    for content in ({"OPTIONS": {"resume": "auto"}}, {"": {"resume": "auto"}}):
-        assert "unknown section" in user_error(merge, content)

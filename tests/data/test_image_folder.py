@@ -162,18 +162,6 @@ def test_outputs_without_class_names(
     assert dict(zip(sorted(classes), found, strict=True)) == dict(zip(classes, labels, strict=True))
 
 
-def test_the_order_of_outputs_is_said() -> None:
-    for classes, outputs, text in (
-        (("cat", "eel"), 2, "by alphabet"),
-        (("n00000001", "n00000002"), 2, ""),
-        (("0", "1"), 2, ""),
-        (("0", "10"), 1000, "ImageNet's class indices"),
-    ):
-        _, note = outputs_of("DIR", classes, None, outputs, "auto")
-        assert text in note
-        assert bool(text) == bool(note)
-
-
 def test_numbered_folders_for_a_network_that_knows_imagenets_names() -> None:
     assert outputs_of("DIR", ("10", "2"), WNIDS, 1000, "auto")[0] == [10, 2]
     assert outputs_of("DIR", (WNIDS[9],), WNIDS, 1000, "text")[0] == [9]

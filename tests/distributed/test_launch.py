@@ -221,22 +221,17 @@ def test_exit_statuses(
     assert tuple(capsys.readouterr()) == ("", message)
 
 
-def test_bugs_are_raised() -> None:
-    with pytest.raises(RuntimeError, match="a bug"):
-        run_command(lambda: ends(RuntimeError("a bug")))
-
-
 def test_a_lost_peer_is_told_from_other_errors() -> None:
-    texts = [
+    for text in (
         "[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:8351: Connection reset by peer",
-        "[gloo/transport/tcp/pair.cc:525] Connection closed by peer [127.0.0.1]:29500",
         "NCCL error: remote process exited or there was a network error",
         "writev [10.0.0.1]: Broken pipe",
         "NCCL communicator was aborted on rank 1.",
-    ]
-    assert all(lost_peer(RuntimeError(text)) for text in texts)
-    assert not lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    ):
+        assert lost_peer(RuntimeError(text))
     assert not lost_peer(KeyError("closed by peer"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_command(lambda: ends(RuntimeError("a bug")))
 
 
 TERM, DONE = Interrupted(signal.SIGTERM), Interrupted(signal.SIGTERM, said=True)
@@ -250,7 +245,6 @@ TERM, DONE = Interrupted(signal.SIGTERM), Interrupted(signal.SIGTERM, said=True)
         ({0: -15}, {}, [15], TERM),  # before it could answer
         ({1: 2}, {1: UserError("wrong"), 0: DONE}, [], UserError("wrong")),
         ({1: 2}, {1: UserError("wrong"), 0: "Traceback"}, [], SystemExit(1)),
-        ({1: -9}, {0: DONE}, [], SystemExit(1)),
         ({1: -11}, {}, [], SystemExit(1)),
     ],
 )
@@ -345,7 +339,6 @@ sys.exit(run_command(work))
 @pytest.mark.parametrize(
     ("redirections", "encoding"),
     [
-        (">&- 2>&-", "utf-8"),
         ("0<&- >&- 2>&-", "utf-8"),
         ("> /dev/full 2>&-", "ascii"),
         ("| head -n 1 > /dev/null; exit ${PIPESTATUS[0]}", "utf-8"),

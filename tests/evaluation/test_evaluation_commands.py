@@ -30,7 +30,6 @@ from lib.algorithm.protocols import FREEAT, PGDSpec, ThreatModel
 from lib.data.folders import read_split
 from lib.evaluation.evaluate import Evaluation
 from lib.evaluation.model_settings import ModelSettings
-from lib.evaluation.run import curve_path
 from lib.evaluation.validation import EvaluationData, adversarial_examples, validate_pgd
 from models.resnet import ResNet
 from utils.config import command_line
@@ -39,7 +38,7 @@ from utils.config.validators import PgdRow
 from utils.distributed.context import DistributedContext
 from utils.storage import journal
 from utils.storage.checkpoint import save_best
-from utils.storage.conditions import PGD_ALONE, Conditions
+from utils.storage.conditions import PGD_ALONE
 from utils.storage.journal import ResumableRows
 
 EPS = 16
@@ -255,7 +254,6 @@ def test_the_same_outcomes_by_the_training_command(said: str, digits: Path) -> N
 FEW = "--attack pgd1 --n_examples 8"
 CHOICES = [
     ("--protocol freeat", "attack_freeat", "pgd1,pgd3", {}),  # the published rows, without margin
-    ("--protocol paper", "attack_paper", "pgd1,pgd3", {}),
     ("--n_examples 10", "attack_standard_n10", ",".join(ATTACKS), {}),
     ("--n_examples 5000 --attack pgd1", "attack_standard_pgd1", "pgd1", {}),
     ("--image_ids ids.txt --attack pgd1-margin", "attack_standard_pgd1-margin_ids*",
@@ -276,8 +274,6 @@ CHOICES = [
      "attack_standard_pgd1@4_n8_eps8", "pgd1", {"step_size": [4 / 255]}),
     ("--norm L2 --eps 0.5 --n_examples 12", "attack_standard_n12_eps0.5_L2", ",".join(ATTACKS),
      {"step_size": [2.5 * 0.5, 2.5 * 0.5 / 3, 2.5 * 0.5 / 3]}),
-    ("--norm L1 --eps 10 --n_examples 12", "attack_standard_n12_eps10_L1", ",".join(ATTACKS),
-     {"step_size": [2.5 * 10, 2.5 * 10 / 3, 2.5 * 10 / 3]}),
 ]  # fmt: skip
 
 
@@ -509,22 +505,6 @@ def test_steps_that_nobody_chose_follow_the_radius(digits: Path) -> None:
         assert found["conditions"]["attacks"] == [f"pgd1@{step}"]
         (warning,) = found["warnings"]
         assert f"1 x {step}/255 reach {step}/255 of a radius of 64/255" in warning
-
-
-def test_names_of_curves() -> None:
-    usual = {"resize": 16, "crop": 16, "eps": 4 / 255, "attacks": ()}
-    conditions = Conditions(
-        kind="attack", protocol="paper", checkpoint="", images="", resize=16, crop=16,
-        checkpoint_file="x_eps4.pt", eps=8 / 255,
-    )  # fmt: skip
-    stem = "attack_paper_x_eps4"  # which is the checkpoint's name
-    for digest in ("", "_1a2b3c4d"):
-        path = curve_path(Path(f"{stem}_eps8{digest}"), conditions, usual, ["4", "8"])
-        assert path.name == f"{stem}{digest}_curve_eps4+8"
-    ranges = ([str(i) for i in range(n)] for n in (98, 99))
-    many = {curve_path(Path(f"{stem}_eps8"), conditions, usual, radii).name for radii in ranges}
-    assert len(many) == 2
-    assert max(map(len, many)) < 100
 
 
 @pytest.mark.slow

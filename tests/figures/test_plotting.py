@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 
 import matplotlib
@@ -25,8 +24,8 @@ from utils.figures.attacks import AttackedImage, attack_images
 from utils.figures.gradients import gradient_ratio, mean_of_seeds, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
-from utils.figures.style import COLOURS, point_style, run_labels, save_figure
-from utils.figures.training import read_metrics, training_curves
+from utils.figures.style import COLOURS, run_labels, save_figure
+from utils.figures.training import training_curves
 from utils.storage.accuracy import over_seeds
 from utils.storage.files import write_csv
 from utils.storage.results import AttackResult
@@ -100,18 +99,6 @@ def test_names_are_short_and_distinct(files: list[str], labels: list[str], tmp_p
     assert run_labels(paths) == labels
 
 
-def test_colours_stay_apart_for_the_colour_blind() -> None:
-    """Simulated by Viénot et al. 1999 (deuteranopia, protanopia), in linear RGB."""
-    deuteranopia = [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]
-    protanopia = [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]]
-    srgb = np.array([matplotlib.colors.to_rgb(colour) for colour in COLOURS])
-    for matrix in (deuteranopia, protanopia):
-        seen = np.clip((srgb**2.2) @ np.array(matrix).T, 0, 1) ** (1 / 2.2)
-        for one, other in combinations(seen, 2):
-            assert np.abs(one - other).max() > 0.1
-    assert len({tuple(point_style(index).values()) for index in range(20)}) == 20
-
-
 PIXELS = np.zeros((3, 4, 4))
 
 
@@ -169,22 +156,6 @@ def test_training_curves(runs: list[Path]) -> None:
     loss, accuracy, _ = training_curves(runs[1]).axes
     assert "with margin" in loss.get_ylabel()
     assert lines_of(accuracy)["validation: PGD-10"] == [9, 18]
-
-
-def test_training_curves_join_the_epochs_that_were_validated(runs: list[Path]) -> None:
-    """With `TRAIN.val_every: 2`, an average of the weights, and clean images trained on."""
-    rows = [row | {"val_ema_top1": row["val_top1"]} for row in read_metrics(runs[0])]
-    for row in rows[::2]:
-        row["val_top1"] = row["val_ema_top1"] = ""
-    (runs[0] / "config.yml").write_text("TRAIN: {method: natural}")
-    write_csv(runs[0] / "metrics.csv", list(rows[0]), [list(row.values()) for row in rows])
-    accuracy = training_curves(runs[0]).axes[1]
-    assert lines_of(accuracy) == {
-        "training: clean images": [20, 40, 60, 80],
-        "validation: clean images": [44, 88],
-        "validation: averaged weights": [44, 88],
-    }
-    assert list(accuracy.get_lines()[1].get_xdata()) == [2, 4]
 
 
 def test_gradient_ratio(runs: list[Path]) -> None:
@@ -315,16 +286,6 @@ def test_an_attack_that_large_balls_do_not_help_is_weak(
     warnings = weak_attack_warnings(results)
     assert len(warnings) == bool(says)
     assert says in "".join(warnings)
-
-
-def test_a_study_of_one_seed_names_no_deviation() -> None:
-    for percents, bars in (([50, 52], True), ([50], False)):
-        one = replace(over_seeds(percents), warned=True)
-        fig = robustness_against_cost({"free": (20, one), "free + HE": (20, over_seeds([55]))}, "w")
-        assert "Two trainings of one cost are drawn beside it." in texts(fig)
-        assert ("standard deviation over the seeds (n - 1)" in texts(fig)) == bars
-        assert "hollow: evaluated with a warning" in texts(fig)
-        assert fig.axes[0].get_ylabel() == "robust accuracy (%)\nw"
 
 
 def test_names_in_any_script_draw_without_warnings(

@@ -2,13 +2,10 @@
 
 import os
 import shutil
-import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, command
 from in_process import Done, call, only_error
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -169,27 +166,6 @@ def test_a_process_that_dies_is_an_error_and_so_is_what_is_raised_in_one() -> No
         list(in_parallel(os._exit, [9], 1))
     with pytest.raises(ZeroDivisionError):
         list(in_parallel((1).__floordiv__, [1, 0], 1))
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_at_once_and_leaves_no_process(tmp_path: Path) -> None:
-    """A terminal signals the whole group; the test of tools.demo_data signals the parent alone."""
-    big = save(tmp_path / "data" / "cat" / "0.png", size=1200)
-    for number in range(1, 400):
-        os.link(big, big.with_name(f"{number}.png"))
-    words = command("tools.check_data", tmp_path / "data", "--workers", "2")
-    process = subprocess.Popen(
-        words, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stderr
-    while b"/400" not in os.read(process.stderr.fileno(), 4096):  # until reading has begun
-        assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)
-    # Every process inherits the pipes, so that they end only when the last of them has gone.
-    _, errors = process.communicate(timeout=5)
-    assert process.returncode == 130
-    assert b"Traceback" not in errors
-    assert errors.rstrip().endswith(b"stopped by SIGINT")
 
 
 def test_names_agree_with_those_of_the_loaders() -> None:

@@ -216,17 +216,6 @@ def test_what_one_column_alone_has_distinguishes_it(compare: Compare) -> None:
     assert f"of one (surrogate {'d' * 12}) and of two (no surrogate) do not compare" in says
 
 
-def test_runs_with_several_protocols_have_a_column_for_each(compare: Compare) -> None:
-    freeat = [attack("pgd10", "PGD-10 (ce)", 90)]
-    write_all({"one/a": attack_result(), "two/a": attack_result("b")})
-    write_all({"one/b": attack_result(attacks=freeat, protocol="freeat")})
-    rows = table(compare("one", "two"))
-    assert rows["one"]["PGD-10 (ce), protocol standard"] == OF_100[50]
-    assert rows["one"]["PGD-10 (ce), protocol freeat"] == OF_100[90]
-    assert rows["two"]["PGD-10 (ce), protocol freeat"] == "-"
-    assert "Clean" in rows["one"]  # taken alike under both, so one column
-
-
 def test_a_check_on_a_few_images_has_a_table_of_its_own(compare: Compare) -> None:
     few = attack_result(clean=2, attacks=[attack("pgd10", "PGD-10 (ce)", 1, n=2)], worst=1, n=2,
                         images="2 evenly spread of 100 images")  # fmt: skip
@@ -324,17 +313,6 @@ def test_holms_correction() -> None:
     """The smallest p times 4, the next times 3, and so on, never below one before."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
-
-
-def test_whiskers_of_images_and_of_seeds_are_told_apart() -> None:
-    values = {"A": Estimate(50, (40, 60), spread=2), "B": Estimate(70, (60, 80))}
-    fig = comparison([Panel("", "", [("PGD", values)])])
-    drawn = [
-        (list(c.get_segments()[0][:, 0]), c.get_linewidth()[0]) for c in fig.axes[0].collections
-    ]
-    assert drawn == [([40, 60], 0.9), ([48, 52], 2.8), ([60, 80], 0.9)]
-    note = "Whiskers: 95 % Wilson intervals over the images. Thick bars: ± one standard deviation"
-    assert fig._supxlabel.get_text().startswith(note)
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (3, 9), (9, 3), (5, 5), (40, 71), (700, 600)])

@@ -133,22 +133,6 @@ def test_no_step_reads_what_the_next_call_overwrites(
 
 
 @pytest.mark.parametrize(
-    ("change", "mend"),
-    [
-        ({"TRAIN__compile": REDUCE_OVERHEAD}, "TRAIN.compile reduce-overhead needs CUDA; set it"),
-        ({"TRAIN__sync_bn": True}, "TRAIN.sync_bn needs CUDA; leave it out"),
-    ],
-    ids=str,
-)
-def test_what_needs_cuda_is_refused_without(
-    change: dict[str, Any], mend: str, digits: Path, here: Path
-) -> None:
-    done = call("main_free.py", digits, "--device", "cpu", *settings(**change))
-    assert mend in only_error(done)
-    assert list(here.iterdir()) == []
-
-
-@pytest.mark.parametrize(
     ("setting", "context", "steps", "mode"),
     [
         ("auto", ON_CUDA, WORTHWHILE + 1, True),

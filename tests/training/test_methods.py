@@ -182,6 +182,8 @@ def test_fast_measures_pgd_on_a_minibatch_of_its_own(digits: Path) -> None:
         (("TRAIN.method=pgd", "ADV.random_init=False"), "ADV.random_init"),
         (("TRAIN.lr_epochs=[1, 0]", "TRAIN.lr_values=[0, 1]"), "ascending"),
         (("TRAIN.schedule=linear",), "TRAIN.lr_epochs"),
+        (("TRAIN.compile=reduce-overhead", "RUN.device=cpu"), "compile reduce-overhead needs CUDA"),
+        (("TRAIN.sync_bn=True", "RUN.device=cpu"), "TRAIN.sync_bn needs CUDA; leave it out"),
         (("TRAIN.schedule=cosine", "TRAIN.warmup_epochs=90"), "warmup_epochs"),
         (("TRAIN.method=fast", "TRAIN.phases=[{crop_size: 3}]"), "did you mean DATA.crop_size"),
         (("TRAIN.phases=[{DATA.crop_size: 32}]",), "TRAIN.method free takes TRAIN.phases []"),
