@@ -34,30 +34,24 @@ def main() -> None:
 
 def page() -> str:
     """The whole of docs/flags.md."""
-    flags = [
-        row(names(name, setting), setting, f"`{setting.script}.py`" if setting.script else "")
-        for name, setting in ((name, EVERY[key]) for name, key in FLAGS.items())
-    ]
+    flags = [DIR]
+    for name, setting in ((name, EVERY[key]) for name, key in FLAGS.items()):
+        value = "" if setting.flag in (SWITCH, "BOOL") else f" {setting.flag}"
+        names = [f"`{setting.short}`"] * bool(setting.short) + [f"`--{name}{value}`"]
+        script = f"`{setting.script}.py`" if setting.script else ""
+        flags.append([", ".join(names), setting.help, default(setting), script])
     settings = [
-        row(f"`{key}`", setting, setting.resume.replace("free", ""))
+        [f"`{key}`", setting.help, default(setting), setting.resume.replace("free", "")]
         for key, setting in SETTINGS.items()
     ]
-    of_flags = markdown_table(["flag", "meaning", "default", "of"], [DIR, *flags], numbers=False)
+    of_flags = markdown_table(["flag", "meaning", "default", "of"], flags, numbers=False)
     header = ["setting", "meaning", "default", "on resume"]
     of_settings = markdown_table(header, settings, numbers=False)
     return "\n".join([HEAD, of_flags, "\n## Settings\n", of_settings])
 
 
-def row(name: str, setting: Setting, last: str) -> list[str]:
-    """The cells of a setting."""
-    default = "" if setting.default in (None, "", ()) else f"`{plain(setting.default)}`"
-    return [name, setting.help, default, last]
-
-
-def names(key: str, setting: Setting) -> str:
-    """`-e`, `--evaluate`."""
-    value = "" if setting.flag in (SWITCH, "BOOL") else f" {setting.flag}"
-    return ", ".join([f"`{setting.short}`"] * bool(setting.short) + [f"`--{key}{value}`"])
+def default(setting: Setting) -> str:
+    return "" if setting.default in (None, "", ()) else f"`{plain(setting.default)}`"
 
 
 if __name__ == "__main__":
