@@ -303,8 +303,9 @@ class Task:
     def usual(self, conditions: Conditions) -> dict[str, Any]:
         """Sizes of the network's training, or the built-in ones, that files are not named by."""
         data = self.evaluated.trained_or_default["DATA"]
-        resized = {"resize": data["img_size"], "interpolation": data["interpolation"]}
-        return (resized if conditions.resize else {"resize": None}) | {"crop": data["crop_size"]}
+        resize = None if conditions.resize is None else data["img_size"]
+        interpolated = {"interpolation": data["interpolation"]} if conditions.resize else {}
+        return {"resize": resize, "crop": data["crop_size"], **interpolated}
 
     def provenance(self, subset: Mapping[str, Any]) -> dict[str, Any]:
         """What every result file says of its origin, with what decides how a GPU rounds."""

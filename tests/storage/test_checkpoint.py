@@ -158,7 +158,7 @@ def test_training_goes_on_from_a_published_release(digits: Path, plain: ResNet) 
     _, *rows = (folder / "metrics.csv").read_text().splitlines()
     assert [row.partition(",")[0] for row in rows] == ["2"]
     message = only_error(call(*arguments, *settings(TRAIN__epochs=2), "--output_prefix", "other"))
-    assert "some.pth.tar has 1 passes behind it" in message
+    assert "some.pth.tar has 1 epochs of the data behind it" in message
 
 
 def test_plain_torchvision_state_dict() -> None:
