@@ -107,6 +107,11 @@ class Run:
     drawn_at: float = field(default_factory=time.monotonic)
     warned_of_waiting: bool = False
 
+    @property
+    def step(self) -> int:
+        """Minibatches that are done since the beginning of the training."""
+        return self.progress.epoch * self.order.batches_per_epoch() + self.progress.position
+
     def close(self) -> None:
         """End the reading processes and the logs."""
         self.loader.kill_workers()

@@ -256,9 +256,11 @@ def write_tables(run: Run) -> None:
         write_csv(run.config.run_dir / "metrics.csv", header, lines)
     if run.board is not None:
         named = [dict(zip(NORMS_HEADER, entry, strict=True)) for entry in norms]
-        run.board.epoch(rows[-1], named)
+        values = {name: v for name, v in rows[-1].items() if not name.startswith(("train_", "lr"))}
+        run.board.add(values, run.step)  # the rest came with the last minibatch
+        run.board.gradients(named, run.step)
         images = adversarial_examples(run.trainer.model, run.validation, *quick_attack(run))
-        run.board.images(images, epoch)
+        run.board.images(images, run.step)
 
 
 def write_gradient_norms(path: Path, epoch: int, rows: list[list]) -> None:

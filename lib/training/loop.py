@@ -51,7 +51,7 @@ def train_one_epoch(run: Run) -> None:
                 run.sums.update(loss, logits, labels, len(images))
         progress.position = number + 1
         shows = progress.position == total or progress.position % print_freq == 0
-        bar.advance(detail=describe_averages(run) if shows else "")
+        bar.advance(detail=report_averages(run) if shows else "")
     answer_requests(run, at_end=True)
     bar.close()
 
@@ -93,11 +93,14 @@ def checkpoint_is_due(run: Run) -> bool:
     return run.context.is_main and minutes > run.config.TRAIN.checkpoint_minutes
 
 
-def describe_averages(run: Run) -> str:
-    """The epoch's averages so far, for a line of progress."""
+def report_averages(run: Run) -> str:
+    """Log the epoch's averages so far; returns them for a line of progress."""
     totals = epoch_totals(run)
     mean = averages(totals)
     rate = totals[3] / max(time.monotonic() - run.epoch_started, 1e-9)
+    if run.board is not None:
+        values = {f"train_{name}": value for name, value in mean.items()}
+        run.board.add({**values, "lr": run.trainer.optimizer.param_groups[0]["lr"]}, run.step)
     return f"{describe_metrics(run, mean)} {rate:.1f} images/s"
 
 

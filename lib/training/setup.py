@@ -189,7 +189,9 @@ def assemble(
             trainer.model, trainer.loss, context.average_, progress.gradient_sums, trainer.scaler
         )
     if config.OPTIONS.tensorboard and context.is_main:
-        board = TensorBoardLog(config.run_dir, progress.epoch + 1)
+        board = TensorBoardLog(
+            config.run_dir, progress.epoch * order.batches_per_epoch() + progress.position + 1
+        )
     return Run(
         config=config,
         context=context,

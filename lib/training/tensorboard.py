@@ -24,29 +24,31 @@ def require_tensorboard() -> Any:
 
 
 class TensorBoardLog:
-    """Writes one step an epoch.
+    """Writes what a training measures; a step is a minibatch, counted over the whole run.
 
     Args:
         folder: the run folder; events go into `<folder>/tensorboard`.
-        next_epoch: the first epoch to be written, counted from 1; what an interrupted run has
-            logged from there on is hidden.
+        next_step: the first step to be written; what an interrupted run has logged from there on
+            is hidden.
     """
 
-    def __init__(self, folder: Path, next_epoch: int) -> None:
-        self.writer = require_tensorboard()(str(folder / "tensorboard"), purge_step=next_epoch)
+    def __init__(self, folder: Path, next_step: int) -> None:
+        self.writer = require_tensorboard()(str(folder / "tensorboard"), purge_step=next_step)
 
-    def epoch(self, row: Mapping[str, Any], gradients: Sequence[Mapping[str, Any]]) -> None:
-        """An epoch's row of metrics.csv, and its rows of gradient_norms.csv, by column."""
-        step = row["epoch"]
-        for name, value in row.items():
-            if name != "epoch" and value != "":
-                group = name.partition("_")[0] if name.startswith(("train_", "val_")) else "run"
-                self.writer.add_scalar(f"{group}/{name}", value, step)
-        for entry in gradients:
-            if entry["parameter"] == "all":
-                name = f"gradient_ratio/{entry['group']}"
-                self.writer.add_scalar(name, entry["ratio"], step)
+    def add(self, values: Mapping[str, Any], step: int) -> None:
+        """Columns of metrics.csv, as far as they are measured: train_loss is `loss/train`."""
+        for name, value in values.items():
+            part, _, metric = name.partition("_")
+            tag = f"{metric}/{part}" if part in ("train", "val") else f"run/{name}"
+            if value != "":
+                self.writer.add_scalar(tag, value, step)
         self.writer.flush()
+
+    def gradients(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """An epoch's rows of gradient_norms.csv, by column."""
+        for row in rows:
+            if row["parameter"] == "all":
+                self.writer.add_scalar(f"gradient_ratio/{row['group']}", row["ratio"], step)
 
     def images(self, adversarial: torch.Tensor, step: int) -> None:
         """A grid of adversarial training images (B, 3, H, W) in [0, 1]."""

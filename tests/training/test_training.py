@@ -125,17 +125,17 @@ def test_start_epoch_sets_the_schedule(digits: Path) -> None:
 
 
 @pytest.mark.slow
-def test_tensorboard_holds_the_same_numbers(digits: Path) -> None:
+def test_tensorboard_holds_the_same_numbers_at_every_line_of_progress(digits: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     flags = ["--tensorboard", "--print_gradients", "True"]
     assert call("main_free.py", digits, *flags, *settings(**SHORT)).status == 0
     events = accumulator.EventAccumulator(str(the_run() / "tensorboard"))
     events.Reload()
     row = rows_of(the_run() / METRICS)[0]
-    for name in ("train_loss", "val_top1"):
-        (event,) = events.Scalars(f"{name.partition('_')[0]}/{name}")
-        assert event.value == pytest.approx(float(row[name]), rel=1e-6)
-    assert events.Scalars("run/lr")[0].value == pytest.approx(float(row["lr"]))
+    for tag, name in {"loss/train": "train_loss", "top1/val": "val_top1", "run/lr": "lr"}.items():
+        events_of = events.Scalars(tag)
+        assert events_of[-1].value == pytest.approx(float(row[name]), rel=1e-6)
+        assert [event.step for event in events_of] == ([2] if "val" in tag else [1, 2])
     rows = rows_of(the_run() / "gradient_norms.csv")
     ratios = {r["group"]: r for r in rows if r["parameter"] == "all"}
     for group, entry in ratios.items():
