@@ -275,13 +275,13 @@ def require_same_run(
         raise UserError(
             f"{checkpoint.path} was trained on {len(settings.classes)} other classes"
             f" ({shortlist(settings.classes)}) than the {len(classes)} of this data set;"
-            " give its data set, or leave --resume out"
+            " give its data set, or start from its weights by --init_from in place of --resume"
         )
     outputs = len(checkpoint.state_dict["fc.weight"])
     if outputs != len(classes):
         raise UserError(
             f"{checkpoint.path} has {outputs} outputs and this data set {len(classes)} classes;"
-            " give its data set, or leave --resume out"
+            " give its data set, or start from its weights by --init_from in place of --resume"
         )
     if checkpoint.training is not None:
         compare_settings(config, checkpoint, logger)

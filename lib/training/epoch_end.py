@@ -256,8 +256,8 @@ def write_tables(run: Run) -> None:
         write_csv(run.config.run_dir / "metrics.csv", header, lines)
     if run.board is not None:
         named = [dict(zip(NORMS_HEADER, entry, strict=True)) for entry in norms]
-        values = {name: v for name, v in rows[-1].items() if not name.startswith(("train_", "lr"))}
-        run.board.add(values, run.step)  # the rest came with the last minibatch
+        logged = ("train_loss", "train_top1", "train_top5", "lr")  # with the last minibatch
+        run.board.add({k: v for k, v in rows[-1].items() if k not in logged}, run.step)
         run.board.gradients(named, run.step)
         images = adversarial_examples(run.trainer.model, run.validation, *quick_attack(run))
         run.board.images(images, run.step)

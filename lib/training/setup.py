@@ -28,8 +28,10 @@ from lib.training.checkpointing import (
     Run,
     find_resumption,
     require_same_run,
+    restore_momentum,
     restore_state,
 )
+from lib.training.fine_tuning import model_from
 from lib.training.networks import make_networks, rehearse, run_eagerly
 from lib.training.tensorboard import TensorBoardLog, require_tensorboard
 from models.resnet import ResNet
@@ -51,6 +53,7 @@ class Setup:
 
     Attributes:
         selection: the images that choose the best model.
+        momentum: the optimizer's state of `--init_from`, or None.
         lock: of the run folder, for the first process.
     """
 
@@ -60,6 +63,7 @@ class Setup:
     model_settings: ModelSettings
     model: ResNet
     resumed: Checkpoint | None
+    momentum: Any
     lock: AbstractContextManager[Any]
 
 
@@ -97,17 +101,19 @@ def set_up(
     if config.TRAIN.select_from == "train":
         train_tree, selection = hold_out(train_tree, config.TRAIN.select_examples)
     require_statistics(len(train_tree.files), config, context.world_size)
-    resumed = find_resumption(config, config.run_dir, logger)
+    resumed, momentum = find_resumption(config, config.run_dir, logger), None
     if resumed is None:
         settings = settings_from(config, train_tree.classes)
         model = new_model(settings, config.RUN.seed, config.OPTIONS.pretrained)
+        if config.OPTIONS.init_from:
+            model, settings, momentum = model_from(config, settings, model, logger)
     else:
         settings = require_same_run(config, resumed, train_tree.classes, logger)
         model = model_of(resumed, settings)
     lock: AbstractContextManager[Any] = nullcontext()
     if context.is_main:
         lock = claim_folder(config, resumed)
-    return Setup(train_tree, val_tree, selection, settings, model, resumed, lock)
+    return Setup(train_tree, val_tree, selection, settings, model, resumed, momentum, lock)
 
 
 def hold_out(tree: ImageTree, examples: int) -> tuple[ImageTree, ImageTree]:
@@ -174,6 +180,7 @@ def assemble(
     margin = setup.model_settings.scaled_margin
     trainer = make_trainer(setup.model, config, margin, context, mode)
     progress = Progress(epoch=config.TRAIN.start_epoch)
+    restore_momentum(trainer.optimizer, setup.momentum, config.OPTIONS.init_from, logger)
     if setup.resumed is not None:
         progress = restore_state(setup.resumed, trainer, context, progress.epoch, logger)
         warn_of_other_images(setup, progress, logger)

@@ -1,6 +1,7 @@
 """Whole trainings through the command: what they leave, select, what they refuse."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -151,6 +152,41 @@ def test_tensorboard_that_is_missing_is_said_before_work(
     done = call("main_free.py", digits, "--tensorboard", *settings(**SHORT))
     assert "requirements-extra.txt" in only_error(done)
     assert not Path("trained_models").exists()
+
+
+@pytest.mark.parametrize(
+    ("classes", "flags", "said"),
+    [
+        (4, ["--FN", "--WN"], "weights and momentum of"),
+        (4, [], "the last layer is new, of 4 classes"),
+        (3, ["--FN", "--WN"], "the last layer is new, of 3 classes"),
+    ],
+)
+def test_fine_tuning_starts_from_weights(
+    classes: int, flags: list[str], said: str, trained: Path, digits: Path, tmp_path: Path
+) -> None:
+    """Steps that change nothing leave the file's weights, and its momentum where all of it fits."""
+    data = tmp_path / "data"
+    for split in ("train", "val"):
+        for label in range(classes):
+            shutil.copytree(digits / split / f"digit_{label}", data / split / f"digit_{label}")
+    still = {"TRAIN__lr": 1e-20, "TRAIN__momentum": 1 - 1e-9, "TRAIN__weight_decay": 0}
+    still |= {"TRAIN__mean": [0.5] * 3, "TRAIN__epochs": 1, "ADV__n_repeats": 1}
+    start = trained / "checkpoint.pth.tar"
+    done = call("main_free.py", data, *flags, "--init_from", start, *settings(**still))
+    assert (done.status, done.err) == (0, "")
+    assert said in done.out
+    before, after = (
+        torch.load(path, weights_only=True) for path in (start, the_run() / "checkpoint.pth.tar")
+    )
+    weights = {name for name in before["state_dict"] if name.endswith(".weight")}
+    for name in weights - {"fc.weight"} | ({"fc.weight"} if "momentum" in said else set()):
+        torch.testing.assert_close(after["state_dict"][name], before["state_dict"][name])
+    assert after["state_dict"]["fc.weight"].shape[0] == classes
+    assert (after["model"]["mean"], after["model"]["std"]) == ([0.5] * 3, before["model"]["std"])
+    assert len(rows_of(the_run() / METRICS)) == 1
+    buffers = [c["optimizer"]["state"][0]["momentum_buffer"].norm() for c in (before, after)]
+    assert (buffers[1] > 0.5 * buffers[0]) == ("momentum" in said)
 
 
 @pytest.mark.parametrize(

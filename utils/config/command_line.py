@@ -132,8 +132,9 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
         raise UserError(f"--image_ids {options.image_ids}: no such file")
     if options.resume not in ("", "auto"):
         find_checkpoint(options.resume)
-    if options.transfer_from:
-        find_checkpoint(options.transfer_from)
+    for name in ("transfer_from", "init_from"):
+        if path := getattr(options, name):
+            find_checkpoint(path, f"--{name}")
     return config
 
 

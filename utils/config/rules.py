@@ -154,9 +154,11 @@ def rules_of_effect(config: Config, hypersphere: bool) -> Iterator[tuple[bool, s
     schedule, method = f"TRAIN.schedule is {config.schedule}", f"TRAIN.method is {train.method}"
     no_head = "the network has no hypersphere head (--FN, --WN)"
     yield not hypersphere, "HE.s_HE HE.angular_margin_HE EVAL.scales", no_head
-    yield options.evaluating, "print_gradients overwrite tensorboard", of_training
-    yield resuming, "pretrained", "the weights are those of --resume"
-    yield not resuming, "weights", "it names weights in a file of --resume"
+    yield options.evaluating, "print_gradients overwrite tensorboard init_from", of_training
+    yield resuming, "pretrained init_from", "the weights are those of --resume"
+    yield bool(options.init_from), "pretrained", "the weights are those of --init_from"
+    named = resuming or bool(options.init_from)
+    yield not named, "weights", "it names weights in a file of --resume or --init_from"
     yield not attacking, "attack save_images transfer_from", of_attacks
     yield not attacking, "EVAL.norm EVAL.eps EVAL.cascade", of_attacks
     yield not options.eva_on_imagenet_c, "corruptions clean_accuracy", of_imagenet_c

@@ -202,6 +202,7 @@ class Options:
     print_gradients: bool = free(
         False, boolean, "adversarial/clean gradient norms while training", "BOOL", "main_free"
     )
+    init_from: str = free("", path, "checkpoint whose weights a new run takes", "PATH", "main_free")
     overwrite: bool = free(False, boolean, "replace a run that is there", "BOOL", "main_free")
     tensorboard: bool = free(False, boolean, "write TensorBoard logs", "BOOL", "main_free")
     attack: tuple[str, ...] = free((), words, ATTACKS, "NAMES")

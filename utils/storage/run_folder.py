@@ -28,20 +28,20 @@ RESULTS = (
 WRITTEN = (*RESULTS, "config.yml", "log.txt", "*.png", "*.pdf", "*_images/*.png", ".*.pth.tar*")
 
 
-def find_checkpoint(path: str) -> str:
-    """`--resume PATH` as given, else under trained_models/."""
+def find_checkpoint(path: str, flag: str = "--resume") -> str:
+    """`--resume PATH`, or that of another flag, as given, else under trained_models/."""
     for candidate in (Path(path), ROOT / path):
         if candidate.is_file():
             return os.path.normpath(candidate)
         if candidate.is_dir():
             inside = [name for name in CHECKPOINTS if (candidate / name).is_file()]
             hint = f"; give {candidate / inside[-1]}" if inside else ""
-            raise UserError(f"--resume {path} is a folder, not a checkpoint{hint}")
+            raise UserError(f"{flag} {path} is a folder, not a checkpoint{hint}")
     files = sorted(str(p) for p in ROOT.glob("*/*.pth.tar") if not p.name.startswith("."))
     files += sorted(str(p) for p in Path(path).parent.glob("*.pt*") if str(p) not in files)
     listed = shortlist(files, 6) or "none at all"
     raise UserError(
-        f"--resume {path}: no such checkpoint, here or under {ROOT}/; there is {listed}"
+        f"{flag} {path}: no such checkpoint, here or under {ROOT}/; there is {listed}"
     )
 
 
