@@ -110,18 +110,6 @@ def test_head_gradient_treats_the_norm_as_a_constant() -> None:
         assert head.weight.grad[place].item() == pytest.approx(slope, abs=1e-8)
 
 
-def test_noise_stays_in_the_ball_and_moves_only_its_images(trainer, minibatch) -> None:
-    images, labels = minibatch
-    before = trainer.noise.clone()
-    free_step(trainer, images, labels, weight=0.0)
-    assert torch.equal(trainer.noise, before)
-    for _ in range(6):
-        free_step(trainer, images[:3], labels[:3])
-    assert trainer.noise.abs().max() <= EPS
-    assert torch.equal(trainer.noise[3:], before[3:])
-    assert not torch.equal(trainer.noise[:3], before[:3])
-
-
 def test_noise_update_is_a_sign_step_with_projection() -> None:
     noise = torch.tensor([0.0, 0.09, -0.1, 0.05, 0.02, 0.02]).view(1, 1, 2, 3)
     overflow = float("nan"), float("-inf")  # of fp16

@@ -9,15 +9,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import environment, settings
 from in_process import call, only_error
 from processes import MARK, Running, started, survivors, until
 
-from utils.distributed.launch import lost_peer, raise_cause, run_command, run_under_torchrun
-from utils.errors import Interrupted, SharedUserError, UserError
+from utils.distributed.launch import lost_peer, run_command
+from utils.errors import Interrupted, UserError
 
 TRAINING = settings(TRAIN__epochs=4, DATA__batch_size=8)
 needs_proc = pytest.mark.skipif(
@@ -202,10 +201,8 @@ def ends(error: BaseException | None) -> None:
     ("error", "status", "message"),
     [
         (None, 0, ""),
-        (UserError("wrong"), 2, "error: wrong\n"),
         (UserError("wrong\nalso wrong"), 2, "error: wrong\nerror: also wrong\n"),
         (Interrupted(signal.SIGINT, said=True), 130, ""),
-        (Interrupted(signal.SIGHUP, said=True), 129, ""),
         (Interrupted(signal.SIGTERM), 143, "stopped by SIGTERM\n"),
         (
             RuntimeError("gloo: Connection closed by peer [127.0.0.1]:4"),
@@ -234,31 +231,6 @@ def test_a_lost_peer_is_told_from_other_errors() -> None:
         run_command(lambda: ends(RuntimeError("a bug")))
 
 
-TERM, DONE = Interrupted(signal.SIGTERM), Interrupted(signal.SIGTERM, said=True)
-
-
-@pytest.mark.parametrize(
-    ("failed", "reports", "stops", "cause"),
-    [
-        ({1: 143}, {1: DONE}, [15], TERM),  # rank 0, which prints, has not reported
-        ({1: 143}, {1: DONE, 0: DONE}, [15], DONE),
-        ({0: -15}, {}, [15], TERM),  # before it could answer
-        ({1: 2}, {1: UserError("wrong"), 0: DONE}, [], UserError("wrong")),
-        ({1: 2}, {1: UserError("wrong"), 0: "Traceback"}, [], SystemExit(1)),
-        ({1: -11}, {}, [], SystemExit(1)),
-    ],
-)
-def test_what_made_ranks_fail(
-    failed: dict[int, int],
-    reports: dict[int, Any],
-    stops: list[int],
-    cause: BaseException,
-) -> None:
-    with pytest.raises(type(cause)) as caught:
-        raise_cause(failed, reports, stops)
-    assert caught.value.args == cause.args
-
-
 @pytest.mark.parametrize(
     ("variables", "name"),
     [
@@ -279,39 +251,6 @@ def test_a_launcher_that_says_too_little(
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
     assert name in only_error(call("main_free.py", digits, *settings()))
-
-
-@pytest.mark.parametrize(
-    ("error", "in_worker", "speakers"),
-    [
-        (UserError("before they met"), False, [(0, 0), (2, 0)]),  # once on each machine
-        (SharedUserError("all have it"), True, [(0, 0)]),
-        (UserError("one has it"), True, [(0, 0), (1, 1), (2, 0), (3, 1)]),
-        (RuntimeError("Connection reset by peer"), False, [(0, 0), (2, 0)]),
-        (Interrupted(signal.SIGINT), False, [(0, 0)]),
-    ],
-)
-def test_who_speaks_under_torchrun(
-    error: BaseException,
-    in_worker: bool,
-    speakers: list[tuple[int, int]],
-    capsys: pytest.CaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Two machines with two ranks each: (rank, local rank) of those that say it."""
-    numbers = {"WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-    config: Any = type("Config", (), {"RUN": type("Run", (), {"nproc": 0})})
-    monkeypatch.setattr("utils.distributed.launch.run_rank", lambda *_: ends(error))
-    spoke = []
-    for rank, local_rank in ((0, 0), (1, 1), (2, 0), (3, 1)):
-        for name, value in {**numbers, "RANK": rank, "LOCAL_RANK": local_rank}.items():
-            monkeypatch.setenv(name, str(value))
-        run_command(lambda: run_under_torchrun(None, config) if in_worker else ends(error))  # type: ignore[arg-type]
-        printed = capsys.readouterr().err
-        assert printed.count("\n") <= 1
-        if printed:
-            spoke.append((rank, local_rank))
-    assert spoke == speakers
 
 
 # Standard streams that are closed, full or for ASCII alone end no command

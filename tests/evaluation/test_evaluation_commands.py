@@ -493,20 +493,6 @@ def test_a_radius_each_and_the_curve() -> None:
     assert len(list(FOLDER.glob("*_curve_*.png"))) == 2
 
 
-def test_steps_that_nobody_chose_follow_the_radius(digits: Path) -> None:
-    content = torch.load(FOLDER / "model_best.pth.tar", weights_only=True)
-    content["config"]["ADV"]["pgd_attack"] = Config().as_dict()["ADV"]["pgd_attack"]
-    torch.save(content, "usual.pth.tar")
-    words = ("evaluate.py", digits, "-e", "--resume", "usual.pth.tar", *FEW.split(), "--eps", "64")
-    for protocol, step in (("standard", 16), ("freeat", 1)):
-        done = call(*words, "--protocol", protocol, "--set", "DATA.workers=0")
-        assert done.status == 0, done
-        found = result(f"attack_{protocol}_usual_pgd1_n8_eps64", Path())
-        assert found["conditions"]["attacks"] == [f"pgd1@{step}"]
-        (warning,) = found["warnings"]
-        assert f"1 x {step}/255 reach {step}/255 of a radius of 64/255" in warning
-
-
 @pytest.mark.slow
 def test_the_radius_of_the_training(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the checkpoint says goes over configs.yml, and under -c and the command line."""

@@ -217,14 +217,6 @@ def test_a_name_like_that_of_a_corruption(tree):
         assert f"did you mean {near}?" in user_error(read, tree, [name])
 
 
-def test_classes_map_by_name(tree):
-    names = ["9", "3", "2", "1", "0", "7"]
-    labelled = read(tree, prepare=lambda images: images.with_labels_of(names, 6))["contrast/2"]
-    assert labelled.root.endswith("contrast/2")
-    for file, label in zip(labelled.files, labelled.labels, strict=True):
-        assert names[label] == file.partition("/")[0]
-
-
 def test_a_part_needs_one_folder_listed(tree, tmp_path, monkeypatch):
     listed = []
     monkeypatch.setattr(
@@ -467,19 +459,6 @@ def test_images_smaller_than_the_crop_are_refused(model, tree, tmp_path):
     cropped = run(model, tree, tmp_path / "r", corruptions=["contrast"], crop=24).warnings[1]
     assert "36 x 36 pixels, of which the middle 24 x 24 alone are seen" in cropped
     assert "--protocol freeat" in cropped
-
-
-def test_one_folder_under_two_names_is_told(model, tree, tmp_path, capsys):
-    shutil.rmtree(tree / "snow" / "5")
-    (tree / "snow" / "5").symlink_to("4")
-    (tree / "fog").symlink_to("contrast")
-    result = run(model, tree, tmp_path / "run", ["snow", "fog", "contrast"], logger=Logger())
-    (path,) = (tmp_path / "run").glob("*.json")
-    pairs = "snow/5 is snow/4, contrast/1 is fog/1, contrast/2 is fog/2 and 3 more"
-    for warnings in (result.warnings, read_result(path).warnings):
-        assert f"{tree}: one folder counts twice ({pairs})" in warnings
-    assert capsys.readouterr().out.count(pairs) == 1
-    assert "twice" not in str(run(model, tree, tmp_path / "run", ["contrast"]).warnings)
 
 
 def test_unreadable_images_are_named(model, tree, tmp_path):

@@ -50,6 +50,8 @@ def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     found = outcome(the_run(cwd))
     assert len(found["metrics.csv"]) == KILLS
     assert len(found["gradient_norms.csv"]) == KILLS * (61 + 3)  # parameters, groups
+    # Two replays each of minibatches 0 and 3.
+    assert {row["samples"] for row in found["gradient_norms.csv"]} == {"4"}
     assert len(found["attack_standard_images.csv"]) == 36
     assert all(row["val_pgd_top1"] for row in found["metrics.csv"])
     assert found["noise"].abs().max() == pytest.approx(16 / 255)
@@ -200,7 +202,7 @@ def remove_newest(path: Path, place: int) -> None:
     path.unlink() if path.name == LATEST else truncate(path, place)
 
 
-@pytest.mark.parametrize("damage", [flip_byte, truncate, without_pickle, remove_newest])
+@pytest.mark.parametrize("damage", [without_pickle, remove_newest])
 def test_damaged_checkpoints(damage: Callable, digits: Path, trained: Path, tmp_path: Path) -> None:
     """With both files damaged there is one clear error, and nothing is overwritten."""
     folder = tmp_path / "trained_models" / trained.name
@@ -231,26 +233,16 @@ def test_a_signal_while_the_figures_are_drawn(digits: Path, tmp_path: Path) -> N
 def test_signals_to_the_reading_processes_too(
     digits: Path, tmp_path: Path, whole: dict[str, Any]
 ) -> None:
-    """A terminal that closes signals the workers as well; the step is still finished."""
+    """As a terminal does: in validation, and in the attacks at the end."""
     words = arguments(digits, *GRADIENTS, "--resume", "auto", "--set", "DATA.workers=2")
-    with forked("main_free.py", *words, cwd=tmp_path) as running:
-        done = running.saw(r"\[2/5\]").send(signal.SIGHUP, everyone=True).end()
-    assert done.status == 129
-    assert done.err == ""
-    folder = the_run(tmp_path)
-    position = state_of(folder)["position"]
-    assert f"[{position}/5]" in done.out
-    assert f"[{position + 1}/5]" not in done.out
-
     # Validation keeps what was saved before it; PGD-10 makes it long enough to be stopped in.
     with forked("main_free.py", *words, cwd=tmp_path) as running:
         done = running.saw(r"validation 1/2 \[1/").send(signal.SIGINT, everyone=True).end()
     assert done.status == 130
-    state = state_of(folder)
+    state = state_of(folder := the_run(tmp_path))
     assert (state["epoch"], state["position"]) in ((0, 5), (1, 1))
     assert "stopped by SIGINT" in done.out
 
-    # The evaluation at the end goes on, too.
     with forked("main_free.py", *words, cwd=tmp_path) as running:
         done = running.saw("attacks on all 36 images").send(signal.SIGTERM).end()
     assert done.status == 143, done

@@ -135,26 +135,6 @@ def test_selection_on_images_held_out_of_training(digits: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fast", "pgd"])
-def test_gradient_norms_and_low_precision(method: str, digits: Path) -> None:
-    changes = {**SHORT, "TRAIN__epochs": 1, "TRAIN__method": method, "ADV__n_repeats": 1}
-    changes |= {"TRAIN__precision": "bf16", "EVAL__precision": "bf16", "TRAIN__gradient_every": 3}
-    done = call("main_free.py", digits, *settings(**changes), "--print_gradients", *HE)
-    assert done.status == 0, done.err
-    assert "searched in bf16, judged in fp32" in done.out
-    (folder,) = Path("trained_models").iterdir()
-    result = json.loads((folder / "attack_standard_bf16.json").read_text())
-    assert result["conditions"]["precision"] == "bf16"
-    state = torch.load(folder / "checkpoint.pth.tar", weights_only=True)["state_dict"]
-    assert all(value.isfinite().all() for value in state.values())
-    rows = rows_of(folder / "gradient_norms.csv")
-    assert {row["samples"] for row in rows} == {"2"}  # minibatches 0 and 3 of 4
-    whole = {row["group"]: float(row["ratio"]) for row in rows if row["parameter"] == "all"}
-    assert whole.keys() == {"conv", "bn", "fc"}
-    assert all(ratio > 0 and ratio != 1 for ratio in whole.values()), whole
-
-
-@pytest.mark.slow
 def test_fast_measures_pgd_on_a_minibatch_of_its_own(digits: Path) -> None:
     changes = {**SHORT, "TRAIN__method": "fast", "TRAIN__ema": 0.5, "ADV__n_repeats": 1}
     done = call("main_free.py", digits, *settings(**changes))
