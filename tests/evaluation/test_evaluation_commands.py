@@ -390,7 +390,8 @@ def test_a_published_file_of_the_same_network_and_other_readings_of_it(
     # Nothing says how it was trained, so names tell what is not built in.
     first = "attack_standard_theirs_pgd1@8+pgd3@8+pgd3-margin@8_eps16_resize16_crop16"
     assert Path(f"{first}_images.csv").read_text() == text()
-    for flags in (["--FN"], ["--FN", "--WN", "--set", "TRAIN.mean=[0.5, 0.5, 0.5]"]):
+    half = [word for name in ("mean", "std") for word in ("--set", f"TRAIN.{name}=[0.5, 0.5, 0.5]")]
+    for flags in (["--FN"], ["--FN", "--WN", *half]):
         evaluate(*flags, resume="theirs.pth.tar")
     others = {path.stem for path in Path().glob("*.json")} - {first}
     assert len(others) == 2
