@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def plot(arguments: argparse.Namespace) -> None:
     """Draw and save the figure."""
-    paths = save_figure(arguments.draw(arguments), arguments.output)
+    paths = save_figure(arguments.draw(arguments), arguments.output, arguments.title)
     print(f"written: {', '.join(str(path) for path in paths)}")
 
 
@@ -47,7 +47,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, draw, inputs, count, text in (
         ("imagenet_c", of_imagenet_c, "JSON", "+", "accuracy per corruption and severity"),
         ("gradient_ratio", of_gradients, "RUN", "+", "adversarial over clean gradients"),
-        ("training", of_training, "RUN", 1, "loss, accuracy and learning rate over epochs"),
+        (
+            "training",
+            lambda a: training_curves(*a.inputs),
+            "RUN",
+            1,
+            "loss, accuracy, rate",
+        ),
         ("robustness", of_robustness, "RUN_OR_JSON", "+", "worst-case accuracy against eps"),
     ):
         figure = figures.add_parser(name, help=text, description=text)
@@ -65,15 +71,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def of_imagenet_c(arguments: argparse.Namespace) -> Figure:
     """Curves and bars of one or more results."""
-    results = {}
-    for path, label in zip(
-        arguments.inputs, run_labels(arguments.inputs, arguments.labels), strict=True
-    ):
+    results, labels = {}, run_labels(arguments.inputs, arguments.labels)
+    for path, label in zip(arguments.inputs, labels, strict=True):
         result = read_result(path)
         if not isinstance(result, ImageNetCResult) or not result.corruptions:
             raise UserError(f"{path} is no ImageNet-C result; make one with --eva_on_imagenet_c")
         results[label] = result
-    return imagenet_c(results, arguments.title)
+    return imagenet_c(results)
 
 
 def of_gradients(arguments: argparse.Namespace) -> Figure:
@@ -84,12 +88,7 @@ def of_gradients(arguments: argparse.Namespace) -> Figure:
     for label, group in zip(labels, groups, strict=True):
         seeds = [read_gradient_norms(row.folder, arguments.epoch) for row in group]
         runs[f"{label}, {len(seeds)} seeds" if len(seeds) > 1 else label] = mean_of_seeds(seeds)
-    return gradient_ratio(runs, arguments.title)
-
-
-def of_training(arguments: argparse.Namespace) -> Figure:
-    """Training curves of one run."""
-    return training_curves(arguments.inputs[0], arguments.title)
+    return gradient_ratio(runs)
 
 
 def of_robustness(arguments: argparse.Namespace) -> Figure:
@@ -104,7 +103,7 @@ def of_robustness(arguments: argparse.Namespace) -> Figure:
     for label, curve in labelled.items():
         for warning in weak_attack_warnings(curve):
             print(f"warning: {label}: {warning}", file=sys.stderr)
-    return robustness(labelled, arguments.title)
+    return robustness(labelled)
 
 
 if __name__ == "__main__":

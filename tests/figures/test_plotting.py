@@ -82,6 +82,8 @@ def test_saved_as_png_and_pdf(tmp_path: Path) -> None:
         assert image.width == 1500
     assert before[1].startswith(b"%PDF")
     assert "cannot write" in user_error(save_figure, fig, png / "fig.png")
+    save_figure(fig, tmp_path / "titled", "A $b$")
+    assert fig.get_suptitle() == r"A \$b\$"
 
 
 @pytest.mark.parametrize(
@@ -113,12 +115,12 @@ def curve(norm: str = "Linf", **robust: int) -> list[AttackResult]:
 
 
 FIGURES: dict[str, Callable[[Path], Figure]] = {
-    "training": lambda run: training_curves(run, "T"),
+    "training": lambda run: training_curves(run),
     "one epoch": lambda run: training_curves(write_run(run, 1)),
-    "gradients": lambda run: gradient_ratio({"A": read_gradient_norms(run)}, "T"),
+    "gradients": lambda run: gradient_ratio({"A": read_gradient_norms(run)}),
     "one result": lambda _: imagenet_c({"A": imagenet_c_result(0.8, STANDARD + EXTRA)}, "T"),
     "results": lambda _: imagenet_c({"A": imagenet_c_result(), "B": imagenet_c_result()}, "T"),
-    "robustness": lambda _: robustness({"A": curve(), "B": curve("L2")}, "T"),
+    "robustness": lambda _: robustness({"A": curve(), "B": curve("L2")}),
     "images": lambda _: attack_images(
         [AttackedImage(PIXELS, PIXELS, "a", "a", "a", "PGD-10 (ce)")] * 4, 0.1, "T"
     ),

@@ -15,7 +15,6 @@ from utils.figures.style import (
     GREY,
     WIDTH,
     legend_handles,
-    literal,
     point_style,
     styled,
 )
@@ -63,7 +62,7 @@ def mean_of_seeds(seeds: Sequence[CsvRows]) -> CsvRows:
 
 
 @styled
-def gradient_ratio(runs: Mapping[str, CsvRows], title: str = "") -> Figure:
+def gradient_ratio(runs: Mapping[str, CsvRows]) -> Figure:
     """Ratio of adversarial to clean gradient norms against depth: arXiv:2002.08619, Figure 6."""
     fig = Figure(figsize=(WIDTH, 3.1), layout="constrained")
     panels = fig.subplots(1, 3, sharey=True, width_ratios=(1, 1, 0.55))
@@ -95,7 +94,6 @@ def gradient_ratio(runs: Mapping[str, CsvRows], title: str = "") -> Figure:
     if any("deviation" in row for rows in runs.values() for row in rows):
         note += " Bands and bars: ± one standard deviation over the seeds (n - 1)."
     fig.legend(handles=handles, loc="outside lower center", ncols=3, title=note)
-    fig.suptitle(literal(title))
     return fig
 
 

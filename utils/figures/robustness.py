@@ -14,7 +14,6 @@ from utils.figures.style import (
     curve_style,
     footnote,
     legend_handles,
-    literal,
     marked,
     percent_axis,
     styled,
@@ -81,7 +80,7 @@ def curve_note(curve: Curve) -> str:
 
 
 @styled
-def robustness(curves: Mapping[str, Curve], title: str = "") -> Figure:
+def robustness(curves: Mapping[str, Curve]) -> Figure:
     """Worst-case accuracy against the radius, a panel for each norm; at 0 it is clean.
 
     Points with a warning are hollow.
@@ -116,5 +115,4 @@ def robustness(curves: Mapping[str, Curve], title: str = "") -> Figure:
     percent_axis(panels[norms[0]], f"top-1 accuracy (%)\n{' / '.join(sorted(over))}", highest)
     notes = dict.fromkeys(map(curve_note, curves.values()))
     footnote(fig, "\n".join(["Whiskers: 95 % Wilson intervals. At 0: clean.", *notes]))
-    fig.suptitle(literal(title))
     return fig

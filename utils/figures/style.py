@@ -61,7 +61,7 @@ def with_all_letters(fig: Figure) -> None:
         text.set_fontfamily([*text.get_fontfamily(), *others])
 
 
-def save_figure(fig: Figure, stem: Path) -> list[Path]:
+def save_figure(fig: Figure, stem: Path, title: str = "") -> list[Path]:
     """Write `stem.png` and `stem.pdf`; an ending .png or .pdf of `stem` is dropped."""
     # Not with_suffix: a stem such as `s10.0_margin0.2` has no suffix to replace.
     folder, name = stem.parent, re.sub(r"\.(png|pdf)$", "", stem.name, flags=re.I)
@@ -69,6 +69,8 @@ def save_figure(fig: Figure, stem: Path) -> list[Path]:
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as boxes then
+        if title:
+            fig.suptitle(literal(title))
         with_all_letters(fig)
         fig.draw_without_rendering()  # a first layout does not know how wide all labels become
         # No date inside the files: the same numbers give the same bytes.

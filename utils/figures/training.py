@@ -14,7 +14,6 @@ from utils.figures.style import (
     COLOURS,
     WIDTH,
     curve_style,
-    literal,
     percent_axis,
     run_label,
     save_figure,
@@ -39,7 +38,7 @@ def draw_run(folder: Path) -> None:
 
 
 @styled
-def training_curves(folder: Path, title: str = "") -> Figure:
+def training_curves(folder: Path) -> Figure:
     """Loss with the learning rate below it, and top-1, over the epochs of a run folder."""
     rows, settings = read_metrics(folder), run_settings(folder)
     head = settings.get("HE", {})
@@ -76,7 +75,6 @@ def training_curves(folder: Path, title: str = "") -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=6))
     handles = accuracy.get_lines()
     fig.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=1.2)
-    fig.suptitle(literal(title))
     return fig
 
 
