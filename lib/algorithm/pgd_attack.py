@@ -1,6 +1,7 @@
 """PGD on a network under a protocol: from batches to what became of each image."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -108,6 +109,7 @@ class PGDAttack:
     ) -> None:
         self.model, self.spec, self.threat = model, spec, threat
         self.warnings: set[str] = set()
+        self.passes: Counter[str] = Counter()  # images, `forward` and `backward`
         self.search = Search(
             spec.steps, spec.step_size, threat.eps, ATTACK_LOSS[spec.loss], NORMS[threat.norm]
         )
@@ -144,6 +146,7 @@ class PGDAttack:
 
     def search_logits(self, images: torch.Tensor) -> torch.Tensor:
         """What the search ascends a loss of: logits at the attack's scale and precision."""
+        self.passes.update(forward=len(images), backward=len(images))
         with precision_context(images.device, self.threat.precision):
             logits = self.raw(images)
         if self.threat.precision != "fp32":
@@ -153,6 +156,7 @@ class PGDAttack:
     @torch.no_grad()
     def predict_full_precision(self, images: torch.Tensor) -> torch.Tensor:
         """The network's logits in its own precision."""
+        self.passes["forward"] += len(images)
         with full_precision():
             logits: torch.Tensor = self.model(images)
         return logits

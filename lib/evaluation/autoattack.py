@@ -9,6 +9,7 @@ keeps each one's outcome.
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -56,6 +57,7 @@ class AutoAttack:
         self.model, self.spec, self.threat, self.surrogate = model, spec, threat, surrogate
         self.searched: Network = network or surrogate or model
         self.warnings: set[str] = set()
+        self.passes: Counter[str] = Counter()  # images, `forward` and `backward`
         parameter = next(model.parameters(), None)
         self.dtype = torch.float32 if parameter is None else parameter.dtype
 
@@ -111,6 +113,7 @@ class AutoAttack:
     @torch.no_grad()
     def predict_full_precision(self, images: torch.Tensor) -> torch.Tensor:
         """The network's logits in its own precision, (B, classes)."""
+        self.passes["forward"] += len(images)
         with full_precision():
             logits: torch.Tensor = self.model(images.to(self.dtype))
         return logits
@@ -126,6 +129,7 @@ class AutoAttack:
             # The package takes views of its gradients, which a network in channels_last would
             # hand back in channels_last: behind a flat image they are contiguous.
             images = images.flatten(1).unflatten(1, images.shape[1:])
+            self.passes.update(forward=len(images), backward=images.requires_grad * len(images))
             logits = network(images.to(self.dtype)).float()
             non_finite.watch(images, logits)
             return logits

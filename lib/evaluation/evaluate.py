@@ -1,6 +1,7 @@
 """Attacks on a network: outcomes image by image, kept as they come, so that they resume."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -78,6 +79,7 @@ class Evaluation:
         stem: path of the results without extension.
         rows: outcomes of every image by position, under `clean` and each attack's name.
         warnings: the attacks' own, on this process.
+        passes: forward and backward, of images, on this process since the last interruption.
         outputs: the raw outputs of the attacked network, compiled for PGD; or None.
         network: the attacked network, compiled for AutoAttack; or None.
     """
@@ -91,6 +93,7 @@ class Evaluation:
     stem: Path
     rows: dict[str, Rows] = field(default_factory=dict)
     warnings: set[str] = field(default_factory=set)
+    passes: Counter[str] = field(default_factory=Counter)
     outputs: Logits | None = None
     network: Logits | None = None
 
@@ -122,6 +125,7 @@ class Evaluation:
                 work = partial(rows_of, attack)
                 self.phase(journal, spec.name, spec.label, self.targets(), work, attack.chunk)
                 self.warnings |= attack.warnings
+                self.passes += attack.passes
 
     def compile(self) -> None:
         """Compile the attacked network as EVAL.compile says, if that works."""
@@ -190,6 +194,7 @@ class Evaluation:
     def finite_rows(self, batches: Iterable[DeviceBatch]) -> Iterator[Rows]:
         """Rows of clean images."""
         for rows in clean_rows(self.task.evaluated.model, batches):
+            self.passes["forward"] += len(rows)
             for position, row in rows.items():
                 if not math.isfinite(row.loss):
                     raise UserError(

@@ -1,8 +1,9 @@
 """What an evaluation starts from: the network, the settings of its training, the images."""
 
 import hashlib
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint, read_checkpoint
 from utils.storage.conditions import Conditions, file_stem
 from utils.storage.files import file_sha256
-from utils.storage.provenance import now, versions
+from utils.storage.provenance import now, suite, versions
 from utils.storage.run_folder import BEST, ROOT, find_checkpoint
 
 # What an evaluation takes from the network's training unless the user says otherwise.
@@ -234,12 +235,14 @@ class Task:
 
     Attributes:
         config: with the settings of the network's training, see `with_trained_settings`.
+        started: when, monotonic seconds.
     """
 
     config: Config
     context: DistributedContext
     logger: Logger
     evaluated: EvaluatedModel
+    started: float = field(default_factory=time.monotonic)
 
     def announce(self, task: str) -> None:
         """Log what is evaluated on what."""
@@ -325,7 +328,9 @@ class Task:
             "subset": subset,
             "device": name,
             "arithmetic": arithmetic,
-            "versions": versions(),
+            "suite": suite(),
+            "versions": versions("timm", "pyautoattack"),
+            "seconds": round(time.monotonic() - self.started, 1),  # since the last interruption
             "date": now(),
         }
 

@@ -1,6 +1,7 @@
 """`-e`, `--eva_on_imagenet_c` and `--eva_on_shift`: set up, run, report."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -169,6 +170,7 @@ def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
         remarks = run_attacks(evaluation)
         clean = {CLEAN: evaluation.rows[CLEAN]}
         provenance = task.provenance(subset)
+        provenance["passes"] = sum(context.gather(evaluation.passes), Counter[str]())
         provenance |= {} if surrogate is None else {"surrogate": surrogate.identity}
         if context.is_main:
             # Another evaluation may have taken the name meanwhile.

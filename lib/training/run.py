@@ -32,7 +32,8 @@ def train(config: Config, context: DistributedContext) -> None:
             require_same_start(setup, context)
             if context.is_main:
                 logger.write_to(config.run_dir / "log.txt")
-                atomic_write(config.run_dir / "config.yml", dump_yaml(config))
+                text = f"# {config.OPTIONS.command}\n{dump_yaml(config)}"
+                atomic_write(config.run_dir / "config.yml", text)
             run = assemble(config, context, logger, setup, requests)
             announce(run)
             for note in (*setup.train.notes, *setup.val.notes):

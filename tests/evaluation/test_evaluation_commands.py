@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 from dataclasses import asdict
@@ -197,6 +198,25 @@ def recount(name: str = "attack_standard", attacks: tuple[str, ...] = ATTACKS) -
 
 
 # The calls of the manual
+
+
+def test_a_result_says_how_to_make_it_again() -> None:
+    """The command gives the same file, but for when and in how many seconds."""
+    evaluate()
+    results = [result()]
+    _, script, *words = shlex.split(results[0]["provenance"]["command"])
+    assert call(script, *words).status == 0
+    results.append(result())
+    for summary in results:
+        provenance, tried = summary["provenance"], rows()
+        assert provenance.pop("seconds") > 0
+        assert provenance.pop("date").startswith("20")
+        right = sum(row["clean_correct"] == "1" for row in tried)
+        assert provenance["passes"]["backward"] >= right * len(ATTACKS)
+        forward = len(tried) + provenance["passes"]["backward"]  # float32 needs no second look
+        assert provenance["passes"]["forward"] == forward
+        assert len(provenance["suite"].get("commit", 40 * "0")) == 40
+    assert results[0] == results[1]
 
 
 def test_the_standard_call(said: str, digits: Path) -> None:

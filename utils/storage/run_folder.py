@@ -40,9 +40,7 @@ def find_checkpoint(path: str, flag: str = "--resume") -> str:
     files = sorted(str(p) for p in ROOT.glob("*/*.pth.tar") if not p.name.startswith("."))
     files += sorted(str(p) for p in Path(path).parent.glob("*.pt*") if str(p) not in files)
     listed = shortlist(files, 6) or "none at all"
-    raise UserError(
-        f"{flag} {path}: no such checkpoint, here or under {ROOT}/; there is {listed}"
-    )
+    raise UserError(f"{flag} {path}: no such checkpoint, here or under {ROOT}/; there is {listed}")
 
 
 def run_settings(folder: Path) -> dict[str, dict[str, Any]]:
