@@ -2,12 +2,16 @@
 
     python -m tools.compare trained_models/RUN_A trained_models/RUN_B
     python -m tools.compare A/attack_standard.json B/attack_standard.json --names Free HE -o out/
-    python -m tools.compare RUN_A RUN_B --published --paired RUN_A RUN_B
+    python -m tools.compare PLAIN HE --paired                 # and HE minus PLAIN, with a test
+    python -m tools.compare RUN* --paired PLAIN HE --columns clean,pgd50-margin,worst --transposed
 
 Each RUN_OR_JSON is a run folder, which means every evaluation in it, or one evaluation's JSON. A
 row is a checkpoint, or the runs that differ in their seed alone (mean ± standard deviation); a
-column is a measure: clean, each attack, worst case, mean over ImageNet-C's 15 corruptions, mCE.
-Written are STEM.md, .csv, .tex, .png and .pdf; the Markdown is printed too.
+column is a measure: clean, each attack, worst case, mean over ImageNet-C's 15 corruptions, mCE; the
+single corruptions have a table of their own.
+Written are STEM.md, .csv, .tex, .png and .pdf; the Markdown is printed too. With --paired, the
+second row minus the first is a row and a figure, STEM_effect.png and .pdf. In LaTeX the conditions
+stay in STEM.md, and what an exact paired test does not tell from the best is bold.
 
 Numbers share a column only where protocol, eps, arithmetic of the search, settings of the attack
 and images agree, and columns name what distinguishes them. Columns over fewer images stand in a
@@ -19,21 +23,24 @@ import argparse
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tools.comparison import Row, Values, build_tables, collect, merge_seeds, refuse_mixture
+from tools.comparison import Row, Values, collect, merge_seeds
 from tools.comparison_formats import (
     condition_notes,
     csv_table,
+    effect_panels,
     latex,
     markdown,
     panels_of,
     reading_notes,
 )
-from tools.paired import paired_lines
+from tools.comparison_layout import build_tables, refuse_mixture, select_columns
+from tools.paired import effect
 from tools.published import published_rows
-from utils.config.command_line import tool_parser, user_path
+from utils.config.command_line import checked, tool_parser, user_path
+from utils.config.validators import list_of
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.figures.comparison import comparison
@@ -50,30 +57,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Print the table and write it."""
-    rows = merge_seeds(collect(find_results(arguments.runs)))
+    runs = arguments.runs or [user_path(name) for name in arguments.paired or ()]
+    if not runs:
+        raise UserError("which runs? Give run folders or results of evaluate.py")
+    rows = merge_seeds(collect(find_results(runs)))
     names = [printable(name) for name in row_names(rows, arguments.names)]
     values = {name: row.values for name, row in zip(names, rows, strict=True)}
     remarks = {name: row.remarks for name, row in zip(names, rows, strict=True)}
+    order = select_columns(values, arguments.columns) if arguments.columns else []
+    if order:
+        values = {name: {c: v[c] for c in order if c in v} for name, v in values.items()}
     published: dict[str, Values] = {}
     sources: list[str] = []
     if arguments.published:
-        columns = {column: value.n for row in rows for column, value in row.values.items()}
+        columns = {column: value.n for row in values.values() for column, value in row.items()}
         published, sources = published_rows(columns)
     if not arguments.allow_mixed:
         refuse_mixture(values)
-    tables = build_tables(values, published)
-    notes = [*reading_notes(tables, remarks), *sources]
-    if arguments.paired:
-        notes += paired_lines(arguments.paired, values)
-    text = markdown(tables, [*(n for table in tables for n in condition_notes(table)), *notes])
+    difference: dict[str, Values] = {}
+    tests: list[str] = []
+    if arguments.paired is not None:
+        difference, tests = effect(two_rows(arguments.paired, values), values)
+    tables = build_tables(values, published, difference, order)
+    conditions = (note for table in tables for note in condition_notes(table))
+    notes = [*conditions, *reading_notes(tables, remarks), *sources, *tests]
+    text = markdown(tables, notes, arguments.transposed)
     print(text, end="")
     stem = arguments.output
     make_folder(stem.parent)
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("md", "csv", "tex")]
     atomic_write(paths[0], text)
     write_csv(paths[1], *csv_table(tables))
-    atomic_write(paths[2], latex(tables, notes))
+    atomic_write(paths[2], latex(tables, stem.name, arguments.transposed))
     paths += save_figure(comparison(panels_of(tables)), stem)
+    if difference:
+        figure = comparison(effect_panels(tables))
+        paths += save_figure(figure, stem.with_name(f"{stem.name}_effect"))
     print(f"written: {', '.join(map(str, paths))}", file=sys.stderr)
 
 
@@ -81,7 +100,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments."""
     parser = tool_parser("compare", __doc__)
     add = parser.add_argument
-    add("runs", metavar="RUN_OR_JSON", nargs="+", type=user_path)
+    add("runs", metavar="RUN_OR_JSON", nargs="*", type=user_path)
     place = "folder (there, or ending in /), or path without suffix (default: %(default)s)"
     add("-o", "--output", metavar="STEM", default="comparison", type=output_stem, help=place)
     add("--names", nargs="+", metavar="NAME", help="a name per row, in order")
@@ -89,9 +108,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--allow_mixed", action="store_true", help=mixed)
     others = "add published results, in columns of the same conditions alone"
     add("--published", action="store_true", help=others)
-    pair = "McNemar's exact test between two rows, each a name, a run folder or a JSON"
-    add("--paired", nargs=2, metavar="ROW", help=pair)
+    pair = "second row minus first, with an exact test; each a name, a run folder or a JSON"
+    add("--paired", nargs="*", metavar="ROW", help=f"{pair}; alone: the two given")
+    those = "columns in this order: clean, worst, mce, names of attacks, corruptions"
+    add("--columns", type=checked(list_of(str)), metavar="C,C", help=those)
+    add("--transposed", action="store_true", help="a row for each measure, in .md and .tex")
     return parser.parse_args(argv)
+
+
+def two_rows(named: Sequence[str], rows: Mapping[str, Values]) -> Sequence[str]:
+    """The two rows of --paired: those named, else the two that there are."""
+    names = named or list(rows)
+    if len(names) != 2:
+        raise UserError(f"--paired takes two rows, not {len(names)}: {', '.join(names)}")
+    return names
 
 
 def row_names(rows: Sequence[Row], given: Sequence[str] | None) -> list[str]:

@@ -6,12 +6,13 @@ columns of one list of images: a check on a few images never stands beside full 
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations, product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from lib.imagenet_c.corruptions import STANDARD
 from utils.errors import UserError
 from utils.storage import accuracy
 from utils.storage.accuracy import Accuracy, Estimate, mean_estimate
@@ -24,7 +25,7 @@ MEAN, MCE = "ImageNet-C mean", "mCE"
 MEAN_OF_OTHERS = "Mean over 15 corruptions"  # of classes that are not ImageNet's
 # Where a measure stands among the columns. Attacks: 1; shifted test sets: last.
 POSITIONS = {"Clean": 0, "Worst case": 2, MEAN: 3, MEAN_OF_OTHERS: 3, MCE: 4}
-KINDS = {"attack": "", "imagenet_c": "corruptions, "}
+CORRUPTIONS = "corruptions"  # the kind of the columns of single ones
 # What changes no number of a run.
 IRRELEVANT = {"imagenet", "imagenet_c", "workers", "print_freq", "checkpoint_minutes", "compile"}
 
@@ -67,6 +68,14 @@ class Value(Estimate):
     scale: float | None = None  # factor on the outputs under the attack's loss
     outcomes: str = ""  # the column of the per-image CSV beside the source
     seeds: int | None = None  # how many, in a row of several
+    members: tuple["Value", ...] = ()  # the values of several seeds, in their order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect(Value):
+    """A difference in points, with the interval and the test of paired images where there are."""
+
+    p: float | None = None
 
 
 Values = Mapping[Column, Value]
@@ -82,21 +91,6 @@ class Row:
     values: dict[Column, Value] = field(default_factory=dict)
     remarks: dict[tuple[str, str], None] = field(default_factory=dict)
     seeds: int = 1
-
-
-@dataclass(frozen=True)
-class Table:
-    """Named rows over columns, whose titles name what distinguishes their conditions."""
-
-    title: str
-    columns: Mapping[Column, str]
-    rows: Mapping[str, Values]
-
-    @property
-    def values(self) -> Iterator[tuple[str, Column, Value]]:
-        """Row by row."""
-        for name, values in self.rows.items():
-            yield from ((name, c, values[c]) for c in self.columns if c in values)
 
 
 def collect(results: Mapping[Path, Result]) -> list[Row]:
@@ -161,6 +155,10 @@ def values_of(path: Path, result: Result) -> Iterator[tuple[Column, Value]]:
         if mce is not None:
             column = Column(MCE, "imagenet_c", (protocol, *images))
             yield column, Value(mce, warned=warned, n=n, source=path)
+        for name in sorted(result.corruptions, key=[*STANDARD, *result.corruptions].index):
+            column = Column(corruption_title(name), CORRUPTIONS, (protocol, *images))
+            percent = fmean(accuracy.percent for accuracy in result.corruptions[name].top1)
+            yield column, Value(percent, warned=warned, n=n, source=path)
     elif isinstance(result, ShiftResult):
         for name, test_set in result.sets.items():  # each is a kind of its own
             count = ("images", f"{test_set.top1.n} images")
@@ -168,6 +166,13 @@ def values_of(path: Path, result: Result) -> Iterator[tuple[Column, Value]]:
             of_classes = f"{name}, of its {test_set.classes} classes"
             for measure, top1 in ((name, test_set.top1), (of_classes, test_set.present_top1)):
                 yield Column(measure, f"shift {name}", texts), value(top1)
+
+
+def corruption_title(name: str) -> str:
+    """As papers head its column."""
+    word = re.split("[_-]", name)[0]
+    short = {"gaussian": "Gauss.", "brightness": "Bright", "pixelate": "Pixel", "jpeg": "JPEG"}
+    return short.get(word, word.capitalize()) if name in STANDARD else name
 
 
 def search_conditions(conditions: Conditions) -> Texts:
@@ -214,6 +219,7 @@ def merge_seeds(rows: Sequence[Row]) -> list[Row]:
     for members in seed_groups(rows):
         if len(members) > 1:
             values: dict[Column, list[Value]] = {}
+            members.sort(key=lambda row: setting_and_seed(row)[1])
             for column, value in (pair for row in members for pair in row.values.items()):
                 values.setdefault(column, []).append(value)
             means = {column: over_seeds(seeds) for column, seeds in values.items()}
@@ -243,80 +249,5 @@ def over_seeds(values: Sequence[Value]) -> Value:
     if values[0].interval:
         mean = replace(mean, interval=mean_estimate(mean.percent / 100, values[0].n).interval)
     warned = any(value.warned for value in values)
-    return replace(values[0], **vars(mean) | {"warned": warned}, seeds=len(values))
-
-
-def build_tables(rows: Mapping[str, Values], published: Mapping[str, Values]) -> list[Table]:
-    """Lay out the values: first the largest evaluations, then those of other images."""
-    sizes: dict[Column, int] = {}
-    for column, value in (pair for values in rows.values() for pair in values.items()):
-        sizes[column] = max(value.n, sizes.get(column, 0))
-    measures = list(dict.fromkeys(c.measure for c in sorted(sizes, key=lambda c: c.place)))
-    largest: dict[str, str] = {}  # list of images by kind of evaluation
-    groups: dict[tuple[str, str], list[Column]] = {}
-    for column in sorted(sizes, key=lambda c: -sizes[c]):
-        images = column.condition("image list")
-        is_largest = largest.setdefault(column.kind, images) == images
-        key = ("", "") if is_largest else (column.kind, images)
-        groups.setdefault(key, []).append(column)
-    tables = []
-    for (kind, _), columns in groups.items():
-        title = KINDS.get(kind, f"{kind} ") + columns[0].condition("images") if kind else ""
-        ordered = [column for column in sizes if column in columns]
-        ordered.sort(key=lambda c: (measures.index(c.measure), c.radius))
-        headers = {column: header(column, ordered) for column in ordered}
-        everything = {**rows, **published}
-        inside = {name: v for name, v in everything.items() if v.keys() & headers.keys()}
-        tables.append(Table(title, headers, inside))
-    return tables
-
-
-def refuse_mixture(rows: Mapping[str, Values]) -> None:
-    """Every two rows must have each measure of both under some common conditions."""
-    measures = dict.fromkeys(column.measure for values in rows.values() for column in values)
-    for measure, pair in product(measures, combinations(rows, 2)):
-        both = [[c.conditions for c in rows[name] if c.measure == measure] for name in pair]
-        if all(both) and not set(both[0]) & set(both[1]):
-            first = [conditions[0] for conditions in both]
-            aspects = differing_aspects(first, or_lack=True)
-            lacking = ([f"no {a}" for a in aspects if a not in dict(c)] for c in first)
-            texts = [
-                ", ".join(describe(c, aspects) + no) for c, no in zip(first, lacking, strict=True)
-            ]
-            raise UserError(
-                f"{measure} of {pair[0]} ({texts[0]}) and of {pair[1]} ({texts[1]}) do not compare;"
-                " evaluate both alike, or give --allow_mixed for a column each"
-            )
-
-
-def differing_aspects(conditions: Iterable[Texts], or_lack: bool = False) -> list[str]:
-    """The aspects that some of these have, and not all alike; or that one of them lacks."""
-    all_texts = [dict(texts) for texts in conditions]
-    aspects = dict.fromkeys(aspect for texts in all_texts for aspect in texts)
-    values = {a: {texts[a] for texts in all_texts if a in texts} for a in aspects}
-    lacking = {a for a in aspects if or_lack and not all(a in texts for texts in all_texts)}
-    return [a for a in aspects if len(values[a]) > 1 or a in lacking]
-
-
-def header(column: Column, columns: Sequence[Column]) -> str:
-    """The column's title: the measure, and every condition that columns of its kind differ in."""
-    siblings = [other for other in columns if other.kind == column.kind]
-    alike = [other.conditions for other in siblings if other.title == column.title]
-    aspects = differing_aspects(other.conditions for other in siblings)
-    aspects += differing_aspects(alike, or_lack=True)
-    short = [aspect for aspect in aspects if aspect != "over"]
-    titles = [[c.title, *describe(c.conditions, short)] for c in siblings]
-    title = [column.title, *describe(column.conditions, short)]
-    if titles.count(title) > 1:
-        title = [column.title, *describe(column.conditions, aspects)]
-    return ", ".join(title)
-
-
-def describe(conditions: Texts, aspects: Sequence[str]) -> list[str]:
-    """These aspects of the conditions in words, such as `eps 4/255`."""
-    plain = [aspect for aspect in aspects if aspect != "image list"] or aspects
-    return [
-        text if aspect in ("images", "input") else f"{aspect} {text}"
-        for aspect, text in conditions
-        if aspect in plain
-    ]
+    about = vars(mean) | {"warned": warned, "members": tuple(values)}
+    return replace(values[0], **about, seeds=len(values))

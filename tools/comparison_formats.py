@@ -1,56 +1,93 @@
 """A comparison as Markdown, LaTeX, CSV and a figure's panels, with what its reader must know."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tools.comparison import MCE, MEAN, MEAN_OF_OTHERS, Table, Texts, Value, describe
+from tools.comparison import (
+    CORRUPTIONS,
+    MCE,
+    MEAN,
+    MEAN_OF_OTHERS,
+    Effect,
+    Texts,
+    Value,
+)
+from tools.comparison_layout import Table, describe
+from tools.paired import ALPHA, not_told_from_best
 from utils.figures.comparison import Panel
 from utils.storage.conditions import PGD_ALONE
 from utils.text import markdown_table, printable
 
+CAPTION = 300  # characters, at most
+
 
 def cell_text(value: Value | None) -> str:
-    """`93.6 [91.2, 95.4]`; in a row of seeds `93.6 ± 0.4 [91.2, 95.4] (3)`."""
+    """`93.6 [91.2, 95.4]`; in a row of seeds `93.6 ± 0.4 [91.2, 95.4] (3)`.
+
+    An effect is `+3.6 [1.2, 5.4], p = 0.02`.
+    """
     if value is None:
         return "-"
-    text = f"{value.percent:.1f}"
+    text = f"{value.percent:+.1f}" if isinstance(value, Effect) else f"{value.percent:.1f}"
     if value.spread is not None:
         text += f" ± {value.spread:.1f}"
     if value.interval:
         text += f" [{value.interval[0]:.1f}, {value.interval[1]:.1f}]"
-    return text + (f" ({value.seeds})" if value.seeds else "")
+    text += f" ({value.seeds})" if value.seeds else ""
+    if not isinstance(value, Effect) or value.p is None:
+        return text
+    return text + (", p < 0.001" if value.p < 0.001 else f", p = {value.p:.2g}")
 
 
-def text_rows(table: Table) -> list[list[str]]:
-    """The header, then each row, as texts."""
+def text_rows(table: Table, transposed: bool) -> list[list[str]]:
+    """The header, then each row, as texts; or a row for each column."""
     rows = [["", *table.columns.values()]]
-    for name, values in table.rows.items():
+    for name, values in {**table.rows, **table.effect}.items():
         rows.append([name, *(cell_text(values.get(column)) for column in table.columns)])
-    return rows
+    return [list(row) for row in zip(*rows, strict=True)] if transposed else rows
 
 
-def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
+def markdown(tables: Sequence[Table], notes: Sequence[str], transposed: bool) -> str:
     """Markdown tables, and the notes below them."""
     lines: list[str] = []
     for table in tables:
         lines += [f"**{table.title}**", ""] if table.title else []
-        header, *rows = text_rows(table)
+        header, *rows = text_rows(table, transposed)
         lines += [markdown_table(header, rows, numbers=True), ""]
     return "\n".join([*lines, *(f"- {note}" for note in notes)]) + "\n"
 
 
-def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """LaTeX tables for the `booktabs` package; the conditions stand in the captions."""
+def latex(tables: Sequence[Table], name: str, transposed: bool) -> str:
+    """LaTeX tables for `booktabs`; conditions and notes stand in NAME.md.
+
+    In bold is what the exact paired test does not tell from the best of its column.
+    """
     parts = []
-    for index, table in enumerate(tables):
-        about = [f"Images: {table.title}."] if table.title else []
-        about += [*condition_notes(table), *(notes if index == 0 else [])]
-        header, *rows = [" & ".join(map(escape, row)) + r" \\" for row in text_rows(table)]
+    for number, table in enumerate(tables, 1):
+        bold, why_not = not_told_from_best(table)
+        seeds = {value.seeds for _, _, value in table.values}
+        same = f" ({seeds.pop()})" if len(seeds) == 1 else "\n"  # said in the caption
+        texts = text_rows(table, transposed)
+        lines = [[escape(cell.replace(same, "")) for cell in row] for row in texts]
+        for row, column in bold:
+            at = [*table.rows].index(row) + 1, [*table.columns].index(column) + 1
+            y, x = reversed(at) if transposed else at
+            value, _, rest = lines[y][x].partition(" ")
+            lines[y][x] = rf"\textbf{{{value}}} {rest}".rstrip()
+        header, *rows = [" & ".join(row) + r" \\" for row in lines]
+        if table.effect and not transposed:
+            rows.insert(-1, r"\midrule")
+        label = re.sub(r"[^A-Za-z0-9.-]+", "-", name) + (f"-{number}" if number > 1 else "")
+        wide = [r"\small", r"\setlength{\tabcolsep}{3pt}"] if len(lines[0]) > 8 else []
         parts += [
+            f"% conditions and notes: {name}.md",
+            *(f"% {printable(text)}" for text in why_not),
             r"\begin{table}",
-            r"\centering",
-            r"\caption{" + escape(" ".join(about)) + "}",
-            r"\begin{tabular}{l" + "r" * len(table.columns) + "}",
+            *(r"\centering", *wide),
+            r"\caption{" + caption(table, any_bold=bool(bold)) + "}",
+            rf"\label{{tab:{label}}}",
+            r"\begin{tabular}{l" + "r" * (len(lines[0]) - 1) + "}",
             *(r"\toprule", header, r"\midrule", *rows, r"\bottomrule"),
             r"\end{tabular}",
             r"\end{table}",
@@ -59,9 +96,34 @@ def latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
     return "\n".join(parts)
 
 
+def caption(table: Table, any_bold: bool) -> str:
+    """What the cells are and what all columns share, in LaTeX; what fits of it."""
+    values = [value for _, _, value in table.values]
+    what = "Top-1 accuracy in %"
+    seeds = {str(value.seeds) for value in values}
+    over = f" ± standard deviation over {seeds.pop() if len(seeds) == 1 else '(n)'} seeds"
+    what += f", mean{over}" * any(value.spread is not None for value in values)
+    what += ", in brackets 95 % intervals over images" * any(v.interval is not None for v in values)
+    parts = [f"{what}."]
+    for aspect, word in (("protocol", "Protocol"), ("eps", "Radius")):
+        texts = {column.condition(aspect) for column in table.columns} - {""}
+        parts += [f"{word} {text}." for text in texts if len(texts) == 1]
+    if any_bold:
+        parts.append(f"Bold: not told from the best by the exact paired test (p ≥ {ALPHA}).")
+    parts += [f"{name}: in points." for name in table.effect]
+    parts += [f"Of {table.title}."] if table.title else []
+    text = ""
+    for part in map(escape, parts):
+        text += f" {part}" if len(text) + len(part) < CAPTION - 1 else ""
+    return text.strip()
+
+
 def escape(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {character: f"\\{character}" for character in "&%$#_{}"} | {"±": r"$\pm$"}
+    special |= {character: f"\\{character}" for character in "&%$#_{}"}
+    special |= {"±": r"$\pm$", "≥": r"$\geq$", "<": "$<$", ">": "$>$"}
+    text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+    special["−"] = "$-$"
     return "".join(special.get(character, character) for character in text)
 
 
@@ -69,13 +131,15 @@ def csv_table(tables: Sequence[Table]) -> tuple[list[str], list[list[Any]]]:
     """The header, and a line per value: row, measure, interval, image count, conditions, file."""
     conditions = [column.conditions for table in tables for column in table.columns]
     aspects = list(dict.fromkeys(aspect for texts in conditions for aspect, _ in texts))
-    titles = ["run", "measure", "percent", "low95", "high95", "std", "seeds", "n", *aspects, "file"]
+    titles = ["run", "measure", "percent", "low95", "high95", "std", "seeds", "n", "p"]
+    titles += [*aspects, "file"]
     rows: list[list[Any]] = []
     for name, column, value in (entry for table in tables for entry in table.values):
         spread = "" if value.spread is None else value.spread
         numbers = [value.percent, *(value.interval or ("", "")), spread, value.seeds or 1, value.n]
         texts = [column.condition(aspect) for aspect in aspects]
-        rows.append([name, column.measure, *numbers, *texts, str(value.source)])
+        p = value.p if isinstance(value, Effect) else None
+        rows.append([name, column.measure, *numbers, "" if p is None else p, *texts, value.source])
     return titles, rows
 
 
@@ -87,11 +151,29 @@ def panels_of(tables: Sequence[Table]) -> list[Panel]:
             columns = [
                 (title, {name: row[column] for name, row in table.rows.items() if column in row})
                 for column, title in table.columns.items()
-                if (column.measure == MCE) == is_error
+                if (column.measure == MCE) == is_error and column.kind != CORRUPTIONS
             ]
             if columns:
                 panels.append(Panel(table.title, axis, columns, is_share=not is_error))
     return panels
+
+
+def effect_panels(tables: Sequence[Table]) -> list[Panel]:
+    """The panels of the effect: differences of accuracies."""
+    return [
+        Panel(
+            table.title,
+            "difference of top-1 accuracy (points)",
+            [
+                (title, {name: row[column] for name, row in table.effect.items()})
+                for column, title in table.columns.items()
+                if column.measure != MCE and any(column in row for row in table.effect.values())
+            ],
+            is_difference=True,
+        )
+        for table in tables
+        if table.effect
+    ]
 
 
 def condition_notes(table: Table) -> list[str]:

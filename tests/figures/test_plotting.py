@@ -21,12 +21,13 @@ from records import attack, attack_result, imagenet_c_result, write
 from lib.imagenet_c.corruptions import EXTRA, STANDARD
 from tools.study import robustness_against_cost
 from utils.figures.attacks import AttackedImage, attack_images
+from utils.figures.comparison import Panel, comparison
 from utils.figures.gradients import gradient_ratio, mean_of_seeds, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
 from utils.figures.style import COLOURS, run_labels, save_figure
 from utils.figures.training import training_curves
-from utils.storage.accuracy import over_seeds
+from utils.storage.accuracy import Estimate, over_seeds
 from utils.storage.files import write_csv
 from utils.storage.results import AttackResult
 
@@ -120,6 +121,9 @@ FIGURES: dict[str, Callable[[Path], Figure]] = {
     "gradients": lambda run: gradient_ratio({"A": read_gradient_norms(run)}),
     "one result": lambda _: imagenet_c({"A": imagenet_c_result(0.8, STANDARD + EXTRA)}, "T"),
     "results": lambda _: imagenet_c({"A": imagenet_c_result(), "B": imagenet_c_result()}, "T"),
+    "effect": lambda _: comparison(
+        [Panel("T", "x", [("PGD", {"A": Estimate(-1, (-9, 9), 2)})], is_difference=True)]
+    ),
     "robustness": lambda _: robustness({"A": curve(), "B": curve("L2")}),
     "images": lambda _: attack_images(
         [AttackedImage(PIXELS, PIXELS, "a", "a", "a", "PGD-10 (ce)")] * 4, 0.1, "T"

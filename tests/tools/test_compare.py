@@ -8,9 +8,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import environment
 from in_process import Done, call, only_error
@@ -19,7 +21,7 @@ from records import PGD10, attack, attack_result, imagenet_c_result, provenance,
 from scipy import stats
 
 from tools.comparison import values_of
-from tools.paired import holm, mcnemar_exact
+from tools.paired import bootstrap_interval, holm, sign_test_exact
 from utils.figures.comparison import Panel, comparison
 from utils.storage.accuracy import Accuracy, Estimate
 from utils.storage.conditions import BY_FILE, PGD_ALONE
@@ -72,7 +74,8 @@ def tables(markdown: str) -> list[dict[str, dict[str, str]]]:
 def table(done: Done) -> dict[str, dict[str, str]]:
     """The only table of a call that succeeded."""
     assert done.status == 0, done.err
-    (only,) = tables(done.out)
+    only, *others = tables(done.out)
+    assert all("Snow" in columns for other in others for columns in other.values())
     return only
 
 
@@ -122,16 +125,27 @@ def test_one_table_in_three_formats_and_a_figure(here: Path) -> None:
     assert stem.with_suffix(".md").read_text() == ended.stdout
     with stem.with_suffix(".csv").open() as file:
         lines = {(row["run"], row["measure"]): row for row in csv.DictReader(file)}
-    assert len(lines) == 10
+    assert len(lines) == 40
+    assert float(lines[HE_NAME, "Bright"]["percent"]) == pytest.approx(
+        100 * (0.67 + 0.53 + 0.4 + 0.27 + 0.13) / 5
+    )
     line = lines[HE_NAME, "PGD-10 (ce)"]
     assert float(line["low95"]) == pytest.approx(82.56, abs=0.01)
     assert (line["percent"], line["eps"], line["step"]) == ("90.0", "4/255", "1/255")
     assert line["file"] == f"{HE}/attack_standard.json"
     latex = stem.with_suffix(".tex").read_text().splitlines()
     body = [line for line in latex if line.endswith(r"\\")]
-    assert [line.count(" & ") for line in body] == [5, 5, 5]
+    assert [line.count(" & ") for line in body] == [5, 5, 5, 15, 15, 15]
     assert "50.0 [40.4, 59.6]" in body[1]
-    assert "eps 4/255" in next(line for line in latex if line.startswith(r"\caption"))
+    assert body[3].startswith(
+        " & Gauss. & Shot & Impulse & Defocus & Glass & Motion & Zoom & Snow &"
+    )
+    captions = [line for line in latex if line.startswith(r"\caption")]
+    assert "Protocol standard. Radius 4/255." in captions[0]
+    assert "Of each corruption, mean over the severities, all 100 images." in captions[1]
+    assert all(len(line) < 310 for line in captions)
+    labels = [line for line in latex if line.startswith(r"\label")]
+    assert labels == [r"\label{tab:both}", r"\label{tab:both-2}"]
     with Image.open(stem.with_suffix(".png")) as image:
         assert len(image.convert("RGB").getcolors(1 << 24) or []) > 20
 
@@ -223,7 +237,7 @@ def test_a_check_on_a_few_images_has_a_table_of_its_own(compare: Compare) -> Non
     write_all({"two/c": imagenet_c_result(n=50, sha256="b"), "one/c": imagenet_c_result(n=50)})
     done = compare("one", "two")
     assert done.status == 0, done.err
-    first, second = tables(done.out)
+    first, _, second = tables(done.out)
     assert list(first) == ["one", "two"]
     assert list(first["one"]) == [
         "Clean",
@@ -269,11 +283,11 @@ def test_a_cascade_has_a_worst_case_alone_and_autoattack_is_one_column(compare: 
     assert PGD_ALONE not in done.out
 
 
-def seeds(robust: dict[int, int]) -> list[str]:
+def seeds(robust: dict[int, int], run: str = FREE) -> list[str]:
     """Runs of these training seeds, with so many robust images."""
     names = []
     for seed, correct in robust.items():
-        names.append(FREE + (f"_seed{seed}" if seed else ""))
+        names.append(run + (f"_seed{seed}" if seed else ""))
         attacks = [attack("pgd10", "PGD-10 (ce)", correct)]
         write_all({names[-1]: attack_result(str(seed), attacks=attacks)})
     return names
@@ -316,9 +330,24 @@ def test_holms_correction() -> None:
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (3, 9), (9, 3), (5, 5), (40, 71), (700, 600)])
-def test_mcnemars_test_is_the_exact_binomial_one(b: int, c: int) -> None:
+def test_of_one_seed_the_exact_test_is_mcnemars(b: int, c: int) -> None:
     expected = stats.binomtest(b, b + c).pvalue if b + c else 1.0
-    assert mcnemar_exact(b, c) == pytest.approx(expected, rel=1e-9)
+    assert sign_test_exact(np.repeat([1, -1, 0], [b, c, 7])) == pytest.approx(expected, rel=1e-9)
+
+
+def test_of_several_seeds_it_is_the_randomisation_test_and_the_interval_scipys() -> None:
+    """All 2^9 signs of the differences, and scipy's bootstrap of images."""
+    differences = np.array([3, -1, 2, 2, 0, 1, -2, 3, 1, 0])
+    sizes = np.abs(differences[differences != 0])
+    sums = [np.dot(signs, sizes) for signs in product((-1, 1), repeat=len(sizes))]
+    expected = np.mean(np.abs(sums) >= differences.sum())
+    assert sign_test_exact(differences) == pytest.approx(expected, rel=1e-12)
+    assert sign_test_exact(-differences) == pytest.approx(expected, rel=1e-12)
+    many = np.repeat(differences, 20)
+    of_scipy = stats.bootstrap((100 * many / 3,), np.mean, method="percentile", rng=0)
+    assert bootstrap_interval(many, 3) == pytest.approx(
+        tuple(of_scipy.confidence_interval), abs=0.4
+    )
 
 
 def write_outcomes(run: str, robust: str) -> None:
@@ -332,17 +361,73 @@ def test_paired_outcomes(compare: Compare) -> None:
     write_all({"one": attack_result(), "two": attack_result("b")})
     write_outcomes("one", "1111111000")
     write_outcomes("two", "0000001100")
-    text = compare("one", "two", "--paired", "one", "two/attack_standard.json").out
+    text = compare("two", "one", "--paired", "two/attack_standard.json", "one").out
     # 6 images against 1: 2 (1 + 7) / 2^7 = 0.125
-    assert "PGD-10 (ce), eps 4/255: right on 6 images that the other gets wrong, against 1" in text
+    assert "PGD-10 (ce), eps 4/255: one better on 6 images, worse on 1; of 10" in text
     # PGD-10 and the worst case, beside the clean images, on which p is 1.
     assert text.count("of 10, p = 0.125, corrected 0.375") == 2
-    assert "3 tests were made" in text
+    for command in (("two", "one", "--paired"), ("--paired", "two", "one")):
+        assert compare(*command).out == text
+    assert "takes two rows, not 1: one" in refused(compare("one", "--paired"))
+    assert "which runs?" in refused(compare("--paired"))
+    assert "of two rows" in refused(compare("one", "two", "--paired", "one", "one"))
     assert "no such row" in refused(compare("one", "two", "--paired", "one", "three"))
     write_outcomes("two", "00")
-    assert "list other images" in refused(compare("one", "two", "--paired", "one", "two"))
+    assert "of other images" in refused(compare("one", "two", "--paired", "one", "two"))
     Path("two", "attack_standard_images.csv").unlink()
     assert "cannot read" in refused(compare("one", "two", "--paired", "one", "two"))
+
+
+def test_the_effect_over_seeds_is_a_row(compare: Compare) -> None:
+    """Of 100 images PGD-10 leaves 20 and 22 with the seeds of one method, of the other 29, 33."""
+    plain, he = seeds({0: 20, 1: 22}), seeds({0: 29, 1: 33}, HE)
+    for run, robust in zip([*plain, *he], (20, 22, 29, 33), strict=True):
+        write_outcomes(run, "1" * robust + "0" * (100 - robust))
+    done = compare(*he, *plain, "--paired", plain[0], he[1], "--columns", "pgd10,clean")
+    assert done.status == 0, done.err
+    row = table(done)[f"{HE_NAME}, 2 seeds minus FreeAT, 2 seeds"]
+    assert list(row) == ["PGD-10 (ce)", "Clean"]
+    # 7 images with both seeds and 6 with one, all of one sign: p is twice 2^-13, of two tests.
+    interval = bootstrap_interval(np.repeat([2, 1, 0], [7, 6, 87]), 2)
+    assert (
+        row["PGD-10 (ce)"] == f"+10.0 ± 1.4 [{interval[0]:.1f}, {interval[1]:.1f}] (2), p < 0.001"
+    )
+    latex = Path("comparison.tex").read_text()
+    assert "standard deviation over 2 seeds" in latex
+    assert rf"+10.0 $\pm$ 1.4 [{interval[0]:.1f}, {interval[1]:.1f}], p $<$ 0.001 &" in latex
+    assert row["Clean"] == "+0.0 ± 0.0 [0.0, 0.0] (2), p = 1"
+    with open("comparison.csv") as file:
+        p = [row["p"] for row in csv.DictReader(file)]
+    assert p[:4] == [""] * 4
+    assert [float(x) for x in p[4:]] == pytest.approx([4 * 2**-13, 1])
+    assert "is of 2 seeds and" in refused(compare(*plain, he[0], "--paired"))
+
+
+def test_bold_is_what_the_exact_test_does_not_tell_from_the_best(compare: Compare) -> None:
+    """Against ten robust images three lost leave p = 0.25, nine lost 0.004."""
+    for run, (lost, correct) in {"best": (0, 90), "near": (3, 70), "far": (9, 50)}.items():
+        write_all({run: attack_result(run[0], attacks=[attack("pgd10", "PGD-10 (ce)", correct)])})
+        write_outcomes(run, "1" * (10 - lost) + "0" * lost)
+    assert compare("best", "near", "far", "--columns", "worst,pgd10-ce").status == 0
+    text = Path("comparison.tex").read_text()
+    assert r" & Worst of PGD & PGD-10 (ce) \\" in text
+    assert r"(p $\geq$ 0.05)" in text
+    assert r"near & \textbf{40.0} [30.9, 49.8] & \textbf{70.0} [" in text
+    assert r"far & 40.0 [30.9, 49.8] & 50.0 [" in text
+    done = compare("best", "near", "far", "--columns", "worst,pgd10-ce", "--transposed")
+    assert list(table(done)) == ["Worst of PGD", "PGD-10 (ce)"]
+    pgd = next(x for x in Path("comparison.tex").read_text().splitlines() if x.startswith("PGD"))
+    assert ["textbf" in cell for cell in pgd.split(" & ")] == [False, True, True, False]
+    assert "there are Clean, PGD-10 (ce)" in refused(compare("best", "--columns", "pgd1"))
+
+
+def test_the_figure_of_the_effect_has_both_signs() -> None:
+    values = {"HE minus plain": Estimate(-4, (-6, -2), spread=3)}
+    panel = Panel("", "", [("PGD", values)], is_difference=True)
+    (axes,) = comparison([panel]).axes
+    assert axes.get_xlim()[0] < -7
+    assert axes.texts[0].get_text() == " -4.0"
+    assert "bootstrap" in axes.figure._supxlabel.get_text()
 
 
 def imagenet(**conditions: Any) -> Result:

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.figures.style import (
+    GREY,
     WIDTH,
     footnote,
     legend_handles,
@@ -30,6 +31,7 @@ class Panel:
     axis: str
     measures: Sequence[tuple[str, Mapping[str, Estimate]]]  # title and values by run, from the top
     is_share: bool = True  # in percent of images, so at most 100
+    is_difference: bool = False  # of two shares, so on both sides of 0
 
 
 @styled
@@ -46,7 +48,7 @@ def comparison(panels: Sequence[Panel]) -> Figure:
     styles = {name: point_style(index) for index, name in enumerate(names)}
     handles = legend_handles(styles, any(e.warned for e in estimates))
     fig.legend(handles=handles, loc="outside upper center", handletextpad=0.3)
-    footnote(fig, whisker_note(estimates))
+    footnote(fig, whisker_note(estimates, any(panel.is_difference for panel in panels)))
     return fig
 
 
@@ -57,7 +59,7 @@ def rows_of(values: Mapping[str, Estimate]) -> float:
 
 def draw_panel(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
     """One measure below the other, each of its runs on a row of its own."""
-    middles, top, right = [], 0.0, 1.0
+    middles, top, left, right = [], 0.0, 0.0, 1.0
     for index, (_, values) in enumerate(panel.measures):
         bottom = top + rows_of(values)
         if index % 2:
@@ -72,27 +74,32 @@ def draw_panel(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
             if spread is not None:
                 ends = percent - spread, percent + spread
                 axes.hlines(y, *ends, color=style["color"], linewidth=2.8, alpha=0.5)
-                high = max(high, ends[1])
+                low, high = min(low, ends[0]), max(high, ends[1])
             axes.plot(values[name].percent, y, **marked(style, values[name].warned))
-            text = f" {values[name].percent:.1f}"
+            text = f" {percent:+.1f}" if panel.is_difference else f" {percent:.1f}"
             axes.annotate(text, (high, y), (3, 0), textcoords="offset points", va="center", size=7)
-            right = max(right, high)
+            left, right = min(left, low), max(right, high)
         top = bottom
     titles = [textwrap.fill(literal(title), TITLE_WIDTH) for title, _ in panel.measures]
     axes.set_yticks(middles, titles)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_ylim(top, 0)
-    axes.set_xlim(0, min(1.14 * right, 112) if panel.is_share else 1.14 * right)
+    if panel.is_difference:
+        axes.axvline(0, color=GREY, linewidth=0.8)
+        axes.set_xlim(left - 0.05 * (right - left), right + 0.14 * (right - left))
+    else:
+        axes.set_xlim(0, min(1.14 * right, 112) if panel.is_share else 1.14 * right)
     axes.set_xlabel(panel.axis)
     axes.set_title(literal(panel.title), loc="left")
 
 
-def whisker_note(values: Sequence[Estimate]) -> str:
+def whisker_note(values: Sequence[Estimate], of_differences: bool) -> str:
     """What the whiskers are."""
     parts = []
+    kind, seeds = ("bootstrap", "seed pairs") if of_differences else ("Wilson", "the seeds")
     if any(value.interval for value in values):
-        parts.append("Whiskers: 95 % Wilson intervals over the images.")
+        parts.append(f"Whiskers: 95 % {kind} intervals over the images.")
     if any(value.spread is not None for value in values):
-        parts.append("Thick bars: ± one standard deviation over the seeds (n - 1).")
+        parts.append(f"Thick bars: ± one standard deviation over {seeds}.")
     return " ".join(parts)
