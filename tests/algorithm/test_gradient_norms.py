@@ -150,20 +150,6 @@ def test_every_parameter_of_a_resnet_is_there() -> None:
     assert max(depths.values()) == depths["fc.weight"] == 53 + 53  # 53 convolutions, 53 norms
 
 
-def test_sums_resume_from_a_checkpoint() -> None:
-    trainer = trainer_of(tiny_model().train(), 5)
-    whole = GradientNorms(trainer.model, trainer.loss, NOBODY.average_)
-    part = GradientNorms(trainer.model, trainer.loss, NOBODY.average_)
-    for seed in range(4):
-        if seed == 2:
-            part = GradientNorms(trainer.model, trainer.loss, NOBODY.average_, part.state())
-        images, labels = minibatch(5, seed=seed)
-
-        hooks = [partial(norms.sample, images, labels, 1.0) for norms in (whole, part)]
-        free_step(trainer, images, labels, gradient_hook=lambda h=hooks: [one() for one in h])
-    assert part.rows(1) == whole.rows(1)
-
-
 def test_rows_of_an_interrupted_epoch_give_way(tmp_path: Path) -> None:
     path = tmp_path / "gradient_norms.csv"
 

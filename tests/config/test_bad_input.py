@@ -91,6 +91,8 @@ def test_unreadable_validation_image_loses_nothing(data: Path) -> None:
     assert f"cannot read {bad}" in only_error(call("main_free.py", data, *arguments))
     (folder,) = Path("trained_models").iterdir()
     assert is_whole(folder / "checkpoint.pth.tar")  # the pass before validation
+    evaluation = ("evaluate.py", data, "-e", "--resume", folder / "checkpoint.pth.tar")
+    assert f"cannot read {bad}" in only_error(call(*evaluation, *arguments))
     bad.unlink()
     done = call("main_free.py", data, *arguments, "--resume", "auto")
     assert done.status == 0, done.err

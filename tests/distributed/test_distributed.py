@@ -214,17 +214,6 @@ def by_two(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return the_run(cwd), done
 
 
-def test_only_rank_0_writes_and_prints(by_two: tuple[Path, list[Done]]) -> None:
-    folder, (first, second) = by_two
-    assert second.out == first.err == second.err == ""
-    for line in (r"epoch 1/2 \[3/4\]", "epoch 2/2: train loss", "attacks on all 36 images"):
-        assert len(re.findall(line, first.out)) == 1
-    assert "2 x cpu" in first.out
-    logged = [line[20:] for line in (folder / "log.txt").read_text().splitlines()]
-    assert [line for line in logged if line.startswith("epoch 2/2 [4/4]")] != []
-    assert len(logged) == len(set(logged)) + logged.count("")
-
-
 def test_ctrl_c_on_two_processes_and_going_on(
     digits: Path, by_two: tuple[Path, list[Done]], tmp_path: Path
 ) -> None:

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from utils.distributed.context import DistributedContext
-from utils.storage import journal
 from utils.storage.journal import ResumableRows, remove_journals
 
 ONE = DistributedContext(0, 1, torch.device("cpu"))
@@ -50,15 +49,6 @@ def test_rows_come_back(tmp_path: Path) -> None:
     assert kept(folder, "ffffffff") == {}
     remove_journals(folder, "1a2b3c4d")
     assert [path.name for path in folder.iterdir()] == ["unfinished_ffffffff.rank0.jsonl"]
-
-
-def test_what_is_added_is_soon_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with opened(tmp_path) as rows:
-        rows.add("pgd1", {8: Pair(1, True)})
-        assert kept(tmp_path) == {}
-        monkeypatch.setattr(journal, "SECONDS_BETWEEN_WRITES", -1.0)
-        rows.add("pgd1", {9: Pair(1, True)})
-        assert kept(tmp_path)["pgd1"].keys() == {8, 9}
 
 
 @pytest.mark.parametrize(

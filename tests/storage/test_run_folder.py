@@ -160,9 +160,7 @@ def test_resume_auto_in_evaluation_takes_the_best(digits: Path, again: Path) -> 
     ("error", "expected", "message"),
     [
         (OSError(errno.ENOSPC, "No space"), UserError, "cannot write PATH: No space;"),
-        (PermissionError(errno.EACCES, "Denied"), UserError, "cannot write PATH: Denied;"),
         (ZeroDivisionError("a bug"), ZeroDivisionError, "a bug"),
-        (RuntimeError("a bug"), RuntimeError, "a bug"),
     ],
 )
 def test_a_failed_write_leaves_the_old_file(

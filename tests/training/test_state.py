@@ -1,6 +1,5 @@
 """Resuming: what was saved in another memory layout, precision or list of images."""
 
-import json
 import shutil
 import signal
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import torch
 from conftest import copy_run, settings
 from in_process import Done, call
-from processes import rows_of, the_run
+from processes import rows_of
 
 from lib.algorithm.training import TRAINING_STEP, Trainer, TrainingSettings
 from lib.training import overfitting
@@ -242,25 +241,6 @@ def test_a_checkpoint_without_its_best_model_makes_one(
         assert best["best_prec1"] == last["training"]["best"] == score  # of the last epoch alone
         assert f"best clean top-1 {score:.2f} %" in done.out
         assert all(torch.equal(v, best["state_dict"][k]) for k, v in last["state_dict"].items())
-
-
-@pytest.mark.slow
-def test_a_training_in_fp32_is_resumed_in_fp16_and_back(digits: Path) -> None:
-    changes = {**SHORT, "DATA__batch_size": 32, "ADV__n_repeats": 1}
-    changes |= {"DATA__img_size": 16, "DATA__crop_size": 16}  # fp16 is slow on a CPU
-    for epochs, precision in ((1, "fp32"), (2, "fp16"), (3, "fp32")):
-        changes |= {"TRAIN__epochs": epochs, "TRAIN__precision": precision}
-        changes["EVAL__precision"] = precision
-        done = call("main_free.py", digits, *settings(**changes), "--resume", "auto", "--WN")
-        assert done.status == 0, done.err
-        if precision == "fp16":
-            assert "TRAIN.precision was fp32 and is fp16 from here on" in done.out
-            assert "searched in fp16, judged in fp32" in done.out
-            result = json.loads((the_run() / "attack_standard_fp16.json").read_text())
-            assert result["conditions"]["precision"] == "fp16"
-    assert "TRAIN.precision was fp16 and is fp32 from here on" in done.out
-    state = torch.load(the_run() / "checkpoint.pth.tar", weights_only=True)["state_dict"]
-    assert all(value.isfinite().all() for value in state.values())
 
 
 @pytest.mark.slow
