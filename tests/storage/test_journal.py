@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from in_process import user_error
 
 from utils.distributed.context import DistributedContext
 from utils.storage.journal import ResumableRows, remove_journals
@@ -49,6 +50,12 @@ def test_rows_come_back(tmp_path: Path) -> None:
     assert kept(folder, "ffffffff") == {}
     remove_journals(folder, "1a2b3c4d")
     assert [path.name for path in folder.iterdir()] == ["unfinished_ffffffff.rank0.jsonl"]
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_journal_that_cannot_be_read(tmp_path: Path, rank: int) -> None:
+    (tmp_path / f"unfinished_1a2b3c4d.rank{rank}.jsonl").mkdir()
+    assert f"rank{rank}.jsonl: Is a directory" in user_error(opened, tmp_path)
 
 
 @pytest.mark.parametrize(

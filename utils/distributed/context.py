@@ -28,6 +28,7 @@ TIMEOUT = timedelta(hours=24)
 # Workers are forked after NCCL has begun: libibverbs keeps the memory of InfiniBand apart if told
 # to, on large pages, too.
 FORK_SAFE = ("IBV_FORK_SAFE", "RDMAV_FORK_SAFE", "RDMAV_HUGEPAGES_SAFE")
+PROCESSES_A_CORE = 4  # on a CPU, at most
 GPU_FILES = "/dev/nvidia[0-9]*"  # there where the system has a driver for a GPU
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -263,6 +264,9 @@ def number_of_processes(nproc: int, name: str) -> int:
     available = torch.cuda.device_count() if all_gpus else 1
     if device_type != "cpu" and nproc > available:
         raise UserError(f"--nproc {nproc}: only {available} {device_type} device here; take fewer")
+    most = PROCESSES_A_CORE * usable_cores()
+    if nproc > max(most, available):  # hundreds of them would take the machine down
+        raise UserError(f"--nproc {nproc}: take at most {most}, best no more than cores")
     return nproc or available
 
 

@@ -33,21 +33,27 @@ class ResumableRows:
         self.folder, self.digest, self.read_row = folder, digest, read_row
         self.path = folder / f"unfinished_{digest}.rank{context.rank}.jsonl"
         self.found: dict[str, Rows] = {}  # by phase, of all earlier processes; the same on all
-        own = context.run_and_share_errors(lambda: self.read(context.rank, context.world_size))
+        own = context.run_and_share_errors(lambda: self.begin(context.rank, context.world_size))
         for lines in context.gather(own):
             for phase, rows in lines:
                 self.found.setdefault(phase, {}).update(rows)
-        self.file = open(self.path, "ab")
         self.unwritten: dict[str, Rows] = {}
         self.written_at = time.monotonic()
 
-    def read(self, rank: int, world_size: int) -> list[tuple[str, Rows]]:
+    def begin(self, rank: int, world_size: int) -> list[tuple[str, Rows]]:
         """The lines of this process's share of the journals: its own and those of ranks beyond."""
         make_folder(self.folder)
         lines = []
-        for path in journals(self.folder, self.digest):
-            if int(path.suffixes[-2].removeprefix(".rank")) % world_size == rank:
-                lines += list(readable_lines(path.read_bytes(), self.read_row))
+        try:
+            self.file = open(self.path, "ab")
+            for path in journals(self.folder, self.digest):
+                if int(path.suffixes[-2].removeprefix(".rank")) % world_size == rank:
+                    lines += list(readable_lines(path.read_bytes(), self.read_row))
+        except OSError as error:
+            raise UserError(
+                f"cannot use {error.filename}: {error.strerror}; change its permissions, or delete"
+                " it to begin this evaluation anew"
+            ) from error
         return lines
 
     def add(self, phase: str, rows: Mapping[Any, Any]) -> None:
