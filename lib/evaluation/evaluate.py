@@ -130,8 +130,8 @@ class Evaluation:
     def compile(self) -> None:
         """Compile the attacked network as EVAL.compile says, if that works."""
         task, data, device = self.task, self.data, self.task.context.device
-        setting = task.config.EVAL.compile
-        steps = sum(map(steps_of, self.specs)) * len(data.tree.files) / data.batch_size
+        setting, radii = task.config.EVAL.compile, len(task.config.EVAL.eps) or 1
+        steps = radii * sum(map(steps_of, self.specs)) * len(data.tree.files) / data.batch_size
         if not compile_mode(setting, device, steps):
             return
         outputs, network = Compiled(self.attacked.outputs, data.batch_size), padded(self.attacked)
