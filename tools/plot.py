@@ -8,12 +8,16 @@
 imagenet_c takes results of `evaluate.py --eva_on_imagenet_c`, gradient_ratio run folders trained
 with `--print_gradients True` (those that differ in their seed alone are drawn as mean and standard
 deviation), training one run folder, robustness run folders that hold evaluations
-at several eps. Exit status 2 after an error.
+at several eps, of seeds their mean and deviation. The last two with their numbers, as fig.csv.
+Exit status 2 after an error.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -23,10 +27,13 @@ from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.figures.gradients import gradient_ratio, mean_of_seeds, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
-from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
+from utils.figures.robustness import curves_of, points_of, robustness, weak_attack_warnings
 from utils.figures.style import run_labels, save_figure
 from utils.figures.training import training_curves
+from utils.storage.conditions import Conditions
+from utils.storage.files import make_folder, write_csv
 from utils.storage.results import AttackResult, ImageNetCResult, find_results, read_result
+from utils.text import markdown_table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +61,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             1,
             "loss, accuracy, rate",
         ),
-        ("robustness", of_robustness, "RUN_OR_JSON", "+", "worst-case accuracy against eps"),
+        ("robustness", of_robustness, "RUN_OR_JSON", "+", "accuracy against eps"),
     ):
         figure = figures.add_parser(name, help=text, description=text)
         add = figure.add_argument
@@ -87,23 +94,64 @@ def of_gradients(arguments: argparse.Namespace) -> Figure:
     runs = {}
     for label, group in zip(labels, groups, strict=True):
         seeds = [read_gradient_norms(row.folder, arguments.epoch) for row in group]
-        runs[f"{label}, {len(seeds)} seeds" if len(seeds) > 1 else label] = mean_of_seeds(seeds)
+        runs[label_of_seeds(label, len(seeds))] = mean_of_seeds(seeds)
+    header = ["run", "group", "epoch", "ratio", "std"]
+    rows = [
+        [label, row["group"], row["epoch"], row["ratio"], row.get("deviation", "")]
+        for label, its in runs.items()
+        for row in its
+        if row["parameter"] == "all"
+    ]
+    shown = [[*row[:3], *(f"{float(x):.3f}" if x else "" for x in row[3:])] for row in rows]
+    print(markdown_table(header, shown, numbers=True))
+    write_numbers(arguments.output, header, rows)
     return gradient_ratio(runs)
 
 
+def label_of_seeds(label: str, seeds: int) -> str:
+    """A run's label without its seed, where it stands for several."""
+    return re.sub(r"(, seed |_seed)\d+", "", label) + f", {seeds} seeds" if seeds > 1 else label
+
+
+def write_numbers(output: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """The numbers of a figure, beside it."""
+    path = output.with_name(re.sub(r"\.(png|pdf)$", "", output.name, flags=re.I) + ".csv")
+    make_folder(path.parent)
+    write_csv(path, header, rows)
+    print(f"written: {path}")
+
+
 def of_robustness(arguments: argparse.Namespace) -> Figure:
-    """Robustness curves: of each run, one for every set of evaluations at several radii."""
+    """Robustness curves of every set of evaluations at several radii; of seeds their mean."""
     results = find_results(arguments.inputs)
     attacks = {path: r for path, r in results.items() if isinstance(r, AttackResult)}
     curves = curves_of(attacks.values())
     if not curves:
         raise UserError("no two evaluations differ in eps alone; evaluate with --eps 1,2,4,8")
-    files = [next(path for path, r in attacks.items() if r is curve[0]) for curve in curves]
-    labelled = dict(zip(run_labels(files), curves, strict=True))
-    for label, curve in labelled.items():
+    files = {str(next(p for p, r in attacks.items() if r is curve[0])): curve for curve in curves}
+    alike: dict[Conditions, list[Row]] = {}
+    for file, curve in files.items():
+        like = replace(curve[-1].conditions, checkpoint="")
+        alike.setdefault(like, []).append(Row(Path(file).resolve().parent, file, ""))
+    groups = [
+        [row.sha256 for row in group] for rows in alike.values() for group in seed_groups(rows)
+    ]
+    labels = run_labels([Path(group[0]) for group in groups])
+    seeds = {
+        label_of_seeds(label, len(group)): [files[file] for file in group]
+        for label, group in zip(labels, groups, strict=True)
+    }
+    for label, curve in ((label, curve) for label, its in seeds.items() for curve in its):
         for warning in weak_attack_warnings(curve):
             print(f"warning: {label}: {warning}", file=sys.stderr)
-    return robustness(labelled)
+    header = ["run", "attack", "norm", "eps", "percent", "low95", "high95", "std", "seeds", "n"]
+    rows = [
+        [*point[:4], top1.percent, *(top1.interval or ("", "")), top1.spread, point.seeds, point.n]
+        for point in points_of(seeds)
+        for top1 in [point.top1]
+    ]
+    write_numbers(arguments.output, header, rows)
+    return robustness(seeds)
 
 
 if __name__ == "__main__":

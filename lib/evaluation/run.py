@@ -248,7 +248,7 @@ def draw_curve(evaluations: Sequence[Evaluation], usual: Mapping[str, Any]) -> N
         last.task.logger.warning(warning)
     radii = [length_number(r.conditions.eps, r.conditions.norm) for r in curve]
     path = curve_path(last.stem, last.conditions, usual, radii)
-    save_figure(robustness({last.task.evaluated.settings.describe(): curve}), path)
+    save_figure(robustness({last.task.evaluated.settings.describe(): [curve]}), path)
     last.task.logger.info(f"curve: {path}.png, .pdf")
 
 

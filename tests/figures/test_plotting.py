@@ -28,7 +28,7 @@ from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
 from utils.figures.style import COLOURS, run_labels, save_figure
 from utils.figures.training import training_curves
 from utils.storage.accuracy import Estimate, over_seeds
-from utils.storage.files import write_csv
+from utils.storage.files import read_csv, write_csv
 from utils.storage.results import AttackResult
 
 FREE = "resnet18_free_adv_step4_eps4_repeat4_bs256"
@@ -124,7 +124,7 @@ FIGURES: dict[str, Callable[[Path], Figure]] = {
     "effect": lambda _: comparison(
         [Panel("T", "x", [("PGD", {"A": Estimate(-1, (-9, 9), 2)})], is_difference=True)]
     ),
-    "robustness": lambda _: robustness({"A": curve(), "B": curve("L2")}),
+    "robustness": lambda _: robustness({"A": [curve()], "B": [curve("L2")]}),
     "images": lambda _: attack_images(
         [AttackedImage(PIXELS, PIXELS, "a", "a", "a", "PGD-10 (ce)")] * 4, 0.1, "T"
     ),
@@ -208,7 +208,9 @@ def test_gradient_ratios_of_seeds_are_their_mean(here: Path) -> None:
     one, other = write_run(Path(FREE)), write_run(Path(f"{FREE}_seed3"), epochs=2)
     assert "give --epoch" in only_error(call("tools.plot", "gradient_ratio", one, other, "-o", "x"))
     command = ("tools.plot", "gradient_ratio", one, other, "--epoch", "2", "-o", "x")
-    assert call(*command).status == 0
+    done = call(*command)
+    assert "| FreeAT, 2 seeds | fc | 2 | 24.000 | 0.000 |" in done.out
+    assert [row["ratio"] for row in read_csv(Path("x.csv"), (), "")] == ["23.0", "21.0", "24.0"]
 
 
 def test_imagenet_c_of_one_result() -> None:
@@ -239,7 +241,7 @@ def test_imagenet_c_of_several_results() -> None:
 
 
 def test_robustness_curve() -> None:
-    fig = robustness({"A": curve(), "$B$": curve("L2", _1=60, _3=20)})
+    fig = robustness({"A": [curve()], "$B$": [curve("L2", _1=60, _3=20)]})
     linf, l2 = fig.axes
     assert (linf.get_xlabel(), l2.get_xlabel()) == ("eps (of 255)", "eps (L2 norm)")
     (line,), (other,) = linf.get_lines(), l2.get_lines()
@@ -254,11 +256,11 @@ def test_robustness_curve() -> None:
 def test_a_curve_says_what_it_is_of_and_draws_hollow_what_was_warned_of() -> None:
     steps = [attack("pgd10", "PGD-10 (ce)", 50, step=size / 255) for size in (1, 4)]
     weak = attack_result(attacks=steps[1:], eps=16 / 255, warnings=["PGD-10 (ce): too short"])
-    fig = robustness({"A": [attack_result(attacks=steps[:1]), weak]})
+    fig = robustness({"A": [[attack_result(attacks=steps[:1]), weak]]})
     (axes,) = fig.axes
     _, hollow = axes.get_lines()
     assert (hollow.get_markerfacecolor(), list(hollow.get_xdata())) == ("white", [16])
-    (entry,) = axes.get_legend().get_texts()
+    (entry,) = fig.legends[0].get_texts()
     assert entry.get_text() == "hollow: evaluated with a warning"
     assert "pgd10, steps of 1 to 4/255; protocol standard; 100 images." in texts(fig)
     assert axes.get_ylabel() == "top-1 accuracy (%)\nworst of PGD"
@@ -266,6 +268,33 @@ def test_a_curve_says_what_it_is_of_and_draws_hollow_what_was_warned_of() -> Non
     above, below = imagenet_c({"A": doubtful, "B": imagenet_c_result()}).subfigs
     assert [bar.get_fill() for bar in below.axes[0].patches] == [False] * 16 + [True] * 16
     assert [x.get_markerfacecolor() == "white" for x in above.axes[0].get_lines()] == [True, False]
+
+
+def test_curves_of_seeds_are_mean_and_band_by_attack_and_a_csv(here: Path) -> None:
+    """PGD-10 leaves 50 and 54 of 100 at 4/255, 30 and 30 at 8/255; the step follows the radius."""
+    for seed, name in enumerate((FREE, f"{FREE}_seed1")):
+        for eps, robust in ((4, 50 + 4 * seed), (8, 30)):
+            label = f"PGD-10 (ce, step {eps // 4}/255)"
+            attacks = [
+                attack("pgd10", label, robust, step=eps / 1020),
+                attack("pgd50", "PGD-50", 28),
+            ]
+            result = attack_result(str(seed), attacks=attacks, worst=20, eps=eps / 255)
+            write(Path(name, f"attack_{eps}.json"), result)
+    done = call("tools.plot", "robustness", FREE, f"{FREE}_seed1", "-o", "out/curve.png")
+    assert done.status == 0, done.err
+    rows = read_csv(Path("out/curve.csv"), ("run",), "")
+    assert {row["run"] for row in rows} == {"FreeAT, 2 seeds"}
+    pgd10 = [[float(row[c]) for c in ("eps", "percent", "std", "seeds", "n")] for row in rows
+             if row["attack"] == "PGD-10 (ce)"]  # fmt: skip
+    assert pgd10 == [[0, 90, 0, 2, 100], [4, 52, pytest.approx(8**0.5), 2, 100], [8, 30, 0, 2, 100]]
+    runs = [[attack_result(str(seed), worst=w, eps=e / 255) for e, w in ((4, 30 + seed), (8, 20))]
+            for seed in (0, 2)]  # fmt: skip
+    fig = robustness({"A": runs})
+    (band,) = fig.axes[0].collections
+    ends = sorted({y for x, y in band.get_paths()[0].vertices if x == 4})
+    assert ends == pytest.approx([31 - 2**0.5, 31 + 2**0.5])
+    assert list(fig.axes[0].get_lines()[0].get_ydata()) == [90, 31, 20]
 
 
 def test_curves_are_of_evaluations_that_differ_in_eps_alone() -> None:

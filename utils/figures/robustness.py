@@ -1,12 +1,14 @@
 """The robustness curve: accuracy against the radius of the attack's ball."""
 
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.figures.style import (
@@ -18,8 +20,9 @@ from utils.figures.style import (
     percent_axis,
     styled,
 )
+from utils.storage.accuracy import Estimate, over_seeds
 from utils.storage.conditions import Conditions, length_number, length_text, worst_of
-from utils.storage.results import AttackResult
+from utils.storage.results import AttackAccuracies, AttackResult
 
 Curve = Sequence[AttackResult]  # by radius
 LARGE = 0.25  # a ball in which every pixel may change so much leaves no image recognisable
@@ -79,40 +82,102 @@ def curve_note(curve: Curve) -> str:
     return textwrap.fill(f"{names}{size}; protocol {conditions.protocol}; {images}.", NOTE_WIDTH)
 
 
-@styled
-def robustness(curves: Mapping[str, Curve]) -> Figure:
-    """Worst-case accuracy against the radius, a panel for each norm; at 0 it is clean.
+class Point(NamedTuple):
+    """Accuracy at one radius under one attack, or in the worst case; over seeds their mean."""
 
-    Points with a warning are hollow.
+    label: str
+    attack: str
+    norm: str
+    eps: float  # of 255 for Linf
+    seeds: int
+    n: int  # images
+    top1: Estimate
+
+
+def points_of(curves: Mapping[str, Sequence[Curve]]) -> list[Point]:
+    """The points of every attack's curve, which begins with the clean accuracy, by label.
+
+    A label has a curve for each of its seeds; radii that not all of them have are left out. Of a
+    single attack the worst case stands alone.
     """
-    norms = list(dict.fromkeys(curve[0].conditions.norm for curve in curves.values()))
-    fig = Figure(figsize=(WIDTH, 2.6), layout="constrained")
-    columns = fig.subplots(1, len(norms), sharey=True, squeeze=False)[0]
-    panels = dict(zip(norms, columns, strict=True))
-    highest: list[float] = []
-    styles: dict[str, dict[str, dict[str, Any]]] = {norm: {} for norm in norms}
-    for index, (label, curve) in enumerate(curves.items()):
-        norm, style = curve[0].conditions.norm, curve_style(index)
-        radii = [0.0, *(float(length_number(r.conditions.eps, norm)) for r in curve)]
-        accuracies = [curve[0].clean.top1, *(result.worst_case.top1 for result in curve)]
-        lows, highs = zip(*(accuracy.estimate.whiskers for accuracy in accuracies), strict=True)
-        percents = [accuracy.percent for accuracy in accuracies]
-        panels[norm].vlines(radii, lows, highs, color=style["color"], linewidth=0.9)
-        panels[norm].plot(radii, percents, **style)
-        points = zip(radii[1:], percents[1:], curve, strict=True)
-        for x, y in ((x, y) for x, y, result in points if result.warnings):
-            panels[norm].plot(x, y, **marked(style, warned=True))
-        styles[norm][label] = style
-        highest += highs
-    warned = any(result.warnings for curve in curves.values() for result in curve)
-    for norm, axes in panels.items():
+    points = []
+    for label, seeds in curves.items():
+        by_eps = [{result.conditions.eps: result for result in curve} for curve in seeds]
+        radii = sorted(set.intersection(*map(set, by_eps)))
+        first = seeds[0][0]
+        worst, norm = worst_of(first.conditions.attacks), first.conditions.norm
+        attacks = list(dict.fromkeys(attack_name(a) for a in first.attacks if not a.is_part))
+        for attack in [*(attacks if len(attacks) > 1 else []), worst]:
+            for eps in [0.0, *radii]:
+                results = [curve[eps] if eps else curve[min(curve)] for curve in by_eps]
+                found = [
+                    result.worst_case.top1
+                    if attack == worst
+                    else next(a.top1 for a in result.attacks if attack_name(a) == attack)
+                    for result in results
+                ]
+                tops = found if eps else [result.clean.top1 for result in results]
+                warned = bool(eps) and any(result.warnings for result in results)
+                mean = over_seeds([top1.percent for top1 in tops])
+                top1 = replace(mean if len(tops) > 1 else tops[0].estimate, warned=warned)
+                x = float(length_number(eps, norm))
+                points.append(Point(label, attack, norm, x, len(tops), tops[0].n, top1))
+    return points
+
+
+def attack_name(attack: AttackAccuracies) -> str:
+    """Its label without the step, which may follow the radius."""
+    return re.sub(r", step [^)]*", "", attack.label)
+
+
+@styled
+def robustness(curves: Mapping[str, Sequence[Curve]]) -> Figure:
+    """Accuracy against the radius, a panel for each norm and attack; at 0 it is clean.
+
+    A label's curves are those of its seeds. Points with a warning are hollow.
+    """
+    points = points_of(curves)
+    panels = list(dict.fromkeys((point.norm, point.attack) for point in points))
+    across = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
+    down = -(-len(panels) // across)
+    fig = Figure(figsize=(WIDTH, 2.1 * down + 0.5), layout="constrained")
+    grid = fig.subplots(down, across, sharey=True, squeeze=False)
+    for axes, (norm, attack) in zip(grid.flat, panels, strict=False):
+        of_panel = [p for p in points if (p.norm, p.attack) == (norm, attack)]
+        for index, label in enumerate(curves):
+            draw_points(axes, [p for p in of_panel if p.label == label], curve_style(index))
+        axes.set_title(attack if len(panels) > 1 else "")
         axes.set_xlabel("eps (of 255)" if norm == "Linf" else f"eps ({norm} norm)")
         axes.margins(x=0.03)
-        handles = legend_handles(styles[norm] if len(curves) > 1 else {}, warned)
-        if handles:
-            axes.legend(handles=handles)
-    over = {worst_of(curve[0].conditions.attacks) for curve in curves.values()}
-    percent_axis(panels[norms[0]], f"top-1 accuracy (%)\n{' / '.join(sorted(over))}", highest)
-    notes = dict.fromkeys(map(curve_note, curves.values()))
-    footnote(fig, "\n".join(["Whiskers: 95 % Wilson intervals. At 0: clean.", *notes]))
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    styles = {label: curve_style(index) for index, label in enumerate(curves)}
+    handles = legend_handles(styles if len(curves) > 1 else {}, any(p.top1.warned for p in points))
+    if handles:
+        fig.legend(handles=handles, loc="outside upper center", ncols=2)
+    name = f"\n{panels[0][1]}" if len(panels) == 1 else ""
+    highest = [point.top1.whiskers[1] for point in points]
+    for axes in grid[:, 0]:
+        percent_axis(axes, f"top-1 accuracy (%){name}", highest)
+    notes = dict.fromkeys(curve_note(curve) for seeds in curves.values() for curve in seeds)
+    bands = any(point.seeds > 1 for point in points)
+    whiskers = "Bands: ± one standard deviation over the seeds (n - 1)." if bands else ""
+    if any(point.seeds == 1 for point in points):
+        whiskers = f"Whiskers: 95 % Wilson intervals. {whiskers}"
+    footnote(fig, "\n".join([f"{whiskers.strip()} At 0: clean.", *notes]))
     return fig
+
+
+def draw_points(axes: Axes, points: Sequence[Point], style: Mapping[str, Any]) -> None:
+    """One curve: a band over several seeds, else whiskers."""
+    if not points:
+        return
+    radii, percents = [p.eps for p in points], [p.top1.percent for p in points]
+    lows, highs = zip(*(p.top1.whiskers for p in points), strict=True)
+    if points[0].seeds > 1:
+        axes.fill_between(radii, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
+    else:
+        axes.vlines(radii, lows, highs, color=style["color"], linewidth=0.9)
+    axes.plot(radii, percents, **style)
+    for point in (point for point in points if point.top1.warned):
+        axes.plot(point.eps, point.top1.percent, **marked(style, warned=True))
