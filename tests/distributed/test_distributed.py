@@ -54,6 +54,11 @@ ALONE = DistributedContext(0, 1, torch.device("cpu"))
 # What processes say to each other
 
 
+def test_a_share_that_is_the_whole_is_copied() -> None:
+    share = torch.arange(3)
+    assert ALONE.gather_strided(share).data_ptr() != share.data_ptr()
+
+
 # Training: the noise belongs to the position in the global batch
 
 

@@ -90,6 +90,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(digits: Path) 
     assert "TRAIN.lr" in message
     assert message.endswith("and --resume auto")
     assert (the_run() / "checkpoint.pth.tar").read_bytes() == good
+    message = only_error(call("main_free.py", digits, *settings(**changes), "--overwrite"))
+    assert message.endswith("and start from scratch")
+    assert not (the_run() / "checkpoint.pth.tar").exists()
 
 
 @pytest.mark.slow
