@@ -18,6 +18,7 @@ from lib.data.to_device import to_device
 from models.resnet import ResNet
 
 SHORT = {"TRAIN__epochs": 2, "ADV__pgd_attack": "[[1, 8/255]]"}
+SHORT |= {"DATA__img_size": 16, "DATA__crop_size": 16}  # quicker than 32
 HE = ("--FN", "--WN")
 
 
@@ -73,10 +74,10 @@ TRAIN:
   arch: resnet18
   phases:
   - {TRAIN.epochs: 1, TRAIN.lr_epochs: [0, 1], TRAIN.lr_values: [0.02, 0.01], DATA.batch_size: 32}
-  - {TRAIN.epochs: 2, TRAIN.lr_epochs: [1, 2], TRAIN.lr_values: [0.01, 0.004], DATA.crop_size: 24}
+  - {TRAIN.epochs: 2, TRAIN.lr_epochs: [1, 2], TRAIN.lr_values: [0.01, 0.004], DATA.crop_size: 12}
 ADV: {n_repeats: 2, clip_eps: 16, fgsm_step: 20, pgd_attack: [[1, 8/255]]}
 HE: {FN: true, WN: true}
-DATA: {batch_size: 16, img_size: 0, crop_size: 32, workers: 0}
+DATA: {batch_size: 16, img_size: 0, crop_size: 16, workers: 0}
 """
 
 
@@ -108,7 +109,7 @@ def test_phases_in_turn_and_resumed(
     text = PHASES.replace("method: fast", "method: fast\n  epochs: 2")
     Path("second.yml").write_text(text[: text.index("  phases")] + text[text.index("ADV") :])
     by_hand = ("--set", "TRAIN.lr_epochs=[1, 2]", "--set", "TRAIN.lr_values=[0.01, 0.004]")
-    by_hand += ("--set", "DATA.crop_size=24", "--resume", folders[0] / "checkpoint.pth.tar")
+    by_hand += ("--set", "DATA.crop_size=12", "--resume", folders[0] / "checkpoint.pth.tar")
     done = call("main_free.py", digits, "-c", "second.yml", *by_hand, "--attack", "pgd1")
     assert done.status == 0, done.err
     other = run_folder("fast_adv_step20_eps16_repeat2_bs16_FN_WN_s10.0_margin0.2")
@@ -144,9 +145,9 @@ def test_fast_measures_pgd_on_a_minibatch_of_its_own(digits: Path) -> None:
     assert f"a training minibatch under PGD-10 top-1 {found[1]:.2f} %" in done.out
     tree, order = read_split(str(digits), "train"), DistributedBatchSampler(64, 16, seed=0)
     order.set_position(1)
-    read = ImageBatches([tree], train_transform(32), 32, 0).__getitems__(next(iter(order)))
+    read = ImageBatches([tree], train_transform(16), 16, 0).__getitems__(next(iter(order)))
     images, labels, indices = to_device(read, torch.device("cpu"))
-    starts = [random_start(tree.image_number(i), (3, 32, 32), 16 / 255, 0) for i in indices]
+    starts = [random_start(tree.image_number(i), (3, 16, 16), 16 / 255, 0) for i in indices]
     model = ResNet("resnet18", 4).eval()
     model.load_state_dict(torch.load(folder / "checkpoint.pth.tar")["state_dict"])
     *_, last = pgd(model, images, labels, torch.stack(starts), Search(10, 8 / 255, 16 / 255))

@@ -19,6 +19,7 @@ from utils.config.load import merge
 from utils.distributed.context import DistributedContext
 
 SHORT = {"TRAIN__epochs": 2, "DATA__batch_size": 32, "ADV__pgd_attack": "[[1, 8/255]]"}
+SHORT |= {"DATA__img_size": 16, "DATA__crop_size": 16}  # quicker than 32
 
 
 METRICS = "metrics.csv"
