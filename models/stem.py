@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from models.cpu_kernels import blockwise
 
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6
 TENSOR_CORES = 8  # channels of two bytes come in multiples of it
 
 
@@ -80,7 +81,7 @@ torch.fx.wrap("stem")  # its branches are of no concern to a graph
 def stem(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W) to (B, O, ceil(H / 2), ceil(W / 2)), in the form that is fast where x lies."""
     # Dynamo of torch 2.11 takes every torch.compile for an export.
-    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    exporting = is_exporting() and not torch.compiler.is_dynamo_compiling()
     if torch.jit.is_tracing() or exporting:
         return F.conv2d(x, weight, stride=2, padding=3)  # for others' programs
     if by_own_backward(x):
