@@ -99,7 +99,7 @@ def write_report(folder: Path, runs: Mapping[str, str]) -> Path:
     text = TEMPLATE.read_text(encoding="utf-8").format(
         **provenance,
         train_images=len(list((folder / "digits" / "train").glob("*/*"))),
-        passes=-(-config["TRAIN"]["epochs"] // config["ADV"]["n_repeats"]),
+        passes_over_data=-(-config["TRAIN"]["epochs"] // config["ADV"]["n_repeats"]),
         comparison=(folder / "comparison.md").read_text().strip(),
         plain=plain,
         he=he,
