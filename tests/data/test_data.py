@@ -26,6 +26,7 @@ from lib.data.loader import make_loader, share_of_workers
 from lib.data.sampler import DistributedBatchSampler, EvaluationSampler, share_in_batches
 from lib.data.to_device import on_device, to_device
 from lib.evaluation.validation import EvaluationData
+from utils.distributed import context
 from utils.distributed.context import DistributedContext, share_of_cores
 from utils.errors import UserError
 
@@ -275,6 +276,34 @@ def test_cores_that_a_launcher_gives_each_process_are_not_shared_out_again() -> 
     assert [share_of_cores(own, overlapping) for own in overlapping] == [6, 6]
 
 
+@pytest.mark.parametrize(
+    ("group", "files", "cores"),
+    [
+        ("0::/a/b\n", {"a/cpu.max": "250000 100000", "a/b/cpu.max": "max 100000"}, 2),
+        ("0::/\n", {"cpu.max": "50000 100000"}, 1),
+        ("0::/elsewhere\n", {"cpu.max": "300000 100000\n"}, 3),
+        ("3:cpu,cpuacct:/a\n0::/\n", {"cpu,cpuacct/a/cpu.cfs_quota_us": "400000\n"}, 4),
+        ("3:cpu,cpuacct:/a\n", {"cpu,cpuacct/a/cpu.cfs_quota_us": "-1\n"}, 6),
+        ("", {}, 6),
+    ],
+)
+def test_quotas_of_cgroups_count(
+    group: str, files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smallest of a group and those above it, of either version."""
+    (tmp_path / "own").write_text(group)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).with_name("cpu.cfs_period_us").write_text("100000\n")
+    monkeypatch.setattr(context, "CGROUPS", tmp_path)
+    monkeypatch.setattr(context, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(context, "allowed_cores", lambda: frozenset(range(6)))
+    assert context.usable_cores() == DistributedContext(0, 1, CPU).cores == cores
+    same = frozenset(range(6))
+    assert share_of_cores(same, [same] * 2) == max(1, cores // 2)
+
+
 # What may happen to workers
 
 
@@ -392,3 +421,15 @@ def test_bytes_are_the_same_numbers_on_every_device(dtype: torch.dtype) -> None:
         assert waits == []
         assert torch.equal(there.host.flatten(), exact)
     devices.table_of_255ths.cache_clear()
+
+
+@pytest.mark.parametrize(("total", "world_size"), [(7, 2), (5, 4), (8, 3), (1, 2)])
+def test_weights_of_shares_make_the_mean_over_the_minibatch(total: int, world_size: int) -> None:
+    """The last minibatch is uneven: each process's mean loss is weighed by its images."""
+    losses = torch.rand(total, dtype=torch.float64)
+    terms = []
+    for rank in range(world_size):
+        order = DistributedBatchSampler(total, 8, rank, world_size)
+        (keys,) = order
+        terms.append(order.weight(0) * losses[[key[-1] for key in keys]].mean())
+    assert sum(terms) / world_size == pytest.approx(float(losses.mean()), rel=1e-12)

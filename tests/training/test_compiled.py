@@ -21,7 +21,7 @@ from lib.algorithm.training import TRAINING_STEP, Trainer, TrainingSettings, mak
 from lib.training.networks import make_networks, rehearse
 from lib.training.setup import make_optimizer, mode_of_run
 from models.resnet import ResNet
-from utils.compiling import PADDED_SIZES, WORTHWHILE, compile_mode, compiles
+from utils.compiling import PADDED_SIZES, WORTHWHILE, compile_mode, compiles, padded
 from utils.config.load import merge
 from utils.config.validators import REDUCE_OVERHEAD
 from utils.distributed.context import DistributedContext
@@ -244,3 +244,17 @@ def test_compiled_searches_find_what_eager_ones_do(
     assert rows[0] == rows[1]
     assert sizes <= {8, *PADDED_SIZES}
     assert len(sizes) > 1
+
+
+def test_padding_changes_no_output_and_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic: network)
+    model = ResNet("resnet18", 4, True, True, 10.0).double().eval()
+    model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    for count in (3, 32, 33):
+        x = torch.rand(count, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+        found, expected = padded(model)(x), model(x)
+        torch.testing.assert_close(found, expected)
+        pair = (torch.autograd.grad(logits.square().sum(), x)[0] for logits in (found, expected))
+        torch.testing.assert_close(*pair)
+    assert sizes == [32, 3, 32, 32, 64, 33]
