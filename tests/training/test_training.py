@@ -13,7 +13,8 @@ from in_process import call, only_error
 from processes import rows_of, the_run
 
 from lib.algorithm.schedules import step_lr
-from lib.training.epoch_end import quick_attack
+from lib.training.checkpointing import Progress
+from lib.training.epoch_end import Validation, keep_best, quick_attack
 from lib.training.run import describe_method
 from utils.config.load import merge
 from utils.distributed.context import DistributedContext
@@ -210,3 +211,13 @@ def test_waiting_for_images_is_told_once(
     assert done.status == 0
     assert done.out.count("80% of the epoch went by waiting for images: 1 worker") == 1
     assert "about 5 would keep up" in done.out
+
+
+def test_the_best_model_is_the_first_of_the_largest_score() -> None:
+    """Neither a worse one nor an equal one replaces it; the averaged weights have their own."""
+    run: Any = SimpleNamespace(progress=Progress())
+    epochs = [(40.0, 60.0), (50.0, 30.0), (50.0, 60.0), (45.0, 70.0)]
+    kept = [keep_best(run, *(Validation({}, None, score) for score in pair)) for pair in epochs]
+    names = [[name.removesuffix(".pth.tar") for name in files] for files in kept]
+    assert names == [["model_best", "model_ema_best"], ["model_best"], [], ["model_ema_best"]]
+    assert (run.progress.best, run.progress.best_ema) == (50.0, 70.0)
