@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lib.algorithm.metrics import has_top5
 from lib.algorithm.protocols import AttackSpec, PGDSpec
 from lib.evaluation.evaluate import CLEAN, Evaluation, worst_case
 from utils.logging import Logger
@@ -68,6 +69,7 @@ def summarise(
     """
     clean, specs = evaluation.rows[CLEAN].values(), evaluation.specs
     n, cascade = len(clean), evaluation.conditions.cascade
+    top5 = Accuracy(sum(row.correct5 for row in clean), n)
     attacks = [each for spec in specs for each in attack_accuracies(evaluation, spec)]
     return AttackResult(
         evaluation.conditions,
@@ -75,7 +77,7 @@ def summarise(
         tuple(warnings),
         CleanAccuracies(
             Accuracy(sum(row.correct for row in clean), n),
-            Accuracy(sum(row.correct5 for row in clean), n) if has_top5(evaluation) else None,
+            top5 if has_top5(evaluation.task.evaluated.model.num_classes) else None,
             loss=sum(row.loss for row in clean) / n,
         ),
         () if cascade else tuple(attacks),
@@ -85,11 +87,6 @@ def summarise(
     )
 
 
-def has_top5(evaluation: Evaluation) -> bool:
-    """With five outputs or fewer every image is right within five."""
-    return evaluation.task.evaluated.model.num_classes > 5
-
-
 def attack_accuracies(evaluation: Evaluation, spec: AttackSpec) -> list[AttackAccuracies]:
     """An attack's settings and accuracies, after each of its stages.
 
@@ -97,7 +94,8 @@ def attack_accuracies(evaluation: Evaluation, spec: AttackSpec) -> list[AttackAc
     robust.
     """
     clean, attacked = evaluation.rows[CLEAN], evaluation.rows[spec.name]
-    scale = evaluation.task.evaluated.model.scale
+    model = evaluation.task.evaluated.model
+    scale = model.scale
     settings: dict[str, Any] = {"steps": 0, "step_size": 0.0, "loss": None, "restarts": 1}
     top5 = None  # AutoAttack has none
     if isinstance(spec, PGDSpec):
@@ -105,7 +103,7 @@ def attack_accuracies(evaluation: Evaluation, spec: AttackSpec) -> list[AttackAc
         scale = evaluation.threat.protocol.search_scale(spec, scale)
         robust5 = sum(row.robust5 for row in attacked.values())
         robust5 += sum(row.correct5 for i, row in clean.items() if i not in attacked)
-        top5 = Accuracy(robust5, len(clean)) if has_top5(evaluation) else None
+        top5 = Accuracy(robust5, len(clean)) if has_top5(model.num_classes) else None
     accuracies = []
     for number, (name, label) in enumerate(spec.parts, 1):
         robust = sum(row.stages_survived >= number for row in attacked.values())

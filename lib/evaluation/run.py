@@ -117,17 +117,7 @@ def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
     """
     config, context, logger, evaluated = task.config, task.context, task.logger, task.evaluated
     threats = threat_models(config)
-
-    def prepare() -> tuple[list[list[AttackSpec]], ImageTree, dict[str, Any]]:
-        """What may be refused, before anything is measured."""
-        lists = [specs_of(config, evaluated, threat) for threat in threats]
-        if any(isinstance(spec, AutoAttackSpec) for specs in lists for spec in specs):
-            require_package()
-        whole = task.with_labels(read_split(data, "val"))
-        tree = task.pick(whole)
-        return lists, tree, task.subset(len(tree.files), len(whole.files), tree.fingerprint)
-
-    lists, tree, subset = context.from_main(prepare)
+    lists, tree, subset = context.from_main(partial(prepare, task, data, threats))
     surrogate = load_surrogate(task)
     task.announce(f"attacks on {subset['description']} of {data}/val")
     if surrogate is not None:
@@ -140,20 +130,7 @@ def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
     clean: dict[str, Rows] = {}  # known from the first radius on
     evaluations: list[Evaluation] = []
     for threat, specs in zip(threats, lists, strict=True):
-        conditions = task.conditions(
-            "attack",
-            threat.protocol.name,
-            config.DATA.img_size,
-            subset,
-            attacks=attack_texts(specs, threat.norm),
-            eps=threat.eps,
-            norm=threat.norm,
-            precision=threat.precision,
-            seed=threat.seed,
-            surrogate="" if surrogate is None else surrogate.identity["sha256"],
-            cascade=config.EVAL.cascade,
-            starts=BY_FILE * any(isinstance(spec, PGDSpec) for spec in specs),
-        )
+        conditions = conditions_of(task, threat, specs, subset, surrogate)
         usual = task.usual(conditions) | usual_attacks(task, threat)
         stem = context.from_main(partial(result_stem, evaluated.folder, conditions, usual))
         evaluation = Evaluation(
@@ -169,10 +146,10 @@ def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
             continue
         remarks = run_attacks(evaluation)
         clean = {CLEAN: evaluation.rows[CLEAN]}
-        provenance = task.provenance(subset)
-        provenance["passes"] = sum(context.gather(evaluation.passes), Counter[str]())
-        provenance |= {} if surrogate is None else {"surrogate": surrogate.identity}
+        passes = sum(context.gather(evaluation.passes), Counter[str]())
         if context.is_main:
+            provenance = task.provenance(subset) | {"passes": passes}
+            provenance |= {} if surrogate is None else {"surrogate": surrogate.identity}
             # Another evaluation may have taken the name meanwhile.
             evaluation.stem = result_stem(evaluated.folder, conditions, usual)
             report(evaluation, provenance, *remarks)
@@ -181,6 +158,42 @@ def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
     if context.is_main and len(threats) > 1:
         draw_curve(evaluations, usual)
     context.barrier()
+
+
+def prepare(
+    task: Task, data: str, threats: Sequence[ThreatModel]
+) -> tuple[list[list[AttackSpec]], ImageTree, dict[str, Any]]:
+    """What may be refused, before anything is measured: attacks by ball, images, the subset."""
+    lists = [specs_of(task.config, task.evaluated, threat) for threat in threats]
+    if any(isinstance(spec, AutoAttackSpec) for specs in lists for spec in specs):
+        require_package()
+    whole = task.with_labels(read_split(data, "val"))
+    tree = task.pick(whole)
+    return lists, tree, task.subset(len(tree.files), len(whole.files), tree.fingerprint)
+
+
+def conditions_of(
+    task: Task,
+    threat: ThreatModel,
+    specs: Sequence[AttackSpec],
+    subset: Mapping[str, Any],
+    surrogate: EvaluatedModel | None,
+) -> Conditions:
+    """The conditions of attacks within one ball."""
+    return task.conditions(
+        "attack",
+        threat.protocol.name,
+        task.config.DATA.img_size,
+        subset,
+        attacks=attack_texts(specs, threat.norm),
+        eps=threat.eps,
+        norm=threat.norm,
+        precision=threat.precision,
+        seed=threat.seed,
+        surrogate="" if surrogate is None else surrogate.identity["sha256"],
+        cascade=task.config.EVAL.cascade,
+        starts=BY_FILE * any(isinstance(spec, PGDSpec) for spec in specs),
+    )
 
 
 def threat_models(config: Config) -> list[ThreatModel]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from lib.algorithm.metrics import correct_in_top
+from lib.algorithm.metrics import correct_in_top, has_top5
 from lib.data.folders import ImageTree, is_image, read_tree, subfolders
 from lib.evaluation.folder_counts import Measure, count_folders, finish
 from lib.evaluation.load_model import Task
@@ -111,7 +111,7 @@ def table_of(result: ShiftResult, outputs: int) -> str:
 
     def cell(entry: ShiftAccuracies, measure: str) -> str:
         choices = entry.classes if "present" in measure else outputs
-        few = choices <= 5 and "top5" in measure
+        few = "top5" in measure and not has_top5(choices)
         return "-" if few else f"{getattr(entry, measure).percent:.2f}"
 
     header = ["test set", "images", "classes", "top-1 (%)", "top-5 (%)"]

@@ -99,8 +99,8 @@ class Run:
     validation: EvaluationData
     selection: EvaluationData
     norms: GradientNorms | None
-    board: TensorBoardLog | None
     sums: MetricSums
+    board: TensorBoardLog | None = None
     epoch_started: float = 0.0
     resumed_at: float = 0.0
     saved_at: float = field(default_factory=time.monotonic)

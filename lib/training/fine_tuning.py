@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from lib.evaluation.model_settings import ModelSettings, build
+from lib.evaluation.model_settings import ModelSettings, new_model
 from models.resnet import ResNet, load_weights
 from utils.config.settings import Config
 from utils.logging import Logger
@@ -12,15 +12,12 @@ from utils.storage.run_folder import find_checkpoint
 
 
 def model_from(
-    config: Config, settings: ModelSettings, model: ResNet, logger: Logger
+    config: Config, settings: ModelSettings, logger: Logger
 ) -> tuple[ResNet, ModelSettings, Any]:
     """A new network with the weights of `--init_from`.
 
     Other classes, another number of them or another kind of head get a new last layer. Mean and
     standard deviation are the file's, unless the command says others.
-
-    Args:
-        model: with the random weights that a new last layer keeps.
 
     Returns:
         The network, its settings, and the optimizer's state where all of it fits, else None.
@@ -37,17 +34,16 @@ def model_from(
         if colours[name] and not config.given(f"TRAIN.{name}")
     }
     settings = replace(settings, **taken)
-    own, saved = model.state_dict(), checkpoint.state_dict
-    fitted = build(settings, model.num_classes)
-    head = {key: value for key, value in own.items() if key.startswith("fc.")}
+    model, saved = new_model(settings, config.RUN.seed, pretrained=False), checkpoint.state_dict
+    head = {key: value for key, value in model.state_dict().items() if key.startswith("fc.")}
     classes = (checkpoint.model or {}).get("classes")
     same = classes is None or list(classes) == settings.classes
     body = {key: value for key, value in saved.items() if not key.startswith("fc.")}
     its_head = {key: saved[key].shape for key in saved.keys() - body.keys()}
     same = same and its_head == {key: value.shape for key, value in head.items()}
-    load_weights(fitted, saved if same else {**body, **head})
+    load_weights(model, saved if same else {**body, **head})
     optimizer = checkpoint.content.get("optimizer") if same and checkpoint.is_ours else None
     parts = "weights" + " and momentum" * (optimizer is not None)
     layer = "" if same else f"; the last layer is new, of {model.num_classes} classes"
     logger.info(f"{parts} of {path}{layer}")
-    return fitted, settings, optimizer
+    return model, settings, optimizer

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import torch
 
-from lib.algorithm.metrics import averages
+from lib.algorithm.metrics import averages, has_top5
 from lib.algorithm.protocols import METHODS
 from lib.algorithm.training import TRAINING_STEP, draw_noise_
 from lib.data.to_device import on_device
@@ -105,10 +105,10 @@ def report_averages(run: Run) -> str:
 
 
 def describe_metrics(run: Run, mean: Mapping[str, float]) -> str:
-    """Loss, top-1 and top-5, which of five classes or fewer is always 100."""
+    """Loss, top-1, and top-5 where it says anything."""
     text = f"loss {mean['loss']:.4f} top-1 {mean['top1']:.2f} %"
-    has_top5 = len(run.model_settings.classes or ()) > 5
-    return text + f" top-5 {mean['top5']:.2f} %" * has_top5
+    shows_top5 = has_top5(len(run.model_settings.classes or ()))
+    return text + f" top-5 {mean['top5']:.2f} %" * shows_top5
 
 
 def stop_run(run: Run, signum: int, state: str = "saved") -> NoReturn:

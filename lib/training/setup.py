@@ -104,9 +104,10 @@ def set_up(
     resumed, momentum = find_resumption(config, config.run_dir, logger), None
     if resumed is None:
         settings = settings_from(config, train_tree.classes)
-        model = new_model(settings, config.RUN.seed, config.OPTIONS.pretrained)
         if config.OPTIONS.init_from:
-            model, settings, momentum = model_from(config, settings, model, logger)
+            model, settings, momentum = model_from(config, settings, logger)
+        else:
+            model = new_model(settings, config.RUN.seed, config.OPTIONS.pretrained)
     else:
         settings = require_same_run(config, resumed, train_tree.classes, logger)
         model = model_of(resumed, settings)
@@ -190,16 +191,12 @@ def assemble(
         mode = False
     progress.compiled = mode
     progress.images_hash = names_sha256(setup.train.files)
-    norms = board = None
+    norms = None
     if config.OPTIONS.print_gradients:
         norms = GradientNorms(
             trainer.model, trainer.loss, context.average_, progress.gradient_sums, trainer.scaler
         )
-    if config.OPTIONS.tensorboard and context.is_main:
-        board = TensorBoardLog(
-            config.run_dir, progress.epoch * order.batches_per_epoch() + progress.position + 1
-        )
-    return Run(
+    run = Run(
         config=config,
         context=context,
         logger=logger,
@@ -213,9 +210,11 @@ def assemble(
         validation=make_validation(setup.val, config.DATA, context),
         selection=make_validation(setup.selection, config.DATA, context),
         norms=norms,
-        board=board,
         sums=MetricSums(context.device),
     )
+    if config.OPTIONS.tensorboard and context.is_main:
+        run.board = TensorBoardLog(config.run_dir, run.step + 1)
+    return run
 
 
 def mode_of_run(
@@ -229,10 +228,10 @@ def mode_of_run(
     train, adv = config.TRAIN, config.ADV
     passes = minibatches * config.passes
     passes *= METHODS[train.method].cost(adv.n_repeats, adv.train_steps)
-    mode = compile_mode(train.compile, context.device, passes)
     saved: bool | str | None = ((resumed and resumed.training) or {}).get("compiled")
-    keeps = train.compile == "auto" and context.device.type == "cuda" and saved is not None
-    return saved if keeps and saved is not None else mode
+    if train.compile == "auto" and context.device.type == "cuda" and saved is not None:
+        return saved
+    return compile_mode(train.compile, context.device, passes)
 
 
 def warn_of_other_images(setup: Setup, progress: Progress, logger: Logger) -> None:
