@@ -21,10 +21,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice, permutations
 from pathlib import Path
 
-from lib.data.folders import Listing, counted_twice, list_classes, subfolders
+from lib.data.folders import ImageTree, counted_twice, list_classes, subfolders
 from lib.data.images import UnreadableImage, load_rgb
 from lib.imagenet_c.corruptions import SEVERITIES, STANDARD
 from lib.imagenet_c.tree import corruption_folders, difference
@@ -39,7 +40,7 @@ BATCH = 32  # images per message to a process: about 0.3 s of work at ImageNet's
 CATEGORIES = ("unreadable", "empty", "misplaced", "different", "repeated", "note")
 FOLDERS = {"train", "val", "."}  # whose images are compared; corruptions may leave some as they are
 Finding = tuple[str, str]  # category, description; a note is worth knowing, but nothing wrong
-Parts = dict[str, Listing]  # the folders of class folders: `train`, `val`, `fog/1`, `.` for DIR
+Parts = dict[str, ImageTree]  # the folders of class folders: `train`, `val`, `fog/1`, `.` for DIR
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,9 +65,8 @@ def check(root: Path, workers: int) -> int:
     """Read every image and report; 1 if something is wrong."""
     with image_bar("listing") as bar:
         parts, findings = scan(str(root), bar.advance)
-    total = sum(len(listing.files) for listing in parts.values())
-    paths = (os.path.join(part.root, file) for part in parts.values() for file in part.files)
-    numbered = enumerate(paths)
+    total = sum(len(tree.files) for tree in parts.values())
+    numbered = enumerate(tree.path(i) for tree in parts.values() for i in range(len(tree.files)))
     batches = iter(lambda: list(islice(numbered, BATCH)), [])
     numbers: dict[bytes, int] = {}  # of the first image of each content
     repeats: dict[int, list[int]] = {}  # of the others, by the first
@@ -83,7 +83,7 @@ def check(root: Path, workers: int) -> int:
         print(f"{category:<11} {printable(text)}")
     problems = sum(category != "note" for category, _ in findings)
     verdict = counted(problems, "problem") if problems else "all is well"
-    classes = counted(len({name for part in parts.values() for name in part.images}), "class", "es")
+    classes = counted(len({c for tree in parts.values() for c in tree.classes}), "class", "es")
     print(f"{printable(str(root))}: {counted(total, 'image')}, {classes}, {verdict}")
     return 1 if problems else 0
 
@@ -106,7 +106,7 @@ def check_images(numbered: list[tuple[int, str]]) -> tuple[int, list[Finding], d
 def repeated_images(parts: Parts, repeats: Mapping[int, Sequence[int]]) -> Iterator[Finding]:
     """Images of val that train has, too, and images of one part under two classes."""
     wanted = {number for first, others in repeats.items() for number in (first, *others)}
-    files = ((part, file) for part, listing in parts.items() for file in listing.files)
+    files = ((part, file) for part, tree in parts.items() for file in tree.files)
     places = {number: place for number, place in enumerate(files) if number in wanted}
     found: dict[str, dict[str, str]] = {}
     for first, others in repeats.items():
@@ -133,21 +133,21 @@ def scan(root: str, listed: Callable[[int], object]) -> tuple[Parts, list[Findin
     severities = {} if splits else find_severities(root, findings)
     parts: Parts = {}
     for name, folder in (splits or severities or {".": root}).items():
-        listing = parts[name] = list_classes(folder, listed)
-        for known in parts.values():
-            if known.images == listing.images:
-                listing.images = known.images  # the 75 folders of ImageNet-C cost one list
-        findings += faults(name, listing)
-    folders = {name: listing.root for name, listing in parts.items()}
+        tree, faults = list_classes(folder, listed)
+        findings += faults + [("note", note) for note in tree.notes]
+        # The 75 folders of ImageNet-C cost one list.
+        same = (known.files for known in parts.values() if known.files == tree.files)
+        parts[name] = replace(tree, files=next(same, tree.files))
+    folders = {name: tree.root for name, tree in parts.items()}
     if splits:
-        classes = [(name, c) for name, listing in parts.items() for c in listing.images]
+        classes = [(name, c) for name, tree in parts.items() for c in tree.classes]
         folders = {f"{name}/{c}": os.path.join(folders[name], c) for name, c in classes}
         findings += compare_splits(parts)
     elif severities:
         fullest = max(parts.values(), key=lambda part: len(part.files))
         differences = (difference(part, fullest) for part in parts.values())
         findings += [("different", text) for text in differences if text]
-    elif any(images and images[-1].count("/") > 1 for images in parts["."].images.values()):
+    elif any(file.count("/") > 1 for file in parts["."].files):
         findings.append(("note", "images lie deeper than class folders; is DIR a folder too high?"))
     findings += [("repeated", text) for text in counted_twice(root, folders)]
     return parts, findings
@@ -161,7 +161,7 @@ def compare_splits(parts: Parts) -> Iterator[Finding]:
         yield "note", "no train folder: fit for evaluation, not for training"
     else:
         for one, other in (("train", "val"), ("val", "train")):
-            for name in parts[one].images.keys() - parts[other].images.keys():
+            for name in set(parts[one].classes) - set(parts[other].classes):
                 yield "different", f"class {name} is in {one}, not in {other}"
 
 
@@ -185,25 +185,6 @@ def find_severities(root: str, findings: list[Finding]) -> dict[str, str]:
         text = f"{len(absent)} of the 15 corruptions are absent: {', '.join(absent)}"
         findings.append(("note", text))
     return {key: path for key, path in severities.items() if key not in others}
-
-
-def faults(name: str, listing: Listing) -> Iterator[Finding]:
-    """What is wrong with a part, and what does not count in it."""
-    yield from (("note", note) for note in listing.notes)
-    yield from (("unreadable", f"{folder}: {why}") for folder, why in listing.unreadable)
-    yield from (("unreadable", f"{name}/{file}: not UTF-8") for file in listing.not_utf8)
-    yield from (
-        ("empty", f"{name}/{label}: class folder without images") for label in listing.empty
-    )
-    if listing.loose:
-        count, first = counted(len(listing.loose), "image"), min(listing.loose)
-        move = f"move each into the folder of its class, {name}/CLASS/{first}"
-        yield "misplaced", f"{name}: {count} loose in the folder, such as {first}; {move}"
-    elif not listing.images:
-        yield "empty", f"{name}: no class folder"
-    for label, others in listing.others.items():
-        files = f"{counted(len(others), 'file')} of another kind"
-        yield "misplaced", f"{name}/{label}: {files}, such as {os.path.basename(min(others))}"
 
 
 if __name__ == "__main__":

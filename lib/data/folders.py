@@ -5,17 +5,18 @@ Needs neither torch nor Pillow, so that a process that only lists files starts a
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from lib.data.classes import outputs_of
 from utils.errors import UserError
 from utils.storage.files import names_sha256
-from utils.text import printable, shortlist
+from utils.text import counted, printable, shortlist
 
 # torchvision's, which a test compares.
 IMAGE_EXTENSIONS = tuple(".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp".split())
 # Left by file servers, archivers and file systems, with thumbnails or deleted images in them.
 VENDOR_FOLDERS = "@eaDir @Recycle #recycle #snapshot $RECYCLE.BIN __MACOSX lost+found".split()
+Fault = tuple[str, str]  # category: unreadable, empty or misplaced; description
 
 
 def is_image(name: str) -> bool:
@@ -36,87 +37,6 @@ def subfolders(folder: str) -> list[str]:
             f"cannot read the folder {folder}: {error.strerror}; give the data set's folder as DIR"
             " or in configs.yml"
         ) from error
-
-
-@dataclass
-class Listing:
-    """The images of a folder of class folders, and what is out of place."""
-
-    root: str
-    # By class, sorted; its images in torchvision's order, by folder, then by name.
-    images: dict[str, list[str]] = field(default_factory=dict)
-    loose: list[str] = field(default_factory=list)  # images beside the class folders
-    others: dict[str, list[str]] = field(default_factory=dict)  # by class, files of another kind
-    passed_over: list[str] = field(default_factory=list)  # hidden, vendor and repeated folders
-    unreadable: list[tuple[str, str]] = field(default_factory=list)  # folders, with the reason
-    seen: set[tuple[int, int]] = field(default_factory=set)  # (device, inode) of folders
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(self.images)
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        return tuple(file for images in self.images.values() for file in images)
-
-    @property
-    def empty(self) -> list[str]:
-        """Classes without images."""
-        return [name for name, images in self.images.items() if not images]
-
-    @property
-    def not_utf8(self) -> list[str]:
-        """Images whose names are bytes that have no meaning here."""
-        names = (name for name in self.files if not name.isascii())
-        return [name for name in names if name.encode(errors="replace").decode() != name]
-
-    @property
-    def notes(self) -> list[str]:
-        """What has not been counted, in a line."""
-        if not self.passed_over:
-            return []
-        places = shortlist(sorted(self.passed_over))
-        return [f"{self.root}: hidden, vendor or repeated folders do not count ({places})"]
-
-    def relative(self, path: str) -> str:
-        return os.path.relpath(path, self.root).replace(os.sep, "/")
-
-    def is_new(self, folder: str) -> bool:
-        """Whether a folder counts, once whatever links lead to it; one that does not is noted."""
-        status = os.stat(folder)
-        identity = status.st_dev, status.st_ino
-        if is_hidden(os.path.basename(folder)) or identity in self.seen:
-            self.passed_over.append(self.relative(folder))
-            return False
-        self.seen.add(identity)
-        return True
-
-    def walk(self, folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
-        """`os.walk` through links, sorted, over folders that count and files that do not hide."""
-
-        def note(error: OSError) -> None:
-            self.unreadable.append((str(error.filename), error.strerror or ""))
-
-        for path, inner, names in os.walk(folder, followlinks=True, onerror=note):
-            inner[:] = [name for name in sorted(inner) if self.is_new(os.path.join(path, name))]
-            yield path, inner, sorted(name for name in names if name[0] != ".")
-
-
-def list_classes(root: str, listed: Callable[[int], object] = lambda count: None) -> Listing:
-    """List a folder of class folders; `listed` is called with the number of each one's images."""
-    listing = Listing(root)
-    # Class folders count before anything in them: no link within a class takes another's images.
-    _, classes, names = next(listing.walk(root), (root, [], []))
-    listing.loose = [name for name in names if is_image(name)]
-    repeated = [name for name in listing.passed_over if not is_hidden(name)]
-    for name in sorted(classes + repeated):
-        folders = sorted(listing.walk(os.path.join(root, name))) if name in classes else []
-        files = [f"{listing.relative(path)}/{file}" for path, _, names in folders for file in names]
-        listing.images[name] = [file for file in files if is_image(file)]
-        if others := [file for file in files if not is_image(file)]:
-            listing.others[name] = others
-        listed(len(listing.images[name]))
-    return listing
 
 
 @dataclass(frozen=True)
@@ -181,32 +101,105 @@ def counted_twice(root: str, folders: Mapping[str, str]) -> tuple[str, ...]:
     return (f"{root}: one folder counts twice ({shortlist(pairs)})",) if pairs else ()
 
 
+class Walk:
+    """A walk through a folder of class folders that enters each real folder once."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.seen: set[tuple[int, int]] = set()  # (device, inode) of folders
+        self.passed_over: list[str] = []  # hidden, vendor and repeated folders
+        self.unreadable: list[OSError] = []  # of folders
+
+    def relative(self, path: str) -> str:
+        return os.path.relpath(path, self.root).replace(os.sep, "/")
+
+    def is_new(self, folder: str) -> bool:
+        """Whether a folder counts, once whatever links lead to it; one that does not is noted."""
+        status = os.stat(folder)
+        identity = status.st_dev, status.st_ino
+        if is_hidden(os.path.basename(folder)) or identity in self.seen:
+            self.passed_over.append(self.relative(folder))
+            return False
+        self.seen.add(identity)
+        return True
+
+    def below(self, folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
+        """`os.walk` through links, sorted, over folders that count and files that do not hide."""
+        walk = os.walk(folder, followlinks=True, onerror=self.unreadable.append)
+        for path, inner, names in walk:
+            inner[:] = [name for name in sorted(inner) if self.is_new(os.path.join(path, name))]
+            yield path, inner, sorted(name for name in names if name[0] != ".")
+
+    def notes(self) -> tuple[str, ...]:
+        """A line, or none, of what has not been counted."""
+        folders = shortlist(sorted(self.passed_over))
+        note = f"{self.root}: hidden, vendor or repeated folders do not count ({folders})"
+        return (note,) if folders else ()
+
+
 def read_tree(root: str) -> ImageTree:
     """Find the images of a folder of class folders, in which nothing may be wrong."""
-    listing = list_classes(root)
-    if problem := fault_of(listing):
-        raise UserError(problem)
-    labels = tuple(label for label, images in enumerate(listing.images.values()) for _ in images)
-    return ImageTree(listing.root, listing.classes, listing.files, labels, tuple(listing.notes))
+    tree, faults = list_classes(root)
+    if grave := [text for category, text in faults if category != "misplaced"]:
+        others = f" ({len(grave) - 1} more, which python -m tools.check_data lists)"
+        raise UserError(grave[0] + others * (len(grave) > 1))
+    return tree
 
 
-def fault_of(listing: Listing) -> str:
-    """What is wrong with a folder of class folders and how to fix it, or nothing."""
-    root = listing.root
-    if listing.unreadable:
-        folder, reason = listing.unreadable[0]
-        return f"cannot read the folder {printable(folder)}: {reason}; add it or make it readable"
-    if not listing.images:
-        loose = f"holds {len(listing.loose)} images and " if listing.loose else ""
-        return f"{root} {loose}has no class folders; put each image into {root}/CLASS/"
-    if listing.empty:
-        return (
-            f"{root}: no images in class folder {shortlist(listing.empty)}; fill or remove it"
-            f" (readable are {' '.join(IMAGE_EXTENSIONS)})"
-        )
-    if names := listing.not_utf8:
-        return f"{root}: not UTF-8: {shortlist(names)}; rename it, or set PYTHONUTF8=1"
-    return ""
+def list_classes(
+    root: str, listed: Callable[[int], object] = lambda count: None
+) -> tuple[ImageTree, list[Fault]]:
+    """The images of a folder of class folders, and what is wrong with it, the gravest first.
+
+    Args:
+        listed: called with the number of images of each class.
+    """
+    walk = Walk(root)
+    # Class folders count before anything in them: no link within a class takes another's images.
+    _, classes, names = next(walk.below(root), (root, [], []))
+    loose = [name for name in names if is_image(name)]
+    repeated = [name for name in walk.passed_over if not is_hidden(name)]
+    images: dict[str, list[str]] = {}  # by class; torchvision's order: by folder, then by name
+    others: dict[str, list[str]] = {}  # by class, files of another kind
+    for name in sorted(classes + repeated):
+        folders = sorted(walk.below(os.path.join(root, name))) if name in classes else []
+        files = [f"{walk.relative(path)}/{file}" for path, _, names in folders for file in names]
+        images[name] = [file for file in files if is_image(file)]
+        others[name] = [file for file in files if not is_image(file)]
+        listed(len(images[name]))
+    all_files = tuple(file for files in images.values() for file in files)
+    labels = tuple(label for label, files in enumerate(images.values()) for _ in files)
+    tree = ImageTree(root, tuple(images), all_files, labels, walk.notes())
+    return tree, list(faults_of(walk, images, others, loose))
+
+
+def faults_of(
+    walk: Walk, images: Mapping[str, list[str]], others: Mapping[str, list[str]], loose: list[str]
+) -> Iterator[Fault]:
+    """What `list_classes` has found wrong, and how to fix it."""
+    root = walk.root
+    for error in walk.unreadable:
+        reason = f"{printable(str(error.filename))}: {error.strerror}"
+        yield "unreadable", f"cannot read the folder {reason}; add it or make it readable"
+    count = counted(len(loose), "image")
+    if not images:
+        holds = f"holds {count} and " if loose else ""
+        yield "empty", f"{root} {holds}has no class folders; put each image into {root}/CLASS/"
+    elif loose:
+        such = f"{count} beside the class folders, such as {printable(loose[0])}"
+        yield "misplaced", f"{root}: {such}; put each into {root}/CLASS/"
+    for name, files in images.items():
+        folder = f"{root}/{printable(name)}"
+        if not files:
+            fix = f"fill or remove it (readable are {' '.join(IMAGE_EXTENSIONS)})"
+            yield "empty", f"{folder}: class folder without images; {fix}"
+        for file in files:
+            if not file.isascii() and file.encode(errors="replace").decode() != file:
+                path = f"{root}/{printable(file)}"
+                yield "unreadable", f"{path}: not UTF-8; rename it, or set PYTHONUTF8=1"
+        if others[name]:
+            count, such = counted(len(others[name]), "file"), os.path.basename(min(others[name]))
+            yield "misplaced", f"{folder}: {count} of another kind, such as {printable(such)}"
 
 
 def sizes_of_sample(tree: ImageTree) -> list[int]:

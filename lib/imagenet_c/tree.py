@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from lib.data.folders import ImageTree, Listing, read_tree, subfolders
+from lib.data.folders import ImageTree, read_tree, subfolders
 from lib.imagenet_c.corruptions import EXTRA, SEVERITIES, STANDARD, choose_corruptions
 from utils.errors import UserError
 from utils.text import shortlist
@@ -92,7 +92,7 @@ def read_corruptions(
     return trees, len(whole.files)
 
 
-def difference(tree: ImageTree | Listing, expected: ImageTree | Listing) -> str:
+def difference(tree: ImageTree, expected: ImageTree) -> str:
     """How the images of a severity differ from those of another, or nothing."""
     if tree.files == expected.files:
         return ""

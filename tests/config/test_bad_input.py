@@ -50,7 +50,7 @@ def flatten(split: Path) -> None:
         (lambda d: shutil.rmtree(d / "val"), ["no folder val", "data/val/CLASS/"]),
         (lambda d: [shutil.rmtree(c) for c in (d / "train").iterdir()], ["no class folders"]),
         (lambda d: [(d / "train" / name).mkdir() for name in ("dog", "eel", "fox", "gnu")],
-         ["no images in class folder dog, eel, fox and 1 more", ".jpg .jpeg .png"]),
+         ["train/dog: class folder without images", ".jpg .jpeg .png", "3 more"]),
         (lambda d: flatten(d / "val"), ["holds 36 images", "no class folders", "data/val/CLASS/"]),
         (lambda d: (d / "val/digit_3").rename(d / "val/three"), ["class digit_3", "data/val"]),
         (lambda d: shutil.copytree(d / "val/digit_3", d / "val/x"), ["class x", "data/train"]),

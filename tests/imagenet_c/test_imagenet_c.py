@@ -189,7 +189,7 @@ def remove(*paths: Path) -> None:
         (lambda t: first(t).unlink(), "snow/3, against .*snow/1, lacks 1, such as 1/"),
         (lambda t: first(t).rename(first(t).with_name("other.png")),
          "snow/3.* lacks 1, .* and alone has 1, such as 1/other.png"),
-        (lambda t: empty(t / "snow/1/1"), "snow/1: no images in class folder 1"),
+        (lambda t: empty(t / "snow/1/1"), "snow/1/1: class folder without images"),
         (lambda t: empty(t / "snow/3"), "snow/3 has no class folders"),
         (lambda t: shutil.copytree(t / "snow", t / "weather/snow"), "snow is there twice"),
         (lambda t: [remove(t / f"{n}/1") for n in ("snow/2", "snow/3", "snow/4", "contrast/5")],

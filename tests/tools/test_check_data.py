@@ -91,11 +91,12 @@ def test_empty_misplaced_and_different(tree: Path) -> None:
     (tree / "README.md").write_text("x")  # above the class folders: nobody looks there
     assert problems(tree) == {
         "empty": ["train/cat/none.jpg: file without a byte",
-                  "train/emu: class folder without images"],
+                  "train/emu: class folder without images; fill or remove it (readable are"
+                  f" {' '.join(IMAGE_EXTENSIONS)})"],
         "misplaced": [
             "train/dog: 2 files of another kind, such as movie.gif",
-            "val: 1 image loose in the folder, such as loose.jpeg; move each into the folder of its"
-            " class, val/CLASS/loose.jpeg",
+            "val: 1 image beside the class folders, such as loose.jpeg; put each into"
+            f" {tree}/val/CLASS/",
         ],
         "different": ["class emu is in train, not in val"],
     }  # fmt: skip
