@@ -26,7 +26,7 @@ from itertools import islice, permutations
 from pathlib import Path
 
 from lib.data.folders import ImageTree, counted_twice, list_classes, subfolders
-from lib.data.images import UnreadableImage, load_rgb
+from lib.data.images import load_rgb
 from lib.imagenet_c.corruptions import SEVERITIES, STANDARD
 from lib.imagenet_c.tree import corruption_folders, difference
 from tools.parallel import image_bar, in_parallel
@@ -98,8 +98,8 @@ def check_images(numbered: list[tuple[int, str]]) -> tuple[int, list[Finding], d
             else:
                 load_rgb(path)
                 digests[number] = bytes.fromhex(file_sha256(path))[:16]
-        except UnreadableImage as error:
-            findings.append(("unreadable", f"{path}: {error.reason}"))
+        except UserError as error:
+            findings.append(("unreadable", str(error)))
     return len(numbered), findings, digests
 
 
@@ -168,23 +168,25 @@ def compare_splits(parts: Parts) -> Iterator[Finding]:
 def find_severities(root: str, findings: list[Finding]) -> dict[str, str]:
     """`fog/1` to its folder for each severity; nothing where root is no ImageNet-C tree."""
     corruptions = corruption_folders(root)
-    inside = [(name, path) for name, folder in corruptions for path in subfolders(folder)]
     # Class folders may be named `snow`, or 1 to 5 within splits: a severity holds class folders.
-    if not any(subfolders(path) for _, path in inside):
+    if not any(subfolders(path) for _, folder in corruptions for path in subfolders(folder)):
         return {}
-    severities = {f"{name}/{os.path.basename(path)}": path for name, path in inside}
-    names = [name for name, _ in corruptions]
-    twice = {name for name in names if names.count(name) > 1}
-    expected = [f"{name}/{severity}" for name in names for severity in SEVERITIES]
-    findings += [("different", f"{name}: two folders of this name") for name in twice]
-    findings += [("different", f"{key} is missing") for key in expected if key not in severities]
-    others = severities.keys() - set(expected)
-    findings += [("misplaced", f"{key}: not a severity from 1 to 5") for key in others]
+    severities: dict[str, str] = {}
+    expected, names = set(map(str, SEVERITIES)), [name for name, _ in corruptions]
+    for name, folder in corruptions:
+        present = set(map(os.path.basename, subfolders(folder)))
+        severities |= {f"{name}/{s}": os.path.join(folder, s) for s in sorted(present & expected)}
+        findings += [("different", f"{name}/{s} is missing") for s in expected - present]
+        findings += [
+            ("misplaced", f"{name}/{s}: severities are 1 to 5") for s in present - expected
+        ]
+        if names.count(name) > 1:
+            findings.append(("different", f"{folder}: another folder has its name"))
     absent = [name for name in STANDARD if name not in names]
     if 0 < len(absent) < len(STANDARD):
         text = f"{len(absent)} of the 15 corruptions are absent: {', '.join(absent)}"
         findings.append(("note", text))
-    return {key: path for key, path in severities.items() if key not in others}
+    return severities
 
 
 if __name__ == "__main__":

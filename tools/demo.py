@@ -30,16 +30,9 @@ METHODS = {"FreeAT": [], "FreeAT + HE": HE}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
-    return run_command(lambda: demo(parse(argv)))
-
-
-def parse(argv: Sequence[str] | None) -> Path:
-    """The folder to work in."""
     parser = tool_parser("demo", __doc__)
-    parser.add_argument(
-        "folder", nargs="?", default="demo", metavar="DIR", type=user_path, help="default: demo"
-    )
-    return parser.parse_args(argv).folder
+    parser.add_argument("folder", nargs="?", default="demo", metavar="DIR", type=user_path)
+    return run_command(lambda: demo(parser.parse_args(argv).folder))
 
 
 def demo(folder: Path) -> None:

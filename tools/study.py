@@ -156,27 +156,25 @@ def train_all(folder: Path, jobs: Sequence[Job], at_once: int) -> None:
     done = len(jobs) - len(waiting)
     print(f"{len(jobs)} trainings, {done} of them finished before", flush=True)
     logs = make_folder(folder / "logs")
-    running: dict[subprocess.Popen[bytes], tuple[Job, float]] = {}
+    running: dict[subprocess.Popen[bytes], Job] = {}
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
                 job = waiting.pop(0)
-                running[start(folder, job, logs)] = job, time.monotonic()
+                running[start(folder, job, logs)] = job
             time.sleep(0.2)
             for process in [p for p in running if p.poll() is not None]:
-                job, began = running.pop(process)
+                job = running.pop(process)
                 done += 1
                 if process.returncode:
                     raise UserError(
                         f"{job.label} ended with status {process.returncode}; {logs}/"
                         f"{job.run.name}.txt says why, and the same command resumes the study"
                     )
-                result, minutes = only_result(job.run, AttackResult), time.monotonic() - began
+                result = only_result(job.run, AttackResult)
                 clean, worst = result.clean.top1.percent, result.worst_case.top1.percent
                 text = f"{clean:.1f} % clean, {worst:.1f} % in the worst case"
-                print(
-                    f"[{done}/{len(jobs)}] {job.label}: {text} ({minutes / 60:.1f} min)", flush=True
-                )
+                print(f"[{done}/{len(jobs)}] {job.label}: {text}", flush=True)
     finally:
         for process in running:
             process.terminate()
@@ -194,15 +192,17 @@ def start(folder: Path, job: Job, logs: Path) -> subprocess.Popen[bytes]:
 
 def write_report(folder: Path, jobs: Sequence[Job]) -> None:
     """Write DIR/STUDY.md and DIR/cost.png from the results of all runs."""
-    results = [only_result(job.run, AttackResult) for job in jobs]
-    worst: dict[str, list[float]] = {}
-    for job, result in zip(jobs, results, strict=True):
-        worst.setdefault(job.row, []).append(result.worst_case.top1.percent)
+    results: dict[str, list[AttackResult]] = {}
+    for job in jobs:
+        results.setdefault(job.row, []).append(only_result(job.run, AttackResult))
     costs = {job.row: training_cost(job.config) for job in jobs}
-    doubtful = {job.row for job, result in zip(jobs, results, strict=True) if result.warnings}
-    means = {row: replace(over_seeds(v), warned=row in doubtful) for row, v in worst.items()}
-    points = {row: (costs[row], mean) for row, mean in means.items()}
-    over = worst_of(results[0].conditions.attacks)
+    points = {}
+    for row, seeds in results.items():
+        mean = over_seeds([result.worst_case.top1.percent for result in seeds])
+        warned = any(result.warnings for result in seeds)
+        points[row] = costs[row], replace(mean, warned=warned)
+    first = results[jobs[0].row][0]
+    over = worst_of(first.conditions.attacks)
     save_figure(robustness_against_cost(points, over), folder / "cost")
     methods = {job.config.TRAIN.method: job.config for job in jobs}
     rows = [
@@ -211,8 +211,8 @@ def write_report(folder: Path, jobs: Sequence[Job]) -> None:
     ]
     titles = ["training", "settings", "forward-backward passes of the training set"]
     text = TEXT.format(
-        **results[0].provenance,
-        seeds=max(map(len, worst.values())),
+        **first.provenance,
+        seeds=len(results[jobs[0].row]),
         costs=markdown_table(titles, rows, numbers=False),
         comparison=(folder / "comparison.md").read_text(encoding="utf-8").strip(),
     )

@@ -12,14 +12,6 @@ from utils.errors import UserError
 from utils.text import printable
 
 
-class UnreadableImage(UserError):
-    """A file that is not a whole, readable image."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"cannot read {printable(str(path))}: {reason}; replace or remove it")
-        self.reason = reason
-
-
 def load_rgb(path: str) -> Image.Image:
     """Read an image of any mode (grey, palette, CMYK, RGBA, ...) as RGB, wholly decoded."""
     try:
@@ -27,15 +19,15 @@ def load_rgb(path: str) -> Image.Image:
             warnings.simplefilter("ignore")  # of odd metadata and transparency: no matter here
             with Image.open(path) as image:
                 return eight_bits(image).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise UnreadableImage(path, "it is not an image") from error
-    except Image.DecompressionBombError as error:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        reason = f"it has more pixels than Pillow reads ({most}) and must be made smaller"
-        raise UnreadableImage(path, reason) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UnreadableImage(path, " ".join(reason.split())) from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is not an image"
+        elif isinstance(error, Image.DecompressionBombError):
+            most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            reason = f"it has more pixels than Pillow reads ({most}) and must be made smaller"
+        name = printable(str(path))
+        raise UserError(f"cannot read {name}: {reason}; replace or remove it") from error
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

@@ -37,9 +37,6 @@ class Loader:
         self.iterator: Any = None  # torch's, which lives as long as the workers
         self.seconds_waited = 0.0
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
 

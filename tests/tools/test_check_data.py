@@ -77,7 +77,8 @@ def test_what_does_not_decode_is_named(tree: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:-200])
     (tree / "val" / "dog" / "\x1b[2J\n2.jpg").write_text("not an image")
     (tree / "val" / "cat" / "link.png").symlink_to(tree / "nowhere.png")
-    lines = dict(line.split(":", 1) for line in problems(tree)["unreadable"])
+    texts = [line.removeprefix(f"cannot read {tree}/") for line in problems(tree)["unreadable"]]
+    lines = dict(text.split(":", 1) for text in texts)
     assert set(lines) == {"train/cat/0.jpg", "val/dog/\\x1b[2J\\n2.jpg", "val/cat/link.png"}
     assert "truncated" in lines["train/cat/0.jpg"]
 
@@ -125,7 +126,7 @@ def test_severities_that_differ(corrupted: Path) -> None:
     save(corrupted / "fog" / "6" / "cat" / "0.png")
     absent = [name for name in STANDARD if name not in ("fog", "snow")]
     assert problems(corrupted) == {
-        "misplaced": ["fog/6: not a severity from 1 to 5"],
+        "misplaced": ["fog/6: severities are 1 to 5"],
         "different": [
             f"fog/2, against the images of {corrupted}/fog/1, lacks 1, such as cat/1.png",
             f"snow/5, against the images of {corrupted}/fog/1, lacks 1, such as dog/0.png and alone"
