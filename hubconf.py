@@ -39,16 +39,13 @@ def robust_model(checkpoint: str | os.PathLike[str], **flags: object) -> nn.Modu
         from lib.evaluation.load_model import read_network
         from lib.evaluation.model_settings import KEYS
         from utils.config.load import merge
-        from utils.config.settings import GivenValue, Options, Source
+        from utils.config.settings import Config, Options
 
         keys = {**KEYS, "weights": "weights"}
-        given = [
-            GivenValue(name, keys.get(name, f"HE.{name}"), value, Source.COMMAND_LINE)
-            for name, value in flags.items()
-        ]
+        given = [(name, keys.get(name, f"HE.{name}"), value) for name, value in flags.items()]
         path = os.path.expanduser(checkpoint)
-        options = Options(script="evaluate", evaluate=True, resume=str(path))
-        network, settings, _ = read_network(merge({}, given, options=options), str(path))
+        call = Config(OPTIONS=Options(script="evaluate", evaluate=True, resume=str(path)))
+        network, settings, _ = read_network(merge({}, given, base=call), str(path))
         return portable(network, vars(settings)).eval()
 
 

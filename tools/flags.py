@@ -3,7 +3,7 @@
 import sys
 
 from utils.config.command_line import FLAGS
-from utils.config.settings import EVERY, SETTINGS, SWITCH, Setting, plain
+from utils.config.settings import EVERY, SETTINGS, SWITCH, Setting
 from utils.distributed.launch import run_command
 from utils.text import markdown_table
 
@@ -51,7 +51,7 @@ def page() -> str:
 
 
 def default(setting: Setting) -> str:
-    return "" if setting.default in (None, "", ()) else f"`{plain(setting.default)}`"
+    return setting.default_text and f"`{setting.default_text}`"
 
 
 if __name__ == "__main__":

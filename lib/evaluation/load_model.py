@@ -25,7 +25,7 @@ from models.any_network import AnyNetwork, build_any
 from models.pixel_network import PixelNetwork
 from models.resnet import load_pretrained, load_weights
 from utils.config.rules import wrong_lengths
-from utils.config.settings import ARCHITECTURES, EXPLICIT, SETTINGS, Config, Data, Source, plain
+from utils.config.settings import ARCHITECTURES, SETTINGS, Config, Data, Source, plain
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger
@@ -94,7 +94,7 @@ def load_evaluated_model(config: Config, device: torch.device, path: str = "") -
         name = "" if Path(path).name == BEST else Path(path).name
         trained = checkpoint.content.get("config") if checkpoint.is_ours else None
         notes = [checkpoint.note] if checkpoint.note else []
-        if not (checkpoint.is_ours or checkpoint.mean or config.source("TRAIN.mean") in EXPLICIT):
+        if not (checkpoint.is_ours or checkpoint.mean or config.chosen("TRAIN.mean")):
             colours = f"mean {tuple(settings.mean)} and std {tuple(settings.std)}"
             notes.append(f"{path} holds no colours: assumed are {colours}; see TRAIN.mean and .std")
     else:
@@ -165,7 +165,7 @@ def any_network(
     mean, std = (checkpoint.mean, checkpoint.std) if checkpoint else (None, None)
     return build_any(
         config.TRAIN.arch,
-        config.DATA.crop_size if config.source("DATA.crop_size") in EXPLICIT else None,
+        config.DATA.crop_size if config.chosen("DATA.crop_size") else None,
         num_classes,
         pretrained,
         mean=config.TRAIN.mean if config.given("TRAIN.mean") else mean,
@@ -204,8 +204,8 @@ def with_trained_settings(config: Config, evaluated: EvaluatedModel, logger: Log
     for key in TRAINED:
         section, _, name = key.partition(".")
         saved = (evaluated.trained or {}).get(section, {})
-        unit_of_radius = key == "DATA.max_color_value" and config.source("ADV.clip_eps") in EXPLICIT
-        if name not in saved or config.source(key) in EXPLICIT or unit_of_radius:
+        unit_of_radius = key == "DATA.max_color_value" and config.chosen("ADV.clip_eps")
+        if name not in saved or config.chosen(key) or unit_of_radius:
             continue
         setting, value = SETTINGS[key], config.value(key)
         values[key] = trained = setting.validate(saved[name])
@@ -215,7 +215,7 @@ def with_trained_settings(config: Config, evaluated: EvaluatedModel, logger: Log
                 f" configs.yml; give --set {key}=... to evaluate otherwise"
             )
     config = config.changed(values, Source.CHECKPOINT)
-    if problems := wrong_lengths(config):
+    if problems := list(wrong_lengths(config)):
         raise UserError("\n".join(problems))
     return config
 

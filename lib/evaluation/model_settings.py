@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from models.resnet import ResNet, family_member, load_pretrained, load_weights
-from utils.config.settings import ARCHITECTURES, EXPLICIT, Config, plain
+from utils.config.settings import ARCHITECTURES, Config, plain
 from utils.errors import UserError
 from utils.storage.checkpoint import Checkpoint
 
@@ -80,7 +80,7 @@ def settings_of(config: Config, checkpoint: Checkpoint) -> ModelSettings:
 
 def require_both_colours(config: Config) -> None:
     """Of a network that does not carry them."""
-    given = {config.source(f"TRAIN.{name}") in EXPLICIT for name in ("mean", "std")}
+    given = {config.chosen(f"TRAIN.{name}") for name in ("mean", "std")}
     if len(given) > 1:
         raise UserError("TRAIN.mean and TRAIN.std belong to one network; give both")
 

@@ -9,7 +9,7 @@ from easydict import EasyDict
 from in_process import user_error
 
 from utils.config.load import dump_yaml, load_configs, merge, phases_of, read_yaml
-from utils.config.settings import Config, GivenValue, Source
+from utils.config.settings import Config, Source
 
 # Keys and values of the published configs.yml of FreeAT (and of FreeAT + HE), tuples included.
 PUBLISHED = """
@@ -70,10 +70,7 @@ def write(folder: Path, text: str) -> str:
 
 def resolve(text: str, folder: Path, **flags: object) -> Config:
     """A YAML text and `--set` values, merged."""
-    values = [
-        GivenValue("--set", name.replace("__", "."), value, Source.COMMAND_LINE)
-        for name, value in flags.items()
-    ]
+    values = [("--set", name.replace("__", "."), value) for name, value in flags.items()]
     return merge(read_yaml(write(folder, text)), values, "some.yml")
 
 

@@ -12,7 +12,7 @@ from in_process import user_error
 from tools.flags import page
 from utils.config.command_line import FLAGS, build_parser, parse_command_line
 from utils.config.load import dump_yaml, merge
-from utils.config.settings import EVERY, SETTINGS, SWITCH, Config, GivenValue, Source, plain
+from utils.config.settings import EVERY, SETTINGS, SWITCH, Config, Source, plain
 from utils.errors import UserError
 
 SHOWN = yaml.safe_load((ROOT / "configs.yml").read_text())
@@ -34,7 +34,7 @@ NAME = "resnet50_free_adv_step4_eps4_repeat4_bs256"
 
 def set_to(key: str, value: object) -> Config:
     """A configuration with one value from the command line."""
-    return merge({}, [GivenValue(f"--set {key}", key, value, Source.COMMAND_LINE)])
+    return merge({}, [(f"--set {key}", key, value)])
 
 
 def wrong(key: str, value: object) -> str:
@@ -180,9 +180,8 @@ def test_name_of_the_run_folder(content: dict[str, Any], name: str) -> None:
 
 
 def test_every_value_knows_where_it_comes_from() -> None:
-    seed = GivenValue("--seed", "RUN.seed", "3", Source.COMMAND_LINE)
     content = {"ADV": {"clip_eps": 4}, "RUN": {"seed": 2}}
-    config = merge(content, [seed], file_source=Source.DEFAULT_FILE)
+    config = merge(content, [("--seed", "RUN.seed", "3")], file_source=Source.DEFAULT_FILE)
     assert config.source("RUN.seed") is Source.COMMAND_LINE
     assert config.source("ADV.clip_eps") is Source.DEFAULT_FILE  # though it is the default's value
     assert config.source("TRAIN.lr") is Source.BUILT_IN

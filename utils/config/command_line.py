@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -18,10 +19,8 @@ from utils.config.settings import (
     SETTINGS,
     SWITCH,
     Config,
-    GivenValue,
     Options,
     Source,
-    plain,
 )
 from utils.config.validators import whole
 from utils.errors import UserError
@@ -35,12 +34,11 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        name = (
-            message.partition("unrecognized arguments: --")[2].partition(" ")[0].partition("=")[0]
-        )
-        keys = [key for key in SETTINGS if key.rpartition(".")[2] == name.replace("-", "_")]
-        if keys and self.prog.endswith(".py"):
-            message += "; give " + " or ".join(f"--set {key}=..." for key in keys)
+        unknown = re.search(r"unrecognized arguments: --([\w-]+)", message)
+        if unknown and self.prog.endswith(".py"):
+            name = unknown[1].replace("-", "_")
+            fixes = [f"--set {key}=..." for key in SETTINGS if key.rpartition(".")[2] == name]
+            message += "; give " * bool(fixes) + " or ".join(fixes)
         raise UserError(f"{message}; see {self.prog} --help")
 
 
@@ -72,8 +70,8 @@ def user_path(text: str) -> Path:
 
 def build_parser(script: str, manual: str) -> OneLineParser:
     """The parser of `main_free` or `evaluate`; a flag that is not given is None, texts are raw."""
-    shown = {key: "" if s.default in ((), "") else plain(s.default) for key, s in SETTINGS.items()}
-    settings = "\n".join(f"  {k:<26} {shown[k]!s:<24} {s.help}" for k, s in SETTINGS.items())
+    lines = [f"  {key:<26} {s.default_text:<24} {s.help}" for key, s in SETTINGS.items()]
+    settings = "\n".join(lines)
     parser = OneLineParser(
         prog=f"{script}.py",
         description=manual,
@@ -90,7 +88,7 @@ def build_parser(script: str, manual: str) -> OneLineParser:
         setting = EVERY[key]
         if script == "main_free" and setting.script == "evaluate":
             continue
-        default = "" if setting.default in ((), None, "") else f" (default {setting.default})"
+        default = f" (default {setting.default_text})" if setting.default_text else ""
         text = setting.help + default if setting.script in ("", script) else argparse.SUPPRESS
         form: dict[str, Any] = {"metavar": setting.flag}
         if setting.flag == SWITCH:
@@ -119,10 +117,10 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
     file = os.path.expanduser(parsed["config"] or DEFAULT_CONFIG)
     config = merge(
         read_yaml(file),
-        [GivenValue(*v, Source.COMMAND_LINE) for v in values if v[-1] is not None],
+        [given for given in values if given[-1] is not None],
         os.path.basename(file),
         Source.GIVEN_FILE if parsed["config"] else Source.DEFAULT_FILE,
-        Options(script, shlex.join(["python", f"{script}.py", *arguments])),
+        Config(OPTIONS=Options(script, shlex.join(["python", f"{script}.py", *arguments]))),
     )
     phases_of(config)  # what is wrong in the last phase is reported before the first
     options = config.OPTIONS
@@ -130,10 +128,9 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
         raise UserError(f"no folder {options.data}; give the data set's folder as DIR")
     if options.image_ids not in (None, ROBUSTBENCH) and not os.path.isfile(options.image_ids):
         raise UserError(f"--image_ids {options.image_ids}: no such file")
-    if options.resume not in ("", "auto"):
-        find_checkpoint(options.resume)
-    for name in ("transfer_from", "init_from"):
-        if path := getattr(options, name):
+    for name in ("resume", "transfer_from", "init_from"):
+        path = getattr(options, name)
+        if path and not (name == "resume" and path == "auto"):
             find_checkpoint(path, f"--{name}")
     return config
 

@@ -6,58 +6,62 @@ wrong is reported together, before any work. In your own scripts: `configs = loa
 """
 
 import difflib
-from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 from easydict import EasyDict
 
-from utils.config.rules import contradictions, translate_published, with_method_defaults
-from utils.config.settings import EVERY, SECTIONS, SETTINGS, Config, GivenValue, Options, Source
+from utils.config.rules import contradictions, with_method_defaults
+from utils.config.settings import DEFAULTS, EVERY, SECTIONS, SETTINGS, Config, Source
 from utils.config.validators import show
 from utils.errors import UserError
 from utils.text import printable
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs.yml"
-NO_OPTIONS = Options()
+Given = tuple[str, str, object]  # where a value stands, for messages; its key; the value
 
 
 def merge(
     content: Mapping[str, Any],
-    flags: Iterable[GivenValue] = (),
+    flags: Iterable[Given] = (),
     file: str = "",  # the YAML's name, for messages
     file_source: Source = Source.GIVEN_FILE,
-    options: Options = NO_OPTIONS,  # of the call, which flags go over
+    base: Config = DEFAULTS,  # what the others go over
 ) -> Config:
-    """Defaults, then the YAML's content, then the command line's flags, each checked.
+    """The YAML's content, then the command line's flags, each checked, over what there is.
 
     Raises:
         UserError: one line for every unknown key and unusable value.
     """
     problems: list[str] = []
-    config = Config(OPTIONS=options)
-    for value in translate_published([*flatten(content, file, file_source, problems), *flags]):
+    values = [(*given, file_source) for given in flatten(content, file, problems)]
+    values += [(*given, Source.COMMAND_LINE) for given in flags]
+    for where, key, value, source in values:
         try:
-            checked = EVERY[value.key].validate(value.value)
-            config = config.changed({value.key: checked}, value.source)
+            key, value = translate_published(key, value)
+            base = base.changed({key: EVERY[key].validate(value)}, source)
         except KeyError:
-            problems.append(f"{value.where}: unknown key{nearest(value.key, SETTINGS)}")
+            problems.append(f"{where}: unknown key{nearest(key, SETTINGS)}")
         except ValueError as error:
-            problems.append(f"{value.where}: {error}")
-    config = with_method_defaults(config)
+            problems.append(f"{where}: {error}")
+    config = with_method_defaults(base)
     problems += contradictions(config)
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     return config
 
 
-def flatten(
-    content: Mapping[str, Any], file: str, source: Source, problems: list[str]
-) -> list[GivenValue]:
+def translate_published(key: str, value: object) -> tuple[str, object]:
+    """A key and value of fast adversarial training's published files in the words of this suite."""
+    if key == "TRAIN.half":
+        return "TRAIN.precision", {"True": "fp16", "False": "fp32"}.get(str(value), value)
+    return "ADV.random_init" if key == "TRAIN.random_init" else key, value
+
+
+def flatten(content: Mapping[str, Any], file: str, problems: list[str]) -> Iterator[Given]:
     """{section: {key: value}} to values with where they stand."""
-    values = []
     for section, keys in content.items():
         if section not in SECTIONS:
             name = printable(str(section))
@@ -68,8 +72,7 @@ def flatten(
         else:
             for name, value in keys.items():
                 key = f"{section}.{printable(str(name))}"
-                values.append(GivenValue(f"{file}: {key}", key, value, source))
-    return values
+                yield f"{file}: {key}", key, value
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -124,24 +127,25 @@ def read_yaml(path: str) -> dict[str, Any]:
 def phases_of(config: Config) -> list[Config]:
     """The settings of every phase of `TRAIN.phases` in turn; without phases, these settings."""
     phases: list[Config] = []
+    source, resume = config.source("TRAIN.phases"), "auto" * bool(config.OPTIONS.resume)
     for number, values in enumerate(config.TRAIN.phases, 1):
-        file, options = f"TRAIN.phases, {number}", config.OPTIONS
-        content, changed = config.as_dict(), [key for key in values if not config.given(key)]
-        content["TRAIN"] |= {"phases": [], "phase": number}
-        for key in changed:
-            section, _, name = key.partition(".")
-            content.setdefault(section, {})[name] = values[key]
+        file = f"TRAIN.phases, {number}"
+        base = config.changed({"TRAIN.phases": (), "TRAIN.phase": number}, source)
         if phases:
-            resume = "auto" * bool(options.resume)
-            options = replace(options, resume=resume, start_from=str(phases[-1].run_dir))
-        phase = merge(content, file=file, options=options)
+            start = {"resume": resume, "start_from": str(phases[-1].run_dir)}
+            base = base.changed(start, source)
+        content: dict[str, dict[str, Any]] = {}
+        for key in values:
+            section, _, name = key.partition(".")
+            if not config.given(key):
+                content.setdefault(section, {})[name] = values[key]
+        phase = merge(content, file=file, file_source=source, base=base)
         if phases and phase.passes <= phases[-1].passes:
             raise UserError(
                 f"{file}: TRAIN.epochs {phase.passes} must be more than the {phases[-1].passes} of"
                 " the phase before: epochs count on from phase to phase"
             )
-        sources = config.sources | dict.fromkeys(changed, config.source("TRAIN.phases"))
-        phases.append(replace(phase, sources=sources))
+        phases.append(phase)
     return phases or [config]
 
 

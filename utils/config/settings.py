@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lib.algorithm.protocols import METHODS, NORM_NAMES, PROTOCOLS
 from utils.config.validators import (
@@ -70,6 +70,11 @@ class Setting:
     script: str = ""  # the only one that the flag means something to
     short: str = ""  # another name of the flag
     resume: str = "free"  # or noted, or fixed
+
+    @property
+    def default_text(self) -> str:
+        """The default in documents; nothing where it is empty."""
+        return "" if self.default in (None, "", ()) else str(plain(self.default))
 
 
 def free(
@@ -232,18 +237,6 @@ class Source(Enum):
     CHECKPOINT = "the checkpoint"
 
 
-EXPLICIT = (Source.COMMAND_LINE, Source.GIVEN_FILE)
-
-
-class GivenValue(NamedTuple):
-    """A value that somebody gave; `where` is for messages: a flag, or the file and key."""
-
-    where: str
-    key: str
-    value: object
-    source: Source
-
-
 @dataclass(frozen=True)
 class Config:
     """All settings of one call, by section (`config.TRAIN.lr`), and what follows from them."""
@@ -274,9 +267,8 @@ class Config:
         another; steps that somebody has chosen do not.
         """
         rows, default = self.ADV.pgd_attack, Adv()
-        explicit = self.source("ADV.pgd_attack") in (Source.COMMAND_LINE, Source.GIVEN_FILE)
         follow = PROTOCOLS[self.EVAL.protocol].steps_follow_radius
-        if explicit or rows != default.pgd_attack or not follow or not eps:
+        if self.chosen("ADV.pgd_attack") or rows != default.pgd_attack or not follow or not eps:
             return rows
         factor = eps / (default.clip_eps / Data().max_color_value)
         return tuple(row._replace(step_size=row.step_size * factor) for row in rows)
@@ -318,8 +310,8 @@ class Config:
 
     def value(self, key: str) -> object:
         """The value of a key."""
-        section, _, name = key.rpartition(".")
-        return getattr(getattr(self, section or "OPTIONS"), name)
+        section, name = place_of(key)
+        return getattr(getattr(self, section), name)
 
     def source(self, key: str) -> Source:
         """Where the value of a key comes from."""
@@ -329,15 +321,18 @@ class Config:
         """Whether a key stands on the command line."""
         return self.source(key) is Source.COMMAND_LINE
 
+    def chosen(self, key: str) -> bool:
+        """Whether a key stands on the command line or in the file given by -c."""
+        return self.source(key) in (Source.COMMAND_LINE, Source.GIVEN_FILE)
+
     def changed(self, values: Mapping[str, object], source: Source) -> "Config":
         """The same with other values of some keys, which are not checked again."""
-        sections: dict[str, Any] = {}
+        sections = dict(vars(self))
         for key, value in values.items():
-            section, _, name = key.rpartition(".")
-            section = section or "OPTIONS"
-            old = sections.get(section, getattr(self, section))
-            sections[section] = replace(old, **{name: value})
-        return replace(self, **sections, sources=self.sources | dict.fromkeys(values, source))
+            section, name = place_of(key)
+            sections[section] = replace(sections[section], **{name: value})
+        sections["sources"] = self.sources | dict.fromkeys(values, source)
+        return Config(**sections)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """The sections as plain values: what config.yml, checkpoints and results keep."""
@@ -347,12 +342,19 @@ class Config:
         }
 
 
+def place_of(key: str) -> tuple[str, str]:
+    """Section and name of a key; a flag that is no setting has no section before its name."""
+    section, _, name = key.rpartition(".")
+    return section or "OPTIONS", name
+
+
+DEFAULTS = Config()
 SECTIONS = ("TRAIN", "ADV", "DATA", "HE", "EVAL", "RUN")
 # By key: what configs.yml, --set, checkpoints and results hold, as SECTION.key, and the options.
 SETTINGS: dict[str, Setting] = {
     f"{name}.{f.name}": f.metadata["setting"]
     for name in SECTIONS
-    for f in fields(getattr(Config(), name))
+    for f in fields(getattr(DEFAULTS, name))
 }
 EVERY = SETTINGS | {f.name: f.metadata["setting"] for f in fields(Options) if f.metadata}
 
