@@ -93,8 +93,8 @@ def attacked(
     fields = (field.to(scale.device, non_blocking=True).split(4) for field in batch)
     batches = [DeviceBatch(*part) for part in zip(*fields, strict=True)]
     attack = PGDAttack(SmallNet().to(scale.device), spec, threat)
-    step, steps = attack.ascend, []
-    attack.ascend = lambda *x: (steps.append(1), step(*x))[1]
+    search, steps = attack.search_logits, []
+    attack.search_logits = lambda x: (steps.append(1), search(x))[1]
     with frozen_eval(attack.model):
         outcomes, waits = device.counted(lambda: list(attack.run(batches)))
     rows = (zip(*(field.cpu().unbind() for field in o), strict=True) for o in outcomes)

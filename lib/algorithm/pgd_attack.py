@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +18,15 @@ from lib.algorithm.metrics import (
     precision_context,
 )
 from lib.algorithm.norms import NORMS
-from lib.algorithm.pgd import Logits, Search, Step, ascent_step, pgd, random_start
+from lib.algorithm.pgd import Logits, Search, ascent_step, pgd, random_start
 from lib.algorithm.pool import (
     DeviceBatch,
     Outcome,
-    attack_until_misclassified,
+    Pool,
+    Queue,
     is_zero,
+    judge,
+    sort_rows,
     worst_per_image,
 )
 from lib.algorithm.protocols import PGDSpec, ThreatModel
@@ -131,18 +135,11 @@ class PGDAttack:
             batches: the images; where the protocol judges every iterate, only those that are
                 classified right, and the first batch says how many are attacked at once.
         """
-        batches = self.starts.drawn_ahead(batches)
-        if not self.threat.protocol.every_iterate:
-            yield from (self.attack_final_iterate(*batch) for batch in batches)
-            return
-        yield from attack_until_misclassified(
-            batches,
-            steps=self.spec.steps,
-            restarts=self.spec.restarts,
-            begin=self.begin,
-            ascend=self.ascend,
-            recheck=self.recheck,
-        )
+        ahead = self.starts.drawn_ahead(batches)
+        if self.threat.protocol.every_iterate:
+            yield from self.attack_until_misclassified(ahead)
+        else:
+            yield from (self.attack_final_iterate(*batch) for batch in ahead)
 
     def search_logits(self, images: torch.Tensor) -> torch.Tensor:
         """What the search ascends a loss of: logits at the attack's scale and precision."""
@@ -181,9 +178,49 @@ class PGDAttack:
         for adversarial, _, _ in iterates:
             pass
         logits = self.predict_full_precision(adversarial)
-        right, right5 = (correct_in_top(logits, labels, k) for k in (1, 5))
-        prediction, no_gradient = logits.argmax(1), is_zero(gradient)
-        return Outcome(indices, right, right.long(), right5, prediction, no_gradient, adversarial)
+        return judge(indices, labels, logits, is_zero(gradient), adversarial)
+
+    def attack_until_misclassified(self, batches: Iterator[DeviceBatch]) -> Iterator[Outcome]:
+        """Attack images that stay in a pool until misclassified, or through with all restarts.
+
+        A step's logits judge the iterate that it starts from, so `steps` steps have `steps` + 1
+        iterates to judge, the random start being the first.
+        """
+        first = next(batches, None)
+        if first is None:
+            return
+        queue, size, per_restart = Queue(batches), len(first.labels), self.spec.steps + 1
+        pool = self.enter(first)
+        while len(pool.labels):
+            images, adversarial, labels = pool.images, pool.adversarial, pool.labels
+            step = ascent_step(self.search_logits, adversarial, labels, images, self.search)
+            last = pool.iterate % per_restart == self.spec.steps
+            logits = self.recheck(adversarial, labels, step.logits, last)
+            robust = correct_in_top(logits, labels, 1)
+            no_gradient = torch.where(pool.iterate == 0, is_zero(step.gradient), pool.no_gradient)
+            through = pool.iterate == self.spec.restarts * per_restart - 1
+            ended, restarting, staying = sort_rows(~robust | through, last)
+            if len(ended):
+                # All iterates before had their label first, so top-5 over all is that of the last.
+                fields = pool.indices, labels, logits, no_gradient, adversarial
+                yield judge(*(field[ended] for field in fields))
+            iterate, moved = pool.iterate + 1, step.adversarial
+            if len(restarting):
+                numbers = iterate[restarting] // per_restart
+                start = self.begin(images[restarting], pool.indices[restarting], numbers)
+                moved = moved.index_copy(0, restarting, start)
+            pool = replace(pool, adversarial=moved, iterate=iterate, no_gradient=no_gradient)
+            if len(ended):
+                pool = pool.select(staying)
+                new = queue.take(size - len(staying))
+                pool = pool if new is None else pool.join(self.enter(new))
+
+    def enter(self, batch: DeviceBatch) -> Pool:
+        """New images at their first random start."""
+        images, labels, indices = batch
+        never = torch.zeros_like(labels, dtype=torch.bool)
+        start = self.begin(images, indices, 0)
+        return Pool(images, start, labels, indices, torch.zeros_like(labels), never)
 
     def begin(
         self, images: torch.Tensor, indices: torch.Tensor, restart: torch.Tensor | int
@@ -191,10 +228,6 @@ class PGDAttack:
         """Images at a random start of the ball around them."""
         moved = images + self.starts(images, indices, restart)
         return self.search.norm.project(moved, images, self.search.eps)
-
-    def ascend(self, adversarial: torch.Tensor, labels: torch.Tensor, centre: torch.Tensor) -> Step:
-        """One step of the search."""
-        return ascent_step(self.search_logits, adversarial, labels, centre, self.search)
 
     def recheck(
         self,

@@ -1,24 +1,16 @@
-"""Images under attack: batches, outcomes, and PGD that leaves an image alone once misclassified.
+"""Images under attack: batches, outcomes, and a pool in which an image makes room for the next.
 
-An image that has ended makes room for the next at once: the batch stays full, and the cost of an
-evaluation follows the robust accuracy.
+An image that has ended makes room at once: the batch stays full, and the cost of an evaluation
+follows the robust accuracy.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from lib.algorithm.metrics import correct_in_top
-from lib.algorithm.pgd import Step
-
-# (clean images, indices, number of the restart, (B,) or one for all) to images at a random start
-Begin = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | int], torch.Tensor]
-# (images, labels, clean images) to one step of PGD
-Ascend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Step]
-# (images, labels, the search's logits, whether this is the last iterate) to logits to judge by
-Recheck = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class DeviceBatch(NamedTuple):
@@ -50,6 +42,19 @@ class Outcome(NamedTuple):
     predictions: torch.Tensor
     no_gradient: torch.Tensor
     adversarial: torch.Tensor
+
+
+def judge(
+    indices: torch.Tensor,
+    labels: torch.Tensor,
+    logits: torch.Tensor,
+    no_gradient: torch.Tensor,
+    adversarial: torch.Tensor,
+) -> Outcome:
+    """What became of images, by the logits of those that ended their attack."""
+    robust, robust5 = (correct_in_top(logits, labels, k) for k in (1, 5))
+    predictions = logits.argmax(1)
+    return Outcome(indices, robust, robust.long(), robust5, predictions, no_gradient, adversarial)
 
 
 def worst_per_image(one: Outcome, other: Outcome) -> Outcome:
@@ -87,10 +92,8 @@ class Pool:
         """Only some rows, by their numbers."""
         return Pool(*(field[rows] for field in vars(self).values()))
 
-    def join(self, other: "Pool | None") -> "Pool":
+    def join(self, other: "Pool") -> "Pool":
         """These rows and those."""
-        if other is None:
-            return self
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return Pool(*(torch.cat(pair) for pair in pairs))
 
@@ -98,20 +101,15 @@ class Pool:
 class Queue:
     """Hands out images of batches in portions of any size."""
 
-    def __init__(self, batches: Iterable[DeviceBatch]) -> None:
-        self.batches = iter(batches)
-        self.held: DeviceBatch | None = None
-
-    def take_batch(self) -> DeviceBatch | None:
-        """What is left of a batch, or the next one; None for none."""
-        batch, self.held = self.held, None
-        return batch or next(self.batches, None)
+    def __init__(self, batches: Iterator[DeviceBatch]) -> None:
+        self.batches = batches
+        self.held: DeviceBatch | None = None  # what is left of a batch
 
     def take(self, wanted: int) -> DeviceBatch | None:
         """Up to `wanted` images, fewer only when no more are left; None for none."""
         parts: list[DeviceBatch] = []
         while wanted > 0:
-            batch = self.take_batch()
+            batch = self.held or next(self.batches, None)
             if batch is None:
                 break
             parts.append(DeviceBatch(*(field[:wanted] for field in batch)))
@@ -123,60 +121,6 @@ class Queue:
         return DeviceBatch(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
 
-def attack_until_misclassified(
-    batches: Iterable[DeviceBatch],
-    *,
-    steps: int,
-    restarts: int,
-    begin: Begin,
-    ascend: Ascend,
-    recheck: Recheck,
-) -> Iterator[Outcome]:
-    """Attack images that stay in a pool until misclassified, or through with all restarts.
-
-    A step's logits judge the iterate that it starts from, so `steps` steps have `steps` + 1
-    iterates to judge, the random start being the first.
-
-    Args:
-        batches: images that are classified right; as many as the first has are attacked at once.
-        steps: of each restart.
-        restarts: random starts of each image.
-        begin, ascend, recheck: see their types.
-    """
-    queue = Queue(batches)
-    batch = queue.take_batch()
-    size = 0 if batch is None else len(batch.labels)
-    pool = enter(batch, begin)
-    while pool is not None and len(pool.labels):
-        step = ascend(pool.adversarial, pool.labels, pool.images)
-        last = pool.iterate % (steps + 1) == steps
-        logits = recheck(pool.adversarial, pool.labels, step.logits, last)
-        robust = correct_in_top(logits, pool.labels, 1)
-        first = pool.iterate == 0
-        pool = replace(
-            pool,
-            no_gradient=torch.where(first, is_zero(step.gradient), pool.no_gradient),
-        )
-        through = pool.iterate == restarts * (steps + 1) - 1
-        ended, restarting, staying = sort_rows(~robust | through, last)
-        if len(ended):
-            yield outcome_of(pool, ended, logits[ended])
-        pool = advance(pool, step.adversarial, restarting, steps, begin)
-        if len(ended):
-            pool = pool.select(staying)
-            pool = pool.join(enter(queue.take(size - len(staying)), begin))
-
-
-def enter(batch: DeviceBatch | None, begin: Begin) -> Pool | None:
-    """New images at their first random start."""
-    if batch is None:
-        return None
-    images, labels, indices = batch
-    never = torch.zeros_like(labels, dtype=torch.bool)
-    adversarial = begin(images, indices, 0)
-    return Pool(images, adversarial, labels, indices, torch.zeros_like(labels), never)
-
-
 def sort_rows(ended: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Numbers of the rows that have ended, that begin another restart, that have not ended.
 
@@ -185,36 +129,6 @@ def sort_rows(ended: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, ..
     order = torch.where(ended, 0, torch.where(last, 1, 2)).argsort(stable=True)
     n_ended, n_restarting = torch.stack([ended, last & ~ended]).sum(dim=1).tolist()
     return order[:n_ended], order[n_ended : n_ended + n_restarting], order[n_ended:]
-
-
-def outcome_of(pool: Pool, rows: torch.Tensor, logits: torch.Tensor) -> Outcome:
-    """What became of the rows that have ended, from their last logits.
-
-    All iterates before had their label first, so top-5 over all iterates is that of the last.
-    """
-    ended = pool.select(rows)
-    robust, robust5 = (correct_in_top(logits, ended.labels, k) for k in (1, 5))
-    return Outcome(
-        ended.indices,
-        robust,
-        robust.long(),
-        robust5,
-        logits.argmax(1),
-        ended.no_gradient,
-        ended.adversarial,
-    )
-
-
-def advance(
-    pool: Pool, moved: torch.Tensor, restarting: torch.Tensor, steps: int, begin: Begin
-) -> Pool:
-    """Move every image to its next iterate or, after a restart's last one, to the next start."""
-    iterate = pool.iterate + 1
-    if len(restarting):
-        restart = iterate[restarting] // (steps + 1)
-        start = begin(pool.images[restarting], pool.indices[restarting], restart)
-        moved = moved.index_copy(0, restarting, start)
-    return replace(pool, adversarial=moved, iterate=iterate)
 
 
 def is_zero(gradient: torch.Tensor) -> torch.Tensor:
