@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lib.algorithm.protocols import PROTOCOLS
+from lib.algorithm.protocols import PROTOCOLS, ThreatModel
 from lib.evaluation.attacks import attack_list
 from utils.config.command_line import parse_command_line
 from utils.config.settings import Config
@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> None:
         config = parse_command_line(argv, "evaluate", __doc__ or "")
         # Wrong names are answered at once.
-        protocol, norm = PROTOCOLS[config.EVAL.protocol], config.EVAL.norm
-        attack_list(config.OPTIONS.attack, config.ADV.pgd_attack, protocol, norm=norm)
+        threat = ThreatModel(config.eps, PROTOCOLS[config.EVAL.protocol], norm=config.EVAL.norm)
+        attack_list(config.OPTIONS.attack, config.ADV.pgd_attack, threat)
         launch(work, config)
 
     return run_command(command)

@@ -36,8 +36,7 @@ def robust_model(checkpoint: str | os.PathLike[str], **flags: object) -> nn.Modu
         ValueError: the file is missing, damaged or no network, or the flags contradict it.
     """
     with own_packages():
-        from lib.evaluation.load_model import read_network
-        from lib.evaluation.model_settings import KEYS
+        from lib.evaluation.load_model import KEYS, read_network
         from utils.config.load import merge
         from utils.config.settings import Config, Options
 
@@ -52,7 +51,7 @@ def robust_model(checkpoint: str | os.PathLike[str], **flags: object) -> nn.Modu
 def rebuilt(settings: Mapping[str, Any], classes: int, state: dict[str, Any]) -> nn.Module:
     """A network of `robust_model` from its pickle: settings, number of classes, state_dict."""
     with own_packages():
-        from lib.evaluation.model_settings import ModelSettings, build
+        from lib.evaluation.load_model import ModelSettings, build
         from models.any_network import build_any
         from utils.config.settings import ARCHITECTURES
 

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 from lib.data.folders import ImageTree
 from utils.config.settings import ROBUSTBENCH
@@ -17,14 +16,6 @@ def choose(tree: ImageTree, n_examples: int | None, ids_file: str | None) -> Ima
     if n_examples:
         return tree.subset(evenly_spread(len(tree.files), n_examples))
     return tree
-
-
-def describe_subset(n: int, total: int, listed: bool, sha256: str) -> dict[str, Any]:
-    """What result files say of the images: description, number, SHA-256 of their list, label."""
-    how = "listed" if listed else "evenly spread"
-    description = f"{n} {how} of {total} images" if n < total else f"all {total} images"
-    label = "" if n >= total else f"ids{sha256[:8]}" if listed else f"n{n}"
-    return {"description": description, "n": n, "sha256": sha256, "label": label}
 
 
 def evenly_spread(total: int, wanted: int) -> list[int]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from lib.algorithm.protocols import LOSS_NAMES, AttackSpec, AutoAttackSpec, PGDSpec, Protocol
+from lib.algorithm.protocols import LOSS_NAMES, AttackSpec, AutoAttackSpec, PGDSpec, ThreatModel
 from utils.config.validators import PgdRow, number, whole
 from utils.errors import UserError
 
@@ -21,12 +21,12 @@ AUTOATTACK = (
 )
 
 
-def parse_attack(name: str, row_step: float, norm: str = "Linf", eps: float = 0.0) -> AttackSpec:
+def parse_attack(name: str, row_step: float, threat: ThreatModel) -> AttackSpec:
     """One name to its meaning.
 
     Args:
         row_step: of PGD in Linf, where the name has none.
-        norm, eps: of the ball; outside Linf they decide the step where the name has none.
+        threat: whose radius decides it under other norms.
 
     Raises:
         UserError: the name follows no known form.
@@ -45,9 +45,9 @@ def parse_attack(name: str, row_step: float, norm: str = "Linf", eps: float = 0.
         steps, restarts = (whole(1)(text) for text in (match[1], match[3] or "1"))
     except ValueError as error:
         raise UserError(f"--attack {name}: {error}") from None
-    step_text = match[4] or ""
-    step = read_step(name, step_text, norm) if step_text else usual_step(steps, row_step, norm, eps)
-    return PGDSpec(steps, step, match[2] or "ce", restarts, step_text=step_text)
+    text = match[4] or ""
+    step = read_step(name, text, threat.norm) if text else usual_step(steps, row_step, threat)
+    return PGDSpec(steps, step, match[2] or "ce", restarts, step_text=text)
 
 
 def read_step(name: str, text: str, norm: str) -> float:
@@ -64,33 +64,29 @@ def read_step(name: str, text: str, norm: str) -> float:
     return size
 
 
-def usual_step(steps: int, row_step: float, norm: str, eps: float) -> float:
+def usual_step(steps: int, row_step: float, threat: ThreatModel) -> float:
     """A step of the configuration's in Linf, elsewhere what reaches any point of the ball."""
-    return row_step if norm == "Linf" else REACH * eps / steps
+    return row_step if threat.norm == "Linf" else REACH * threat.eps / steps
 
 
 def attack_list(
     names: Sequence[str],
     rows: Sequence[PgdRow],
-    protocol: Protocol,
+    threat: ThreatModel,
     scales: Iterable[float] = (),
-    norm: str = "Linf",
-    eps: float = 0.0,
 ) -> list[AttackSpec]:
     """The attacks of one evaluation, in order.
 
     Args:
         names: from `--attack`; where empty, `rows` are used.
         rows: `ADV.pgd_attack`. The first row's step size is also that of `pgd...` in `names`.
-        protocol: may repeat one of `rows` on another loss.
+        threat: its protocol may repeat one of `rows` on another loss.
         scales: further scales at which every cross-entropy attack is repeated.
-        norm, eps: of the ball, which decide the steps outside Linf.
     """
-    specs = [parse_attack(name, rows[0].step_size, norm, eps) for name in names]
+    specs = [parse_attack(name, rows[0].step_size, threat) for name in names]
     if not names:
-        steps = (usual_step(row.steps, row.step_size, norm, eps) for row in rows)
-        pairs = zip(rows, steps, strict=True)
-        specs = [*protocol.default_attacks([PGDSpec(*r._replace(step_size=s)) for r, s in pairs])]
+        rows = [r._replace(step_size=usual_step(r.steps, r.step_size, threat)) for r in rows]
+        specs = [*threat.protocol.default_attacks([PGDSpec(*row) for row in rows])]
     specs += [
         replace(spec, scale=scale)
         for spec in specs

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +22,8 @@ from lib.algorithm.protocols import (
     ThreatModel,
 )
 from lib.evaluation.autoattack import AutoAttack
-from lib.evaluation.load_model import EvaluatedModel, Task
+from lib.evaluation.load_model import EvaluatedModel
+from lib.evaluation.task import Task
 from lib.evaluation.validation import CleanRow, EvaluationData, clean_rows
 from models.pixel_network import PixelNetwork
 from utils.compiling import Compiled, compile_mode, compiles, padded
@@ -67,35 +67,21 @@ def rows_of(attack: PGDAttack | AutoAttack, batches: Iterable[DeviceBatch]) -> I
 
 @dataclass
 class Evaluation:
-    """Attacks on a network within one ball, their outcomes, and how far they have come.
-
-    Attributes:
-        task: the network, and by which processes it is evaluated.
-        surrogate: the network that is attacked, where it is another one.
-        data: the images, shared out over the processes.
-        threat: ball, protocol, seed, precision.
-        specs: the attacks, in order.
-        conditions: of the result, and what names the journals.
-        stem: path of the results without extension.
-        rows: outcomes of every image by position, under `clean` and each attack's name.
-        warnings: the attacks' own, on this process.
-        passes: forward and backward, of images, on this process since the last interruption.
-        outputs: the raw outputs of the attacked network, compiled for PGD; or None.
-        network: the attacked network, compiled for AutoAttack; or None.
-    """
+    """Attacks on a network within one ball, their outcomes, and how far they have come."""
 
     task: Task
-    surrogate: EvaluatedModel | None
+    surrogate: EvaluatedModel | None  # the network that is attacked, where it is another one
     data: EvaluationData
     threat: ThreatModel
     specs: Sequence[AttackSpec]
     conditions: Conditions
-    stem: Path
+    # Outcomes of every image by position, under `clean` and each attack's name.
     rows: dict[str, Rows] = field(default_factory=dict)
-    warnings: set[str] = field(default_factory=set)
+    warnings: set[str] = field(default_factory=set)  # the attacks' own, on this process
+    # `forward` and `backward`, of images, on this process since the last interruption.
     passes: Counter[str] = field(default_factory=Counter)
-    outputs: Logits | None = None
-    network: Logits | None = None
+    outputs: Logits | None = None  # of the attacked network, raw, compiled for PGD
+    network: Logits | None = None  # the attacked network, compiled for AutoAttack
 
     @property
     def attacked(self) -> PixelNetwork:
@@ -113,8 +99,8 @@ class Evaluation:
 
     def run(self) -> None:
         """Fill `rows`, with what an interrupted run has left of them and what it has not."""
-        folder, digest = self.stem.parent, self.conditions.digest
-        journal = ResumableRows(folder, digest, self.data.context, read_row)
+        folder, digest = self.task.evaluated.folder, self.conditions.digest
+        journal = ResumableRows(folder, digest, self.task.context, read_row)
         with journal, frozen_eval(self.task.evaluated.model), frozen_eval(self.attacked):
             self.compile()
             if CLEAN not in self.rows:

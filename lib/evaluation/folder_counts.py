@@ -18,7 +18,7 @@ from lib.data.folders import ImageTree
 from lib.data.loader import make_loader, share_of_workers
 from lib.data.sampler import EvaluationSampler, share_in_batches
 from lib.data.to_device import on_device
-from lib.evaluation.load_model import Task
+from lib.evaluation.task import Task
 from utils.errors import UserError
 from utils.figures.style import save_figure
 from utils.logging import ProgressBar

@@ -27,6 +27,7 @@ CLASS_HEADER = ("class", "n", "clean_correct", "clean_accuracy", "robust", "robu
 
 def report(
     evaluation: Evaluation,
+    stem: Path,
     provenance: Mapping[str, Any],
     warnings: Sequence[str],
     notes: Sequence[str],
@@ -37,7 +38,7 @@ def report(
         warnings: what is to be doubted about the numbers.
         notes: what else is to be known about them.
     """
-    logger, stem = evaluation.task.logger, evaluation.stem
+    logger = evaluation.task.logger
     robust = worst_case(evaluation.rows, evaluation.threat.protocol)
     result = summarise(evaluation, robust, provenance, warnings, notes)
     write_csv(Path(f"{stem}_images.csv"), *image_table(evaluation, robust))

@@ -14,23 +14,17 @@ from lib.data.loader import share_of_workers
 from lib.evaluation.attacks import attack_list, for_classes
 from lib.evaluation.autoattack import require_package
 from lib.evaluation.evaluate import CLEAN, Evaluation, Rows
-from lib.evaluation.load_model import (
-    EvaluatedModel,
-    Task,
-    load_evaluated_model,
-    load_surrogate,
-    with_trained_settings,
-)
+from lib.evaluation.load_model import EvaluatedModel, load_evaluated_model, load_surrogate
 from lib.evaluation.masking import check_attacks, check_network, check_reach, check_selection
 from lib.evaluation.report import report, say
 from lib.evaluation.save_images import save_attack_images
 from lib.evaluation.shift import evaluate_shift
+from lib.evaluation.task import Task, with_trained_settings
 from lib.evaluation.validation import EvaluationData
 from lib.imagenet_c.evaluate import evaluate_imagenet_c
 from lib.imagenet_c.tree import find_folders
 from utils.config.rules import ignored_settings
 from utils.config.settings import Config, Source
-from utils.config.validators import PgdRow
 from utils.distributed.context import DistributedContext
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
 from utils.figures.style import save_figure
@@ -118,7 +112,8 @@ def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
     config, context, logger, evaluated = task.config, task.context, task.logger, task.evaluated
     threats = threat_models(config)
     lists, tree, subset = context.from_main(partial(prepare, task, data, threats))
-    surrogate = load_surrogate(task)
+    load = partial(load_surrogate, config, context.device, evaluated)
+    surrogate = context.run_and_share_errors(load)
     task.announce(f"attacks on {subset['description']} of {data}/val")
     if surrogate is not None:
         logger.info(f"attacked is {surrogate.identity['path']}: {surrogate.settings.describe()}")
@@ -128,35 +123,34 @@ def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
     images = EvaluationData(tree, *sizes, workers, context, interpolation=way)
     radius_source = config.source("EVAL.eps" if config.EVAL.eps else "ADV.clip_eps").value
     clean: dict[str, Rows] = {}  # known from the first radius on
-    evaluations: list[Evaluation] = []
+    stems: list[Path] = []
     for threat, specs in zip(threats, lists, strict=True):
         conditions = conditions_of(task, threat, specs, subset, surrogate)
         usual = task.usual(conditions) | usual_attacks(task, threat)
-        stem = context.from_main(partial(result_stem, evaluated.folder, conditions, usual))
-        evaluation = Evaluation(
-            task, surrogate, images, threat, specs, conditions, stem, dict(clean)
-        )
-        evaluations.append(evaluation)
+        find_stem = partial(result_stem, evaluated.folder, conditions, usual)
+        stem = context.from_main(find_stem)
         logger.info(f"eps {length_text(threat.eps, threat.norm)}, from {radius_source}")
         is_there = context.from_main(partial(conditions_at, stem)) == conditions
         if is_there and (len(threats) > 1 or not again):
             logger.info(f"{stem}.json holds this evaluation already")
             if context.is_main:
                 say(logger, read_result(Path(f"{stem}.json")))
+            stems.append(stem)
             continue
+        evaluation = Evaluation(task, surrogate, images, threat, specs, conditions, dict(clean))
         remarks = run_attacks(evaluation)
         clean = {CLEAN: evaluation.rows[CLEAN]}
         passes = sum(context.gather(evaluation.passes), Counter[str]())
         if context.is_main:
             provenance = task.provenance(subset) | {"passes": passes}
             provenance |= {} if surrogate is None else {"surrogate": surrogate.identity}
-            # Another evaluation may have taken the name meanwhile.
-            evaluation.stem = result_stem(evaluated.folder, conditions, usual)
-            report(evaluation, provenance, *remarks)
+            stem = find_stem()  # another evaluation may have taken the name meanwhile
+            report(evaluation, stem, provenance, *remarks)
             if config.OPTIONS.save_images:
-                save_attack_images(evaluation, config.OPTIONS.save_images)
+                save_attack_images(evaluation, stem, config.OPTIONS.save_images)
+        stems.append(stem)
     if context.is_main and len(threats) > 1:
-        draw_curve(evaluations, usual)
+        draw_curve(task, stems, conditions, usual)
     context.barrier()
 
 
@@ -211,20 +205,16 @@ def specs_of(config: Config, evaluated: EvaluatedModel, threat: ThreatModel) -> 
     """The attacks in a ball; EVAL.scales mean something for a hypersphere head alone."""
     scales = config.EVAL.scales if evaluated.settings.hypersphere else ()
     names, rows = config.OPTIONS.attack, config.attacks_within(threat.eps)
-    specs = attack_list(names, rows, threat.protocol, scales, threat.norm, threat.eps)
+    specs = attack_list(names, rows, threat, scales)
     return for_classes(specs, evaluated.model.num_classes)
 
 
 def usual_attacks(task: Task, threat: ThreatModel) -> dict[str, Any]:
     """Radius and attacks of the network's training, that files are not named by."""
-    trained = task.evaluated.trained_or_default
-    rows = tuple(PgdRow(*row) for row in trained["ADV"]["pgd_attack"])
-    config = task.config.changed({"ADV.pgd_attack": rows}, Source.CHECKPOINT)
-    specs = attack_list(
-        (), config.attacks_within(threat.eps), threat.protocol, (), threat.norm, threat.eps
-    )
-    eps = trained["ADV"]["clip_eps"] / trained["DATA"].get("max_color_value", 255)
-    return {"eps": eps, "attacks": attack_texts(specs, threat.norm)}
+    protocol = {"EVAL.protocol": threat.protocol.name}
+    usual = task.evaluated.usual.changed(protocol, Source.COMMAND_LINE)
+    specs = attack_list((), usual.attacks_within(threat.eps), threat)
+    return {"eps": usual.eps, "attacks": attack_texts(specs, threat.norm)}
 
 
 def attack_texts(specs: Sequence[AttackSpec], norm: str) -> tuple[str, ...]:
@@ -252,17 +242,22 @@ def run_attacks(evaluation: Evaluation) -> tuple[list[str], list[str]]:
     return warnings, [*notes, *chosen]
 
 
-def draw_curve(evaluations: Sequence[Evaluation], usual: Mapping[str, Any]) -> None:
-    """The figure of accuracy against the radius, and signs of a weak attack in it."""
-    results = [read_result(Path(f"{evaluation.stem}.json")) for evaluation in evaluations]
+def draw_curve(
+    task: Task, stems: Sequence[Path], last: Conditions, usual: Mapping[str, Any]
+) -> None:
+    """The figure of accuracy against the radius, and signs of a weak attack in it.
+
+    Args:
+        stems: of the results, by radius; `last` has the conditions of the last one.
+    """
+    results = [read_result(Path(f"{stem}.json")) for stem in stems]
     (curve,) = curves_of(result for result in results if isinstance(result, AttackResult))
-    last = evaluations[-1]
     for warning in weak_attack_warnings(curve):
-        last.task.logger.warning(warning)
+        task.logger.warning(warning)
     radii = [length_number(r.conditions.eps, r.conditions.norm) for r in curve]
-    path = curve_path(last.stem, last.conditions, usual, radii)
-    save_figure(robustness({last.task.evaluated.settings.describe(): [curve]}), path)
-    last.task.logger.info(f"curve: {path}.png, .pdf")
+    path = curve_path(stems[-1], last, usual, radii)
+    save_figure(robustness({task.evaluated.settings.describe(): [curve]}), path)
+    task.logger.info(f"curve: {path}.png, .pdf")
 
 
 def curve_path(

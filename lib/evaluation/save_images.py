@@ -19,7 +19,7 @@ from utils.storage.files import make_folder, replacing
 MOST_IN_FIGURE = 12
 
 
-def save_attack_images(evaluation: Evaluation, count: int) -> None:
+def save_attack_images(evaluation: Evaluation, stem: Path, count: int) -> None:
     """Keep `count` evenly spread images, each under the first attack that breaks it, or the last.
 
     Writes `<stem>_images/<number>_{original,adversarial,perturbation}.png`, 8 bits a colour,
@@ -32,7 +32,7 @@ def save_attack_images(evaluation: Evaluation, count: int) -> None:
     images = attacked_images(evaluation, chosen)
     largest = max(float((each.adversarial - each.clean).abs().max()) for each in images)
     reach = max(threat.eps if threat.norm == "Linf" else largest, 1e-12)
-    path = Path(f"{evaluation.stem}_images")
+    path = Path(f"{stem}_images")
     write_images(images, reach, make_folder(path))
     eps = length_text(threat.eps, threat.norm)
     title = f"{evaluation.task.evaluated.settings.describe()}; protocol {threat.protocol.name}"

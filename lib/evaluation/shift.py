@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from lib.algorithm.metrics import correct_in_top, has_top5
 from lib.data.folders import ImageTree, is_image, read_tree, subfolders
 from lib.evaluation.folder_counts import Measure, count_folders, finish
-from lib.evaluation.load_model import Task
+from lib.evaluation.task import Task
 from utils.errors import UserError
 from utils.figures.comparison import Panel, comparison
 from utils.storage.accuracy import Accuracy, Estimate

@@ -11,7 +11,7 @@ from lib.algorithm.protocols import PROTOCOLS
 from lib.data.folders import ImageTree
 from lib.data.images import load_rgb
 from lib.evaluation.folder_counts import count_folders, finish
-from lib.evaluation.load_model import Task
+from lib.evaluation.task import Task
 from lib.imagenet_c.corruptions import (
     GROUPS,
     SEVERITIES,

@@ -19,7 +19,7 @@ from lib.algorithm.schedules import Schedule
 from lib.algorithm.training import Trainer
 from lib.data.loader import Loader
 from lib.data.sampler import DistributedBatchSampler
-from lib.evaluation.model_settings import ModelSettings, settings_of
+from lib.evaluation.load_model import ModelSettings, settings_of
 from lib.evaluation.validation import EvaluationData
 from lib.training.tensorboard import TensorBoardLog
 from utils.config.settings import SETTINGS, Config, plain

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from lib.evaluation.model_settings import ModelSettings, new_model
+from lib.evaluation.load_model import ModelSettings, new_model
 from models.resnet import ResNet, load_weights
 from utils.config.settings import Config
 from utils.logging import Logger

@@ -21,7 +21,7 @@ from lib.data.folders import ImageTree, read_split, require_same_classes, sizes_
 from lib.data.loader import Loader, make_loader, share_of_workers
 from lib.data.sampler import DistributedBatchSampler
 from lib.data.subsets import evenly_spread
-from lib.evaluation.model_settings import ModelSettings, model_of, new_model, settings_from
+from lib.evaluation.load_model import ModelSettings, model_of, new_model, settings_from
 from lib.evaluation.validation import EvaluationData
 from lib.training.checkpointing import (
     Progress,

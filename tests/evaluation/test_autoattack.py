@@ -15,8 +15,9 @@ from lib.algorithm.metrics import derived_seed
 from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.pool import DeviceBatch, Outcome
 from lib.algorithm.protocols import AutoAttackSpec, ThreatModel
-from lib.evaluation.attacks import for_classes, parse_attack
+from lib.evaluation.attacks import attack_list, for_classes
 from lib.evaluation.autoattack import AutoAttack, package_attack
+from utils.config.validators import PgdRow
 from utils.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("short_autoattack")]
@@ -26,6 +27,7 @@ pyautoattack = pytest.importorskip("pyautoattack")
 EPS = 20 / 255  # about a third of the digits survive
 FATAL = 0.75  # nothing survives the first attack, so a run takes a fraction of a second
 STANDARD = AutoAttackSpec()
+ROWS = [PgdRow(1, 0.1)]  # of PGD
 SEED, FIRST = 11, 1500  # of the evaluation; of the chunk
 CPU = torch.device("cpu")
 Images = tuple[torch.Tensor, torch.Tensor]  # (B, 3, 8, 8) in [0, 1]; labels
@@ -196,7 +198,7 @@ def test_few_classes_take_the_attacks_there_are(digits: Images) -> None:
         small, (images, labels) = train(digits, classes), of_classes(digits, classes, 4)
         (spec,) = for_classes([AutoAttackSpec()], classes)
         assert (spec.stages, spec.label) == (stages, f"AutoAttack ({', '.join(stages)})")
-        single = for_classes([parse_attack(name, 0.1) for name in ("square", "fab-t")], classes)
+        single = for_classes(attack_list(["square", "fab-t"], ROWS, ThreatModel(EPS)), classes)
         assert [each.label for each in single] == ["Square", "FAB (fab)"]
         for each in (spec, *single):
             assert not attack(small, images, labels, spec=each).robust.any()

@@ -16,7 +16,7 @@ from lib.data.folders import read_tree
 from lib.data.loader import make_loader
 from lib.data.sampler import DistributedBatchSampler
 from lib.data.to_device import on_device, to_device
-from lib.evaluation.model_settings import ModelSettings, model_of
+from lib.evaluation.load_model import ModelSettings, model_of
 from lib.training.checkpointing import restore_state
 from tests.commands import command, settings
 from tests.ddp_steps import train_two_steps

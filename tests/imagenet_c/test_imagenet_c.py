@@ -23,8 +23,8 @@ from lib.data import folders
 from lib.data.folders import list_classes
 from lib.data.subsets import choose
 from lib.evaluation import folder_counts
-from lib.evaluation.load_model import EvaluatedModel, Task
-from lib.evaluation.model_settings import ModelSettings
+from lib.evaluation.load_model import EvaluatedModel, ModelSettings
+from lib.evaluation.task import Task
 from lib.imagenet_c.corruptions import (
     EXTRA,
     SEVERITIES,
@@ -305,7 +305,7 @@ def run(
     config = Config().changed(values, Source.COMMAND_LINE)
     settings = ModelSettings("resnet18", False, False, 1.0, 0.0, [], [], list("0123456789"))
     identity = {"path": "model_best.pth.tar", "sha256": checkpoint * 64}
-    trained = {"DATA": {"img_size": resize, "crop_size": crop}}
+    trained = {"DATA": {"img_size": resize or 256, "crop_size": crop}}
     evaluated = EvaluatedModel(model, settings, folder, identity, trained=trained)
     task = PlainTask(config, context, logger or Logger(active=False), evaluated)
     return evaluate_imagenet_c(task, str(root))

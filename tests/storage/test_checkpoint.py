@@ -17,7 +17,7 @@ import torchvision
 from conftest import settings
 from in_process import call, only_error, room_for, unchanged, user_error
 
-from lib.evaluation.model_settings import model_of, new_model, settings_from, settings_of
+from lib.evaluation.load_model import model_of, new_model, settings_from, settings_of
 from models.resnet import ResNet
 from utils.config.command_line import parse_command_line
 from utils.config.settings import Config
