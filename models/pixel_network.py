@@ -1,7 +1,5 @@
 """The contract of every network here: pixels in [0, 1] in, logits out, normalisation inside."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
@@ -40,7 +38,7 @@ class PixelNetwork(nn.Module):
 
     def _apply(
         self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
-    ) -> PixelNetwork:
+    ) -> "PixelNetwork":
         """As nn.Module, for .double(), .to(...): a widened 0.485 is not 0.485, so rewrite it."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, values in self.normalisation.items():

@@ -65,11 +65,6 @@ def input_gradient(dy: torch.Tensor, weight: torch.Tensor, height: int, width: i
     return dx[:, :height, :width].contiguous().permute(0, 3, 1, 2)
 
 
-def by_blocks(x: torch.Tensor) -> bool:
-    """Whether forward and backward pass are written otherwise: on the CPU."""
-    return x.device.type == "cpu"
-
-
 def by_own_backward(x: torch.Tensor) -> bool:
     """Whether the gradient at the input alone is written otherwise: on CUDA."""
     return x.is_cuda
@@ -91,7 +86,9 @@ def stem(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
             x, weight = x.to(dtype), weight.to(dtype)
         y: torch.Tensor = Stem.apply(x, weight)
         return y
-    return blockwise(x, weight) if by_blocks(x) else F.conv2d(x, weight, stride=2, padding=3)
+    if x.device.type == "cpu":
+        return blockwise(x, weight)
+    return F.conv2d(x, weight, stride=2, padding=3)
 
 
 class StemConv2d(nn.Conv2d):

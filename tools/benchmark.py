@@ -27,7 +27,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -172,41 +171,41 @@ def run(name: str, checkout: Path, case: Case) -> Row:
 
 def rows_of(subjects: Subjects, results: Mapping[str, Sequence[Row]]) -> list[Row]:
     """What each subject did in each action, in all repetitions, beside what it compares with."""
-    speeds = {
-        (name, action): [images / seconds for images, seconds in (r["takes"][action] for r in all_)]
-        for name, all_ in results.items()
-        for action in all_[0]["takes"]
-    }
     rows = []
-    for (name, action), values in speeds.items():
-        _, case = subjects[name]
-        row = {
-            "part": case.part,
-            "action": action,
-            "name": name,
-            "precision": case.precision,
-            "compile": case.compiled,
-            "images_per_second": spread(values, median(values)),
-            "takes": [result["takes"][action] for result in results[name]],
-            "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results[name]),
-        }
-        other = "plain" if "plain" in subjects else name.replace("suite", "other")
-        if other != name and (other, action) in speeds:
-            row["ratio"] = quotients(values, speeds[other, action])
-        if action == "free" and (name, "natural") in speeds:  # time: the inverse
-            row["time_over_natural_step"] = quotients(speeds[name, "natural"], values)
-        rows.append(row)
+    for name, own in results.items():
+        case, actions = subjects[name][1], own[0]["takes"]
+        other = results["plain" if "plain" in results else name.replace("suite", "other")]
+        for action in actions:
+            row = {
+                "part": case.part,
+                "action": action,
+                "name": name,
+                "precision": case.precision,
+                "compile": case.compiled,
+                "images_per_second": spread(speeds(own, action)),
+                "takes": [result["takes"][action] for result in own],
+                "peak_memory_bytes": max(result["peak_memory_bytes"] for result in own),
+            }
+            if other is not own and action in other[0]["takes"]:
+                row["ratio"] = spread(speeds(own, action), speeds(other, action))
+            if action == "free" and "natural" in actions:  # time: the inverse
+                row["time_over_natural_step"] = spread(speeds(own, "natural"), speeds(own, "free"))
+            rows.append(row)
     return rows
 
 
-def quotients(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
-    """Ratio of the medians; smallest and largest of the ratios within a repetition."""
-    pairs = [one / other for one, other in zip(above, below, strict=True)]
-    return spread(pairs, median(above) / median(below))
+def speeds(results: Sequence[Row], action: str) -> np.ndarray:
+    """Images per second in each repetition."""
+    images, seconds = np.array([result["takes"][action] for result in results]).T
+    return images / seconds
 
 
-def spread(values: Sequence[float], middle: float) -> dict[str, float]:
-    return {"median": middle, "min": min(values), "max": max(values)}
+def spread(values: np.ndarray, over: np.ndarray | None = None) -> dict[str, float]:
+    """Median, smallest and largest; of quotients that of the medians, those within a repetition."""
+    over = np.ones_like(values) if over is None else over
+    quotients = (values / over).tolist()
+    middle = float(np.median(values) / np.median(over))
+    return {"median": middle, "min": min(quotients), "max": max(quotients)}
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -33,12 +33,13 @@ from lib.imagenet_c.tree import find_folders, read_corruptions
 from lib.training.setup import make_trainer
 from models.resnet import ResNet
 from tools import published_loop as plain
+from tools.published_loop import EPS, STEP_SIZE
 from utils.compiling import Compiled
 from utils.config.settings import Config, Data, Train
 from utils.cpu_memory import keep_freed_memory
 from utils.distributed.context import DistributedContext
 
-EPS, STEP_SIZE, PGD_STEPS = 4 / 255, 1 / 255, 50
+PGD_STEPS = 50
 Actions = dict[str, tuple[Callable[[], Any], float]]  # what does it, and to how many images
 
 
@@ -130,12 +131,12 @@ class Plain:
         self.model = torchvision.models.get_model(case.arch).to(case.device)
 
     def free(self) -> Actions:
-        step = plain.free_step(self.model.train(), *minibatch(self.case), EPS, EPS)
+        step = plain.free_step(self.model.train(), *minibatch(self.case))
         return {"free": (step, self.case.batch_size)}
 
     def pgd(self) -> Actions:
         """A step; images are counted as PGD-50 would attack them."""
-        iterates = plain.pgd(self.model.eval(), *minibatch(self.case), EPS, STEP_SIZE)
+        iterates = plain.pgd(self.model.eval(), *minibatch(self.case))
         return {"pgd": (partial(next, iterates), self.case.batch_size / PGD_STEPS)}
 
     def standard(self) -> Actions:
@@ -144,8 +145,8 @@ class Plain:
         middle = fmean((0.5 - mean) / std for mean, std in zip(plain.MEAN, plain.STD, strict=True))
         folder = f"{case.data}/gaussian_noise/1"
         batches = plain.loader(folder, case.crop_size, False, case.batch_size, case.workers)
-        attack = case.device, EPS, STEP_SIZE, case.pgd_steps
-        work = partial(plain.evaluate_pgd, HalfRobust(self.model, middle), batches, *attack)
+        model = HalfRobust(self.model, middle)
+        work = partial(plain.evaluate_pgd, model, batches, case.device, case.pgd_steps)
         return evaluation(work, len(list(Path(folder).glob("*/*"))))
 
     def reading(self) -> Actions:

@@ -45,26 +45,20 @@ Parts = dict[str, ImageTree]  # the folders of class folders: `train`, `val`, `f
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
-    return run_command(lambda: check(*parse(argv)))
-
-
-def parse(argv: Sequence[str] | None) -> tuple[Path, int]:
-    """The folder and the number of processes."""
     parser = tool_parser("check_data", __doc__)
     add, cores = parser.add_argument, os.cpu_count() or 1
-    add("dir", metavar="DIR", type=user_path, help="an ImageFolder or ImageNet-C tree")
+    add("folder", metavar="DIR", type=user_path, help="an ImageFolder or ImageNet-C tree")
     workers = "processes that read (default: one per core, here %(default)s)"
     add("--workers", type=positive, metavar="N", default=cores, help=workers)
-    arguments = parser.parse_args(argv)
-    if not arguments.dir.is_dir():
-        raise UserError(f"{arguments.dir} is no folder; give the one that holds the data set")
-    return arguments.dir, arguments.workers
+    return run_command(lambda: check(**vars(parser.parse_args(argv))))
 
 
-def check(root: Path, workers: int) -> int:
+def check(folder: Path, workers: int) -> int:
     """Read every image and report; 1 if something is wrong."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; give the one that holds the data set")
     with image_bar("listing") as bar:
-        parts, findings = scan(str(root), bar.advance)
+        parts, findings = scan(str(folder), bar.advance)
     total = sum(len(tree.files) for tree in parts.values())
     numbered = enumerate(tree.path(i) for tree in parts.values() for i in range(len(tree.files)))
     batches = iter(lambda: list(islice(numbered, BATCH)), [])
@@ -84,7 +78,7 @@ def check(root: Path, workers: int) -> int:
     problems = sum(category != "note" for category, _ in findings)
     verdict = counted(problems, "problem") if problems else "all is well"
     classes = counted(len({c for tree in parts.values() for c in tree.classes}), "class", "es")
-    print(f"{printable(str(root))}: {counted(total, 'image')}, {classes}, {verdict}")
+    print(f"{printable(str(folder))}: {counted(total, 'image')}, {classes}, {verdict}")
     return 1 if problems else 0
 
 

@@ -44,7 +44,14 @@ OWN_SEED = ("glass_blur", "impulse_noise")  # drawn from other generators than N
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
-    return run_command(lambda: write_data(parse(argv)))
+    parser = tool_parser("demo_data", __doc__)
+    add = parser.add_argument
+    add("dir", metavar="DIR", type=user_path, help="folder to make")
+    add("--corruptions", action="store_true", help="also make DIR-C, laid out as ImageNet-C")
+    images = "val images that DIR-C holds in each of its 75 folders (default: %(default)s)"
+    add("--images", type=positive, default=120, metavar="N", help=images)
+    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes")
+    return run_command(lambda: write_data(parser.parse_args(argv)))
 
 
 def write_data(arguments: argparse.Namespace) -> None:
@@ -55,18 +62,6 @@ def write_data(arguments: argparse.Namespace) -> None:
         recipe = {"corrupted": arguments.images, "of": "digits", "pixels": SIZE}
         write = partial(write_corruptions, digits / "val", arguments)
         build(digits.with_name(f"{digits.name}-C"), recipe, write)
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments."""
-    parser = tool_parser("demo_data", __doc__)
-    add = parser.add_argument
-    add("dir", metavar="DIR", type=user_path, help="folder to make")
-    add("--corruptions", action="store_true", help="also make DIR-C, laid out as ImageNet-C")
-    images = "val images that DIR-C holds in each of its 75 folders (default: %(default)s)"
-    add("--images", type=positive, default=120, metavar="N", help=images)
-    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes")
-    return parser.parse_args(argv)
 
 
 def build(folder: Path, recipe: dict[str, Any], write: Callable[[Path], None]) -> None:

@@ -5,8 +5,7 @@ Training with Hypersphere Embedding" (arXiv:2002.08619): NCHW, float32, eager; m
 deviation created every time and applied by hand; loss and accuracies read from the device at each
 replay; a loader that gives normalised floats, a new one for every folder. Nothing else uses this.
 
-Models take normalised images; images are (B, 3, H, W) in [0, 1], labels (B,), eps and step_size in
-units of [0, 1].
+Models take normalised images; images are (B, 3, H, W) in [0, 1], labels (B,).
 """
 
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+EPS, STEP_SIZE = 4 / 255, 1 / 255  # of PGD; a free step is as large as eps
 
 
 def accuracy(
@@ -38,9 +38,7 @@ def mean_and_std(device: torch.device, size: int) -> list[torch.Tensor]:
     return [torch.Tensor(array).expand(3, size, size).to(device) for array in arrays]
 
 
-def free_step(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, step_size: float
-) -> Callable[[], None]:
+def free_step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
     """What does one replay of a minibatch."""
     criterion = nn.CrossEntropyLoss().to(images.device)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
@@ -59,29 +57,27 @@ def free_step(
         optimizer.zero_grad()
         loss.backward()
         assert noise.grad is not None
-        global_noise[0 : len(images)] += step_size * noise.grad.sign()
-        global_noise.clamp_(-eps, eps)
+        global_noise[0 : len(images)] += EPS * noise.grad.sign()
+        global_noise.clamp_(-EPS, EPS)
         optimizer.step()
 
     return step
 
 
-def pgd(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, step_size: float
-) -> Iterator[torch.Tensor]:
+def pgd(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Iterator[torch.Tensor]:
     """The images after each step, for ever."""
     mean, std = mean_and_std(images.device, images.shape[-1])
     criterion = nn.CrossEntropyLoss().to(images.device)
     original = images.clone()
-    images = images + torch.from_numpy(np.random.uniform(-eps, eps, images.shape)).to(images)
+    images = images + torch.from_numpy(np.random.uniform(-EPS, EPS, images.shape)).to(images)
     images.clamp_(0, 1.0)
     while True:
         adversarial = images.detach().clone().requires_grad_(True)
         loss = criterion(model(adversarial.sub(mean).div_(std)), labels)
         (gradient,) = torch.autograd.grad(loss, adversarial)
-        images = images + step_size * torch.sign(gradient)
-        images = torch.max(original - eps, images)
-        images = torch.min(original + eps, images)
+        images = images + STEP_SIZE * torch.sign(gradient)
+        images = torch.max(original - EPS, images)
+        images = torch.min(original + EPS, images)
         images.clamp_(0, 1.0)
         yield images
 
@@ -94,9 +90,7 @@ def loader(folder: str, crop: int, normalised: bool, batch: int, workers: int) -
     return DataLoader(data, batch_size=batch, num_workers=workers)
 
 
-def evaluate_pgd(
-    model: nn.Module, batches: DataLoader, device: str, eps: float, step_size: float, steps: int
-) -> float:
+def evaluate_pgd(model: nn.Module, batches: DataLoader, device: str, steps: int) -> float:
     """Clean pass and PGD, all steps for every image; robust accuracy in percent."""
     model.eval()
     for attacked in (False, True):
@@ -105,7 +99,7 @@ def evaluate_pgd(
             images, labels = images.to(device), labels.to(device)
             mean, std = mean_and_std(images.device, images.shape[-1])
             if attacked:
-                iterates = pgd(model, images, labels, eps, step_size)
+                iterates = pgd(model, images, labels)
                 for _ in range(steps):
                     images = next(iterates)
             with torch.no_grad():

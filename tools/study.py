@@ -100,11 +100,6 @@ class Job(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
-    return run_command(lambda: study(parse(argv)))
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments."""
     parser = tool_parser("study", __doc__)
     add, cores, default = parser.add_argument, os.cpu_count() or 1, "default: %(default)s"
     add("folder", nargs="?", default="study", metavar="DIR", type=user_path, help=default)
@@ -114,7 +109,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     methods = checked(list_of(choice(*METHODS)))
     add("--methods", type=methods, default=[*METHODS], metavar="M,M", help=listed)
     add("--quick", action="store_true", help="a few images, one seed, one epoch")
-    return parser.parse_args(argv)
+    return run_command(lambda: study(parser.parse_args(argv)))
 
 
 def study(arguments: argparse.Namespace) -> None:

@@ -43,10 +43,6 @@ class DistributedBatchSampler(Sampler[Keys]):
         """Global batches in a whole epoch."""
         return -(-self.total // self.batch_size)
 
-    def images_in(self, batch: int) -> int:
-        """Images of a global batch, over all processes."""
-        return min(self.batch_size, self.total - batch * self.batch_size)
-
     def positions(self) -> range:
         """Of this process's images in a whole global batch."""
         return range(self.rank, self.batch_size, self.world_size)
@@ -55,7 +51,7 @@ class DistributedBatchSampler(Sampler[Keys]):
         """The factor on this process's mean loss that makes an average over processes the mean
         over the global batch; 0 for padding.
         """
-        total = self.images_in(batch)
+        total = min(self.batch_size, self.total - batch * self.batch_size)  # over all processes
         return len(range(self.rank, total, self.world_size)) * self.world_size / total
 
     def __len__(self) -> int:
