@@ -21,28 +21,21 @@ from tests.commands import environment as environment
 from tests.commands import settings as settings
 
 
-def write_digits(root: Path, counts: dict[str, int], classes: int = 10) -> Path:
-    """Real handwritten digits as DIR/SPLIT/CLASS/IMAGE, 32 px PNG; `counts` per class."""
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real handwritten digits, 32 px: 4 classes of 16 training and 9 validation images each."""
     from sklearn.datasets import load_digits  # which a GPU machine may lack
 
-    digits = load_digits()
-    start = 0
-    for split, count in counts.items():
-        for label in range(classes):
+    root, digits = tmp_path_factory.mktemp("digits"), load_digits()
+    for label in range(4):
+        numbers = np.flatnonzero(digits.target == label)
+        for split, chosen in (("train", numbers[:16]), ("val", numbers[16:25])):
             folder = root / split / f"digit_{label}"
             folder.mkdir(parents=True)
-            chosen = np.flatnonzero(digits.target == label)[start : start + count]
             for i in chosen:
                 pixels = (digits.images[i] * (255 / 16)).astype(np.uint8)
                 Image.fromarray(pixels).resize((32, 32)).convert("RGB").save(folder / f"{i}.png")
-        start += count
     return root
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """4 classes: 16 training and 9 validation images each; 64 and 36 images."""
-    return write_digits(tmp_path_factory.mktemp("digits"), {"train": 16, "val": 9}, classes=4)
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Training steps of one of several processes, and what is to be compared of them."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import warnings

@@ -1,7 +1,5 @@
 """The deterministic inputs of the recorded traces: exact integer arithmetic, nothing random."""
 
-from __future__ import annotations
-
 import math
 
 import torch

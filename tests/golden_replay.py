@@ -1,7 +1,5 @@
 """The published code's traces in `tests/golden`, replayed by the suite on a device, in float64."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The order in which imports may point, those inside functions included."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from pathlib import Path

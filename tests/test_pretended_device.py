@@ -57,7 +57,7 @@ def test_free_steps(device: PretendedDevice) -> None:
     losses = []
     for scale in (CPU, PRETENDED):
         trainer = trainer_of(network(scale.arch, scale.size, True), 4, scale)
-        norms = GradientNorms(trainer.model, trainer.loss, lambda tensors: None)
+        norms = GradientNorms(trainer, lambda tensors: None)
         images, labels, _ = minibatch(4, scale)
 
         def steps(trainer=trainer, norms=norms, x=images, y=labels) -> torch.Tensor:

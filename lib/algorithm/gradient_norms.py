@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from lib.algorithm.training import Trainer
+
 GROUPS = ("conv", "bn", "fc")
 HEADER = (
     "epoch",
@@ -25,8 +27,6 @@ HEADER = (
     "ratio",
     "samples",
 )
-# (network, images, labels) to (mean loss, logits)
-LossFunction = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 def layers_of(model: nn.Module) -> list[tuple[str, str, int]]:
@@ -63,27 +63,21 @@ class GradientNorms:
     """Sums of gradient norms on the device, read once an epoch.
 
     Args:
-        model: the raw network.
-        loss: as `Trainer.loss`.
+        trainer: of the training whose steps are sampled.
         average_: averages tensors over the processes, in place.
         sums: what `state` gave, to continue from.
-        scaler: of fp16's loss, None for other precisions.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        loss: LossFunction,
+        trainer: Trainer,
         average_: Callable[[list[torch.Tensor]], None],
         sums: torch.Tensor | None = None,
-        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        self.model = model
-        self.loss = loss
-        self.scaler = scaler or torch.amp.GradScaler(enabled=False)
+        self.trainer = trainer
         self.average_ = average_
-        self.layers = layers_of(model)
-        parameters = dict(model.named_parameters())
+        self.layers = layers_of(trainer.model)
+        parameters = dict(trainer.model.named_parameters())
         self.parameters = [parameters[name] for name, _, _ in self.layers]
         device = self.parameters[0].device
         wide = torch.float32 if device.type == "mps" else torch.float64
@@ -117,12 +111,13 @@ class GradientNorms:
         self, images: torch.Tensor, labels: torch.Tensor, weight: float
     ) -> list[torch.Tensor]:
         """Gradients of the training loss on the clean images, averaged over processes."""
-        with batch_statistics_without_trace(self.model):
-            loss, _ = self.loss(self.model, images, labels)
+        model, scaler = self.trainer.model, self.trainer.scaler
+        with batch_statistics_without_trace(model):
+            loss, _ = self.trainer.loss(model, images, labels)
         # Scaled as the adversarial ones were, so that fp16 loses the same small values.
-        scale = self.scaler.scale(torch.ones_like(loss))
+        scale = scaler.scale(torch.ones_like(loss))
         gradients = list(torch.autograd.grad(loss * weight * scale, self.parameters))
-        if self.scaler.is_enabled():
+        if scaler.is_enabled():
             gradients = [gradient / scale for gradient in gradients]
         self.average_(gradients)
         return gradients

@@ -162,23 +162,19 @@ class PGDAttack:
         self, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor
     ) -> Outcome:
         """Attack a batch and judge the last iterate of every restart."""
-        result = self.one_restart(images, labels, indices, 0)
-        for restart in range(1, self.spec.restarts):
-            result = worst_per_image(result, self.one_restart(images, labels, indices, restart))
-        return result
-
-    def one_restart(
-        self, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor, restart: int
-    ) -> Outcome:
-        """One random start of `attack_final_iterate`."""
-        start = self.starts(images, indices, restart)
-        around_start = self.threat.protocol.ball_around_start
-        iterates = pgd(self.search_logits, images, labels, start, self.search, around_start)
-        adversarial, gradient, _ = next(iterates)
-        for adversarial, _, _ in iterates:
-            pass
-        logits = self.predict_full_precision(adversarial)
-        return judge(indices, labels, logits, is_zero(gradient), adversarial)
+        worst: Outcome | None = None
+        for restart in range(self.spec.restarts):
+            start = self.starts(images, indices, restart)
+            around_start = self.threat.protocol.ball_around_start
+            iterates = pgd(self.search_logits, images, labels, start, self.search, around_start)
+            adversarial, gradient, _ = next(iterates)
+            for adversarial, _, _ in iterates:
+                pass
+            logits = self.predict_full_precision(adversarial)
+            outcome = judge(indices, labels, logits, is_zero(gradient), adversarial)
+            worst = outcome if worst is None else worst_per_image(worst, outcome)
+        assert worst is not None
+        return worst
 
     def attack_until_misclassified(self, batches: Iterator[DeviceBatch]) -> Iterator[Outcome]:
         """Attack images that stay in a pool until misclassified, or through with all restarts.
@@ -202,8 +198,13 @@ class PGDAttack:
             ended, restarting, staying = sort_rows(~robust | through, last)
             if len(ended):
                 # All iterates before had their label first, so top-5 over all is that of the last.
-                fields = pool.indices, labels, logits, no_gradient, adversarial
-                yield judge(*(field[ended] for field in fields))
+                yield judge(
+                    pool.indices[ended],
+                    labels[ended],
+                    logits[ended],
+                    no_gradient[ended],
+                    adversarial[ended],
+                )
             iterate, moved = pool.iterate + 1, step.adversarial
             if len(restarting):
                 numbers = iterate[restarting] // per_restart

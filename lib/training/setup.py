@@ -193,9 +193,7 @@ def assemble(
     progress.images_hash = names_sha256(setup.train.files)
     norms = None
     if config.OPTIONS.print_gradients:
-        norms = GradientNorms(
-            trainer.model, trainer.loss, context.average_, progress.gradient_sums, trainer.scaler
-        )
+        norms = GradientNorms(trainer, context.average_, progress.gradient_sums)
     run = Run(
         config=config,
         context=context,

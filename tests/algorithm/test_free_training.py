@@ -10,7 +10,7 @@ from lib.training.setup import make_optimizer
 from models.hypersphere import HypersphereHead
 from utils.config.settings import Config, Train
 
-EPS, STEP, LR = 0.1, 0.03, 0.5
+EPS, STEP, LR, ATTACK_STEPS = 0.1, 0.04, 0.5, 3
 
 
 class TinyNet(nn.Module):
@@ -27,15 +27,22 @@ class TinyNet(nn.Module):
         return self.scale * self.fc(torch.tanh(self.bn(self.conv(x))).flatten(1))
 
 
+def trainer_of(hypersphere: bool = False, decay: float = 1e-3, **changes: object) -> Trainer:
+    """The same one at every call, in float64, with noise of six images."""
+    torch.manual_seed(0)
+    model = TinyNet(hypersphere).double()
+    if hypersphere:
+        model.fc.project_()
+    margin = 2.0 if hypersphere else 0.0
+    settings = TrainingSettings(EPS, STEP, margin, attack_steps=ATTACK_STEPS, **changes)
+    noise = torch.empty(6, 3, 4, 4, dtype=torch.float64).uniform_(-EPS, EPS)
+    optimizer = torch.optim.SGD(model.parameters(), LR, momentum=0.9, weight_decay=decay)
+    return Trainer(model, optimizer, noise, settings)
+
+
 @pytest.fixture(params=[False, True], ids=["plain", "HE"])
 def trainer(request: pytest.FixtureRequest) -> Trainer:
-    torch.manual_seed(0)
-    model = TinyNet(request.param).double()
-    if request.param:
-        model.fc.project_()
-    settings = TrainingSettings(EPS, STEP, scaled_margin=2.0 if request.param else 0.0)
-    noise = torch.empty(5, 3, 4, 4, dtype=torch.float64).uniform_(-EPS, EPS)
-    return Trainer(model, torch.optim.SGD(model.parameters(), LR), noise, settings)
+    return trainer_of(request.param, decay=0.0)
 
 
 @pytest.fixture
@@ -48,7 +55,7 @@ def minibatch() -> tuple[torch.Tensor, torch.Tensor]:
 
 def loss_at(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor) -> float:
     with torch.no_grad():
-        logits = trainer.model((images + trainer.noise).clamp(0, 1))
+        logits = trainer.model((images + trainer.noise[:5]).clamp(0, 1))
         return margin_cross_entropy(logits, labels, trainer.settings.scaled_margin).item()
 
 

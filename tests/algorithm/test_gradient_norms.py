@@ -9,43 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 from processes import gang
+from test_free_training import trainer_of
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.algorithm.gradient_norms import HEADER, GradientNorms, layers_of, mean_and_std
-from lib.algorithm.training import Trainer, TrainingSettings, free_step, make_noise
+from lib.algorithm.training import Trainer, free_step
 from lib.training.epoch_end import write_gradient_norms
-from models.hypersphere import HypersphereHead
 from models.resnet import ResNet
 from utils.distributed import context as distributed
 
 NOBODY = distributed.DistributedContext(0, 1, torch.device("cpu"))
 
 
-def tiny_model(hypersphere: bool = False) -> nn.Module:
-    """A convolution, batch-norm and a last layer, in float64."""
-    torch.manual_seed(0)
-    layers = nn.Sequential()
-    layers.add_module("conv", nn.Conv2d(3, 4, 3))
-    layers.add_module("bn", nn.BatchNorm2d(4))
-    layers.add_module("relu", nn.ReLU())
-    layers.add_module("pool", nn.AdaptiveAvgPool2d(1))
-    layers.add_module("flatten", nn.Flatten())
-    layers.add_module("fc", HypersphereHead(4, 3, True, True) if hypersphere else nn.Linear(4, 3))
-    return layers.double()
-
-
-def trainer_of(model: nn.Module, batch: int, margin: float = 0.0) -> Trainer:
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
-    noise = make_noise(batch, 6, "cpu", torch.float64)
-    settings = TrainingSettings(eps=0.1, step=0.05, scaled_margin=margin)
-    return Trainer(model, optimizer, noise, settings)
-
-
 def minibatch(batch: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(batch, 3, 6, 6, generator=generator, dtype=torch.float64)
+    images = torch.rand(batch, 3, 4, 4, generator=generator, dtype=torch.float64)
     return images, torch.randint(3, (batch,), generator=generator)
 
 
@@ -77,17 +57,17 @@ def summary(values: list[float]) -> tuple[float, float]:
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
 
 
-@pytest.mark.parametrize("margin", [0.0, 0.2])
-def test_norms_are_those_computed_by_hand(margin: float) -> None:
+@pytest.mark.parametrize("hypersphere", [False, True])
+def test_norms_are_those_computed_by_hand(hypersphere: bool) -> None:
     """Every replay: both gradients at the parameters before the update, in training mode."""
-    model = tiny_model(hypersphere=margin > 0).train()
-    trainer = trainer_of(model, 5, margin)
-    norms = GradientNorms(model, trainer.loss, NOBODY.average_)
+    trainer = trainer_of(hypersphere)
+    model, margin = trainer.model, trainer.settings.scaled_margin
+    norms = GradientNorms(trainer, NOBODY.average_)
     expected: dict[str, list[list[float]]] = {n: [[], []] for n, _ in model.named_parameters()}
     for seed in (1, 2):
         images, labels = minibatch(5, seed)
         for _ in range(2):
-            adversarial = (images + trainer.noise).clamp(0, 1)
+            adversarial = (images + trainer.noise[:5]).clamp(0, 1)
             pair = [norms_by_hand(model, x, labels, margin) for x in (images, adversarial)]
             for name in expected:
                 for column, one in zip(expected[name], pair, strict=True):
@@ -119,8 +99,8 @@ def check_groups(rows: list[dict], expected: dict[str, list[list[float]]]) -> No
 
 def test_measuring_leaves_no_trace() -> None:
     """Weights, statistics, momentum, noise and gradients are those of a training without it."""
-    trainers = [trainer_of(tiny_model().train(), 5) for _ in range(2)]
-    norms = GradientNorms(trainers[0].model, trainers[0].loss, NOBODY.average_)
+    trainers = [trainer_of() for _ in range(2)]
+    norms = GradientNorms(trainers[0], NOBODY.average_)
     for seed in range(4):
         images, labels = minibatch(5, seed=seed)
         losses = [
@@ -133,7 +113,6 @@ def test_measuring_leaves_no_trace() -> None:
     states = [trainer.model.state_dict() for trainer in trainers]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert torch.equal(trainers[0].noise, trainers[1].noise)
-    assert trainers[0].noise.any()
     assert states[0]["bn.num_batches_tracked"] == 4  # and not twice as many
 
 
@@ -175,11 +154,11 @@ def test_a_step_that_overflows_is_no_sample(tmp_path: Path) -> None:
 
     The clean gradient is scaled like the adversarial one, and both are measured unscaled.
     """
-    model = tiny_model().float().train()
-    trainer = trainer_of(model, 5)
+    trainer = trainer_of()
+    model = trainer.model.float()
     trainer.noise = trainer.noise.float()
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, backoff_factor=2.0**-110)
-    norms = GradientNorms(model, trainer.loss, NOBODY.average_, scaler=trainer.scaler)
+    norms = GradientNorms(trainer, NOBODY.average_)
     images, labels = minibatch(5)
     measured_step(trainer, norms, images.float(), labels, 1e6)  # beyond float32
     assert norms.rows(1) == []
@@ -199,14 +178,14 @@ def test_a_step_that_overflows_is_no_sample(tmp_path: Path) -> None:
 
 def share_of_a_batch(context: distributed.DistributedContext) -> list[list]:
     """Rows after two replays of this process's share of five images."""
-    model = tiny_model()
-    model.bn.eval()  # statistics of the share would be another loss
+    trainer = trainer_of()
+    trainer.noise.zero_()
+    trainer.model.bn.eval()  # statistics of the share would be another loss
     images, labels = minibatch(5)
     mine = images[context.rank :: context.world_size], labels[context.rank :: context.world_size]
-    trainer = trainer_of(model, 3 if context.world_size == 2 else 5)
     if context.world_size == 2:
-        trainer.network = DistributedDataParallel(model)
-    norms = GradientNorms(model, trainer.loss, context.average_)
+        trainer.network = DistributedDataParallel(trainer.model)
+    norms = GradientNorms(trainer, context.average_)
     for _ in range(2):
         measured_step(trainer, norms, *mine, len(mine[0]) * context.world_size / 5)
     return norms.rows(1)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_free_training import TinyNet
+from test_free_training import ATTACK_STEPS, EPS, STEP, TinyNet, trainer_of
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -13,7 +13,6 @@ from lib.algorithm.protocols import METHODS
 from lib.algorithm.training import (
     TRAINING_STEP,
     Trainer,
-    TrainingSettings,
     draw_noise_,
     fast_step,
     natural_step,
@@ -21,20 +20,6 @@ from lib.algorithm.training import (
 )
 from lib.training.setup import make_optimizer
 from utils.config.load import merge
-
-EPS, STEP, LR, STEPS = 0.1, 0.04, 0.5, 3
-
-
-def trainer_of(hypersphere: bool = False, **changes: object) -> Trainer:
-    torch.manual_seed(0)
-    model = TinyNet(hypersphere).double()
-    if hypersphere:
-        model.fc.project_()
-    margin = 2.0 if hypersphere else 0.0
-    settings = TrainingSettings(EPS, STEP, margin, attack_steps=STEPS, **changes)
-    optimizer = torch.optim.SGD(model.parameters(), LR, momentum=0.9, weight_decay=1e-3)
-    noise = torch.empty(6, 3, 4, 4, dtype=torch.float64).uniform_(-EPS, EPS)
-    return Trainer(model, optimizer, noise, settings)
 
 
 @pytest.fixture
@@ -63,7 +48,7 @@ def plain_update(model: nn.Module, optimizer: object, x: torch.Tensor, labels: o
 
 def plain_copy(trainer: Trainer) -> tuple[nn.Module, torch.optim.Optimizer]:
     model = copy.deepcopy(trainer.model)
-    return model, torch.optim.SGD(model.parameters(), LR, momentum=0.9, weight_decay=1e-3)
+    return model, torch.optim.SGD(model.parameters(), **trainer.optimizer.defaults)
 
 
 def same_state(model: nn.Module, other: nn.Module) -> None:
@@ -96,7 +81,7 @@ def test_pgd_attacks_in_evaluation_mode(hypersphere: bool, minibatch: tuple) -> 
         pgd_step(trainer, images, labels)
         x = (images + trainer.noise[:5]).clamp(0, 1)
         model.eval()
-        for _ in range(STEPS):
+        for _ in range(ATTACK_STEPS):
             x = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(plain_loss(model, x, labels), x)
             x = torch.min(torch.max(x + STEP * gradient.sign(), images - EPS), images + EPS)
@@ -124,7 +109,7 @@ def test_cost_is_the_number_of_forward_passes_with_a_gradient(
     trainer, passes = trainer_of(), []
     trainer.model.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
     TRAINING_STEP[method](trainer, *minibatch)
-    assert len(passes) == sum(passes) == METHODS[method].cost(1, STEPS)
+    assert len(passes) == sum(passes) == METHODS[method].cost(1, ATTACK_STEPS)
     assert METHODS["free"].cost(4, 0) == 4
 
 

@@ -119,7 +119,7 @@ def never_waiting() -> Iterator[None]:
 def test_training_and_pgd_do_not_wait(scale: Scale, hypersphere: bool) -> None:
     """Whole and partial minibatches, the gradient hook, steps of PGD; after one of each."""
     trainer = trainer_of(network(scale.arch, scale.size, hypersphere), 8, scale)
-    norms = GradientNorms(trainer.model, trainer.loss, lambda _: None)
+    norms = GradientNorms(trainer, lambda _: None)
     images, labels, _ = minibatch(8, scale)
 
     def steps() -> None:

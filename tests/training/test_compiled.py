@@ -94,7 +94,7 @@ def state_of(trainer: Trainer) -> dict[str, torch.Tensor]:
 def train(mode: bool | str, method: str, precision: str) -> dict[str, torch.Tensor]:
     """Two whole minibatches, a partial one, a whole one: all that a training keeps of them."""
     trainer = make_trainer(mode, precision)
-    norms = GradientNorms(trainer.model, trainer.loss, lambda _: None, None, trainer.scaler)
+    norms = GradientNorms(trainer, lambda _: None)
     sums = MetricSums("cpu")
     images, labels = torch.rand(BATCH, 3, SIZE, SIZE), torch.arange(BATCH)
     for n in (BATCH, BATCH, BATCH - 1, BATCH):

@@ -13,15 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 
 from utils.config.load import DEFAULT_CONFIG, PlainLoader, merge, phases_of, read_yaml
-from utils.config.settings import (
-    EVERY,
-    ROBUSTBENCH,
-    SETTINGS,
-    SWITCH,
-    Config,
-    Options,
-    Source,
-)
+from utils.config.settings import EVERY, ROBUSTBENCH, SETTINGS, SWITCH, Config, Options, Source
 from utils.config.validators import whole
 from utils.errors import UserError
 from utils.storage.run_folder import find_checkpoint

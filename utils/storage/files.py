@@ -43,10 +43,10 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
+def atomic_write(path: str | os.PathLike, text: str) -> None:
     """Write a whole file, or leave the old one. Names that are no UTF-8 stay as they are."""
     with replacing(path) as file:
-        file.write(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
+        file.write(text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
