@@ -23,28 +23,27 @@ import argparse
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from tools.comparison import Row, Values, collect, merge_seeds
+from tools.comparison import Row, collect, merge_seeds
 from tools.comparison_formats import (
     condition_notes,
     csv_table,
-    effect_panels,
     latex,
     markdown,
     panels_of,
     reading_notes,
 )
-from tools.comparison_layout import build_tables, refuse_mixture, select_columns
+from tools.comparison_layout import build_tables, columns_in_order, refuse_mixture
 from tools.paired import effect
 from tools.published import published_rows
 from utils.config.command_line import checked, tool_parser, user_path
 from utils.config.validators import list_of
 from utils.distributed.launch import run_command
 from utils.errors import UserError
+from utils.figures import style
 from utils.figures.comparison import comparison
-from utils.figures.style import run_labels, save_figure
 from utils.storage.files import atomic_write, make_folder, write_csv
 from utils.storage.results import find_results
 from utils.text import printable
@@ -61,26 +60,22 @@ def compare(arguments: argparse.Namespace) -> None:
     if not runs:
         raise UserError("which runs? Give run folders or results of evaluate.py")
     rows = merge_seeds(collect(find_results(runs)))
-    names = [printable(name) for name in row_names(rows, arguments.names)]
-    values = {name: row.values for name, row in zip(names, rows, strict=True)}
-    remarks = {name: row.remarks for name, row in zip(names, rows, strict=True)}
-    order = select_columns(values, arguments.columns) if arguments.columns else []
-    if order:
-        values = {name: {c: v[c] for c in order if c in v} for name, v in values.items()}
-    published: dict[str, Values] = {}
-    sources: list[str] = []
-    if arguments.published:
-        columns = {column: value.n for row in values.values() for column, value in row.items()}
-        published, sources = published_rows(columns)
+    columns = columns_in_order(rows, arguments.columns)
+    for row, name in zip(rows, row_names(rows, arguments.names), strict=True):
+        row.name = printable(name)
+        row.values = {column: row.values[column] for column in columns if column in row.values}
     if not arguments.allow_mixed:
-        refuse_mixture(values)
-    difference: dict[str, Values] = {}
-    tests: list[str] = []
+        refuse_mixture(rows)
+    others: list[Row] = []
+    notes: list[str] = []
+    if arguments.published:
+        others, notes = published_rows(columns)
     if arguments.paired is not None:
-        difference, tests = effect(two_rows(arguments.paired, values), values)
-    tables = build_tables(values, published, difference, order)
+        difference, tests = effect(arguments.paired, rows)
+        others, notes = [*others, difference], [*notes, *tests]
+    tables = build_tables([*rows, *others], columns)
     conditions = (note for table in tables for note in condition_notes(table))
-    notes = [*conditions, *reading_notes(tables, remarks), *sources, *tests]
+    notes = [*conditions, *reading_notes(tables, rows), *notes]
     text = markdown(tables, notes, arguments.transposed)
     print(text, end="")
     stem = arguments.output
@@ -89,10 +84,9 @@ def compare(arguments: argparse.Namespace) -> None:
     atomic_write(paths[0], text)
     write_csv(paths[1], *csv_table(tables))
     atomic_write(paths[2], latex(tables, stem.name, arguments.transposed))
-    paths += save_figure(comparison(panels_of(tables)), stem)
-    if difference:
-        figure = comparison(effect_panels(tables))
-        paths += save_figure(figure, stem.with_name(f"{stem.name}_effect"))
+    for of_effect, name in ((False, stem.name), (True, f"{stem.name}_effect")):
+        if panels := panels_of(tables, of_effect):
+            paths += style.save_figure(comparison(panels), stem.with_name(name))
     print(f"written: {', '.join(map(str, paths))}", file=sys.stderr)
 
 
@@ -116,34 +110,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def two_rows(named: Sequence[str], rows: Mapping[str, Values]) -> Sequence[str]:
-    """The two rows of --paired: those named, else the two that there are."""
-    names = named or list(rows)
-    if len(names) != 2:
-        raise UserError(f"--paired takes two rows, not {len(names)}: {', '.join(names)}")
-    return names
-
-
 def row_names(rows: Sequence[Row], given: Sequence[str] | None) -> list[str]:
     """A distinct name per row: those given, else the run's and, where needed, the checkpoint's."""
     if given is not None:
-        if len(given) != len(rows):
-            described = ", ".join(f"{row.folder.name} ({row.file})" for row in rows)
-            raise UserError(f"--names has {len(given)} names for {len(rows)} rows: {described}")
-        if len(set(given)) < len(given):
-            raise UserError("--names has one name twice; give each row its own")
-        return list(given)
+        return style.run_labels([row.folder / row.file for row in rows], given)
     folders = list(dict.fromkeys(row.folder for row in rows))
-    labels = dict(zip(folders, run_labels(folders), strict=True))
+    labels = dict(zip(folders, style.run_labels(folders), strict=True))
     names = [labels[row.folder] for row in rows]
     # A file's content may have changed between two evaluations of it.
     for part in (lambda row: f" ({row.file})", lambda row: f" {row.sha256[:8]}"):
         counts, pairs = Counter(names), zip(names, rows, strict=True)
         names = [name + part(row) if counts[name] > 1 else name for name, row in pairs]
-    return [
-        re.sub(r"(, seed |_seed)\d+", "", name) + f", {row.seeds} seeds" if row.seeds > 1 else name
-        for name, row in zip(names, rows, strict=True)
-    ]
+    return [style.label_of_seeds(name, row.seeds) for name, row in zip(names, rows, strict=True)]
 
 
 def output_stem(text: str) -> Path:

@@ -1,26 +1,25 @@
 """The values of several evaluations, each under its conditions: one row a run, or its seeds.
 
-Values of one measure share a column only where all their conditions agree, and a table holds
-columns of one list of images: a check on a few images never stands beside full evaluations.
+Values of one measure share a column only where all their conditions agree.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from lib.imagenet_c.corruptions import STANDARD
 from utils.errors import UserError
 from utils.storage import accuracy
-from utils.storage.accuracy import Accuracy, Estimate, mean_estimate
+from utils.storage.accuracy import Estimate, mean_estimate
 from utils.storage.conditions import Conditions, length_text, worst_of
 from utils.storage.results import AttackResult, ImageNetCResult, Result, ShiftResult
 from utils.storage.run_folder import run_settings
 
-Texts = tuple[tuple[str, str], ...]  # conditions as (aspect, text), such as ("eps", "4/255")
 MEAN, MCE = "ImageNet-C mean", "mCE"
 MEAN_OF_OTHERS = "Mean over 15 corruptions"  # of classes that are not ImageNet's
 # Where a measure stands among the columns. Attacks: 1; shifted test sets: last.
@@ -28,6 +27,7 @@ POSITIONS = {"Clean": 0, "Worst case": 2, MEAN: 3, MEAN_OF_OTHERS: 3, MCE: 4}
 CORRUPTIONS = "corruptions"  # the kind of the columns of single ones
 # What changes no number of a run.
 IRRELEVANT = {"imagenet", "imagenet_c", "workers", "print_freq", "checkpoint_minutes", "compile"}
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,21 @@ class Column:
     """One measure under one set of conditions."""
 
     measure: str  # conditions apart, such as `PGD-10 (ce)`
-    kind: str  # of the evaluation: `attack`, `imagenet_c`, or `shift` and the test set
-    conditions: Texts  # what must agree for two values to compare
+    kind: str  # of the evaluation: `attack`, `imagenet_c`, `corruptions`, `shift` and the test set
+    n: int  # images
+    conditions: tuple[tuple[str, str], ...]  # such as ("eps", "4/255"); "" where there is none
 
     def condition(self, aspect: str) -> str:
         """The text of one aspect; empty where it has none."""
         return dict(self.conditions).get(aspect, "")
+
+    def describe(self, aspects: Iterable[str]) -> list[str]:
+        """These aspects of its conditions in words, such as `eps 4/255`."""
+        return [
+            text if aspect in ("images", "input") else f"{aspect} {text}"
+            for aspect, text in self.conditions
+            if aspect in aspects and text
+        ]
 
     @property
     def place(self) -> int:
@@ -61,36 +70,27 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Value(Estimate):
-    """One number, in percent; its spread is over seeds, where it is a mean over several."""
+    """One number, in percent, of an effect in points; of several seeds their mean and spread."""
 
-    n: int  # images
     source: Path | str  # the file, or who published it
     scale: float | None = None  # factor on the outputs under the attack's loss
     outcomes: str = ""  # the column of the per-image CSV beside the source
-    seeds: int | None = None  # how many, in a row of several
-    members: tuple["Value", ...] = ()  # the values of several seeds, in their order
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effect(Value):
-    """A difference in points, with the interval and the test of paired images where there are."""
-
-    p: float | None = None
-
-
-Values = Mapping[Column, Value]
+    members: tuple["Value", ...] = ()  # in a row of several seeds those that have it, by seed
+    p: float | None = None  # of an effect
 
 
 @dataclass
 class Row:
-    """A checkpoint, or the first of several seeds, its values and what they came with."""
+    """A checkpoint, or several seeds as one; a published network; or the effect of a row."""
 
-    folder: Path
-    sha256: str
-    file: str
-    values: dict[Column, Value] = field(default_factory=dict)
-    remarks: dict[tuple[str, str], None] = field(default_factory=dict)
+    values: dict[Column, Value]
+    name: str = ""
+    folder: Path = Path()  # of the first seed, as all below
+    file: str = ""
+    sha256: str = ""
     seeds: int = 1
+    remarks: dict[tuple[str, str], None] = field(default_factory=dict)
+    is_effect: bool = False
 
 
 def collect(results: Mapping[Path, Result]) -> list[Row]:
@@ -99,12 +99,12 @@ def collect(results: Mapping[Path, Result]) -> list[Row]:
     for path, result in results.items():
         key = folder, sha256 = path.resolve().parent, result.conditions.checkpoint
         file = Path(result.provenance["checkpoint"]["path"]).name
-        row = rows.setdefault(key, Row(folder, sha256, file))
+        row = rows.setdefault(key, Row({}, folder=folder, file=file, sha256=sha256))
         row.remarks |= dict.fromkeys(("Warning", text) for text in result.warnings)
         row.remarks |= dict.fromkeys(("Note", text) for text in result.notes)
         for column, value in values_of(path, result):
             known = row.values.setdefault(column, value)
-            if (known.percent, known.n) != (value.percent, value.n):
+            if known.percent != value.percent:
                 raise UserError(
                     f"{known.source} and {path} give two values of {column.measure} for one"
                     f" checkpoint, {known.percent:.2f} and {value.percent:.2f} %; name the file"
@@ -116,10 +116,10 @@ def collect(results: Mapping[Path, Result]) -> list[Row]:
 def values_of(path: Path, result: Result) -> Iterator[tuple[Column, Value]]:
     """The values of one file, all of top-1, in the table's order."""
 
-    def value(top1: Accuracy, **about: Any) -> Value:
-        return Value(**vars(top1.estimate) | about, n=top1.n, source=path)
+    def value(estimate: Estimate, **about: Any) -> Value:
+        return Value(**vars(estimate) | {"source": path} | about)
 
-    conditions = result.conditions
+    conditions, warned = result.conditions, bool(result.warnings)
     way = f" {conditions.interpolation}" * (conditions.interpolation != "bilinear")
     resize = f"resize {conditions.resize}{way}, " if conditions.resize else ""
     inputs = ("input", f"{resize}crop {conditions.crop}")
@@ -127,45 +127,50 @@ def values_of(path: Path, result: Result) -> Iterator[tuple[Column, Value]]:
     images = (subset, ("image list", conditions.images[:12]), inputs)
     protocol = ("protocol", conditions.protocol)
     if isinstance(result, AttackResult):
-        yield Column("Clean", "attack", images), value(result.clean.top1, outcomes="clean_correct")
-        search = (protocol, *search_conditions(conditions))
+        top1 = result.clean.top1
+        clean = Column("Clean", "attack", top1.n, images)
+        yield clean, value(top1.estimate, outcomes="clean_correct")
+        search = (
+            protocol,
+            ("eps", length_text(conditions.eps, conditions.norm)),
+            ("search in", conditions.precision),
+            ("seed", str(conditions.seed)),
+            ("surrogate", conditions.surrogate[:12]),
+        )
+        starts = ("random start by", conditions.starts or "number in the list")
         for attack in result.attacks:
             if attack.is_part:
                 continue  # what some of its attacks have left is no attack of its own
-            measure, texts = attack.label, search
-            if attack.steps:
-                measure = re.sub(r", step [^)]*", "", measure)
-                step = length_text(attack.step_size, conditions.norm)
-                texts += (("step", step), starts_of(conditions))
-            column = Column(measure, "attack", texts + images)
+            steps = (("step", length_text(attack.step_size, conditions.norm)), starts)
+            texts = (*search, *(steps if attack.steps else ()), *images)
+            column = Column(attack.title, "attack", attack.top1.n, texts)
             about = {"scale": attack.scale, "warned": result.is_doubtful(attack.label)}
-            yield column, value(attack.top1, outcomes=f"{attack.name}_robust", **about)
-        column = Column("Worst case", "attack", search + attacks_behind(conditions) + images)
-        warned = bool(result.warnings)
-        yield column, value(result.worst_case.top1, outcomes="worst_case_robust", warned=warned)
+            yield column, value(attack.top1.estimate, outcomes=f"{attack.name}_robust", **about)
+        names, step_sizes = attacks_behind(conditions)
+        steps = (("step", " and ".join(step_sizes)), starts)
+        texts = (*search, *(steps if step_sizes else ()), ("over", " + ".join(names)), *images)
+        worst = value(result.worst_case.top1.estimate, outcomes="worst_case_robust", warned=warned)
+        yield Column("Worst case", "attack", top1.n, texts), worst
     elif isinstance(result, ImageNetCResult):
         mean, mce = result.summary.mean_accuracy, result.summary.mCE
-        n, warned = next(iter(result.corruptions.values())).top1[0].n, bool(result.warnings)
+        n = next(iter(result.corruptions.values())).top1[0].n
+        texts = (protocol, *images)
         if mean is not None:
-            column = Column(
-                MEAN_OF_OTHERS if mce is None else MEAN, "imagenet_c", (protocol, *images)
-            )
-            estimate = replace(mean_estimate(mean, n), warned=warned)
-            yield column, Value(**vars(estimate), n=n, source=path)
+            column = Column(MEAN_OF_OTHERS if mce is None else MEAN, "imagenet_c", n, texts)
+            yield column, value(mean_estimate(mean, n), warned=warned)
         if mce is not None:
-            column = Column(MCE, "imagenet_c", (protocol, *images))
-            yield column, Value(mce, warned=warned, n=n, source=path)
+            yield Column(MCE, "imagenet_c", n, texts), value(Estimate(mce), warned=warned)
         for name in sorted(result.corruptions, key=[*STANDARD, *result.corruptions].index):
-            column = Column(corruption_title(name), CORRUPTIONS, (protocol, *images))
+            column = Column(corruption_title(name), CORRUPTIONS, n, texts)
             percent = fmean(accuracy.percent for accuracy in result.corruptions[name].top1)
-            yield column, Value(percent, warned=warned, n=n, source=path)
+            yield column, value(Estimate(percent), warned=warned)
     elif isinstance(result, ShiftResult):
         for name, test_set in result.sets.items():  # each is a kind of its own
-            count = ("images", f"{test_set.top1.n} images")
-            texts = (count, ("image list", test_set.images[:12]), inputs)
-            of_classes = f"{name}, of its {test_set.classes} classes"
-            for measure, top1 in ((name, test_set.top1), (of_classes, test_set.present_top1)):
-                yield Column(measure, f"shift {name}", texts), value(top1)
+            kind, n = f"shift {name}", test_set.top1.n
+            texts = (("images", f"{n} images"), ("image list", test_set.images[:12]), inputs)
+            yield Column(name, kind, n, texts), value(test_set.top1.estimate)
+            of_classes = Column(f"{name}, of its {test_set.classes} classes", kind, n, texts)
+            yield of_classes, value(test_set.present_top1.estimate)
 
 
 def corruption_title(name: str) -> str:
@@ -175,79 +180,64 @@ def corruption_title(name: str) -> str:
     return short.get(word, word.capitalize()) if name in STANDARD else name
 
 
-def search_conditions(conditions: Conditions) -> Texts:
-    """Under which rules attacks looked for adversarial images."""
-    surrogate = (("surrogate", conditions.surrogate[:12]),) if conditions.surrogate else ()
-    return (
-        ("eps", length_text(conditions.eps, conditions.norm)),
-        ("search in", conditions.precision),
-        ("seed", str(conditions.seed)),
-        *surrogate,
-    )
-
-
-def attacks_behind(conditions: Conditions) -> Texts:
-    """The attacks behind a worst case, and their steps."""
+def attacks_behind(conditions: Conditions) -> tuple[list[str], list[str]]:
+    """The names of the attacks behind a worst case, and the steps that they take."""
     pairs = [text.partition("@")[::2] for text in conditions.attacks]
     unit = 255 if conditions.norm == "Linf" else 1
     steps = [length_text(float(step) / unit, conditions.norm) for _, step in pairs if step]
-    over = ("over", " + ".join(name for name, _ in pairs))
-    if not steps:
-        return (over,)
-    return ("step", " and ".join(dict.fromkeys(steps))), starts_of(conditions), over
+    return [name for name, _ in pairs], list(dict.fromkeys(steps))
 
 
-def starts_of(conditions: Conditions) -> tuple[str, str]:
-    """What random starts are drawn by."""
-    return "random start by", conditions.starts or "number in the list"
+def seed_groups(runs: Iterable[tuple[Path, Hashable, Item]]) -> list[list[Item]]:
+    """Items of runs that differ in the training's seed alone, by seed; others alone.
 
-
-def seed_groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Rows that differ in the training's seed alone, in the place of the first; others alone."""
-    groups: dict[str, list[tuple[int, Row]]] = {}
-    for row in rows:
-        setting, seed = setting_and_seed(row)
-        groups.setdefault(setting, []).append((seed, row))
+    Args:
+        runs: folder, what else must be alike, and the item itself.
+    """
+    groups: dict[tuple[str, Hashable], list[tuple[int, Item]]] = {}
+    for folder, like, item in runs:
+        setting, seed = setting_and_seed(folder)
+        groups.setdefault((setting, like), []).append((seed, item))
+    found: list[list[Item]] = []
     for group in groups.values():
-        together = len({seed for seed, _ in group}) == len(group)
-        yield from [[row for _, row in group]] if together else ([row] for _, row in group)
+        is_sample = len({seed for seed, _ in group}) == len(group)
+        items = [item for _, item in (sorted(group, key=itemgetter(0)) if is_sample else group)]
+        found += [items] if is_sample else [[item] for item in items]
+    return found
 
 
-def merge_seeds(rows: Sequence[Row]) -> list[Row]:
-    """Rows that differ in the training's seed alone become one."""
-    merged: list[Row] = []
-    for members in seed_groups(rows):
-        if len(members) > 1:
-            values: dict[Column, list[Value]] = {}
-            members.sort(key=lambda row: setting_and_seed(row)[1])
-            for column, value in (pair for row in members for pair in row.values.items()):
-                values.setdefault(column, []).append(value)
-            means = {column: over_seeds(seeds) for column, seeds in values.items()}
-            remarks = dict.fromkeys(remark for row in members for remark in row.remarks)
-            members = [replace(members[0], values=means, remarks=remarks, seeds=len(members))]
-        merged += members
-    return merged
-
-
-def setting_and_seed(row: Row) -> tuple[str, int]:
+def setting_and_seed(folder: Path) -> tuple[str, int]:
     """What the run has in common with its like of other seeds, and its seed."""
-    name, seed_in_name = re.findall(r"^(.*?)(?:_seed(\d+))?$", row.folder.name)[0]
-    config = run_settings(row.folder)
+    name, seed_in_name = re.findall(r"^(.*?)(?:_seed(\d+))?$", folder.name)[0]
+    config = run_settings(folder)
     training = [
         {k: v for k, v in config.get(section, {}).items() if k not in IRRELEVANT}
         for section in ("TRAIN", "ADV", "DATA", "HE")
     ]
     seed = config.get("RUN", {}).get("seed", int(seed_in_name or 0))
-    return json.dumps([name, row.file, training], sort_keys=True), seed
+    return json.dumps([name, training], sort_keys=True), seed
 
 
-def over_seeds(values: Sequence[Value]) -> Value:
+def merge_seeds(rows: Sequence[Row]) -> list[Row]:
+    """Rows that differ in the training's seed alone become one."""
+    merged = []
+    for members in seed_groups((row.folder, row.file, row) for row in rows):
+        first, *others = members
+        if others:
+            columns = dict.fromkeys(column for row in members for column in row.values)
+            means = {
+                c: over_seeds([r.values[c] for r in members if c in r.values], c.n) for c in columns
+            }
+            remarks = dict.fromkeys(remark for row in members for remark in row.remarks)
+            first = replace(first, values=means, remarks=remarks, seeds=len(members))
+        merged.append(first)
+    return merged
+
+
+def over_seeds(values: Sequence[Value], n: int) -> Value:
     """Mean and standard deviation over seeds; of a single one its value, without a spread."""
-    if len(values) == 1:
-        return replace(values[0], seeds=1)
     mean = accuracy.over_seeds([value.percent for value in values])
     if values[0].interval:
-        mean = replace(mean, interval=mean_estimate(mean.percent / 100, values[0].n).interval)
+        mean = replace(mean, interval=mean_estimate(mean.percent / 100, n).interval)
     warned = any(value.warned for value in values)
-    about = vars(mean) | {"warned": warned, "members": tuple(values)}
-    return replace(values[0], **about, seeds=len(values))
+    return replace(values[0], **vars(mean) | {"warned": warned, "members": tuple(values)})

@@ -1,16 +1,16 @@
 """The effect of one row over another: its size, image by image, and whether it is chance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from statistics import stdev
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.comparison import Column, Effect, Value, Values
+from tools.comparison import Column, Row, Value
 from tools.comparison_layout import Table
 from utils.errors import UserError
 from utils.storage.files import read_csv
@@ -51,59 +51,56 @@ def bootstrap_interval(differences: Counts, seeds: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def effect(names: Sequence[str], rows: Mapping[str, Values]) -> tuple[dict[str, Values], list[str]]:
+def effect(named: Sequence[str], rows: Sequence[Row]) -> tuple[Row, list[str]]:
     """The second row minus the first, where they share a column, and how it was tested."""
-    names = [row_meant(name, rows) for name in names]
-    first, second = (rows[name] for name in names)
-    shared = [column for column in first if column in second]
-    tested = [column for column in shared if first[column].outcomes]
-    if names[0] == names[1] or not tested:
+    two = [row_meant(name, rows) for name in named] or rows
+    if len(two) != 2:
+        names = ", ".join(row.name for row in two)
+        raise UserError(f"--paired takes two rows, not {len(two)}: {names}")
+    first, second = two
+    both = {c: (first.values[c], second.values[c]) for c in first.values if c in second.values}
+    tested = {c: differences(*pair) for c, pair in both.items() if pair[0].outcomes}
+    if first is second or not tested:
         raise UserError(
-            f"{names[0]} and {names[1]} share no measure of two rows; evaluate both under the same"
-            " conditions"
+            f"{first.name} and {second.name} share no measure of two rows; evaluate both under the"
+            " same conditions"
         )
-    found = {column: differences(first[column], second[column]) for column in tested}
-    p_values = [sign_test_exact(of_images) for of_images in found.values()]
+    p_values = [sign_test_exact(of_images) for of_images in tested.values()]
     corrected = dict(zip(tested, holm(p_values), strict=True))
-    row: dict[Column, Value] = {}
-    for column in shared:
-        one, other = first[column], second[column]
-        about: dict[str, Any] = {
-            "n": one.n,
-            "seeds": one.seeds,
-            "spread": paired_spread(one, other),
-        }
-        if column in found:
-            interval = bootstrap_interval(found[column], one.seeds or 1)
-            about |= {"interval": interval, "p": corrected[column]}
-        warned = one.warned or other.warned
-        source = f"{other.source} minus {one.source}"
-        row[column] = Effect(other.percent - one.percent, warned=warned, source=source, **about)
-    name = f"{names[1]} minus {names[0]}"
+    values = {
+        column: replace(minus(*pair), p=corrected.get(column)) for column, pair in both.items()
+    }
+    for column, of_images in tested.items():
+        interval = bootstrap_interval(of_images, len(first.values[column].members) or 1)
+        values[column] = replace(values[column], interval=interval)
+    row = Row(values, f"{second.name} minus {first.name}", is_effect=True)
     notes = [
-        f"{name}: in points, in brackets the 95 % interval of {DRAWS} bootstrap samples of the"
+        f"{row.name}: in points, in brackets the 95 % interval of {DRAWS} bootstrap samples of the"
         " images, each with all its seeds; p of the exact paired test over images (of one seed"
         f" McNemar's), after Holm's correction for {len(tested)}. Both are about these trainings;"
-        " ± is over pairs of seeds.",
-        *(
-            f"{described(column)}: {names[1]} better on {(d > 0).sum()} images, worse on"
-            f" {(d < 0).sum()}; of {len(d)}, p = {p:.3g}, corrected {corrected[column]:.3g}"
-            for (column, d), p in zip(found.items(), p_values, strict=True)
-        ),
+        " ± is over pairs of seeds."
     ]
-    return {name: row}, notes
+    for (column, of_images), p in zip(tested.items(), p_values, strict=True):
+        eps = "".join(f", {text}" for text in column.describe(["eps"]))
+        better, worse = (of_images > 0).sum(), (of_images < 0).sum()
+        notes.append(
+            f"{column.title}{eps}: {second.name} better on {better} images, worse on {worse}; of"
+            f" {len(of_images)}, p = {p:.3g}, corrected {corrected[column]:.3g}"
+        )
+    return row, notes
 
 
-def described(column: Column) -> str:
-    eps = column.condition("eps")
-    return column.title + (f", eps {eps}" if eps else "")
-
-
-def paired_spread(first: Value, second: Value) -> float | None:
-    """Standard deviation of the differences of seeds that stand in the same place."""
-    pairs = zip(first.members, second.members, strict=False)
-    each = [other.percent - one.percent for one, other in pairs]
-    return stdev(each) if len(each) > 1 and len(first.members) == len(second.members) else None
+def minus(first: Value, second: Value) -> Value:
+    """The second minus the first, with the spread over seeds that stand in the same place."""
+    members = [minus(*pair) for pair in zip(first.members, second.members, strict=False)]
+    is_paired = len(members) > 1 and len(first.members) == len(second.members)
+    return Value(
+        percent=second.percent - first.percent,
+        spread=stdev(member.percent for member in members) if is_paired else None,
+        warned=first.warned or second.warned,
+        source=f"{second.source} minus {first.source}",
+        members=tuple(members),
+    )
 
 
 def not_told_from_best(table: Table) -> tuple[set[tuple[str, Column]], list[str]]:
@@ -111,20 +108,20 @@ def not_told_from_best(table: Table) -> tuple[set[tuple[str, Column]], list[str]
 
     Of the rows that have outcomes image by image. Beside them, why a column has none.
     """
-    found: set[tuple[str, Column]] = set()
+    bold: set[tuple[str, Column]] = set()
     notes = []
     for column, title in table.columns.items():
-        rows = {n: row[column] for n, row in table.rows.items() if column in row}
+        rows = {r.name: r.values[column] for r in table.rows if column in r.values}
         rows = {name: value for name, value in rows.items() if value.outcomes}
         best = max(rows.values(), key=lambda value: value.percent, default=None)
         if best is None or len(rows) == 1:
             continue
         try:
             p = {name: sign_test_exact(differences(best, value)) for name, value in rows.items()}
-            found |= {(name, column) for name in rows if p[name] >= ALPHA}
+            bold |= {(name, column) for name in rows if p[name] >= ALPHA}
         except UserError as error:
             notes.append(f"{title}: nothing in bold; {error}")
-    return found, notes
+    return bold, notes
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -137,25 +134,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def row_meant(name: str, rows: Mapping[str, Values]) -> str:
+def row_meant(name: str, rows: Sequence[Row]) -> Row:
     """The row that is meant: by its name, or by its run folder or result file."""
-    if name in rows:
-        return name
     path = Path(name).resolve()
-    for row, values in rows.items():
-        members = (one for value in values.values() for one in value.members or (value,))
+    for row in rows:
+        members = [one for value in row.values.values() for one in value.members or (value,)]
         sources = {Path(one.source).resolve() for one in members}
-        if any(path in (source, source.parent) for source in sources):
+        if row.name == name or path in sources | {source.parent for source in sources}:
             return row
-    raise UserError(f"--paired {name}: no such row; there are {', '.join(rows)}")
+    raise UserError(f"--paired {name}: no such row; there are {', '.join(r.name for r in rows)}")
 
 
 def differences(first: Value, second: Value) -> Counts:
     """For every image: how many more seeds of the second are right than of the first."""
-    if (first.seeds or 1) != (second.seeds or 1):
+    one, other = len(first.members) or 1, len(second.members) or 1
+    if one != other:
         raise UserError(
-            f"{first.source} is of {first.seeds or 1} seeds and {second.source} of"
-            f" {second.seeds or 1}; give as many of both"
+            f"{first.source} is of {one} seeds and {second.source} of {other}; give as many of both"
         )
     (images, rights), (others, other_rights) = right_seeds(first), right_seeds(second)
     if images != others:
@@ -165,18 +160,20 @@ def differences(first: Value, second: Value) -> Counts:
 
 def right_seeds(value: Value) -> tuple[list[str], Counts]:
     """The images, and how many seeds are right on each."""
-    found = []
+    images: list[str] = []
+    rights = []
     for one in value.members or (value,):
         path = Path(one.source)
         path = path.with_name(f"{path.stem}_images.csv")
         changed = path.stat().st_mtime_ns if path.exists() else 0
-        images, columns = image_table(path, changed)
+        names, columns = image_table(path, changed)
         if one.outcomes not in columns:
             raise UserError(f"{path} has no column {one.outcomes}; evaluate again")
-        found.append((images, columns[one.outcomes]))
-    if any(images != found[0][0] for images, _ in found):
-        raise UserError(f"the per-image files of seeds of {value.source} differ in images")
-    return found[0][0], np.sum([right for _, right in found], axis=0)
+        if names != (images or names):
+            raise UserError(f"the per-image files of seeds of {value.source} differ in images")
+        images = names
+        rights.append(columns[one.outcomes])
+    return images, np.sum(rights, axis=0)
 
 
 @lru_cache(maxsize=64)

@@ -21,18 +21,17 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from tools.comparison import Row, seed_groups
+from tools.comparison import seed_groups
 from utils.config.command_line import tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
+from utils.figures import style
 from utils.figures.gradients import gradient_ratio, mean_of_seeds, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
 from utils.figures.robustness import curves_of, points_of, robustness, weak_attack_warnings
-from utils.figures.style import run_labels, save_figure
 from utils.figures.training import training_curves
-from utils.storage.conditions import Conditions
 from utils.storage.files import make_folder, write_csv
-from utils.storage.results import AttackResult, ImageNetCResult, find_results, read_result
+from utils.storage.results import ImageNetCResult, find_results, read_result
 from utils.text import markdown_table
 
 
@@ -43,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def plot(arguments: argparse.Namespace) -> None:
     """Draw and save the figure."""
-    paths = save_figure(arguments.draw(arguments), arguments.output, arguments.title)
+    paths = style.save_figure(arguments.draw(arguments), arguments.output, arguments.title)
     print(f"written: {', '.join(str(path) for path in paths)}")
 
 
@@ -54,13 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, draw, inputs, count, text in (
         ("imagenet_c", of_imagenet_c, "JSON", "+", "accuracy per corruption and severity"),
         ("gradient_ratio", of_gradients, "RUN", "+", "adversarial over clean gradients"),
-        (
-            "training",
-            lambda a: training_curves(*a.inputs),
-            "RUN",
-            1,
-            "loss, accuracy, rate",
-        ),
+        ("training", lambda a: training_curves(*a.inputs), "RUN", 1, "loss, accuracy, rate"),
         ("robustness", of_robustness, "RUN_OR_JSON", "+", "accuracy against eps"),
     ):
         figure = figures.add_parser(name, help=text, description=text)
@@ -78,7 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def of_imagenet_c(arguments: argparse.Namespace) -> Figure:
     """Curves and bars of one or more results."""
-    results, labels = {}, run_labels(arguments.inputs, arguments.labels)
+    results, labels = {}, style.run_labels(arguments.inputs, arguments.labels)
     for path, label in zip(arguments.inputs, labels, strict=True):
         result = read_result(path)
         if not isinstance(result, ImageNetCResult) or not result.corruptions:
@@ -89,12 +82,12 @@ def of_imagenet_c(arguments: argparse.Namespace) -> Figure:
 
 def of_gradients(arguments: argparse.Namespace) -> Figure:
     """Gradient norm ratios of one or more runs; those of several seeds as their mean."""
-    groups = list(seed_groups([Row(run, "", "") for run in arguments.inputs]))
-    labels = run_labels([group[0].folder for group in groups], arguments.labels)
+    groups = seed_groups((run, None, run) for run in arguments.inputs)
+    labels = style.run_labels([group[0] for group in groups], arguments.labels)
     runs = {}
     for label, group in zip(labels, groups, strict=True):
-        seeds = [read_gradient_norms(row.folder, arguments.epoch) for row in group]
-        runs[label_of_seeds(label, len(seeds))] = mean_of_seeds(seeds)
+        seeds = [read_gradient_norms(run, arguments.epoch) for run in group]
+        runs[style.label_of_seeds(label, len(seeds))] = mean_of_seeds(seeds)
     header = ["run", "group", "epoch", "ratio", "std"]
     rows = [
         [label, row["group"], row["epoch"], row["ratio"], row.get("deviation", "")]
@@ -108,9 +101,30 @@ def of_gradients(arguments: argparse.Namespace) -> Figure:
     return gradient_ratio(runs)
 
 
-def label_of_seeds(label: str, seeds: int) -> str:
-    """A run's label without its seed, where it stands for several."""
-    return re.sub(r"(, seed |_seed)\d+", "", label) + f", {seeds} seeds" if seeds > 1 else label
+def of_robustness(arguments: argparse.Namespace) -> Figure:
+    """Robustness curves of every set of evaluations at several radii; of seeds their mean."""
+    curves = curves_of(find_results(arguments.inputs))
+    if not curves:
+        raise UserError("no two evaluations differ in eps alone; evaluate with --eps 1,2,4,8")
+    groups = seed_groups(
+        (path.resolve().parent, replace(curve[-1].conditions, checkpoint=""), path)
+        for path, curve in curves.items()
+    )
+    labels = style.run_labels([group[0] for group in groups])
+    seeds = {
+        style.label_of_seeds(label, len(group)): [curves[path] for path in group]
+        for label, group in zip(labels, groups, strict=True)
+    }
+    for label, curve in ((label, curve) for label, its in seeds.items() for curve in its):
+        for warning in weak_attack_warnings(curve):
+            print(f"warning: {label}: {warning}", file=sys.stderr)
+    header = ["run", "attack", "norm", "eps", "percent", "low95", "high95", "std", "seeds", "n"]
+    rows = []
+    for *key, number_of_seeds, n, top1 in points_of(seeds):
+        interval = top1.interval or ("", "")
+        rows.append([*key, top1.percent, *interval, top1.spread, number_of_seeds, n])
+    write_numbers(arguments.output, header, rows)
+    return robustness(seeds)
 
 
 def write_numbers(output: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -119,39 +133,6 @@ def write_numbers(output: Path, header: Sequence[str], rows: Sequence[Sequence[o
     make_folder(path.parent)
     write_csv(path, header, rows)
     print(f"written: {path}")
-
-
-def of_robustness(arguments: argparse.Namespace) -> Figure:
-    """Robustness curves of every set of evaluations at several radii; of seeds their mean."""
-    results = find_results(arguments.inputs)
-    attacks = {path: r for path, r in results.items() if isinstance(r, AttackResult)}
-    curves = curves_of(attacks.values())
-    if not curves:
-        raise UserError("no two evaluations differ in eps alone; evaluate with --eps 1,2,4,8")
-    files = {str(next(p for p, r in attacks.items() if r is curve[0])): curve for curve in curves}
-    alike: dict[Conditions, list[Row]] = {}
-    for file, curve in files.items():
-        like = replace(curve[-1].conditions, checkpoint="")
-        alike.setdefault(like, []).append(Row(Path(file).resolve().parent, file, ""))
-    groups = [
-        [row.sha256 for row in group] for rows in alike.values() for group in seed_groups(rows)
-    ]
-    labels = run_labels([Path(group[0]) for group in groups])
-    seeds = {
-        label_of_seeds(label, len(group)): [files[file] for file in group]
-        for label, group in zip(labels, groups, strict=True)
-    }
-    for label, curve in ((label, curve) for label, its in seeds.items() for curve in its):
-        for warning in weak_attack_warnings(curve):
-            print(f"warning: {label}: {warning}", file=sys.stderr)
-    header = ["run", "attack", "norm", "eps", "percent", "low95", "high95", "std", "seeds", "n"]
-    rows = [
-        [*point[:4], top1.percent, *(top1.interval or ("", "")), top1.spread, point.seeds, point.n]
-        for point in points_of(seeds)
-        for top1 in [point.top1]
-    ]
-    write_numbers(arguments.output, header, rows)
-    return robustness(seeds)
 
 
 if __name__ == "__main__":

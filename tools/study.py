@@ -31,16 +31,7 @@ from utils.config.settings import Config
 from utils.config.validators import choice, list_of
 from utils.distributed.launch import run_command
 from utils.errors import UserError
-from utils.figures.style import (
-    WIDTH,
-    footnote,
-    legend_handles,
-    literal,
-    marked,
-    point_style,
-    save_figure,
-    styled,
-)
+from utils.figures import style
 from utils.storage.accuracy import Estimate, over_seeds
 from utils.storage.conditions import worst_of
 from utils.storage.files import atomic_write, make_folder
@@ -198,7 +189,7 @@ def write_report(folder: Path, jobs: Sequence[Job]) -> None:
         points[row] = costs[row], replace(mean, warned=warned)
     first = results[jobs[0].row][0]
     over = worst_of(first.conditions.attacks)
-    save_figure(robustness_against_cost(points, over), folder / "cost")
+    style.save_figure(robustness_against_cost(points, over), folder / "cost")
     methods = {job.config.TRAIN.method: job.config for job in jobs}
     rows = [
         [method, ", ".join(f"{k} {its.value(k)}" for k in METHODS[method]), str(training_cost(its))]
@@ -214,20 +205,21 @@ def write_report(folder: Path, jobs: Sequence[Job]) -> None:
     atomic_write(folder / "STUDY.md", text)
 
 
-@styled
+@style.applied
 def robustness_against_cost(trainings: Mapping[str, tuple[float, Estimate]], over: str) -> Figure:
     """Cost and robust accuracy over seeds of each training, which its twin with HE follows.
 
     Of a pair that costs the same, one lies to the left and one to the right of its cost.
     """
-    fig = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    fig = Figure(figsize=(style.WIDTH, 3.2), layout="constrained")
     axes = fig.subplots()
     for number, (name, (cost, robust)) in enumerate(trainings.items()):
-        style, with_he = point_style(number // 2), number % 2
-        style |= {"markersize": 6, "capsize": 2.5, "label": literal(name)}
-        style = marked(style, robust.warned) | {"marker": "s" if with_he else "o"}
+        look, with_he = style.marked(style.point(number // 2), robust.warned), number % 2
+        look |= {"markersize": 6, "capsize": 2.5, "marker": "s" if with_he else "o"}
         x = cost * (1.02 if with_he else 0.98)  # two points of one cost stay apart
-        axes.errorbar(x, robust.percent, yerr=robust.spread or None, **style)
+        axes.errorbar(
+            x, robust.percent, yerr=robust.spread or None, label=style.literal(name), **look
+        )
     axes.set_xscale("log")
     costs = sorted({cost for cost, _ in trainings.values()})
     axes.set_xticks(costs, [f"{cost:g}" for cost in costs])
@@ -237,12 +229,12 @@ def robustness_against_cost(trainings: Mapping[str, tuple[float, Estimate]], ove
     axes.set_ylabel(f"robust accuracy (%)\n{over}")
     estimates = [robust for _, robust in trainings.values()]
     handles = axes.get_legend_handles_labels()[0]
-    handles += legend_handles({}, any(robust.warned for robust in estimates))
+    handles += style.legend_handles({}, any(robust.warned for robust in estimates))
     axes.legend(handles=handles, ncols=2)
     note = "Two trainings of one cost are drawn beside it."
     if any(robust.spread is not None for robust in estimates):
         note += " Bars: ± one standard deviation over the seeds (n - 1)."
-    footnote(fig, note)
+    style.footnote(fig, note)
     return fig
 
 

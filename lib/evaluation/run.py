@@ -38,7 +38,7 @@ from utils.storage.conditions import (
     length_text,
 )
 from utils.storage.files import make_folder, names_sha256
-from utils.storage.results import AttackResult, conditions_at, read_result, result_stem
+from utils.storage.results import conditions_at, find_results, read_result, result_stem
 from utils.storage.run_folder import BEST, BEST_EMA
 
 
@@ -250,8 +250,8 @@ def draw_curve(
     Args:
         stems: of the results, by radius; `last` has the conditions of the last one.
     """
-    results = [read_result(Path(f"{stem}.json")) for stem in stems]
-    (curve,) = curves_of(result for result in results if isinstance(result, AttackResult))
+    results = find_results([Path(f"{stem}.json") for stem in stems])
+    (curve,) = curves_of(results).values()
     for warning in weak_attack_warnings(curve):
         task.logger.warning(warning)
     radii = [length_number(r.conditions.eps, r.conditions.norm) for r in curve]

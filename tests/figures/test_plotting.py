@@ -21,7 +21,7 @@ from records import attack, attack_result, imagenet_c_result, write
 from lib.imagenet_c.corruptions import EXTRA, STANDARD
 from tools.study import robustness_against_cost
 from utils.figures.attacks import AttackedImage, attack_images
-from utils.figures.comparison import Panel, comparison
+from utils.figures.comparison import DIFFERENCE, Panel, comparison
 from utils.figures.gradients import gradient_ratio, mean_of_seeds, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
 from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
@@ -122,7 +122,7 @@ FIGURES: dict[str, Callable[[Path], Figure]] = {
     "one result": lambda _: imagenet_c({"A": imagenet_c_result(0.8, STANDARD + EXTRA)}, "T"),
     "results": lambda _: imagenet_c({"A": imagenet_c_result(), "B": imagenet_c_result()}, "T"),
     "effect": lambda _: comparison(
-        [Panel("T", "x", [("PGD", {"A": Estimate(-1, (-9, 9), 2)})], is_difference=True)]
+        [Panel("T", DIFFERENCE, [("PGD", {"A": Estimate(-1, (-9, 9), 2)})])]
     ),
     "robustness": lambda _: robustness({"A": [curve()], "B": [curve("L2")]}),
     "images": lambda _: attack_images(
@@ -300,8 +300,9 @@ def test_curves_of_seeds_are_mean_and_band_by_attack_and_a_csv(here: Path) -> No
 def test_curves_are_of_evaluations_that_differ_in_eps_alone() -> None:
     others = [attack_result(eps=2 / 255, seed=1), attack_result(eps=3 / 255, protocol="paper")]
     steps = attack_result(eps=8 / 255, attacks=[attack("pgd10", "PGD-10 (ce)", 9, step=2 / 255)])
-    curves = curves_of([*reversed(curve(_1=50, _4=30)), *others, steps])
-    assert [[round(255 * r.conditions.eps) for r in results] for results in curves] == [[1, 4, 8]]
+    results = [*reversed(curve(_1=50, _4=30)), *others, steps]
+    ((first, found),) = curves_of({Path(f"{i}"): r for i, r in enumerate(results)}).items()
+    assert (first, [round(255 * r.conditions.eps) for r in found]) == (Path("1"), [1, 4, 8])
 
 
 @pytest.mark.parametrize(
@@ -387,7 +388,8 @@ assert not {{"matplotlib.pyplot", "torch"}} & sys.modules.keys()
         ("robustness RUN/attack.json -o x", "--eps 1,2,4,8"),
         ("gradient_ratio RUN/nowhere -o x", "--print_gradients True"),
         ("gradient_ratio RUN -o x --epoch 9", "epochs 1 to 4, not 9"),
-        ("gradient_ratio RUN -o x --labels a b", "2 names for 1 runs"),
+        ("gradient_ratio RUN -o x --labels a b", "2 names (a, b) for 1 rows"),
+        ("gradient_ratio RUN RUN/nowhere -o x --labels a a", "give each row its own"),
         ("imagenet_c RUN/attack.json -o x", "is no ImageNet-C result"),
     ],
 )

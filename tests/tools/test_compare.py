@@ -22,7 +22,7 @@ from scipy import stats
 
 from tools.comparison import values_of
 from tools.paired import bootstrap_interval, holm, sign_test_exact
-from utils.figures.comparison import Panel, comparison
+from utils.figures.comparison import DIFFERENCE, Panel, comparison
 from utils.storage.accuracy import Accuracy, Estimate
 from utils.storage.conditions import BY_FILE, PGD_ALONE
 from utils.storage.results import Result, ShiftAccuracies, ShiftResult
@@ -45,7 +45,7 @@ ALEXNET = (
 def compare(here: Path, monkeypatch: pytest.MonkeyPatch) -> Compare:
     """The command within this process; without its figure, which takes the longest."""
     monkeypatch.setattr("tools.compare.comparison", lambda *_: None)
-    monkeypatch.setattr("tools.compare.save_figure", lambda *_: [])
+    monkeypatch.setattr("utils.figures.style.save_figure", lambda *_: [])
     return partial(call, "tools.compare")
 
 
@@ -262,8 +262,12 @@ def test_rows_are_checkpoints_and_names_can_be_given(compare: Compare) -> None:
     files = ["one/a.json", "one/c.json"]
     rows = table(compare(*files, *files, "-o", "x", "--names", "Mine & only"))
     assert list(map(len, rows.values())) == [4]
+    assert compare(*files, "--columns", "corruptions").status == 0  # which no figure shows
     assert r"Mine \& only" in Path("x.tex").read_text()
-    assert "2 names for 1 rows" in refused(compare(*files, "--names", "A", "B"))
+    assert "(A, B) for 1 rows (one/model_best.pth.tar)" in refused(
+        compare(*files, "--names", "A", "B")
+    )
+    assert "(A, A) for 2 rows" in refused(compare("run", "--names", "A", "A"))
     write_all({"one/again": attack_result(attacks=[attack("pgd10", "PGD-10 (ce)", 40)])})
     assert "two values of PGD-10 (ce)" in refused(compare("one"))
 
@@ -423,7 +427,7 @@ def test_bold_is_what_the_exact_test_does_not_tell_from_the_best(compare: Compar
 
 def test_the_figure_of_the_effect_has_both_signs() -> None:
     values = {"HE minus plain": Estimate(-4, (-6, -2), spread=3)}
-    panel = Panel("", "", [("PGD", values)], is_difference=True)
+    panel = Panel("", DIFFERENCE, [("PGD", values)])
     (axes,) = comparison([panel]).axes
     assert axes.get_xlim()[0] < -7
     assert axes.texts[0].get_text() == " -4.0"

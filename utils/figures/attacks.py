@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.figures.style import COLOURS, WIDTH, footnote, literal, styled
+from utils.figures import style
 
-SIDE = WIDTH / 6.5  # inches of an image: two triples beside each other, and gaps
+SIDE = style.WIDTH / 6.5  # inches of an image: two triples beside each other, and gaps
 LETTERS = 14  # that fit below an image
 
 
@@ -26,7 +26,7 @@ class AttackedImage:
     attack: str
 
 
-@styled
+@style.applied
 def attack_images(images: Sequence[AttackedImage], max_change: float, title: str) -> Figure:
     """Images, their perturbations, and what becomes of them; a change of `max_change` is white."""
     across = min(2, len(images))
@@ -45,8 +45,8 @@ def attack_images(images: Sequence[AttackedImage], max_change: float, title: str
     for column, axes in enumerate(grid[0]):
         axes.set_title(captions[column % 4], fontsize=7.5)
     note = "Below: true class, attack, and the classes predicted (✓ right, ✗ wrong)."
-    footnote(fig, f"{note} Grey is no change.")
-    fig.suptitle(literal(title), fontsize=8.5)
+    style.footnote(fig, f"{note} Grey is no change.")
+    fig.suptitle(style.literal(title), fontsize=8.5)
     return fig
 
 
@@ -58,7 +58,7 @@ def draw_triple(panels: Sequence[Axes], image: AttackedImage, max_change: float)
     change = 0.5 + (adversarial - clean) / (2 * max_change)
     captions = (
         prediction_caption(image.before, image.label),
-        (f"{shortened(image.label)}\n{literal(image.attack)}", "black"),
+        (f"{shortened(image.label)}\n{style.literal(image.attack)}", "black"),
         prediction_caption(image.after, image.label),
     )
     pixels = (clean, change, adversarial)
@@ -72,10 +72,10 @@ def draw_triple(panels: Sequence[Axes], image: AttackedImage, max_change: float)
 
 def prediction_caption(prediction: str, label: str) -> tuple[str, str]:
     """The predicted class with a sign for right or wrong, and a colour that says the same."""
-    sign, colour = ("✓", COLOURS[2]) if prediction == label else ("✗", COLOURS[1])
+    sign, colour = ("✓", style.COLOURS[2]) if prediction == label else ("✗", style.COLOURS[1])
     return f"{sign} {shortened(prediction)}", colour
 
 
 def shortened(name: str) -> str:
     """A class's name, as much as fits below an image."""
-    return literal(name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…")
+    return style.literal(name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…")

@@ -11,13 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from utils.errors import UserError
-from utils.figures.style import (
-    GREY,
-    WIDTH,
-    legend_handles,
-    point_style,
-    styled,
-)
+from utils.figures import style
 from utils.storage.accuracy import over_seeds
 from utils.storage.files import CsvRows, read_csv, series
 
@@ -33,7 +27,7 @@ PARAMETER_STYLES: dict[str, dict[str, Any]] = {
     # Shortcuts lie beside the main path, so no line leads through them.
     "shortcut (downsample)": {"linestyle": "none", "fillstyle": "left"},
 }
-EQUAL: dict[str, Any] = {"color": GREY, "linewidth": 1.1}  # the line at ratio 1
+EQUAL: dict[str, Any] = {"color": style.GREY, "linewidth": 1.1}  # the line at ratio 1
 
 
 def read_gradient_norms(run: str | Path, epoch: int | None = None) -> list[dict[str, str]]:
@@ -61,17 +55,18 @@ def mean_of_seeds(seeds: Sequence[CsvRows]) -> CsvRows:
     return means
 
 
-@styled
+@style.applied
 def gradient_ratio(runs: Mapping[str, CsvRows]) -> Figure:
     """Ratio of adversarial to clean gradient norms against depth: arXiv:2002.08619, Figure 6."""
-    fig = Figure(figsize=(WIDTH, 3.1), layout="constrained")
+    fig = Figure(figsize=(style.WIDTH, 3.1), layout="constrained")
     panels = fig.subplots(1, 3, sharey=True, width_ratios=(1, 1, 0.55))
     for axes, (group, (name, axis)) in zip(panels, GROUPS.items(), strict=True):
         axes.axhline(1, zorder=1.5, **EQUAL)
         for index, rows in enumerate(runs.values()):
             # One layer alone: side by side, or the runs would hide each other.
             shift = 0.25 * (index - (len(runs) - 1) / 2) if group == "fc" else 0.0
-            draw_ratios(axes, [row for row in rows if row["group"] == group], index, shift)
+            its = [row for row in rows if row["group"] == group]
+            draw_ratios(axes, its, style.point(index), shift)
         axes.margins(x=0.6 if group == "fc" else 0.04)
         axes.set_title(name)
         axes.set_xlabel(axis)
@@ -86,9 +81,9 @@ def gradient_ratio(runs: Mapping[str, CsvRows]) -> Figure:
     panels[0].yaxis.set_minor_locator(NullLocator())
     drawn = {parameter_type(row) for rows in runs.values() for row in rows}
     common = {"color": "grey", "marker": "o"}
-    types = {t: common | style for t, style in PARAMETER_STYLES.items() if t in drawn}
-    handles = legend_handles({label: point_style(index) for index, label in enumerate(runs)})
-    handles += legend_handles(types | {"equal norms": EQUAL})
+    types = {t: common | look for t, look in PARAMETER_STYLES.items() if t in drawn}
+    handles = style.legend_handles({label: style.point(index) for index, label in enumerate(runs)})
+    handles += style.legend_handles(types | {"equal norms": EQUAL})
     epochs = sorted({row["epoch"] for rows in runs.values() for row in rows}, key=float)
     note = f"Epoch {' and '.join(epochs)}."
     if any("deviation" in row for rows in runs.values() for row in rows):
@@ -105,23 +100,23 @@ def parameter_type(row: Mapping[str, str]) -> str:
     return "all" if name == "all" else "bias" if name.endswith(".bias") else "weight"
 
 
-def draw_ratios(axes: Axes, rows: CsvRows, index: int, shift: float) -> None:
-    """One run's ratios in one group's panel; the legend says the whole group's ratio."""
+def draw_ratios(axes: Axes, rows: CsvRows, run: dict[str, Any], shift: float) -> None:
+    """One run's ratios in one group's panel, in its style; the legend says the whole group's."""
     members = {name: [r for r in rows if parameter_type(r) == name] for name in PARAMETER_STYLES}
     depths = sorted(set(series([*members["weight"], *members["bias"]], "depth")))
-    for name, style in PARAMETER_STYLES.items():
+    for name, parameter in PARAMETER_STYLES.items():
         numbers = [bisect_right(depths, d) + shift for d in series(members[name], "depth")]
         ratios, deviations = (series(members[name], column) for column in ("ratio", "deviation"))
-        axes.plot(numbers, ratios, **point_style(index) | style)
+        axes.plot(numbers, ratios, **run | parameter)
         if not all(map(math.isnan, deviations)):
             pairs = list(zip(ratios, deviations, strict=True))
             ends = [max(r - d, r / 100) for r, d in pairs], [r + d for r, d in pairs]
-            colour = point_style(index)["color"]
-            if style["linestyle"] == "none" or len(pairs) == 1:
+            colour = run["color"]
+            if parameter["linestyle"] == "none" or len(pairs) == 1:
                 axes.vlines(numbers, *ends, color=colour, linewidth=0.6)
             else:
                 axes.fill_between(numbers, *ends, color=colour, alpha=0.15, linewidth=0)
     for row in (row for row in rows if parameter_type(row) == "all"):
         spread = f" ± {float(row['deviation']):.2f}" if "deviation" in row else ""
-        axes.plot([], [], label=f"{float(row['ratio']):.2f}{spread}", **point_style(index))
+        axes.plot([], [], label=f"{float(row['ratio']):.2f}{spread}", **run)
         axes.legend(title="whole group", title_fontsize=7.5, handletextpad=0.2, alignment="left")

@@ -2,20 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.figures.style import (
-    WIDTH,
-    curve_style,
-    footnote,
-    legend_handles,
-    literal,
-    marked,
-    percent_axis,
-    styled,
-)
+from utils.figures import style
 from utils.storage.accuracy import Estimate, mean_estimate
 from utils.storage.results import ImageNetCResult
 
@@ -23,7 +15,7 @@ MEAN = "mean of the 15"
 Results = Mapping[str, ImageNetCResult]  # by label
 
 
-@styled
+@style.applied
 def imagenet_c(results: Results, title: str = "") -> Figure:
     """Accuracy against severity per group of corruptions, and bars per corruption below."""
     fullest = sorted(results.values(), key=lambda result: -len(result.corruptions))
@@ -32,30 +24,31 @@ def imagenet_c(results: Results, title: str = "") -> Figure:
         members = groups.setdefault(corruption.group, [])
         members += [name] * (name not in members)
     single = len(results) == 1
-    fig = Figure(figsize=(WIDTH, 4.9 if single else 4.5), layout="constrained")
+    fig = Figure(figsize=(style.WIDTH, 4.9 if single else 4.5), layout="constrained")
     heights = (1.2 if single else 1, 1.1)
     above, below = fig.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
     panels = above.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axes, (group, members) in zip(panels, groups.items(), strict=True):
         curves = group_curves(results, members)
         for index, (label, values) in enumerate(curves):
-            style = marked(curve_style(index), bool(results.get(label, fullest[0]).warnings))
-            axes.plot(range(1, len(values) + 1), values, label=label, **style)
+            warned = bool(results.get(label, fullest[0]).warnings)
+            look = style.marked(style.curve(index), warned)
+            axes.plot(range(1, len(values) + 1), values, label=label, **look)
         axes.set(xlabel="severity", xticks=range(1, 6), xlim=(0.7, 5.3))
         axes.set_title(group if single else f"{group} (mean)")
         if single:  # below the panel: inside, four names would lie on the curves
             place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.3), "borderaxespad": 0}
             axes.legend(fontsize=7, handlelength=1.2, handletextpad=0.4, labelspacing=0.2, **place)
     accuracies = [a.percent for r in fullest for c in r.corruptions.values() for a in c.top1]
-    percent_axis(panels[0], "top-1 accuracy (%)", accuracies)
+    style.percent_axis(panels[0], "top-1 accuracy (%)", accuracies)
     draw_bars(below.subplots(), results, groups)
     if not single:
-        handles = legend_handles({label: curve_style(i) for i, label in enumerate(results)})
+        handles = style.legend_handles({label: style.curve(i) for i, label in enumerate(results)})
         above.legend(handles=handles, loc="outside lower center", ncols=2)
     note = "Whiskers: 95 % Wilson intervals over the images, not images x severities."
     hollow = any(result.warnings for result in results.values())
-    footnote(fig, note + " Hollow: evaluated with a warning." * hollow)
-    fig.suptitle(literal(title))
+    style.footnote(fig, note + " Hollow: evaluated with a warning." * hollow)
+    fig.suptitle(style.literal(title))
     return fig
 
 
@@ -86,8 +79,9 @@ def draw_bars(axes: Axes, results: Results, groups: Mapping[str, Sequence[str]])
     positions: dict[str, float] = {}
     colours = {MEAN: "#666666"}  # of a single result's bars: those of the corruptions' curves
     for gap, members in enumerate(groups.values()):
-        for name, style in zip(members, map(curve_style, range(len(members))), strict=True):
-            positions[name], colours[name] = len(positions) + 0.5 * gap, style["color"]
+        for index, name in enumerate(members):
+            positions[name] = len(positions) + 0.5 * gap
+            colours[name] = style.curve(index)["color"]
     if any(result.summary.mean_accuracy is not None for result in results.values()):
         positions[MEAN] = len(positions) + 0.5 * len(groups)
     width, tops = 0.82 / len(results), []
@@ -95,16 +89,21 @@ def draw_bars(axes: Axes, results: Results, groups: Mapping[str, Sequence[str]])
         offset = (index - (len(results) - 1) / 2) * width
         for name, bar in bars_of(result).items():
             x = positions[name] + offset
-            colour = colours[name] if len(results) == 1 else curve_style(index)["color"]
+            colour = colours[name] if len(results) == 1 else style.curve(index)["color"]
             axes.bar(x, bar.percent, 0.94 * width, color=colour, fill=not result.warnings)
             axes.vlines(x, *bar.whiskers, color="#222222", linewidth=0.8)
             tops.append(bar.whiskers[1])
             if len(results) == 1:  # more would not fit
                 axes.text(x, tops[-1], f"{bar.percent:.0f}", ha="center", va="bottom", fontsize=7)
-    percent_axis(axes, "top-1, mean of severities (%)", tops)
+    style.percent_axis(axes, "top-1, mean of severities (%)", tops)
     labels = [readable(name) for name in positions]
-    style = {"rotation": 40, "ha": "right", "rotation_mode": "anchor", "fontsize": 7}
-    axes.set_xticks(list(positions.values()), labels, **style)
+    slanted: dict[str, Any] = {
+        "rotation": 40,
+        "ha": "right",
+        "rotation_mode": "anchor",
+        "fontsize": 7,
+    }
+    axes.set_xticks(list(positions.values()), labels, **slanted)
     axes.tick_params(axis="x", length=0)
     axes.grid(visible=False, axis="x")
     # A few bars stay narrow, and in the middle.

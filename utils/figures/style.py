@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
-from matplotlib.text import Text
 
 from utils.errors import UserError
 from utils.storage.files import make_folder, replacing
@@ -27,7 +26,11 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (3, 3)))
 GREY = "#444444"
 WIDTH = 5.5  # inches, of the text of a paper: set so, the fonts have the sizes below
+# Fonts of Chinese, Japanese and Korean, in the names of classes; those that there are.
+CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic")
+INSTALLED = {font.name for font in fontManager.ttflist}
 STYLE: dict[Any, Any] = {
+    "font.family": ["sans-serif", *(name for name in CJK if name in INSTALLED)],
     "font.size": 8,
     "axes.titlesize": 8.5,
     "legend.fontsize": 7.5,
@@ -48,17 +51,7 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": 250,
 }
 
-styled = matplotlib.rc_context(STYLE)  # decorator: the style holds inside the function alone
-# Fonts of Chinese, Japanese and Korean, in the names of classes; those that there are.
-CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic")
-
-
-def with_all_letters(fig: Figure) -> None:
-    """Let texts take letters that their font lacks from another one that is installed."""
-    installed = {font.name for font in fontManager.ttflist}
-    others = [name for name in CJK if name in installed]
-    for text in fig.findobj(Text):
-        text.set_fontfamily([*text.get_fontfamily(), *others])
+applied = matplotlib.rc_context(STYLE)  # decorator: the style holds inside the function alone
 
 
 def save_figure(fig: Figure, stem: Path, title: str = "") -> list[Path]:
@@ -71,7 +64,6 @@ def save_figure(fig: Figure, stem: Path, title: str = "") -> list[Path]:
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as boxes then
         if title:
             fig.suptitle(literal(title))
-        with_all_letters(fig)
         fig.draw_without_rendering()  # a first layout does not know how wide all labels become
         # No date inside the files: the same numbers give the same bytes.
         for path, metadata in zip(paths, ({"Software": None}, {"CreationDate": None}), strict=True):
@@ -80,16 +72,16 @@ def save_figure(fig: Figure, stem: Path, title: str = "") -> list[Path]:
     return paths
 
 
-def point_style(index: int) -> dict[str, Any]:
+def point(index: int) -> dict[str, Any]:
     """Colour and marker of the run with this index."""
     turn, colour = divmod(index, len(COLOURS))
     marker = MARKERS[(colour + turn) % len(MARKERS)]  # another one with each turn of the colours
     return {"color": COLOURS[colour], "marker": marker, "linestyle": "none"}
 
 
-def curve_style(index: int) -> dict[str, Any]:
+def curve(index: int) -> dict[str, Any]:
     """Colour, marker and line of the curve with this index."""
-    return {**point_style(index), "linestyle": LINES[index % len(LINES)]}
+    return {**point(index), "linestyle": LINES[index % len(LINES)]}
 
 
 def marked(style: Mapping[str, Any], warned: bool) -> dict[str, Any]:
@@ -140,14 +132,21 @@ def run_label(name: str) -> str:
     return label + (f", seed {seed}" if seed else "")
 
 
-def run_labels(paths: Sequence[Path], labels: Sequence[str] | None = None) -> list[str]:
-    """One distinct name per run: its label, else short names, else folder names, else paths."""
-    if labels:
-        if len(labels) != len(paths):
+def label_of_seeds(label: str, seeds: int) -> str:
+    """A run's label without its seed, where it stands for several."""
+    return re.sub(r"(, seed |_seed)\d+", "", label) + f", {seeds} seeds" if seeds > 1 else label
+
+
+def run_labels(paths: Sequence[Path], given: Sequence[str] | None = None) -> list[str]:
+    """One distinct name per run: those given, else short names, else folder names, else paths."""
+    if given is not None:
+        if not len(set(given)) == len(given) == len(paths):
+            rows = ", ".join("/".join(path.parts[-2:]) for path in paths)
             raise UserError(
-                f"--labels has {len(labels)} names for {len(paths)} runs; give one each"
+                f"{len(given)} names ({', '.join(given)}) for {len(paths)} rows ({rows}); give each"
+                " row its own"
             )
-        return list(labels)
+        return list(given)
     folders = [path.resolve() if path.is_dir() else path.resolve().parent for path in paths]
     for names in (
         [run_label(folder.name) for folder in folders],

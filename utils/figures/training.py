@@ -9,16 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from utils.figures import style
 from utils.figures.gradients import gradient_ratio, read_gradient_norms
-from utils.figures.style import (
-    COLOURS,
-    WIDTH,
-    curve_style,
-    percent_axis,
-    run_label,
-    save_figure,
-    styled,
-)
 from utils.storage.files import CsvRows, read_csv, series
 from utils.storage.run_folder import run_settings
 
@@ -31,13 +23,15 @@ def read_metrics(run: str | Path) -> list[dict[str, str]]:
 
 def draw_run(folder: Path) -> None:
     """Training curves, and gradient ratios where they have been measured, as PNG and PDF."""
-    save_figure(training_curves(folder), folder / "training_curves")
+    style.save_figure(training_curves(folder), folder / "training_curves")
     if (folder / "gradient_norms.csv").exists():
         rows = read_gradient_norms(folder)
-        save_figure(gradient_ratio({run_label(folder.name): rows}), folder / "gradient_ratio")
+        style.save_figure(
+            gradient_ratio({style.run_label(folder.name): rows}), folder / "gradient_ratio"
+        )
 
 
-@styled
+@style.applied
 def training_curves(folder: Path) -> Figure:
     """Loss with the learning rate below it, and top-1, over the epochs of a run folder."""
     rows, settings = read_metrics(folder), run_settings(folder)
@@ -45,7 +39,7 @@ def training_curves(folder: Path) -> Figure:
     # With it the training's loss is no cross-entropy of the outputs.
     margin = (head.get("FN") or head.get("WN")) and head.get("angular_margin_HE")
     natural = settings.get("TRAIN", {}).get("method") == "natural"
-    fig = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+    fig = Figure(figsize=(style.WIDTH, 2.8), layout="constrained")
     mosaic: Any = [["loss", "accuracy"], ["rate", "accuracy"]]
     panels = fig.subplot_mosaic(mosaic, height_ratios=(3.6, 1))
     loss, accuracy, rate = (panels[name] for name in ("loss", "accuracy", "rate"))
@@ -58,9 +52,11 @@ def training_curves(folder: Path) -> Figure:
     }
     draw_curves(loss, rows, "loss", labels)
     loss.set_ylabel("loss (nats)\ntraining: with margin" if margin else "cross-entropy (nats)")
-    percent_axis(accuracy, "top-1 accuracy (%)", draw_curves(accuracy, rows, "top1", labels))
+    style.percent_axis(accuracy, "top-1 accuracy (%)", draw_curves(accuracy, rows, "top1", labels))
     rates = series(rows, "lr")
-    rate.plot(series(rows, "epoch"), rates, color=COLOURS[6], drawstyle="steps-mid", linewidth=1)
+    rate.plot(
+        series(rows, "epoch"), rates, color=style.COLOURS[6], drawstyle="steps-mid", linewidth=1
+    )
     if min(rates) > 0:
         rate.set_yscale("log")
     ends = sorted({min(rates), max(rates)})
@@ -86,6 +82,6 @@ def draw_curves(axes: Axes, rows: CsvRows, metric: str, labels: Mapping[str, str
         points = [point for point in zip(epochs, values, strict=True) if not math.isnan(point[1])]
         if points:
             drawn += [value for _, value in points]
-            style = curve_style(index) | ({"marker": None} if len(points) > 40 else {})
-            axes.plot(*zip(*points, strict=True), label=label, **style)
+            look = style.curve(index) | ({"marker": None} if len(points) > 40 else {})
+            axes.plot(*zip(*points, strict=True), label=label, **look)
     return drawn

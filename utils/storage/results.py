@@ -1,6 +1,7 @@
 """Result files of evaluations: typed records, written and read here alone."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -43,6 +44,11 @@ class AttackAccuracies(TopAccuracies):
     def is_part(self) -> bool:
         """Whether this is what the first of an attack's several attacks have left."""
         return ", after " in self.label
+
+    @property
+    def title(self) -> str:
+        """Its label without the step, which may follow the radius."""
+        return re.sub(r", step [^)]*", "", self.label)
 
 
 @dataclass(frozen=True)
