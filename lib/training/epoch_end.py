@@ -3,7 +3,7 @@
 import csv
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lib.algorithm.pool import DeviceBatch
 from lib.algorithm.protocols import PROTOCOLS, PGDSpec, ThreatModel
 from lib.evaluation.validation import adversarial_examples, validate, validate_pgd
 from lib.training import overfitting
-from lib.training.checkpointing import Run, begin_epoch, epoch_totals, save
+from lib.training.checkpointing import BEST_VALUES, Run, begin_epoch, epoch_totals, save
 from lib.training.loop import describe_metrics, lr_at, stop_run
 from utils.logging import ProgressBar
 from utils.storage.checkpoint import Checkpoint
@@ -25,78 +25,81 @@ from utils.storage.files import write_csv
 from utils.storage.run_folder import BEST, BEST_EMA
 from utils.text import counted
 
-HEADER = (
-    "epoch",
-    "lr",
-    "train_loss",
-    "train_top1",
-    "train_top5",
-    "val_loss",
-    "val_top1",
-    "val_top5",
-    "val_pgd_top1",
-    "images_per_second",
-    "seconds",
-)
 MOST_WAITING = 0.1  # of an epoch, for images
-EMA_HEADER = ("val_ema_loss", "val_ema_top1", "val_ema_pgd_top1")  # with TRAIN.ema alone
-GROUPS = (HEADER, EMA_HEADER, (overfitting.COLUMN,))
+# Columns of metrics.csv in the order in which checkpoints keep a row; groups after the first are
+# there if one of their columns is measured.
+COLUMN_GROUPS = (
+    (
+        "epoch",
+        "lr",
+        "train_loss",
+        "train_top1",
+        "train_top5",
+        "val_loss",
+        "val_top1",
+        "val_top5",
+        "val_pgd_top1",
+        "images_per_second",
+        "seconds",
+    ),
+    ("val_ema_loss", "val_ema_top1", "val_ema_pgd_top1"),  # with TRAIN.ema
+    (overfitting.COLUMN,),
+)
+COLUMNS = [name for group in COLUMN_GROUPS for name in group]
+# What a network of `Run.networks` is called, in columns and in the log.
+COLUMN_PREFIXES = {BEST: "val", BEST_EMA: "val_ema"}
+LABELS = {BEST: ", clean validation", BEST_EMA: "; of the averaged weights"}
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What the validation of a network gives.
+    """What the validation of a network gives."""
 
-    Attributes:
-        clean: loss, and top-1 and top-5 in percent.
-        robust: top-1 under PGD-10 in percent, with TRAIN.select pgd.
-        score: what the best model has the largest of.
-    """
-
-    clean: dict[str, float]
-    robust: float | None
-    score: float
+    clean: dict[str, float]  # as `validate` returns it
+    robust: float | None  # top-1 under PGD-10 in percent, with TRAIN.select pgd
+    score: float  # what the best model has the largest of
 
     def describe(self, run: Run) -> str:
         text = describe_metrics(run, self.clean)
         return text + ("" if self.robust is None else f", PGD-10 top-1 {self.robust:.2f} %")
 
+    def columns(self, prefix: str) -> dict[str, float]:
+        """Columns of metrics.csv."""
+        columns = {f"{prefix}_{name}": value for name, value in self.clean.items()}
+        return columns if self.robust is None else {**columns, f"{prefix}_pgd_top1": self.robust}
+
 
 def finish_epoch(run: Run) -> None:
-    """Validate, write the epoch's rows, keep the best model, save."""
-    progress, passes = run.progress, run.config.passes
+    """Validate, write the epoch's row, keep the best model, save."""
+    progress, train, passes = run.progress, run.config.TRAIN, run.config.passes
     totals, now = epoch_totals(run), time.monotonic()
-    rate = totals[3] / max(now - run.epoch_started, 1e-9)
     waited = run.loader.seconds_waited / max(now - run.resumed_at, 1e-9)
     warn_of_waiting(run, run.context.gather(waited))
     epoch, trained = progress.epoch + 1, averages(totals)
-    raw = average = None
-    if epoch % run.config.TRAIN.val_every == 0 or epoch == passes:
-        raw, average = validate_networks(run)
-    best = keep_best(run, raw, average)
-    row = [epoch, last_lr(run), *trained.values(), *cells(raw, "loss", "top1", "top5")]
-    row += [round(rate, 2), round(time.monotonic() - run.epoch_started, 2)]
-    row += cells(average, "loss", "top1") if average is not None else []
-    if run.config.TRAIN.method == "fast":
-        row += [""] * (len(HEADER + EMA_HEADER) - len(row))
-        row.append(overfitting.minibatch_under_pgd(run, *quick_attack(run)))
-    progress.history = [*progress.history, row]
+    validations: dict[str, Validation] = {}
+    if epoch % train.val_every == 0 or epoch == passes:
+        validations = validate_networks(run)
+    best = keep_best(run, validations)
+    row: dict[str, float] = {f"train_{name}": value for name, value in trained.items()}
+    row |= {"epoch": epoch, "lr": last_lr(run)}
+    row["images_per_second"] = round(totals[3] / max(now - run.epoch_started, 1e-9), 2)
+    row["seconds"] = round(time.monotonic() - run.epoch_started, 2)
     text = f"epoch {epoch}/{passes}: train loss {trained['loss']:.4f} top-1"
     text += f" {trained['top1']:.2f} %, {waited:.0%} of the time waiting for images"
-    if raw is not None:
-        text += f", clean validation {raw.describe(run)}" + " (best)" * (BEST in best)
-    if average is not None:
-        text += f"; of the averaged weights {average.describe(run)}" + " (best)" * (
-            BEST_EMA in best
-        )
-    if run.config.TRAIN.method == "fast":
-        text += f"; a training minibatch under PGD-10 top-1 {row[-1]:.2f} %"
+    for name, validation in validations.items():
+        row |= validation.columns(COLUMN_PREFIXES[name])
+        text += f"{LABELS[name]} {validation.describe(run)}" + " (best)" * (name in best)
+    if train.method == "fast":
+        top1 = overfitting.minibatch_under_pgd(run, *quick_attack(run))
+        row[overfitting.COLUMN] = top1
+        text += f"; a training minibatch under PGD-10 top-1 {top1:.2f} %"
+    progress.history = [*progress.history, [row.get(name, "") for name in COLUMNS]]
     run.logger.info(text)
-    overfitting.warn_of_overfitting(run, named_rows(run))
-    for name, validation in ((BEST, raw), (BEST_EMA, average)):
-        if validation is not None and name in best:
-            overfitting.warn_of_collapse(run, name, validation.clean["predicted"])
-    write_tables(run)
+    rows = named_rows(progress.history)
+    overfitting.warn_of_overfitting(run, rows)
+    for name in best:
+        overfitting.warn_of_collapse(run, name, validations[name].clean["predicted"])
+    write_tables(run, rows)
     progress.end_epoch()
     begin_epoch(run)
     save(run, best)
@@ -123,7 +126,7 @@ def begin_selection(run: Run, resumed: Checkpoint | None) -> None:
     """
     progress, now = run.progress, selection_of(run)
     was = progress.best_of
-    if resumed is not None and not was:  # of a version that did not keep it
+    if resumed is not None and resumed.is_ours and not was:  # of a version that did not keep it
         sections = resumed.content.get("config", {})
         keys = [key.split(".") for key in ("TRAIN.select", "DATA.img_size") if sections]
         was = {f"{section}.{key}": str(sections[section][key]) for section, key in keys}
@@ -132,26 +135,21 @@ def begin_selection(run: Run, resumed: Checkpoint | None) -> None:
     progress.best_of = was if finished and was else now
     changes = [f"{k} was {was[k]} and is {v}" for k, v in now.items() if was.get(k, v) != v]
     lost = []
-    for name, value in ((BEST, progress.best), (BEST_EMA, progress.best_ema)):
-        is_here = run.context.from_main((run.config.run_dir / name).exists)
+    for name, field in BEST_VALUES.items():
+        value, is_here = getattr(progress, field), (run.config.run_dir / name).exists
         reasons = [] if finished else list(changes)
-        reasons += [] if is_here else [f"{name} is not in {run.config.run_dir}"]
+        if not run.context.from_main(is_here):
+            reasons.append(f"{name} is not in {run.config.run_dir}")
         if value >= 0 and reasons:
             lost.append(name)
-            setattr(progress, "best" if name == BEST else "best_ema", -1.0)
+            setattr(progress, field, -1.0)
             run.logger.warning(
                 f"the best value so far, {value:.2f} %, counts no more: {', '.join(reasons)}; the"
                 " best starts anew"
             )
     if finished and lost:
         begin_epoch(run)
-        save(run, keep_best(run, *validate_networks(run)))
-
-
-def validate_networks(run: Run) -> tuple[Validation, Validation | None]:
-    """The network, and the one of averaged weights where there is one."""
-    raw, average = validate_network(run, run.trainer.model), run.trainer.average
-    return raw, None if average is None else validate_network(run, average.module)
+        save(run, keep_best(run, validate_networks(run)))
 
 
 def warn_of_waiting(run: Run, waited: Sequence[float]) -> None:
@@ -172,15 +170,13 @@ def warn_of_waiting(run: Run, waited: Sequence[float]) -> None:
         )
 
 
-def keep_best(run: Run, raw: Validation | None, average: Validation | None) -> list[str]:
-    """The files of best models that this epoch's networks become."""
-    progress, best = run.progress, []
-    if raw is not None and raw.score > progress.best:
-        progress.best = raw.score
-        best.append(BEST)
-    if average is not None and average.score > progress.best_ema:
-        progress.best_ema = average.score
-        best.append(BEST_EMA)
+def keep_best(run: Run, validations: Mapping[str, Validation]) -> list[str]:
+    """The files of best models that the validated networks become."""
+    best = []
+    for name, validation in validations.items():
+        if validation.score > getattr(run.progress, BEST_VALUES[name]):
+            setattr(run.progress, BEST_VALUES[name], validation.score)
+            best.append(name)
     return best
 
 
@@ -189,12 +185,9 @@ def last_lr(run: Run) -> float:
     return lr_at(run, run.order.batches_per_epoch() - 1, run.config.ADV.n_repeats - 1)
 
 
-def cells(validation: Validation | None, *names: str) -> list[Any]:
-    """Some clean metrics and the robust top-1 for a table, empty where they were not measured."""
-    if validation is None:
-        return [""] * (len(names) + 1)
-    robust = "" if validation.robust is None else validation.robust
-    return [*(validation.clean[name] for name in names), robust]
+def validate_networks(run: Run) -> dict[str, Validation]:
+    """Validate each of `Run.networks`."""
+    return {name: validate_network(run, network) for name, network in run.networks.items()}
 
 
 def validate_network(run: Run, model: nn.Module) -> Validation:
@@ -233,25 +226,24 @@ def quick_attack(run: Run) -> tuple[PGDSpec, ThreatModel]:
     return spec, ThreatModel(config.eps, PROTOCOLS[config.EVAL.protocol], config.RUN.seed)
 
 
-def named_rows(run: Run) -> list[dict[str, Any]]:
-    """The epochs' rows of metrics.csv, by column."""
-    columns = [name for group in GROUPS for name in group]
-    return [dict(zip(columns, row, strict=False)) for row in run.progress.history]
+def named_rows(history: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    """What was measured in the epochs, by column of metrics.csv."""
+    rows = [zip(COLUMNS, row, strict=False) for row in history]  # older rows may be shorter
+    return [{name: value for name, value in row if value != ""} for row in rows]
 
 
-def write_tables(run: Run) -> None:
-    """The epoch in metrics.csv, gradient_norms.csv and TensorBoard."""
+def write_tables(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The epochs' rows in metrics.csv; the last one in gradient_norms.csv and TensorBoard too."""
     epoch = run.progress.epoch + 1
-    rows = named_rows(run)
-    # TRAIN.ema may have come with a resumption.
-    present = {name for row in rows for name, value in row.items() if value != ""}
-    header = [name for group in GROUPS if present & set(group) for name in group]
     norms = [] if run.norms is None else run.norms.rows(epoch)
     if run.norms is not None and not norms:
         run.logger.warning("no gradient norms of this epoch: every one measured overflowed")
     if run.context.is_main:
         if run.norms is not None:
             write_gradient_norms(run.config.run_dir / "gradient_norms.csv", epoch, norms)
+        # TRAIN.ema may have come with a resumption.
+        measured = set().union(*rows)
+        header = [name for group in COLUMN_GROUPS if measured & set(group) for name in group]
         lines = [[row.get(name, "") for name in header] for row in rows]
         write_csv(run.config.run_dir / "metrics.csv", header, lines)
     if run.board is not None:

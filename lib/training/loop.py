@@ -45,7 +45,8 @@ def train_one_epoch(run: Run) -> None:
         if method.runs_pgd:
             run.context.copy_from_main_(trainer.model.buffers())
         for replay in range(config.ADV.n_repeats):
-            set_lr(trainer.optimizer, lr_at(run, number, replay))
+            for group in trainer.optimizer.param_groups:
+                group["lr"] = lr_at(run, number, replay)
             loss, logits = step(trainer, images, labels, weight, hook)
             if weight:
                 run.sums.update(loss, logits, labels, len(images))
@@ -80,11 +81,6 @@ def lr_at(run: Run, number: int, replay: int) -> float:
     # In fast's release a second replay goes beyond the epoch.
     updates = run.order.batches_per_epoch() * run.config.epochs_per_pass
     return run.schedule(run.progress.epoch, (number * repeats + replay + 1) / updates)
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
 
 
 def checkpoint_is_due(run: Run) -> bool:

@@ -6,7 +6,8 @@ from lib.algorithm.protocols import METHODS
 from lib.training.checkpointing import Run, begin_epoch
 from lib.training.epoch_end import begin_selection, finish_epoch
 from lib.training.loop import cudnn_benchmark, stop_run, train_one_epoch
-from lib.training.setup import assemble, read_images, require_same_start, set_up
+from lib.training.setup import assemble
+from lib.training.start import find_start, read_images, require_same_start
 from utils.config.load import dump_yaml
 from utils.config.rules import ignored_settings
 from utils.config.settings import Config
@@ -26,20 +27,20 @@ def train(config: Config, context: DistributedContext) -> None:
     """
     with SignalRequests().noted() as requests:
         logger = Logger(context.is_main)
-        trees = context.from_main(lambda: read_images(config.DATA.imagenet))
-        setup = context.run_and_share_errors(lambda: set_up(config, context, logger, trees))
-        with setup.lock:
-            require_same_start(setup, context)
+        images = context.from_main(lambda: read_images(config))
+        start = context.run_and_share_errors(lambda: find_start(config, context, logger, images))
+        with start.lock:
+            require_same_start(images, start, context)
             if context.is_main:
                 logger.write_to(config.run_dir / "log.txt")
                 text = f"# {config.OPTIONS.command}\n{dump_yaml(config)}"
                 atomic_write(config.run_dir / "config.yml", text)
-            run = assemble(config, context, logger, setup, requests)
+            run = assemble(config, context, logger, requests, images, start)
             announce(run)
-            for note in (*setup.train.notes, *setup.val.notes):
+            for note in (*images.train.notes, *images.val.notes):
                 logger.warning(note)
             try:
-                begin_selection(run, setup.resumed)
+                begin_selection(run, start.checkpoint)
                 train_all_epochs(run)
             except RuntimeError:
                 if not requests.stop:

@@ -1,10 +1,7 @@
-"""What a training starts from, all of it checked before any work, and the run made of it."""
+"""The run made of what a training starts from: loaders, networks, optimizer, restored state."""
 
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,180 +14,46 @@ from lib.algorithm.protocols import METHODS
 from lib.algorithm.schedules import Schedule
 from lib.algorithm.training import Trainer, TrainingSettings, make_noise
 from lib.data.datasets import ImageBatches, train_transform
-from lib.data.folders import ImageTree, read_split, require_same_classes, sizes_of_sample
+from lib.data.folders import ImageTree
 from lib.data.loader import Loader, make_loader, share_of_workers
 from lib.data.sampler import DistributedBatchSampler
-from lib.data.subsets import evenly_spread
-from lib.evaluation.load_model import ModelSettings, model_of, new_model, settings_from
 from lib.evaluation.validation import EvaluationData
-from lib.training.checkpointing import (
-    Progress,
-    Run,
-    find_resumption,
-    require_same_run,
-    restore_momentum,
-    restore_state,
-)
-from lib.training.fine_tuning import model_from
+from lib.training.checkpointing import Progress, Run, restore_state
 from lib.training.networks import make_networks, rehearse, run_eagerly
-from lib.training.tensorboard import TensorBoardLog, require_tensorboard
+from lib.training.start import Images, Start
+from lib.training.tensorboard import TensorBoardLog
 from models.resnet import ResNet
 from utils.compiling import compile_mode, compiles
 from utils.config.settings import Config, Data
-from utils.config.validators import REDUCE_OVERHEAD
 from utils.distributed.context import DistributedContext
 from utils.distributed.signals import SignalRequests
-from utils.errors import SharedUserError, UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint
-from utils.storage.files import make_folder, names_sha256
-from utils.storage.run_folder import claim
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a run starts from.
-
-    Attributes:
-        selection: the images that choose the best model.
-        momentum: the optimizer's state of `--init_from`, or None.
-        lock: of the run folder, for the first process.
-    """
-
-    train: ImageTree
-    val: ImageTree
-    selection: ImageTree
-    model_settings: ModelSettings
-    model: ResNet
-    resumed: Checkpoint | None
-    momentum: Any
-    lock: AbstractContextManager[Any]
-
-
-def read_images(data: str) -> tuple[ImageTree, ImageTree]:
-    """The images of DIR/train and DIR/val."""
-    train, val = read_split(data, "train"), read_split(data, "val")
-    require_same_classes(train, val)
-    return train, val
-
-
-def set_up(
-    config: Config,
-    context: DistributedContext,
-    logger: Logger,
-    trees: tuple[ImageTree, ImageTree],
-) -> Setup:
-    """Read the weights and claim the run folder, before any work.
-
-    Args:
-        trees: the images of training and validation.
-    """
-    if config.DATA.batch_size % context.world_size:
-        raise UserError(
-            f"DATA.batch_size {config.DATA.batch_size} is the batch over all processes and does"
-            f" not divide by {context.world_size}; change it or --nproc"
-        )
-    if config.TRAIN.sync_bn and context.device.type != "cuda":
-        raise UserError("TRAIN.sync_bn needs CUDA; leave it out")
-    if config.TRAIN.compile == REDUCE_OVERHEAD and context.device.type != "cuda":
-        raise UserError(f"TRAIN.compile {REDUCE_OVERHEAD} needs CUDA; set it to true or false")
-    if config.OPTIONS.tensorboard:
-        require_tensorboard()
-    train_tree, val_tree = trees
-    selection = val_tree
-    if config.TRAIN.select_from == "train":
-        train_tree, selection = hold_out(train_tree, config.TRAIN.select_examples)
-    require_statistics(len(train_tree.files), config, context.world_size)
-    resumed, momentum = find_resumption(config, config.run_dir, logger), None
-    if resumed is None:
-        settings = settings_from(config, train_tree.classes)
-        if config.OPTIONS.init_from:
-            model, settings, momentum = model_from(config, settings, logger)
-        else:
-            model = new_model(settings, config.RUN.seed, config.OPTIONS.pretrained)
-    else:
-        settings = require_same_run(config, resumed, train_tree.classes, logger)
-        model = model_of(resumed, settings)
-    lock: AbstractContextManager[Any] = nullcontext()
-    if context.is_main:
-        lock = claim_folder(config, resumed)
-    return Setup(train_tree, val_tree, selection, settings, model, resumed, momentum, lock)
-
-
-def hold_out(tree: ImageTree, examples: int) -> tuple[ImageTree, ImageTree]:
-    """A tree without some evenly spread images, and these."""
-    total = len(tree.files)
-    if examples >= total:
-        raise UserError(
-            f"TRAIN.select_from: train holds TRAIN.select_examples {examples} images out of"
-            f" {total}; choose fewer"
-        )
-    held = evenly_spread(total, examples)
-    rest = sorted(set(range(total)) - set(held))
-    return tree.subset(rest), tree.subset(held)
-
-
-def claim_folder(config: Config, resumed: Checkpoint | None) -> TextIO:
-    """Make, lock and claim the run folder."""
-    folder = make_folder(config.run_dir)
-    # A model_best holds no state of a training: starting from it begins a new run.
-    here = False
-    if resumed is not None and resumed.training is not None:
-        here = Path(resumed.path).resolve().parent == folder.resolve()
-    return claim(folder, here, config.OPTIONS.overwrite)
-
-
-def require_statistics(total: int, config: Config, world_size: int) -> None:
-    """Batch-norm needs two values a channel; small crops leave one pixel an image at the end."""
-    batch = config.DATA.batch_size
-    sizes = {min(batch, total), total % batch or batch}
-    smallest = min(max(1, size // world_size) for size in sizes)
-    if config.DATA.crop_size <= 32 and smallest == 1:
-        raise UserError(
-            f"with {total} images, DATA.batch_size {batch} and {world_size} processes, a minibatch"
-            f" has a single image, and at crop_size {config.DATA.crop_size} batch-norm needs two;"
-            + (" choose another DATA.batch_size" if total > 1 else " add images")
-        )
-
-
-def require_same_start(setup: Setup, context: DistributedContext) -> None:
-    """All processes must read the same images and resume from the same minibatch."""
-    images = sizes_of_sample(setup.train), sizes_of_sample(setup.val)
-    training = (setup.resumed.training if setup.resumed else None) or {}
-    seen = context.gather((images, training.get("epoch"), training.get("position")))
-    for rank, other in enumerate(seen):
-        if other != seen[0]:
-            what = "other images" if other[0] != seen[0][0] else "another checkpoint"
-            raise SharedUserError(
-                f"process {rank} sees {what} than process 0; all machines need the same"
-                " files, on a shared disk"
-            )
 
 
 def assemble(
     config: Config,
     context: DistributedContext,
     logger: Logger,
-    setup: Setup,
     requests: SignalRequests,
+    images: Images,
+    start: Start,
 ) -> Run:
     """The run, ready for its next minibatch."""
     torch.manual_seed(config.RUN.seed)  # nothing draws from it today, and checkpoints hold it
-    order, loader = make_train_loader(setup.train, config.DATA, config.RUN.seed, context)
-    mode = mode_of_run(config, order.batches_per_epoch(), setup.resumed, context)
-    margin = setup.model_settings.scaled_margin
-    trainer = make_trainer(setup.model, config, margin, context, mode)
+    order, loader = make_train_loader(images.train, config.DATA, config.RUN.seed, context)
+    mode = mode_of_run(config, order.batches_per_epoch(), start.checkpoint, context)
+    trainer = make_trainer(start.model, config, start.settings.scaled_margin, context, mode)
     progress = Progress(epoch=config.TRAIN.start_epoch)
-    restore_momentum(trainer.optimizer, setup.momentum, config.OPTIONS.init_from, logger)
-    if setup.resumed is not None:
-        progress = restore_state(setup.resumed, trainer, context, progress.epoch, logger)
-        warn_of_other_images(setup, progress, logger)
+    if start.checkpoint is not None:
+        progress = restore_state(start.checkpoint, trainer, context, progress.epoch, logger)
+    warn_of_other_images(images.train, progress, logger)
     work = partial(rehearse, trainer, config.TRAIN.method)
     if mode and not compiles(work, "TRAIN.compile", config.TRAIN.compile, context, logger):
         run_eagerly(trainer)
         mode = False
     progress.compiled = mode
-    progress.images_hash = names_sha256(setup.train.files)
+    progress.images_hash = images.train.fingerprint
     norms = None
     if config.OPTIONS.print_gradients:
         norms = GradientNorms(trainer, context.average_, progress.gradient_sums)
@@ -199,14 +62,14 @@ def assemble(
         context=context,
         logger=logger,
         requests=requests,
-        model_settings=setup.model_settings,
+        model_settings=start.settings,
         trainer=trainer,
         progress=progress,
         schedule=make_schedule(config),
         order=order,
         loader=loader,
-        validation=make_validation(setup.val, config.DATA, context),
-        selection=make_validation(setup.selection, config.DATA, context),
+        validation=make_validation(images.val, config.DATA, context),
+        selection=make_validation(images.selection, config.DATA, context),
         norms=norms,
         sums=MetricSums(context.device),
     )
@@ -216,7 +79,7 @@ def assemble(
 
 
 def mode_of_run(
-    config: Config, minibatches: int, resumed: Checkpoint | None, context: DistributedContext
+    config: Config, minibatches: int, start: Checkpoint | None, context: DistributedContext
 ) -> bool | str:
     """How the network is compiled; what `auto` came to, a run on CUDA keeps when it is resumed.
 
@@ -226,19 +89,19 @@ def mode_of_run(
     train, adv = config.TRAIN, config.ADV
     passes = minibatches * config.passes
     passes *= METHODS[train.method].cost(adv.n_repeats, adv.train_steps)
-    saved: bool | str | None = ((resumed and resumed.training) or {}).get("compiled")
+    saved: bool | str | None = ((start and start.training) or {}).get("compiled")
     if train.compile == "auto" and context.device.type == "cuda" and saved is not None:
         return saved
     return compile_mode(train.compile, context.device, passes)
 
 
-def warn_of_other_images(setup: Setup, progress: Progress, logger: Logger) -> None:
+def warn_of_other_images(tree: ImageTree, progress: Progress, logger: Logger) -> None:
     """The order of an epoch follows from the list of images; with another list it is another."""
-    if progress.images_hash not in ("", names_sha256(setup.train.files)):
+    if progress.images_hash not in ("", tree.fingerprint):
         part = f"the rest of epoch {progress.epoch + 1}" if progress.position else "from here on it"
         logger.warning(
             f"the training images are not those that this run was interrupted with: {part} takes"
-            f" the {len(setup.train.files)} images that are there now, in their own order"
+            f" the {len(tree.files)} images that are there now, in their own order"
         )
 
 

@@ -35,13 +35,12 @@ class TensorBoardLog:
     def __init__(self, folder: Path, next_step: int) -> None:
         self.writer = require_tensorboard()(str(folder / "tensorboard"), purge_step=next_step)
 
-    def add(self, values: Mapping[str, Any], step: int) -> None:
-        """Columns of metrics.csv, as far as they are measured: train_loss is `loss/train`."""
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Columns of metrics.csv: train_loss is `loss/train`."""
         for name, value in values.items():
             part, _, metric = name.partition("_")
             tag = f"{metric}/{part}" if part in ("train", "val") else f"run/{name}"
-            if value != "":
-                self.writer.add_scalar(tag, value, step)
+            self.writer.add_scalar(tag, value, step)
         self.writer.flush()
 
     def gradients(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:

@@ -386,7 +386,7 @@ def test_commands_refuse_in_one_line(digits: Path, plain: ResNet, here: Path) ->
     own(plain)
     for words, text in (
         ((*evaluation, "some.pth.tar"), "has 4 classes and the network 7"),
-        ((*training, "some.pth.tar"), "7 outputs and this data set 4 classes"),
+        ((*training, "some.pth.tar"), "7 outputs and this data set 4 other classes"),
         ((*evaluation, BEST), "class digit_0 is none of the network's 4 classes (class0, class1"),
         (("evaluate.py", digits, "-e", "--pretrained", "--FN"), "has no hypersphere head"),
     ):

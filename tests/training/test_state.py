@@ -16,13 +16,13 @@ from lib.algorithm.training import TRAINING_STEP, Trainer, TrainingSettings
 from lib.training import overfitting
 from lib.training.checkpointing import (
     Progress,
-    compare_settings,
     machine,
     restore_momentum,
     restore_state,
 )
 from lib.training.epoch_end import begin_selection, selection_of
 from lib.training.setup import make_optimizer
+from lib.training.start import compare_settings
 from models.resnet import ResNet
 from utils.config.load import merge
 from utils.config.settings import Config

@@ -18,6 +18,7 @@ from lib.training.epoch_end import Validation, keep_best, quick_attack
 from lib.training.run import describe_method
 from utils.config.load import merge
 from utils.distributed.context import DistributedContext
+from utils.storage.run_folder import BEST, BEST_EMA
 
 SHORT = {"TRAIN__epochs": 2, "DATA__batch_size": 32, "ADV__pgd_attack": "[[1, 8/255]]"}
 SHORT |= {"DATA__img_size": 16, "DATA__crop_size": 16}  # quicker than 32
@@ -217,7 +218,14 @@ def test_the_best_model_is_the_first_of_the_largest_score() -> None:
     """Neither a worse one nor an equal one replaces it; the averaged weights have their own."""
     run: Any = SimpleNamespace(progress=Progress())
     epochs = [(40.0, 60.0), (50.0, 30.0), (50.0, 60.0), (45.0, 70.0)]
-    kept = [keep_best(run, *(Validation({}, None, score) for score in pair)) for pair in epochs]
+    validations = [
+        {
+            name: Validation({}, None, score)
+            for name, score in zip((BEST, BEST_EMA), pair, strict=True)
+        }
+        for pair in epochs
+    ]
+    kept = [keep_best(run, validation) for validation in validations]
     names = [[name.removesuffix(".pth.tar") for name in files] for files in kept]
     assert names == [["model_best", "model_ema_best"], ["model_best"], [], ["model_ema_best"]]
     assert (run.progress.best, run.progress.best_ema) == (50.0, 70.0)
