@@ -15,8 +15,6 @@ Results go beside the checkpoint: a table here, JSON with provenance, one CSV ro
 interrupted evaluation resumes with the same command.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -25,18 +23,16 @@ from lib.algorithm.protocols import PROTOCOLS, ThreatModel
 from lib.evaluation.attacks import attack_list
 from utils.config.command_line import parse_command_line
 from utils.config.settings import Config
-from utils.cpu_memory import keep_freed_memory
 from utils.distributed.launch import launch, run_command
 
 if TYPE_CHECKING:
     from utils.distributed.context import DistributedContext
 
 
-def work(config: Config, context: DistributedContext) -> None:
+def work(config: Config, context: "DistributedContext") -> None:
     """One process."""
     from lib.evaluation.run import evaluate
 
-    keep_freed_memory()
     evaluate(config, context)
 
 

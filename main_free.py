@@ -18,8 +18,6 @@ and stop, SIGUSR1, SIGUSR2 and SIGXCPU save and continue; --resume auto resumes 
 CPU.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -29,19 +27,17 @@ from lib.evaluation.attacks import attack_list
 from utils.config.command_line import parse_command_line
 from utils.config.load import phases_of
 from utils.config.settings import Config
-from utils.cpu_memory import keep_freed_memory
 from utils.distributed.launch import launch, run_command
 
 if TYPE_CHECKING:
     from utils.distributed.context import DistributedContext
 
 
-def work(config: Config, context: DistributedContext) -> None:
+def work(config: Config, context: "DistributedContext") -> None:
     """One process: train and attack what was trained, or only evaluate."""
     from lib.evaluation.run import evaluate, evaluate_trained
     from lib.training.run import train
 
-    keep_freed_memory()
     if config.OPTIONS.evaluate:
         evaluate(config, context)
         return

@@ -30,8 +30,8 @@ class Compiled:
 
     def __init__(self, network: Network, size: int, mode: bool | str = True) -> None:
         self.network, self.size, self.graphs = network, size, mode == REDUCE_OVERHEAD
-        how: Any = {"mode": mode} if self.graphs else {}
-        self.compiled: Network = torch.compile(network, dynamic=False, **how)
+        how = REDUCE_OVERHEAD if self.graphs else None
+        self.compiled: Network = torch.compile(network, dynamic=False, mode=how)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if len(x) != self.size:

@@ -1,7 +1,5 @@
 """Freed memory stays with the process, ready for the next training step, on large pages."""
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import os

@@ -89,6 +89,8 @@ class LogFile(logging.FileHandler):
 class ProgressBar(tqdm):
     """tqdm's bar on a terminal, a line now and then elsewhere, nothing on other ranks."""
 
+    n: int  # items so far
+
     def __init__(
         self,
         logger: Logger,
@@ -111,8 +113,7 @@ class ProgressBar(tqdm):
             disable=not terminal,
         )
         self.logger, self.label, self.every = logger, label, every
-        self.done = self.done_before = done
-        self.began = time.monotonic()
+        self.first, self.began = done, time.monotonic()
 
     def over(self, items: Iterable[T]) -> Iterator[T]:
         """Pass items through, and count them."""
@@ -123,21 +124,21 @@ class ProgressBar(tqdm):
 
     def advance(self, count: int = 1, detail: str = "") -> None:
         """Count items; `detail` stands behind the rate."""
-        before, self.done = self.done, self.done + count
         if not self.disable:
             if detail:
                 self.set_postfix_str(detail, refresh=False)
             self.update(count)
-            if self.done == self.total:
+            if self.n == self.total:
                 self.refresh()  # which update does now and then alone
-        elif self.done // self.every > before // self.every or self.done == self.total:
-            place = str(self.done) if self.total is None else f"{self.done}/{self.total}"
+            return
+        before, self.n = self.n, self.n + count
+        if self.n // self.every > before // self.every or self.n == self.total:
+            place = str(self.n) if self.total is None else f"{self.n}/{self.total}"
             self.logger.info(f"{self.label} [{place}] {detail} {self.time_left()}".rstrip())
 
     def time_left(self) -> str:
         """Estimated time to the end."""
-        fresh = self.done - self.done_before
-        if not fresh or self.total is None:
+        if self.n == self.first or self.total is None:
             return ""
-        seconds = (time.monotonic() - self.began) / fresh * (self.total - self.done)
-        return f"eta {tqdm.format_interval(seconds)}"
+        seconds_each = (time.monotonic() - self.began) / (self.n - self.first)
+        return f"eta {tqdm.format_interval(seconds_each * (self.total - self.n))}"

@@ -153,12 +153,8 @@ def begin_selection(run: Run, resumed: Checkpoint | None) -> None:
 
 
 def warn_of_waiting(run: Run, waited: Sequence[float]) -> None:
-    """Say, once, how many workers would keep up, where the slowest process waits for images.
-
-    Args:
-        waited: share of the epoch, of each process.
-    """
-    share, context = max(waited), run.context
+    """Say, once, how many workers would keep up; `waited` is each process's share of the epoch."""
+    share, context = max(waited), run.context  # of the slowest process
     if share > MOST_WAITING and not run.warned_of_waiting:
         run.warned_of_waiting = True
         workers = max(1, run.loader.loader.num_workers)

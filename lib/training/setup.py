@@ -79,20 +79,16 @@ def assemble(
 
 
 def mode_of_run(
-    config: Config, minibatches: int, start: Checkpoint | None, context: DistributedContext
+    config: Config, batches_per_epoch: int, start: Checkpoint | None, context: DistributedContext
 ) -> bool | str:
-    """How the network is compiled; what `auto` came to, a run on CUDA keeps when it is resumed.
-
-    Args:
-        minibatches: of a pass over the data.
-    """
+    """How the network is compiled; what `auto` came to, a run on CUDA keeps when it is resumed."""
     train, adv = config.TRAIN, config.ADV
-    passes = minibatches * config.passes
-    passes *= METHODS[train.method].cost(adv.n_repeats, adv.train_steps)
+    steps = batches_per_epoch * config.passes
+    steps *= METHODS[train.method].cost(adv.n_repeats, adv.train_steps)
     saved: bool | str | None = ((start and start.training) or {}).get("compiled")
     if train.compile == "auto" and context.device.type == "cuda" and saved is not None:
         return saved
-    return compile_mode(train.compile, context.device, passes)
+    return compile_mode(train.compile, context.device, steps)
 
 
 def warn_of_other_images(tree: ImageTree, progress: Progress, logger: Logger) -> None:

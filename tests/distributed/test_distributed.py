@@ -1,7 +1,5 @@
 """Several processes: the same noise, weights and counts as one; torchrun on one machine and two."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

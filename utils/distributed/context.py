@@ -52,7 +52,7 @@ def cpu_quota() -> float:
             root = CGROUPS / controllers
             group = root / path.lstrip("/")
             folders = group, *group.parents
-            quotas += [quota_of(f) for f in folders if f == root or root in f.parents]
+            quotas += [quota_of(folder) for folder in folders if folder.is_relative_to(root)]
     return min(quotas)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.settings import Config
+from utils.cpu_memory import keep_freed_memory
 from utils.distributed.signals import (
     SIGNALS,
     STOP_SIGNALS,
@@ -31,6 +32,7 @@ from utils.distributed.signals import (
     unblock_signals,
 )
 from utils.errors import Interrupted, SharedUserError, UserError
+from utils.storage.files import atomic_write
 from utils.text import printable
 
 Worker = Callable[[Config, Any], None]  # (config, context)
@@ -195,16 +197,15 @@ def raise_cause(failed: dict[int, int], reports: dict[int, Any], stops: list[int
         hint = ", perhaps for lack of memory" if status == KILLED else ""
         print_error(f"process {rank} {how}{hint}; its peers were ended")
         raise SystemExit(1)
-    # Bugs first, then user errors.
-    cause = min(
-        reports.values(), key=lambda r: (isinstance(r, Interrupted), not isinstance(r, str))
-    )
-    if isinstance(cause, str):
-        print(cause, end="", file=sys.stderr, flush=True)
+    bugs = [report for report in reports.values() if isinstance(report, str)]
+    errors = [report for report in reports.values() if isinstance(report, UserError)]
+    if bugs:
+        print(bugs[0], end="", file=sys.stderr, flush=True)
         raise SystemExit(1)
-    if isinstance(cause, Interrupted):  # rank 0 alone prints; without its report the parent has to
-        cause = reports.get(0, Interrupted(cause.signum))
-    raise cause
+    if errors:
+        raise errors[0]
+    # Rank 0 alone prints; without its report the parent has to.
+    raise reports.get(0, Interrupted(next(iter(reports.values())).signum))
 
 
 def rank_main(
@@ -219,22 +220,17 @@ def rank_main(
     protect_streams()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
-    report: UserError | Interrupted | str | None
     with stopping_at_once():
         try:
             unblock_signals()
             run_rank(worker, config, rank, count, rank, f"file://{folder}/rendezvous")
             return
-        except UserError as error:
-            report, status = error, 2
-        except Interrupted as stop:
-            report, status = stop, stop.exit_status
         except BaseException as error:
-            report, status = None if lost_peer(error) else traceback.format_exc(), 1
-        if report is not None:  # a lost peer reports itself
-            path = Path(folder, str(rank))
-            path.with_suffix(".part").write_bytes(pickle.dumps(report))
-            path.with_suffix(".part").replace(path)
+            status = error.exit_status if isinstance(error, Interrupted) else 1
+            said = isinstance(error, (UserError, Interrupted))
+            report = pickle.dumps(error if said else traceback.format_exc())
+            if not lost_peer(error):  # the lost one reports itself
+                atomic_write(Path(folder, str(rank)), report)
     kill_children()
     sys.stdout.flush()
     os._exit(status)
@@ -248,6 +244,7 @@ def run_rank(
 
     from utils.distributed import context as distributed
 
+    keep_freed_memory()
     context = distributed.init(config.RUN.device, rank, count, local_rank, init_method)
     try:
         worker(config, context)
