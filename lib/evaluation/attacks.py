@@ -27,9 +27,6 @@ def parse_attack(name: str, row_step: float, threat: ThreatModel) -> AttackSpec:
     Args:
         row_step: of PGD in Linf, where the name has none.
         threat: whose radius decides it under other norms.
-
-    Raises:
-        UserError: the name follows no known form.
     """
     for spec in AUTOATTACK:
         if spec.name == name:

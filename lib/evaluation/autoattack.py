@@ -58,8 +58,7 @@ class AutoAttack:
         self.searched: Network = network or surrogate or model
         self.warnings: set[str] = set()
         self.passes: Counter[str] = Counter()  # images, `forward` and `backward`
-        parameter = next(model.parameters(), None)
-        self.dtype = torch.float32 if parameter is None else parameter.dtype
+        self.dtype = next(model.parameters()).dtype
 
     def run(self, batches: Iterable[DeviceBatch]) -> Iterator[Outcome]:
         """Attack chunks. The random state of the process is left as it was."""

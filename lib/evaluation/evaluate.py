@@ -4,8 +4,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,16 +22,19 @@ from lib.algorithm.protocols import (
     Protocol,
     ThreatModel,
 )
+from lib.evaluation.attacks import attack_list
 from lib.evaluation.autoattack import AutoAttack
 from lib.evaluation.load_model import EvaluatedModel
 from lib.evaluation.task import Task
 from lib.evaluation.validation import CleanRow, EvaluationData, clean_rows
 from models.pixel_network import PixelNetwork
 from utils.compiling import Compiled, compile_mode, compiles, padded
+from utils.config.settings import Source
 from utils.errors import UserError
 from utils.logging import ProgressBar
-from utils.storage.conditions import Conditions
+from utils.storage.conditions import BY_FILE, Conditions, attack_text
 from utils.storage.journal import ResumableRows
+from utils.storage.results import result_stem
 
 CLEAN = "clean"
 Rows = dict[int, Any]  # CleanRow or AttackRow by position in the tree
@@ -72,9 +76,9 @@ class Evaluation:
     task: Task
     surrogate: EvaluatedModel | None  # the network that is attacked, where it is another one
     data: EvaluationData
+    subset: Mapping[str, Any]  # of the images, see `Task.subset`
     threat: ThreatModel
     specs: Sequence[AttackSpec]
-    conditions: Conditions
     # Outcomes of every image by position, under `clean` and each attack's name.
     rows: dict[str, Rows] = field(default_factory=dict)
     warnings: set[str] = field(default_factory=set)  # the attacks' own, on this process
@@ -82,6 +86,39 @@ class Evaluation:
     passes: Counter[str] = field(default_factory=Counter)
     outputs: Logits | None = None  # of the attacked network, raw, compiled for PGD
     network: Logits | None = None  # the attacked network, compiled for AutoAttack
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        """What can change the numbers."""
+        threat, config = self.threat, self.task.config
+        return self.task.conditions(
+            "attack",
+            threat.protocol.name,
+            config.DATA.img_size,
+            self.subset,
+            attacks=attack_texts(self.specs, threat.norm),
+            eps=threat.eps,
+            norm=threat.norm,
+            precision=threat.precision,
+            seed=threat.seed,
+            surrogate="" if self.surrogate is None else self.surrogate.identity["sha256"],
+            cascade=config.EVAL.cascade,
+            starts=BY_FILE * any(isinstance(spec, PGDSpec) for spec in self.specs),
+        )
+
+    @property
+    def usual(self) -> dict[str, Any]:
+        """Sizes, radius and attacks of the network's training, that files are not named by."""
+        threat, usual = self.threat, self.task.evaluated.usual
+        # Its steps follow the radius as the protocol says.
+        usual = usual.changed({"EVAL.protocol": threat.protocol.name}, Source.CHECKPOINT)
+        specs = attack_list((), usual.attacks_within(threat.eps), threat)
+        attacks = attack_texts(specs, threat.norm)
+        return self.task.usual(self.conditions) | {"eps": usual.eps, "attacks": attacks}
+
+    def find_stem(self) -> Path:
+        """Path of the results without extension, see `result_stem`."""
+        return result_stem(self.task.evaluated.folder, self.conditions, self.usual)
 
     @property
     def attacked(self) -> PixelNetwork:
@@ -170,12 +207,8 @@ class Evaluation:
                 text += f"{100 * robust / len(self.data.tree.files):.2f} % robust so far,"
                 text += f" {share - len(finished)} images still under attack"
             bar.advance(len(rows), text)
-        journal.flush()
         bar.close()
-        merged = dict(done)
-        for rows in self.data.context.gather(finished):
-            merged.update(rows)
-        self.rows[name] = dict(sorted(merged.items()))
+        self.rows[name] = dict(sorted(journal.share(name, finished).items()))
 
     def finite_rows(self, batches: Iterable[DeviceBatch]) -> Iterator[Rows]:
         """Rows of clean images."""
@@ -188,6 +221,11 @@ class Evaluation:
                         f" {self.data.tree.files[position]}; take another checkpoint"
                     )
             yield rows
+
+
+def attack_texts(specs: Sequence[AttackSpec], norm: str) -> tuple[str, ...]:
+    """The attacks with their steps."""
+    return tuple(attack_text(s.name, getattr(s, "step_size", 0.0), norm) for s in specs)
 
 
 def steps_of(spec: AttackSpec) -> int:

@@ -1,7 +1,7 @@
 """Right answers on several folders of images, counted in one pass; what is counted is kept."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,16 @@ from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.pool import DeviceBatch
 from lib.data.datasets import ImageBatches, eval_transform
 from lib.data.folders import ImageTree
-from lib.data.loader import make_loader, share_of_workers
-from lib.data.sampler import EvaluationSampler, share_in_batches
-from lib.data.to_device import on_device
+from lib.data.loader import share_of_workers
+from lib.data.sampler import share_in_batches
 from lib.evaluation.task import Task
+from lib.evaluation.validation import read_batches
 from utils.errors import UserError
 from utils.figures.style import save_figure
 from utils.logging import ProgressBar
+from utils.storage.accuracy import Accuracy
 from utils.storage.conditions import Conditions
-from utils.storage.files import write_csv
+from utils.storage.files import write_lines
 from utils.storage.journal import ResumableRows, remove_journals
 from utils.storage.results import ImageNetCResult, ShiftResult, result_stem, write_result
 
@@ -55,69 +56,56 @@ def count_folders(
         folders: images by name, with the network's labels.
         title: of the progress.
         measure: what is counted of each image.
-
-    Raises:
-        UserError: an image that cannot be read, or outputs that are not finite.
     """
-    context, model, names = task.context, task.evaluated.model, list(folders)
-    batch_size = task.config.EVAL.batch_size
+    context, model, config = task.context, task.evaluated.model, task.config
     chunks = {
-        f"{name}[{images[0]}:{images[-1] + 1}]": (number, images)
+        f"{name}[{images[0]}:{images[-1] + 1}]": (number, name, images)
         for number, (name, tree) in enumerate(folders.items())
         for images in share_in_batches(range(len(tree.files)), CHUNK)
     }
     journal = ResumableRows(task.evaluated.folder, conditions.digest, context, read_counts)
     with journal, frozen_eval(model):
-        counts: FolderCounts = dict(journal.found.get("counts", {}))
-        left = [key for key in chunks if key not in counts]
-        left.sort(key=lambda key: -len(chunks[key][1]))  # so that the shares are even
+        left = [key for key in chunks if key not in journal.found.get("counts", {})]
+        left.sort(key=lambda key: -len(chunks[key][-1]))  # so that the shares are even
         if len(left) < len(chunks):
             done = f"{len(chunks) - len(left)} of {len(chunks)}"
             task.logger.info(f"resuming: {done} chunks of images were evaluated before")
-        share = {
-            key: (number, share_in_batches(images, batch_size))
-            for key in left[context.rank :: context.world_size]
-            for number, images in [chunks[key]]
-        }
-        batches = read_folders(task, list(folders.values()), conditions, share.values(), title)
+        share = left[context.rank :: context.world_size]
+        parts = {key: share_in_batches(chunks[key][-1], config.EVAL.batch_size) for key in share}
+        transform = eval_transform(conditions.resize, conditions.crop, conditions.interpolation)
+        dataset = ImageBatches(list(folders.values()), transform, conditions.crop)
+        keys = [(chunks[key][0], part) for key in share for part in parts[key]]
+        workers = share_of_workers(config.DATA.workers, context)
+        bar = ProgressBar(task.logger, len(keys), title, max(1, len(keys) // PROGRESS_LINES))
+        batches = bar.over(read_batches(dataset, keys, workers, context))
         counted = FolderCounts()
-        for key, (number, parts) in share.items():
-            of_chunk = islice(batches, len(parts))
-            counted[key] = count_images(model, of_chunk, names[number], measure)
+        for key in share:
+            of_chunk = islice(batches, len(parts[key]))
+            counted[key] = count_images(model, of_chunk, chunks[key][1], measure)
             journal.add("counts", {key: counted[key]})
-        journal.flush()
-    for others in context.gather(counted):
-        counts |= others
+        counts = journal.share("counts", counted)
     rows = defaultdict(list)
-    for key, (number, _) in chunks.items():
-        rows[names[number]].append(counts[key])
-    return {name: [sum(column) for column in zip(*rows[name], strict=True)] for name in names}
+    for key, (_, name, _) in chunks.items():
+        rows[name].append(counts[key])
+    return {name: [sum(column) for column in zip(*rows[name], strict=True)] for name in folders}
 
 
-def read_folders(
-    task: Task,
-    trees: Sequence[ImageTree],
-    conditions: Conditions,
-    chunks: Iterable[tuple[int, Sequence[Sequence[int]]]],
-    title: str,
-) -> Iterator[DeviceBatch]:
-    """Batches of chunks, (number of the tree, positions), through one loader, under a bar."""
-    device, crop = task.context.device, conditions.crop
-    transform = eval_transform(conditions.resize, crop, conditions.interpolation)
-    dataset = ImageBatches(trees, transform, crop)
-    sampler = EvaluationSampler([(number, part) for number, parts in chunks for part in parts])
-    workers = min(share_of_workers(task.config.DATA.workers, task.context), len(sampler))
-    loader = make_loader(dataset, sampler, workers, device, task.context.local_processes)
-    batches = on_device(loader, device, next(task.evaluated.model.parameters()).dtype)
-    every = max(1, len(sampler) // PROGRESS_LINES)
-    return ProgressBar(task.logger, len(sampler), title, every).over(batches)
+def accuracy_cells(
+    accuracies: Mapping[str, Accuracy], with_interval: Sequence[str]
+) -> dict[str, float]:
+    """Columns of a CSV: counts and accuracies, and behind them the 95 % intervals of some."""
+    cells: dict[str, float] = {}
+    for name, accuracy in accuracies.items():
+        cells[f"{name}_correct"], cells[f"{name}_accuracy"] = accuracy.correct, accuracy.fraction
+    for name in with_interval:
+        cells[f"{name}_low95"], cells[f"{name}_high95"] = accuracies[name].interval
+    return cells
 
 
 def finish(
     task: Task,
     result: ImageNetCResult | ShiftResult,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[Any]],
+    rows: Sequence[Mapping[str, Any]],
     draw: Callable[[], Figure],
     text: str,
 ) -> None:
@@ -126,7 +114,7 @@ def finish(
     if task.context.is_main:
         stem = result_stem(folder, conditions, task.usual(conditions))
         write_result(Path(f"{stem}.json"), result)
-        write_csv(Path(f"{stem}.csv"), columns, rows)
+        write_lines(Path(f"{stem}.csv"), rows)
         save_figure(draw(), stem)
         remove_journals(folder, conditions.digest)
         task.logger.info(f"{text}\nwritten: {stem}.json, .csv, .png, .pdf")
@@ -139,8 +127,7 @@ def count_images(
 ) -> list[int]:
     """Columns of a folder's images, summed on the device: reading them is the only wait.
 
-    Raises:
-        UserError: outputs that are not finite, for there any class could be called the largest.
+    Outputs that are not finite are refused, for any class could be called the largest there.
     """
     sums = []
     for images, labels, _ in batches:

@@ -11,7 +11,7 @@ import torch
 from models.any_network import AnyNetwork, build_any
 from models.pixel_network import PixelNetwork
 from models.resnet import ResNet, family_member, load_pretrained, load_weights
-from utils.config.settings import ARCHITECTURES, SETTINGS, Config, Source, plain
+from utils.config.settings import ARCHITECTURES, SETTINGS, Config, Source, place_of, plain
 from utils.errors import UserError
 from utils.storage.checkpoint import Checkpoint, read_checkpoint
 from utils.storage.conditions import file_stem
@@ -88,7 +88,7 @@ class EvaluatedModel:
         """The built-in configuration with what TRAINED names of the network's training."""
         values = {}
         for key in TRAINED:
-            section, _, name = key.partition(".")
+            section, name = place_of(key)
             saved = (self.trained or {}).get(section, {})
             if name in saved:
                 values[key] = SETTINGS[key].validate(saved[name])
@@ -100,9 +100,6 @@ def load_evaluated_model(config: Config, device: torch.device, path: str = "") -
 
     Args:
         path: a checkpoint in place of `--resume`.
-
-    Raises:
-        UserError: no such checkpoint, or it contradicts the flags.
     """
     path = path or config.OPTIONS.resume
     trained, notes = None, []
@@ -266,14 +263,11 @@ def settings_of_foreign(checkpoint: Checkpoint, wanted: ModelSettings) -> ModelS
     if "fc.weight" not in state:
         raise UserError(f"{checkpoint.path} has no last layer (fc.weight)")
     if ("fc.bias" in state) == wanted.hypersphere:
+        head = "a hypersphere head (no fc.bias)"
+        fix = "give the flags of its training, such as --FN True --WN True --s_HE 10.0"
         if wanted.hypersphere:
-            head, fix = (
-                "an ordinary last layer (with fc.bias: FN False, WN False)",
-                "leave them out",
-            )
-        else:
-            head = "a hypersphere head (no fc.bias)"
-            fix = "give the flags of its training, such as --FN True --WN True --s_HE 10.0"
+            head = "an ordinary last layer (with fc.bias: FN False, WN False)"
+            fix = "leave them out"
         raise UserError(
             f"{checkpoint.path} has {head}, and the command says FN {wanted.FN}, WN {wanted.WN};"
             f" {fix}"

@@ -10,7 +10,7 @@ from lib.evaluation.evaluate import CLEAN, Evaluation, worst_case
 from utils.logging import Logger
 from utils.storage.accuracy import Accuracy
 from utils.storage.conditions import PGD_ALONE, length_text, worst_of
-from utils.storage.files import write_csv
+from utils.storage.files import write_lines
 from utils.storage.journal import remove_journals
 from utils.storage.results import (
     AttackAccuracies,
@@ -22,7 +22,7 @@ from utils.storage.results import (
 )
 from utils.text import table
 
-CLASS_HEADER = ("class", "n", "clean_correct", "clean_accuracy", "robust", "robust_accuracy")
+Images = Sequence[Mapping[str, Any]]  # the lines of `_images.csv`, by column
 
 
 def report(
@@ -38,11 +38,10 @@ def report(
         warnings: what is to be doubted about the numbers.
         notes: what else is to be known about them.
     """
-    logger = evaluation.task.logger
-    robust = worst_case(evaluation.rows, evaluation.threat.protocol)
-    result = summarise(evaluation, robust, provenance, warnings, notes)
-    write_csv(Path(f"{stem}_images.csv"), *image_table(evaluation, robust))
-    write_csv(Path(f"{stem}_classes.csv"), CLASS_HEADER, class_table(evaluation, robust))
+    logger, images = evaluation.task.logger, image_lines(evaluation)
+    result = summarise(evaluation, images, provenance, warnings, notes)
+    write_lines(Path(f"{stem}_images.csv"), images)
+    write_lines(Path(f"{stem}_classes.csv"), class_lines(evaluation, images))
     write_result(Path(f"{stem}.json"), result)
     remove_journals(stem.parent, evaluation.conditions.digest)
     say(logger, result)
@@ -59,7 +58,7 @@ def say(logger: Logger, result: Result) -> None:
 
 def summarise(
     evaluation: Evaluation,
-    robust: Mapping[int, bool],
+    images: Images,
     provenance: Mapping[str, Any],
     warnings: Sequence[str],
     notes: Sequence[str],
@@ -69,31 +68,34 @@ def summarise(
     With a cascade an attack has seen only a part of the images, so only the worst case counts.
     """
     clean, specs = evaluation.rows[CLEAN].values(), evaluation.specs
-    n, cascade = len(clean), evaluation.conditions.cascade
+    cascade, n = evaluation.conditions.cascade, len(clean)
     top5 = Accuracy(sum(row.correct5 for row in clean), n)
-    attacks = [each for spec in specs for each in attack_accuracies(evaluation, spec)]
+    attacks = () if cascade else (attack_accuracies(evaluation, images, spec) for spec in specs)
     return AttackResult(
         evaluation.conditions,
         provenance,
         tuple(warnings),
         CleanAccuracies(
-            Accuracy(sum(row.correct for row in clean), n),
+            count(images, "clean_correct"),
             top5 if has_top5(evaluation.task.evaluated.model.num_classes) else None,
             loss=sum(row.loss for row in clean) / n,
         ),
-        () if cascade else tuple(attacks),
-        TopAccuracies(Accuracy(sum(robust.values()), n)),
+        tuple(part for parts in attacks for part in parts),
+        TopAccuracies(count(images, "worst_case_robust")),
         tuple(spec.name for spec in specs) if cascade else None,
         notes=tuple(notes),
     )
 
 
-def attack_accuracies(evaluation: Evaluation, spec: AttackSpec) -> list[AttackAccuracies]:
-    """An attack's settings and accuracies, after each of its stages.
+def count(images: Images, column: str) -> Accuracy:
+    """How many images have a 1 there."""
+    return Accuracy(sum(line[column] for line in images), len(images))
 
-    Where every iterate counts, an image that is misclassified clean was not attacked and is not
-    robust.
-    """
+
+def attack_accuracies(
+    evaluation: Evaluation, images: Images, spec: AttackSpec
+) -> list[AttackAccuracies]:
+    """An attack's settings and accuracies, after each of its stages."""
     clean, attacked = evaluation.rows[CLEAN], evaluation.rows[spec.name]
     model = evaluation.task.evaluated.model
     scale = model.scale
@@ -105,47 +107,47 @@ def attack_accuracies(evaluation: Evaluation, spec: AttackSpec) -> list[AttackAc
         robust5 = sum(row.robust5 for row in attacked.values())
         robust5 += sum(row.correct5 for i, row in clean.items() if i not in attacked)
         top5 = Accuracy(robust5, len(clean)) if has_top5(model.num_classes) else None
-    accuracies = []
-    for number, (name, label) in enumerate(spec.parts, 1):
-        robust = sum(row.stages_survived >= number for row in attacked.values())
-        top1 = Accuracy(robust, len(clean))
-        accuracies.append(
-            AttackAccuracies(top1, top5, name=name, label=label, scale=scale, **settings)
-        )
-    return accuracies
+    settings |= {"scale": scale}
+    return [
+        AttackAccuracies(count(images, f"{name}_robust"), top5, name=name, label=label, **settings)
+        for name, label in spec.parts
+    ]
 
 
-def image_table(
-    evaluation: Evaluation, robust: Mapping[int, bool]
-) -> tuple[list[str], list[list[Any]]]:
-    """Header and lines of the per-image CSV; with a cascade, empty where not attacked."""
-    tree, specs = evaluation.data.tree, evaluation.specs
-    header = ["image", "label", "clean_prediction", "clean_correct"]
-    header += [f"{name}_robust" for spec in specs for name, _ in spec.parts] + ["worst_case_robust"]
+def image_lines(evaluation: Evaluation) -> Images:
+    """The CSV of images. Where every iterate counts, one misclassified clean is not robust.
+
+    With a cascade, cells are empty where an image was not attacked.
+    """
+    tree, rows = evaluation.data.tree, evaluation.rows
+    robust = worst_case(rows, evaluation.threat.protocol)
     unseen = "" if evaluation.conditions.cascade else 0
     lines = []
-    for i, clean in evaluation.rows[CLEAN].items():
-        line = [tree.files[i], tree.labels[i], clean.prediction, int(clean.correct)]
-        for spec in specs:
-            row = evaluation.rows[spec.name].get(i)
-            stages = range(1, len(spec.parts) + 1)
-            line += [unseen if row is None else int(row.stages_survived >= n) for n in stages]
-        lines.append([*line, int(robust[i])])
-    return header, lines
+    for i, clean in rows[CLEAN].items():
+        line = {"image": tree.files[i], "label": tree.labels[i]}
+        line |= {"clean_prediction": clean.prediction, "clean_correct": int(clean.correct)}
+        for spec in evaluation.specs:
+            row = rows[spec.name].get(i)
+            for stage, (name, _) in enumerate(spec.parts, 1):
+                survived = unseen if row is None else int(row.stages_survived >= stage)
+                line[f"{name}_robust"] = survived
+        lines.append(line | {"worst_case_robust": int(robust[i])})
+    return lines
 
 
-def class_table(evaluation: Evaluation, robust: Mapping[int, bool]) -> list[list[Any]]:
-    """One row of CLASS_HEADER for each class that has an image, in the order of the outputs."""
-    tree, clean = evaluation.data.tree, evaluation.rows[CLEAN]
-    members: dict[int, list[int]] = {}
-    for i in clean:
-        members.setdefault(tree.labels[i], []).append(i)
+def class_lines(evaluation: Evaluation, images: Images) -> Images:
+    """The CSV of classes that have an image, in the order of the outputs."""
+    names = evaluation.task.evaluated.settings.classes
+    members: dict[int, list[Mapping[str, Any]]] = {}
+    for line in images:
+        members.setdefault(line["label"], []).append(line)
     lines = []
-    for label, images in sorted(members.items()):
-        names, n = evaluation.task.evaluated.settings.classes, len(images)
-        name = names[label] if names else tree.files[images[0]].partition("/")[0]
-        correct, standing = sum(clean[i].correct for i in images), sum(robust[i] for i in images)
-        lines.append([name, n, correct, correct / n, standing, standing / n])
+    for label, its_images in sorted(members.items()):
+        clean, worst = (count(its_images, c) for c in ("clean_correct", "worst_case_robust"))
+        name = names[label] if names else its_images[0]["image"].partition("/")[0]
+        line = {"class": name, "n": clean.n}
+        line |= {"clean_correct": clean.correct, "clean_accuracy": clean.fraction}
+        lines.append(line | {"robust": worst.correct, "robust_accuracy": worst.fraction})
     return lines
 
 

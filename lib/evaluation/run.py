@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib.algorithm.protocols import PROTOCOLS, AttackSpec, AutoAttackSpec, PGDSpec, ThreatModel
+from lib.algorithm.protocols import PROTOCOLS, AttackSpec, AutoAttackSpec, ThreatModel
 from lib.data.folders import ImageTree, read_split
 from lib.data.loader import share_of_workers
 from lib.evaluation.attacks import attack_list, for_classes
@@ -30,15 +30,13 @@ from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
 from utils.figures.style import save_figure
 from utils.logging import Logger
 from utils.storage.conditions import (
-    BY_FILE,
     LONGEST_NAME,
     Conditions,
-    attack_text,
     length_number,
     length_text,
 )
 from utils.storage.files import make_folder, names_sha256
-from utils.storage.results import conditions_at, find_results, read_result, result_stem
+from utils.storage.results import conditions_at, find_results, read_result
 from utils.storage.run_folder import BEST, BEST_EMA
 
 
@@ -110,8 +108,7 @@ def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
             radii those that are there are never evaluated again, so that a curve is resumed.
     """
     config, context, logger, evaluated = task.config, task.context, task.logger, task.evaluated
-    threats = threat_models(config)
-    lists, tree, subset = context.from_main(partial(prepare, task, data, threats))
+    attacks, tree, subset = context.from_main(partial(prepare, task, data))
     load = partial(load_surrogate, config, context.device, evaluated)
     surrogate = context.run_and_share_errors(load)
     task.announce(f"attacks on {subset['description']} of {data}/val")
@@ -124,102 +121,60 @@ def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
     radius_source = config.source("EVAL.eps" if config.EVAL.eps else "ADV.clip_eps").value
     clean: dict[str, Rows] = {}  # known from the first radius on
     stems: list[Path] = []
-    for threat, specs in zip(threats, lists, strict=True):
-        conditions = conditions_of(task, threat, specs, subset, surrogate)
-        usual = task.usual(conditions) | usual_attacks(task, threat)
-        find_stem = partial(result_stem, evaluated.folder, conditions, usual)
-        stem = context.from_main(find_stem)
+    for threat, specs in attacks.items():
+        evaluation = Evaluation(task, surrogate, images, subset, threat, specs, dict(clean))
+        stem = context.from_main(evaluation.find_stem)
         logger.info(f"eps {length_text(threat.eps, threat.norm)}, from {radius_source}")
-        is_there = context.from_main(partial(conditions_at, stem)) == conditions
-        if is_there and (len(threats) > 1 or not again):
+        is_there = context.from_main(partial(conditions_at, stem)) == evaluation.conditions
+        if is_there and (len(attacks) > 1 or not again):
             logger.info(f"{stem}.json holds this evaluation already")
             if context.is_main:
                 say(logger, read_result(Path(f"{stem}.json")))
             stems.append(stem)
             continue
-        evaluation = Evaluation(task, surrogate, images, threat, specs, conditions, dict(clean))
         remarks = run_attacks(evaluation)
         clean = {CLEAN: evaluation.rows[CLEAN]}
         passes = sum(context.gather(evaluation.passes), Counter[str]())
         if context.is_main:
             provenance = task.provenance(subset) | {"passes": passes}
             provenance |= {} if surrogate is None else {"surrogate": surrogate.identity}
-            stem = find_stem()  # another evaluation may have taken the name meanwhile
+            stem = evaluation.find_stem()  # another may have taken the name meanwhile
             report(evaluation, stem, provenance, *remarks)
             if config.OPTIONS.save_images:
                 save_attack_images(evaluation, stem, config.OPTIONS.save_images)
         stems.append(stem)
-    if context.is_main and len(threats) > 1:
-        draw_curve(task, stems, conditions, usual)
+    if context.is_main and len(attacks) > 1:
+        draw_curve(stems, evaluation)
     context.barrier()
 
 
 def prepare(
-    task: Task, data: str, threats: Sequence[ThreatModel]
-) -> tuple[list[list[AttackSpec]], ImageTree, dict[str, Any]]:
+    task: Task, data: str
+) -> tuple[dict[ThreatModel, list[AttackSpec]], ImageTree, dict[str, Any]]:
     """What may be refused, before anything is measured: attacks by ball, images, the subset."""
-    lists = [specs_of(task.config, task.evaluated, threat) for threat in threats]
-    if any(isinstance(spec, AutoAttackSpec) for specs in lists for spec in specs):
+    attacks = attacks_by_ball(task.config, task.evaluated)
+    if any(isinstance(spec, AutoAttackSpec) for specs in attacks.values() for spec in specs):
         require_package()
     whole = task.with_labels(read_split(data, "val"))
     tree = task.pick(whole)
-    return lists, tree, task.subset(len(tree.files), len(whole.files), tree.fingerprint)
+    return attacks, tree, task.subset(len(tree.files), len(whole.files), tree.fingerprint)
 
 
-def conditions_of(
-    task: Task,
-    threat: ThreatModel,
-    specs: Sequence[AttackSpec],
-    subset: Mapping[str, Any],
-    surrogate: EvaluatedModel | None,
-) -> Conditions:
-    """The conditions of attacks within one ball."""
-    return task.conditions(
-        "attack",
-        threat.protocol.name,
-        task.config.DATA.img_size,
-        subset,
-        attacks=attack_texts(specs, threat.norm),
-        eps=threat.eps,
-        norm=threat.norm,
-        precision=threat.precision,
-        seed=threat.seed,
-        surrogate="" if surrogate is None else surrogate.identity["sha256"],
-        cascade=task.config.EVAL.cascade,
-        starts=BY_FILE * any(isinstance(spec, PGDSpec) for spec in specs),
-    )
-
-
-def threat_models(config: Config) -> list[ThreatModel]:
-    """The balls of `--eps`, or the one of ADV.clip_eps; Linf has the unit of max_color_value."""
-    evaluation = config.EVAL
-    unit = config.DATA.max_color_value if evaluation.norm == "Linf" else 1.0
-    protocol = PROTOCOLS[evaluation.protocol]
-    return [
-        ThreatModel(eps / unit, protocol, config.RUN.seed, evaluation.precision, evaluation.norm)
-        for eps in dict.fromkeys(evaluation.eps or (config.ADV.clip_eps,))
-    ]
-
-
-def specs_of(config: Config, evaluated: EvaluatedModel, threat: ThreatModel) -> list[AttackSpec]:
-    """The attacks in a ball; EVAL.scales mean something for a hypersphere head alone."""
+def attacks_by_ball(
+    config: Config, evaluated: EvaluatedModel
+) -> dict[ThreatModel, list[AttackSpec]]:
+    """The attacks in each ball of `--eps`, or in that of ADV.clip_eps."""
+    norm, precision, protocol = config.EVAL.norm, config.EVAL.precision, config.EVAL.protocol
+    # Linf has the unit of max_color_value; scales mean something for a hypersphere head alone.
+    unit = config.DATA.max_color_value if norm == "Linf" else 1.0
     scales = config.EVAL.scales if evaluated.settings.hypersphere else ()
-    names, rows = config.OPTIONS.attack, config.attacks_within(threat.eps)
-    specs = attack_list(names, rows, threat, scales)
-    return for_classes(specs, evaluated.model.num_classes)
-
-
-def usual_attacks(task: Task, threat: ThreatModel) -> dict[str, Any]:
-    """Radius and attacks of the network's training, that files are not named by."""
-    protocol = {"EVAL.protocol": threat.protocol.name}
-    usual = task.evaluated.usual.changed(protocol, Source.COMMAND_LINE)
-    specs = attack_list((), usual.attacks_within(threat.eps), threat)
-    return {"eps": usual.eps, "attacks": attack_texts(specs, threat.norm)}
-
-
-def attack_texts(specs: Sequence[AttackSpec], norm: str) -> tuple[str, ...]:
-    """The attacks with their steps."""
-    return tuple(attack_text(s.name, getattr(s, "step_size", 0.0), norm) for s in specs)
+    attacks = {}
+    for radius in config.EVAL.eps or (config.ADV.clip_eps,):
+        threat = ThreatModel(radius / unit, PROTOCOLS[protocol], config.RUN.seed, precision, norm)
+        rows = config.attacks_within(threat.eps)
+        specs = attack_list(config.OPTIONS.attack, rows, threat, scales)
+        attacks[threat] = for_classes(specs, evaluated.model.num_classes)
+    return attacks
 
 
 def run_attacks(evaluation: Evaluation) -> tuple[list[str], list[str]]:
@@ -242,22 +197,21 @@ def run_attacks(evaluation: Evaluation) -> tuple[list[str], list[str]]:
     return warnings, [*notes, *chosen]
 
 
-def draw_curve(
-    task: Task, stems: Sequence[Path], last: Conditions, usual: Mapping[str, Any]
-) -> None:
+def draw_curve(stems: Sequence[Path], last: Evaluation) -> None:
     """The figure of accuracy against the radius, and signs of a weak attack in it.
 
     Args:
-        stems: of the results, by radius; `last` has the conditions of the last one.
+        stems: of the results, by radius.
+        last: the evaluation of the last one.
     """
     results = find_results([Path(f"{stem}.json") for stem in stems])
     (curve,) = curves_of(results).values()
     for warning in weak_attack_warnings(curve):
-        task.logger.warning(warning)
+        last.task.logger.warning(warning)
     radii = [length_number(r.conditions.eps, r.conditions.norm) for r in curve]
-    path = curve_path(stems[-1], last, usual, radii)
-    save_figure(robustness({task.evaluated.settings.describe(): [curve]}), path)
-    task.logger.info(f"curve: {path}.png, .pdf")
+    path = curve_path(stems[-1], last.conditions, last.usual, radii)
+    save_figure(robustness({last.task.evaluated.settings.describe(): [curve]}), path)
+    last.task.logger.info(f"curve: {path}.png, .pdf")
 
 
 def curve_path(

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lib.algorithm.metrics import correct_in_top, has_top5
 from lib.data.folders import ImageTree, is_image, read_tree, subfolders
-from lib.evaluation.folder_counts import Measure, count_folders, finish
+from lib.evaluation.folder_counts import Measure, accuracy_cells, count_folders, finish
 from lib.evaluation.task import Task
 from utils.errors import UserError
 from utils.figures.comparison import Panel, comparison
@@ -19,9 +19,6 @@ from utils.storage.results import ShiftAccuracies, ShiftResult
 from utils.text import table
 
 MEASURES = ("top1", "top5", "present_top1", "present_top5")
-COLUMNS = ["test_set", "classes", "n"]
-COLUMNS += [f"{name}_{value}" for name in MEASURES for value in ("correct", "accuracy")]
-COLUMNS += ["top1_low95", "top1_high95", "present_top1_low95", "present_top1_high95"]
 
 
 def evaluate_shift(task: Task, root: str) -> ShiftResult:
@@ -29,15 +26,12 @@ def evaluate_shift(task: Task, root: str) -> ShiftResult:
 
     Args:
         root: one folder of class folders, or a folder of several.
-
-    Raises:
-        UserError: a tree that is not in order, or classes that the network does not know.
     """
     task.announce(f"shifted test sets at {root}")
 
     def read() -> dict[str, ImageTree]:
         sets = find_test_sets(root).items()
-        return task.with_repeats(root, {n: task.with_labels(read_tree(path)) for n, path in sets})
+        return task.with_notes(root, {n: task.with_labels(read_tree(path)) for n, path in sets})
 
     whole = task.context.from_main(read)
     sets = {name: task.pick(tree) for name, tree in whole.items()}
@@ -55,7 +49,7 @@ def evaluate_shift(task: Task, root: str) -> ShiftResult:
     warnings = tuple(dict.fromkeys(note for tree in whole.values() for note in tree.notes))
     result = ShiftResult(conditions, task.provenance(subset), warnings, accuracies)
     text = table_of(result, task.evaluated.model.num_classes)
-    finish(task, result, COLUMNS, csv_rows(result), lambda: figure(result), text)
+    finish(task, result, csv_rows(result), lambda: figure(result), text)
     return result
 
 
@@ -63,9 +57,6 @@ def find_test_sets(root: str) -> dict[str, str]:
     """Folder of each test set, by name: `root` itself, or the folders in it.
 
     A set may lie a folder deeper, as archives have it (`imagenet-sketch/sketch/n01440764`).
-
-    Raises:
-        UserError: there is none.
     """
     if holds_classes(root):
         return {os.path.basename(os.path.abspath(root)): root}
@@ -125,14 +116,13 @@ def table_of(result: ShiftResult, outputs: int) -> str:
     return f"{table(header, rows)}\n\n{text}"
 
 
-def csv_rows(result: ShiftResult) -> list[list[Any]]:
+def csv_rows(result: ShiftResult) -> list[dict[str, Any]]:
     """One row per test set."""
     rows = []
     for name, entry in result.sets.items():
-        accuracies: list[Accuracy] = [getattr(entry, measure) for measure in MEASURES]
-        counts = [value for a in accuracies for value in (a.correct, a.fraction)]
-        intervals = (*entry.top1.interval, *entry.present_top1.interval)
-        rows.append([name, entry.classes, entry.top1.n, *counts, *intervals])
+        accuracies = {measure: getattr(entry, measure) for measure in MEASURES}
+        cells = accuracy_cells(accuracies, with_interval=["top1", "present_top1"])
+        rows.append({"test_set": name, "classes": entry.classes, "n": entry.top1.n} | cells)
     return rows
 
 

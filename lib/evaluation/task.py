@@ -1,7 +1,7 @@
 """What the three evaluations share: settings, images, conditions and origin of their results."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -61,20 +61,19 @@ class Task:
         self.logger.info(task)
 
     def with_labels(self, tree: ImageTree) -> ImageTree:
-        """The images with labels that index the network's outputs; logs what is odd about them.
-
-        Raises:
-            UserError: a class that the network does not know.
-        """
+        """The images with labels that index the network's outputs; logs what is odd about them."""
         names, outputs = self.evaluated.settings.classes, self.evaluated.model.num_classes
         tree = tree.with_labels_of(names, outputs, self.config.DATA.class_order)
         for note in tree.notes:
             self.logger.warning(note)
         return tree
 
-    def with_repeats(self, root: str, trees: dict[str, ImageTree]) -> dict[str, ImageTree]:
-        """The folders of one result, with a note in each, which is logged, if one counts twice."""
-        notes = counted_twice(root, {name: tree.root for name, tree in trees.items()})
+    def with_notes(
+        self, root: str, trees: dict[str, ImageTree], more: Sequence[str] = ()
+    ) -> dict[str, ImageTree]:
+        """The folders of one result, each with what is odd about all of them, which is logged."""
+        twice = counted_twice(root, {name: tree.root for name, tree in trees.items()})
+        notes = (*twice, *more)
         for note in notes:
             self.logger.warning(note)
         return {k: replace(tree, notes=(*tree.notes, *notes)) for k, tree in trees.items()}

@@ -35,35 +35,24 @@ class CleanRow(NamedTuple):
 
 @dataclass
 class EvaluationData:
-    """How the images of a tree are read for evaluation.
+    """How the images of a tree are read for evaluation."""
 
-    Attributes:
-        tree: labels index the network's outputs.
-        img_size: shorter side before the crop, pixels; None crops alone.
-        crop_size: side of the network's input, pixels.
-        batch_size: images in a batch of one process.
-        workers: of one process, which read.
-        context: the processes that share the images out.
-        while_waiting: called while no batch is there, see `lib.data.loader.Loader.batches`.
-    """
-
-    tree: ImageTree
-    img_size: int | None
-    crop_size: int
-    batch_size: int
-    workers: int
-    context: DistributedContext
-    while_waiting: WhileWaiting = lambda: False
+    tree: ImageTree  # labels index the network's outputs
+    img_size: int | None  # shorter side before the crop, pixels; None crops alone
+    crop_size: int  # side of the network's input, pixels
+    batch_size: int  # images in a batch of one process
+    workers: int  # of one process, which read
+    context: DistributedContext  # the processes that share the images out
+    while_waiting: WhileWaiting = lambda: False  # see `lib.data.loader.Loader.batches`
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         transform = eval_transform(self.img_size, self.crop_size, self.interpolation)
         self.images = ImageBatches([self.tree], transform, self.crop_size)
 
-    def batches(self, positions: Iterable[int] | None = None) -> Iterator[DeviceBatch]:
-        """This process's share of some positions (all by default), each image once."""
-        wanted = range(len(self.tree.files)) if positions is None else positions
-        yield from self.read(self.shares(wanted))
+    def batches(self, positions: Iterable[int]) -> Iterator[DeviceBatch]:
+        """This process's share of some positions, each image once."""
+        yield from self.read(self.shares(positions))
 
     def shares(
         self, positions: Iterable[int], done: Container[int] = (), chunk: int | None = None
@@ -85,11 +74,22 @@ class EvaluationData:
     def read(self, batches: Sequence[Sequence[int]]) -> Iterator[DeviceBatch]:
         """Batches of positions, on the device."""
         if batches:
-            workers = min(self.workers, len(batches))
-            device, local = self.context.device, self.context.local_processes
-            sampler = EvaluationSampler([(0, positions) for positions in batches])
-            loader = make_loader(self.images, sampler, workers, device, local)
-            yield from on_device(loader, device, while_waiting=self.while_waiting)
+            keys = [(0, positions) for positions in batches]
+            waiting = self.while_waiting
+            yield from read_batches(self.images, keys, self.workers, self.context, waiting)
+
+
+def read_batches(
+    images: ImageBatches,
+    batches: Sequence[tuple[int, Sequence[int]]],
+    workers: int,
+    context: DistributedContext,
+    while_waiting: WhileWaiting = lambda: False,
+) -> Iterator[DeviceBatch]:
+    """Batches of (number of the tree, positions in it), on the device."""
+    sampler, workers = EvaluationSampler(batches), min(workers, len(batches))
+    loader = make_loader(images, sampler, workers, context.device, context.local_processes)
+    return on_device(loader, context.device, while_waiting=while_waiting)
 
 
 @torch.no_grad()

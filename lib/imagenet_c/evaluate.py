@@ -1,7 +1,7 @@
 """ImageNet-C: accuracy on every corruption and severity, in JSON, CSV, a figure and a table."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -10,7 +10,7 @@ from typing import Any
 from lib.algorithm.protocols import PROTOCOLS
 from lib.data.folders import ImageTree
 from lib.data.images import load_rgb
-from lib.evaluation.folder_counts import count_folders, finish
+from lib.evaluation.folder_counts import accuracy_cells, count_folders, finish
 from lib.evaluation.task import Task
 from lib.imagenet_c.corruptions import (
     GROUPS,
@@ -35,9 +35,6 @@ from utils.storage.results import (
 )
 from utils.text import table
 
-COLUMNS = ["corruption", "group", "severity", "n", "top1_correct", "top1_accuracy"]
-COLUMNS += ["top5_correct", "top5_accuracy", "top1_low95", "top1_high95"]
-
 
 def evaluate_imagenet_c(task: Task, root: str) -> ImageNetCResult:
     """Accuracy per corruption and severity: table, JSON, CSV, figure; resumes if interrupted."""
@@ -46,20 +43,17 @@ def evaluate_imagenet_c(task: Task, root: str) -> ImageNetCResult:
     protocol, folder = PROTOCOLS[task.config.EVAL.protocol], task.evaluated.folder
     resize = data.img_size if protocol.resize_imagenet_c else None
 
-    def read() -> tuple[dict[str, ImageTree], int, list[str]]:
+    def read() -> tuple[dict[str, ImageTree], int]:
         trees, total = read_corruptions(
             root,
             find_folders(root, options.corruptions),
             lambda images: task.pick(task.with_labels(images)),
         )
         cropped = check_size(trees, data.crop_size) if resize is None else []
-        return task.with_repeats(root, trees), total, cropped
+        return task.with_notes(root, trees, cropped), total
 
-    trees, total, cropped = task.context.from_main(read)
-    for warning in cropped:
-        task.logger.warning(warning)
+    trees, total = task.context.from_main(read)
     images = next(iter(trees.values()))
-    images = replace(images, notes=(*images.notes, *cropped))
     label = corruptions_label(list(dict.fromkeys(name.rpartition("/")[0] for name in trees)))
     subset = task.subset(len(images.files), total, images.fingerprint)
     conditions = task.conditions("imagenet_c", protocol.name, resize, subset, folders=label)
@@ -70,7 +64,7 @@ def evaluate_imagenet_c(task: Task, root: str) -> ImageNetCResult:
     result = make_result(counts, images, conditions, task.provenance(subset), clean)
     run = run_label(folder.resolve().name)
     draw = partial(imagenet_c, {run: result}, f"Common corruptions, {run}")
-    finish(task, result, COLUMNS, csv_rows(result), draw, result_text(result))
+    finish(task, result, csv_rows(result), draw, result_text(result))
     return result
 
 
@@ -116,33 +110,30 @@ def fractions(corruptions: Mapping[str, CorruptionAccuracies]) -> dict[str, list
 
 
 def find_clean_accuracy(run_dir: Path, conditions: Conditions, n: int) -> CleanReference:
-    """Clean top-1 of an attack evaluation of the same checkpoint, and the file it stands in."""
+    """Clean top-1 of an attack evaluation of the same checkpoint, on the same or `n` images."""
     candidates = []
-    for path in sorted(run_dir.glob("*.json")):
-        try:
+    for path in run_dir.glob("*.json"):
+        with suppress(UserError):  # another program's file, or a broken one
             result = read_result(path)
-        except UserError:
-            continue  # another program's file, or a broken one: not this command's business
-        same_network = result.conditions.checkpoint == conditions.checkpoint
-        if isinstance(result, AttackResult) and same_network:
-            same_images = result.conditions.images == conditions.images
-            top1 = result.clean.top1
-            candidates.append((same_images, top1.n, top1.fraction, path.name))
-    # On the same images if there is one, else on as many at least.
-    same_images, most, accuracy, source = max(candidates, default=(False, 0, None, None))
-    if not same_images and most < n:
-        return CleanReference(None, None)
+            same_network = result.conditions.checkpoint == conditions.checkpoint
+            if isinstance(result, AttackResult) and same_network:
+                same_images = result.conditions.images == conditions.images
+                top1 = result.clean.top1
+                if same_images or top1.n >= n:
+                    candidates.append((same_images, top1.n, top1.fraction, path.name))
+    # On the same images if there is one, else on as many as possible.
+    *_, accuracy, source = max(candidates, default=(None, None))
     return CleanReference(accuracy, source)
 
 
-def csv_rows(result: ImageNetCResult) -> list[list[Any]]:
+def csv_rows(result: ImageNetCResult) -> list[dict[str, Any]]:
     """One row per corruption and severity."""
-    rows = []
-    for name, entry in result.corruptions.items():
-        for severity, top1, top5 in zip(SEVERITIES, entry.top1, entry.top5, strict=True):
-            counts = [value for top in (top1, top5) for value in (top.correct, top.fraction)]
-            rows.append([name, entry.group, severity, top1.n, *counts, *top1.interval])
-    return rows
+    return [
+        {"corruption": name, "group": entry.group, "severity": severity, "n": top1.n}
+        | accuracy_cells({"top1": top1, "top5": top5}, with_interval=["top1"])
+        for name, entry in result.corruptions.items()
+        for severity, top1, top5 in zip(SEVERITIES, entry.top1, entry.top5, strict=True)
+    ]
 
 
 def result_text(result: ImageNetCResult) -> str:

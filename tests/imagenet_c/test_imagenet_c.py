@@ -22,7 +22,7 @@ from torchvision import datasets, transforms
 from lib.data import folders
 from lib.data.folders import list_classes
 from lib.data.subsets import choose
-from lib.evaluation import folder_counts
+from lib.evaluation import folder_counts, validation
 from lib.evaluation.load_model import EvaluatedModel, ModelSettings
 from lib.evaluation.task import Task
 from lib.imagenet_c.corruptions import (
@@ -331,8 +331,8 @@ def uninterrupted(model, corrupted, tmp_path_factory) -> str:
 @pytest.mark.parametrize(("resize", "workers"), [(None, 2), (40, 0)])
 def test_counts_are_those_of_a_plain_loop(model, corrupted, tmp_path, resize, workers, monkeypatch):
     made = []
-    make = folder_counts.make_loader
-    monkeypatch.setattr(folder_counts, "make_loader", lambda *a: made.append(a) or make(*a))
+    make = validation.make_loader
+    monkeypatch.setattr(validation, "make_loader", lambda *a: made.append(a) or make(*a))
     result = run(model, corrupted, tmp_path / "r", resize=resize, workers=workers)
     steps = [transforms.Resize(resize)] if resize else []
     reading = transforms.Compose([*steps, transforms.CenterCrop(32), transforms.ToTensor()])

@@ -63,6 +63,11 @@ def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Seq
     atomic_write(path, text.getvalue())
 
 
+def write_lines(path: str | os.PathLike, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table whose lines have the same columns, one line at least."""
+    write_csv(path, list(lines[0]), [list(line.values()) for line in lines])
+
+
 def csv_cell(value: Any) -> Any:
     """A value that spreadsheets take for text where it is one, and never for a formula."""
     if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):

@@ -31,23 +31,25 @@ class ResumableRows:
         self, folder: Path, digest: str, context: DistributedContext, read_row: ReadRow
     ) -> None:
         self.folder, self.digest, self.read_row = folder, digest, read_row
+        self.context = context
         self.path = folder / f"unfinished_{digest}.rank{context.rank}.jsonl"
         self.found: dict[str, Rows] = {}  # by phase, of all earlier processes; the same on all
-        own = context.run_and_share_errors(lambda: self.begin(context.rank, context.world_size))
+        own = context.run_and_share_errors(self.begin)
         for lines in context.gather(own):
             for phase, rows in lines:
                 self.found.setdefault(phase, {}).update(rows)
         self.unwritten: dict[str, Rows] = {}
         self.written_at = time.monotonic()
 
-    def begin(self, rank: int, world_size: int) -> list[tuple[str, Rows]]:
+    def begin(self) -> list[tuple[str, Rows]]:
         """The lines of this process's share of the journals: its own and those of ranks beyond."""
         make_folder(self.folder)
         lines = []
         try:
             self.file = open(self.path, "ab")
             for path in journals(self.folder, self.digest):
-                if int(path.suffixes[-2].removeprefix(".rank")) % world_size == rank:
+                rank = int(path.suffixes[-2].removeprefix(".rank"))
+                if rank % self.context.world_size == self.context.rank:
                     lines += list(readable_lines(path.read_bytes(), self.read_row))
         except OSError as error:
             raise UserError(
@@ -76,6 +78,14 @@ class ResumableRows:
                 " command again to resume"
             ) from error
         self.unwritten, self.written_at = {}, time.monotonic()
+
+    def share(self, phase: str, rows: Mapping[Any, Any]) -> Rows:
+        """Every process's rows of a phase that has ended, with those found before."""
+        self.flush()
+        shared = dict(self.found.get(phase, {}))
+        for others in self.context.gather(rows):
+            shared.update(others)
+        return shared
 
     def __enter__(self) -> "ResumableRows":
         return self
