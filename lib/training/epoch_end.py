@@ -81,7 +81,8 @@ def finish_epoch(run: Run) -> None:
         validations = validate_networks(run)
     best = keep_best(run, validations)
     row: dict[str, float] = {f"train_{name}": value for name, value in trained.items()}
-    row |= {"epoch": epoch, "lr": last_lr(run)}
+    last = run.order.batches_per_epoch() - 1, run.config.ADV.n_repeats - 1  # update of the epoch
+    row |= {"epoch": epoch, "lr": lr_at(run, *last)}
     row["images_per_second"] = round(totals[3] / max(now - run.epoch_started, 1e-9), 2)
     row["seconds"] = round(time.monotonic() - run.epoch_started, 2)
     text = f"epoch {epoch}/{passes}: train loss {trained['loss']:.4f} top-1"
@@ -174,11 +175,6 @@ def keep_best(run: Run, validations: Mapping[str, Validation]) -> list[str]:
             setattr(run.progress, BEST_VALUES[name], validation.score)
             best.append(name)
     return best
-
-
-def last_lr(run: Run) -> float:
-    """The learning rate of the epoch's last update."""
-    return lr_at(run, run.order.batches_per_epoch() - 1, run.config.ADV.n_repeats - 1)
 
 
 def validate_networks(run: Run) -> dict[str, Validation]:

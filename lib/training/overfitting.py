@@ -30,18 +30,14 @@ def minibatch_under_pgd(run: Run, spec: PGDSpec, threat: ThreatModel) -> float:
     return 100 * right / n
 
 
-def is_overfitted(top1: float, pgd_top1: float, classes: int) -> bool:
-    """Whether the step's own images are learnt and those of PGD are not; accuracies in percent.
-
-    Wong et al. 2020, arXiv:2001.03994, Sec. 5.4: robustness to PGD falls to zero in an epoch.
-    """
-    return top1 > 300 / classes and 3 * pgd_top1 < top1
-
-
 def warn_of_overfitting(run: Run, rows: Sequence[Mapping[str, float]]) -> None:
-    """Once, at the first of the epochs' rows of metrics.csv that shows it."""
-    classes = len(run.model_settings.classes or ())
-    found = [is_overfitted(r["train_top1"], r[COLUMN], classes) for r in rows if COLUMN in r]
+    """Once, at the first of the epochs' rows of metrics.csv that shows it.
+
+    The step's own images are learnt and those of PGD are not: robustness to PGD falls to zero in an
+    epoch (Wong et al. 2020, arXiv:2001.03994, Sec. 5.4).
+    """
+    learnt = 300 / len(run.model_settings.classes or ())  # percent: three times a guess
+    found = [row["train_top1"] > max(learnt, 3 * row[COLUMN]) for row in rows if COLUMN in row]
     if any(found[-1:]) and not any(found[:-1]):
         run.logger.warning(
             f"catastrophic overfitting (arXiv:2001.03994): {rows[-1]['train_top1']:.2f} % of the"

@@ -12,7 +12,7 @@ from utils.config.load import dump_yaml
 from utils.config.rules import ignored_settings
 from utils.config.settings import Config
 from utils.distributed.context import DistributedContext
-from utils.distributed.signals import SignalRequests
+from utils.distributed.signals import SIGNALS, SignalRequests, handling
 from utils.logging import Logger
 from utils.storage.files import atomic_write
 from utils.text import counted
@@ -25,7 +25,8 @@ def train(config: Config, context: DistributedContext) -> None:
         UserError: bad input, or a loss that is not finite.
         Interrupted: a signal asked to stop, and the state has been saved.
     """
-    with SignalRequests().noted() as requests:
+    requests = SignalRequests()
+    with handling(SIGNALS, requests.note):
         logger = Logger(context.is_main)
         images = context.from_main(lambda: read_images(config))
         start = context.run_and_share_errors(lambda: find_start(config, context, logger, images))

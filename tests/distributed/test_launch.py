@@ -29,7 +29,7 @@ SMALL = """
     from types import SimpleNamespace
 
     from utils.distributed.launch import launch, run_command
-    from utils.distributed.signals import SignalRequests, ignore_signals
+    from utils.distributed.signals import SIGNALS, SignalRequests, handling, ignore_signals
     from utils.errors import Interrupted, UserError
 
     def read(parent):
@@ -48,7 +48,8 @@ SMALL = """
         context.barrier()
 
     def save(context):
-        with SignalRequests().noted() as requests:
+        requests = SignalRequests()
+        with handling(SIGNALS, requests.note):
             while not context.max(requests.stop):
                 time.sleep(0.01)
                 if requests.save:

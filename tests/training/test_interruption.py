@@ -16,7 +16,7 @@ import torch
 from conftest import settings
 from processes import Done, children_of, differences, forked, launching, outcome, the_run
 
-from utils.distributed.signals import SignalRequests, handling, stopping_at_once
+from utils.distributed.signals import SIGNALS, SignalRequests, handling, stopping_at_once
 from utils.errors import Interrupted
 from utils.storage.checkpoint import is_whole
 
@@ -183,10 +183,6 @@ def flip_byte(path: Path, place: int) -> None:
         file.write(bytes([byte ^ 0xFF]))
 
 
-def truncate(path: Path, place: int) -> None:
-    os.truncate(path, place)
-
-
 def without_pickle(path: Path, _: int) -> None:
     """An entry is missing: all checksums match, and torch cannot read it."""
     with zipfile.ZipFile(path) as archive:
@@ -199,7 +195,7 @@ def without_pickle(path: Path, _: int) -> None:
 
 def remove_newest(path: Path, place: int) -> None:
     """Only the one before it is left, and damaged."""
-    path.unlink() if path.name == LATEST else truncate(path, place)
+    path.unlink() if path.name == LATEST else os.truncate(path, place)
 
 
 @pytest.mark.parametrize("damage", [without_pickle, remove_newest])
@@ -278,7 +274,8 @@ def test_a_stop_that_a_destructor_swallows_is_sent_again() -> None:
 @pytest.mark.parametrize("save", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
 def test_requests_are_noted_and_handlers_given_back(save: int) -> None:
     before = {number: signal.getsignal(number) for number in (save, 2, 15)}
-    with SignalRequests().noted() as requests:
+    requests = SignalRequests()
+    with handling(SIGNALS, requests.note):
         assert (requests.stop, requests.save) == (0, False)
         signal.raise_signal(save)
         assert (requests.stop, requests.save) == (0, True)
@@ -300,7 +297,8 @@ def test_requests_are_noted_and_handlers_given_back(save: int) -> None:
 def test_nohup_keeps_its_meaning() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with SignalRequests().noted() as requests:
+        requests = SignalRequests()
+        with handling(SIGNALS, requests.note):
             signal.raise_signal(signal.SIGHUP)
         with handling([signal.SIGHUP], print):
             signal.raise_signal(signal.SIGHUP)

@@ -93,7 +93,7 @@ def ignore_signals(_: int = 0) -> None:
 
 
 class SignalRequests:
-    """Remembers signals: SIGINT, SIGTERM, SIGHUP to save and stop, the others to save alone.
+    """What signals, handled by `note`, ask for: to save and stop, or to save alone.
 
     A second Ctrl-C stops at once, without saving: the last checkpoint is intact.
     """
@@ -103,14 +103,8 @@ class SignalRequests:
         self.save = False
         self.since = 0.0
 
-    @contextmanager
-    def noted(self) -> Iterator["SignalRequests"]:
-        """Note signals until the end of the block; only in the main thread."""
-        with handling(SIGNALS, self.note):
-            yield self
-
     def note(self, signum: int, _: FrameType | None) -> None:
-        """Note a signal."""
+        """Remember a signal."""
         if signum in SAVE_SIGNALS:
             self.save = True
             if signal.Signals(signum).name == "SIGXCPU":  # which comes every second from now on
