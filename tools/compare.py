@@ -26,15 +26,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from tools import comparison_formats as formats
 from tools.comparison import Row, collect, merge_seeds
-from tools.comparison_formats import (
-    condition_notes,
-    csv_table,
-    latex,
-    markdown,
-    panels_of,
-    reading_notes,
-)
 from tools.comparison_layout import build_tables, columns_in_order, refuse_mixture
 from tools.paired import effect
 from tools.published import published_rows
@@ -74,18 +67,18 @@ def compare(arguments: argparse.Namespace) -> None:
         difference, tests = effect(arguments.paired, rows)
         others, notes = [*others, difference], [*notes, *tests]
     tables = build_tables([*rows, *others], columns)
-    conditions = (note for table in tables for note in condition_notes(table))
-    notes = [*conditions, *reading_notes(tables, rows), *notes]
-    text = markdown(tables, notes, arguments.transposed)
+    conditions = (note for table in tables for note in formats.condition_notes(table))
+    notes = [*conditions, *formats.reading_notes(tables, rows), *notes]
+    text = formats.markdown(tables, notes, arguments.transposed)
     print(text, end="")
     stem = arguments.output
     make_folder(stem.parent)
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("md", "csv", "tex")]
     atomic_write(paths[0], text)
-    write_csv(paths[1], *csv_table(tables))
-    atomic_write(paths[2], latex(tables, stem.name, arguments.transposed))
+    write_csv(paths[1], *formats.csv_table(tables))
+    atomic_write(paths[2], formats.latex(tables, stem.name, arguments.transposed))
     for of_effect, name in ((False, stem.name), (True, f"{stem.name}_effect")):
-        if panels := panels_of(tables, of_effect):
+        if panels := formats.panels_of(tables, of_effect):
             paths += style.save_figure(comparison(panels), stem.with_name(name))
     print(f"written: {', '.join(map(str, paths))}", file=sys.stderr)
 

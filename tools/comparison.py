@@ -5,7 +5,7 @@ Values of one measure share a column only where all their conditions agree.
 
 import json
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
@@ -43,7 +43,7 @@ class Column:
         """The text of one aspect; empty where it has none."""
         return dict(self.conditions).get(aspect, "")
 
-    def describe(self, aspects: Iterable[str]) -> list[str]:
+    def describe(self, aspects: Container[str]) -> list[str]:
         """These aspects of its conditions in words, such as `eps 4/255`."""
         return [
             text if aspect in ("images", "input") else f"{aspect} {text}"

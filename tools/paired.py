@@ -65,27 +65,24 @@ def effect(named: Sequence[str], rows: Sequence[Row]) -> tuple[Row, list[str]]:
             f"{first.name} and {second.name} share no measure of two rows; evaluate both under the"
             " same conditions"
         )
-    p_values = [sign_test_exact(of_images) for of_images in tested.values()]
-    corrected = dict(zip(tested, holm(p_values), strict=True))
-    values = {
-        column: replace(minus(*pair), p=corrected.get(column)) for column, pair in both.items()
-    }
-    for column, of_images in tested.items():
-        interval = bootstrap_interval(of_images, len(first.values[column].members) or 1)
-        values[column] = replace(values[column], interval=interval)
+    values = {column: minus(*pair) for column, pair in both.items()}
     row = Row(values, f"{second.name} minus {first.name}", is_effect=True)
+    p_values = [sign_test_exact(of_images) for of_images in tested.values()]
     notes = [
         f"{row.name}: in points, in brackets the 95 % interval of {DRAWS} bootstrap samples of the"
         " images, each with all its seeds; p of the exact paired test over images (of one seed"
         f" McNemar's), after Holm's correction for {len(tested)}. Both are about these trainings;"
         " ± is over pairs of seeds."
     ]
-    for (column, of_images), p in zip(tested.items(), p_values, strict=True):
+    corrected = holm(p_values)
+    for (column, of_images), p, adjusted in zip(tested.items(), p_values, corrected, strict=True):
+        interval = bootstrap_interval(of_images, len(first.values[column].members) or 1)
+        values[column] = replace(values[column], interval=interval, p=adjusted)
         eps = "".join(f", {text}" for text in column.describe(["eps"]))
         better, worse = (of_images > 0).sum(), (of_images < 0).sum()
         notes.append(
             f"{column.title}{eps}: {second.name} better on {better} images, worse on {worse}; of"
-            f" {len(of_images)}, p = {p:.3g}, corrected {corrected[column]:.3g}"
+            f" {len(of_images)}, p = {p:.3g}, corrected {adjusted:.3g}"
         )
     return row, notes
 

@@ -28,7 +28,7 @@ from utils.errors import UserError
 from utils.figures import style
 from utils.figures.gradients import gradient_ratio, mean_of_seeds, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
-from utils.figures.robustness import curves_of, points_of, robustness, weak_attack_warnings
+from utils.figures.robustness import curves_of, panels_of, robustness, weak_attack_warnings
 from utils.figures.training import training_curves
 from utils.storage.files import make_folder, write_csv
 from utils.storage.results import ImageNetCResult, find_results, read_result
@@ -120,9 +120,12 @@ def of_robustness(arguments: argparse.Namespace) -> Figure:
             print(f"warning: {label}: {warning}", file=sys.stderr)
     header = ["run", "attack", "norm", "eps", "percent", "low95", "high95", "std", "seeds", "n"]
     rows = []
-    for *key, number_of_seeds, n, top1 in points_of(seeds):
-        interval = top1.interval or ("", "")
-        rows.append([*key, top1.percent, *interval, top1.spread, number_of_seeds, n])
+    for label, its in seeds.items():
+        counts = len(its), its[0][0].clean.top1.n
+        for (norm, attack), panel in panels_of(seeds).items():
+            for eps, top1 in panel.get(label, ()):
+                numbers = [eps, top1.percent, *(top1.interval or ("", "")), top1.spread, *counts]
+                rows.append([label, attack, norm, *numbers])
     write_numbers(arguments.output, header, rows)
     return robustness(seeds)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -96,18 +95,12 @@ def draw_bars(axes: Axes, results: Results, groups: Mapping[str, Sequence[str]])
             if len(results) == 1:  # more would not fit
                 axes.text(x, tops[-1], f"{bar.percent:.0f}", ha="center", va="bottom", fontsize=7)
     style.percent_axis(axes, "top-1, mean of severities (%)", tops)
-    labels = [readable(name) for name in positions]
-    slanted: dict[str, Any] = {
-        "rotation": 40,
-        "ha": "right",
-        "rotation_mode": "anchor",
-        "fontsize": 7,
-    }
-    axes.set_xticks(list(positions.values()), labels, **slanted)
+    ticks, labels = list(positions.values()), [readable(name) for name in positions]
+    axes.set_xticks(ticks, labels, rotation=40, ha="right", rotation_mode="anchor", fontsize=7)
     axes.tick_params(axis="x", length=0)
     axes.grid(visible=False, axis="x")
     # A few bars stay narrow, and in the middle.
-    middle, half = max(positions.values()) / 2, max(6.0, max(positions.values()) / 2 + 0.6)
+    middle, half = ticks[-1] / 2, max(6.0, ticks[-1] / 2 + 0.6)
     axes.set_xlim(middle - half, middle + half)
 
 

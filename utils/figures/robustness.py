@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +17,8 @@ from utils.storage.conditions import Conditions, length_number, length_text, wor
 from utils.storage.results import AttackResult, Result
 
 Curve = Sequence[AttackResult]  # by radius
+# By norm and attack each label's points: radius, of 255 for Linf, and top-1, over seeds its mean.
+Panels = dict[tuple[str, str], dict[str, list[tuple[float, Estimate]]]]
 LARGE = 0.25  # a ball in which every pixel may change so much leaves no image recognisable
 NEARLY_NONE = 0.01  # of the images
 RISE = 0.005  # of the images
@@ -41,29 +43,25 @@ def curves_of(results: Mapping[Path, Result]) -> dict[Path, Curve]:
 
 def weak_attack_warnings(curve: Curve) -> list[str]:
     """Signs in a curve that its attacks are weak, after Carlini et al. 2019, arXiv:1902.06705."""
+    conditions = curve[-1].conditions
+    radii = [length_text(result.conditions.eps, conditions.norm) for result in curve]
+    robust = [result.worst_case.top1.fraction for result in curve]
     warnings = []
-    for smaller, larger in pairwise(curve):
-        rise = larger.worst_case.top1.fraction - smaller.worst_case.top1.fraction
-        if rise > RISE:
+    for (eps, less), (larger_eps, more) in pairwise(zip(radii, robust, strict=True)):
+        if more - less > RISE:
             warnings.append(
-                f"robust accuracy rises by {100 * rise:.1f} % from eps {radius_of(smaller)} to"
-                f" {radius_of(larger)}, though the larger ball holds the smaller: the attack is"
-                " weak, so take more steps or another step size"
+                f"robust accuracy rises by {100 * (more - less):.1f} % from eps {eps} to"
+                f" {larger_eps}, though the larger ball holds the smaller: the attack is weak, so"
+                " take more steps or another step size"
             )
-    last, conditions = curve[-1], curve[-1].conditions
     values = 3 * conditions.crop**2
     large = LARGE * {"Linf": 1.0, "L2": math.sqrt(values), "L1": float(values)}[conditions.norm]
-    if conditions.eps >= large and last.worst_case.top1.fraction > NEARLY_NONE:
+    if conditions.eps >= large and robust[-1] > NEARLY_NONE:
         warnings.append(
-            f"robust accuracy is still {last.worst_case.top1.percent:.1f} % at eps"
-            f" {radius_of(last)}, where no image is recognisable: the attack is weak, so take more"
-            " steps, another loss, or autoattack"
+            f"robust accuracy is still {100 * robust[-1]:.1f} % at eps {radii[-1]}, where no image"
+            " is recognisable: the attack is weak, so take more steps, another loss, or autoattack"
         )
     return warnings
-
-
-def radius_of(result: AttackResult) -> str:
-    return length_text(result.conditions.eps, result.conditions.norm)
 
 
 def curve_note(curve: Curve) -> str:
@@ -78,42 +76,35 @@ def curve_note(curve: Curve) -> str:
     return textwrap.fill(f"{names}{size}; protocol {conditions.protocol}; {images}.", NOTE_WIDTH)
 
 
-class Point(NamedTuple):
-    """Accuracy at one radius under one attack, or in the worst case; over seeds their mean."""
+def panels_of(curves: Mapping[str, Sequence[Curve]]) -> Panels:
+    """The curves of every attack, from the clean accuracy on; of a single attack the worst case.
 
-    label: str
-    attack: str
-    norm: str
-    eps: float  # of 255 for Linf
-    seeds: int
-    n: int  # images
-    top1: Estimate
-
-
-def points_of(curves: Mapping[str, Sequence[Curve]]) -> list[Point]:
-    """The points of every attack's curve, which begins with the clean accuracy, by label.
-
-    A label has a curve for each of its seeds; radii that not all of them have are left out. Of a
-    single attack the worst case stands alone.
+    A label has a curve for each of its seeds.
     """
-    points = []
+    panels: Panels = {}
     for label, seeds in curves.items():
         first = seeds[0][0]
-        norm, n = first.conditions.norm, first.clean.top1.n
         attacks = list(dict.fromkeys(a.title for a in first.attacks if not a.is_part))
         worst = worst_of(first.conditions.attacks)
         for attack in [*(attacks if len(attacks) > 1 else []), worst]:
-            by_eps = [
-                {0.0: curve[0].clean.top1.estimate}
-                | {result.conditions.eps: top1_under(attack, result) for result in curve}
-                for curve in seeds
-            ]
-            for eps in sorted(set.intersection(*map(set, by_eps))):
-                tops = [of_seed[eps] for of_seed in by_eps]
-                mean = over_seeds([top1.percent for top1 in tops]) if len(tops) > 1 else tops[0]
-                top1 = replace(mean, warned=any(top1.warned for top1 in tops))
-                x = float(length_number(eps, norm))
-                points.append(Point(label, attack, norm, x, len(tops), n, top1))
+            panel = panels.setdefault((first.conditions.norm, attack), {})
+            panel[label] = mean_curve(seeds, attack)
+    return panels
+
+
+def mean_curve(seeds: Sequence[Curve], attack: str) -> list[tuple[float, Estimate]]:
+    """Radius, of 255 for Linf, and top-1 over the seeds, where all of them have that radius."""
+    by_eps = [
+        {0.0: curve[0].clean.top1.estimate}
+        | {result.conditions.eps: top1_under(attack, result) for result in curve}
+        for curve in seeds
+    ]
+    points = []
+    for eps in sorted(set.intersection(*map(set, by_eps))):
+        tops = [of_seed[eps] for of_seed in by_eps]
+        mean = over_seeds([top1.percent for top1 in tops]) if len(tops) > 1 else tops[0]
+        radius = float(length_number(eps, seeds[0][0].conditions.norm))
+        points.append((radius, replace(mean, warned=any(top1.warned for top1 in tops))))
     return points
 
 
@@ -129,49 +120,51 @@ def robustness(curves: Mapping[str, Sequence[Curve]]) -> Figure:
 
     A label's curves are those of its seeds. Points with a warning are hollow.
     """
-    points = points_of(curves)
-    panels = list(dict.fromkeys((point.norm, point.attack) for point in points))
+    panels = panels_of(curves)
     across = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
     down = -(-len(panels) // across)
     fig = Figure(figsize=(style.WIDTH, 2.1 * down + 0.5), layout="constrained")
     grid = fig.subplots(down, across, sharey=True, squeeze=False)
-    for axes, (norm, attack) in zip(grid.flat, panels, strict=False):
-        of_panel = [p for p in points if (p.norm, p.attack) == (norm, attack)]
-        for index, label in enumerate(curves):
-            draw_points(axes, [p for p in of_panel if p.label == label], style.curve(index))
+    looks = {label: style.curve(index) for index, label in enumerate(curves)}
+    drawn: list[Estimate] = []
+    for axes, ((norm, attack), panel) in zip(grid.flat, panels.items(), strict=False):
+        for label, points in panel.items():
+            draw_points(axes, points, looks[label])
+            drawn += [top1 for _, top1 in points]
         axes.set_title(attack if len(panels) > 1 else "")
         axes.set_xlabel("eps (of 255)" if norm == "Linf" else f"eps ({norm} norm)")
         axes.margins(x=0.03)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    looks = {label: style.curve(index) for index, label in enumerate(curves)}
-    warned = any(point.top1.warned for point in points)
+    warned = any(top1.warned for top1 in drawn)
     handles = style.legend_handles(looks if len(curves) > 1 else {}, warned)
     if handles:
         fig.legend(handles=handles, loc="outside upper center", ncols=2)
-    name = f"\n{panels[0][1]}" if len(panels) == 1 else ""
-    highest = [point.top1.whiskers[1] for point in points]
+    name = "".join(f"\n{attack}" for _, attack in panels) if len(panels) == 1 else ""
     for axes in grid[:, 0]:
-        style.percent_axis(axes, f"top-1 accuracy (%){name}", highest)
+        tops = [top1.whiskers[1] for top1 in drawn]
+        style.percent_axis(axes, f"top-1 accuracy (%){name}", tops)
     notes = dict.fromkeys(curve_note(curve) for seeds in curves.values() for curve in seeds)
-    bands = any(point.seeds > 1 for point in points)
-    whiskers = "Bands: ± one standard deviation over the seeds (n - 1)." if bands else ""
-    if any(point.seeds == 1 for point in points):
-        whiskers = f"Whiskers: 95 % Wilson intervals. {whiskers}"
-    style.footnote(fig, "\n".join([f"{whiskers.strip()} At 0: clean.", *notes]))
+    whiskers = ""
+    if any(len(seeds) == 1 for seeds in curves.values()):
+        whiskers += "Whiskers: 95 % Wilson intervals. "
+    if any(len(seeds) > 1 for seeds in curves.values()):
+        whiskers += "Bands: ± one standard deviation over the seeds (n - 1). "
+    style.footnote(fig, "\n".join([f"{whiskers}At 0: clean.", *notes]))
     return fig
 
 
-def draw_points(axes: Axes, points: Sequence[Point], look: Mapping[str, Any]) -> None:
+def draw_points(
+    axes: Axes, points: Sequence[tuple[float, Estimate]], look: Mapping[str, Any]
+) -> None:
     """One curve: a band over several seeds, else whiskers."""
-    if not points:
-        return
-    radii, percents = [p.eps for p in points], [p.top1.percent for p in points]
-    lows, highs = zip(*(p.top1.whiskers for p in points), strict=True)
-    if points[0].seeds > 1:
-        axes.fill_between(radii, lows, highs, color=look["color"], alpha=0.15, linewidth=0)
-    else:
+    radii, percents = [eps for eps, _ in points], [top1.percent for _, top1 in points]
+    lows, highs = zip(*(top1.whiskers for _, top1 in points), strict=True)
+    if points[0][1].spread is None:
         axes.vlines(radii, lows, highs, color=look["color"], linewidth=0.9)
+    else:
+        axes.fill_between(radii, lows, highs, color=look["color"], alpha=0.15, linewidth=0)
     axes.plot(radii, percents, **look)
-    for point in (point for point in points if point.top1.warned):
-        axes.plot(point.eps, point.top1.percent, **style.marked(look, warned=True))
+    for eps, top1 in points:
+        if top1.warned:
+            axes.plot(eps, top1.percent, **style.marked(look, warned=True))

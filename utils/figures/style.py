@@ -84,19 +84,17 @@ def curve(index: int) -> dict[str, Any]:
     return {**point(index), "linestyle": LINES[index % len(LINES)]}
 
 
-def marked(style: Mapping[str, Any], warned: bool) -> dict[str, Any]:
+def marked(look: Mapping[str, Any], warned: bool) -> dict[str, Any]:
     """A point's style, hollow where its evaluation came with a warning."""
-    return {**style, **({"markerfacecolor": "white"} if warned else {})}
+    return {**look, "markerfacecolor": "white"} if warned else dict(look)
 
 
-def legend_handles(
-    styles: Mapping[str, Mapping[str, Any]], any_warned: bool = False
-) -> list[Line2D]:
+def legend_handles(looks: Mapping[str, dict[str, Any]], any_warned: bool = False) -> list[Line2D]:
     """Legend entries by label, and what a hollow point is where there is one."""
     if any_warned:
         hollow = {"color": GREY, "marker": "o", "linestyle": "none", "markerfacecolor": "white"}
-        styles = {**styles, "hollow: evaluated with a warning": hollow}
-    return [Line2D([], [], label=literal(label), **style) for label, style in styles.items()]
+        looks = {**looks, "hollow: evaluated with a warning": hollow}
+    return [Line2D([], [], label=literal(label), **look) for label, look in looks.items()]
 
 
 def footnote(fig: Figure, text: str) -> None:
@@ -118,16 +116,16 @@ def literal(text: str) -> str:
 def run_label(name: str) -> str:
     """A legend's name for a run folder: `FreeAT + HE (s = 10, m = 0.2)`; others as they are."""
     match = re.fullmatch(
-        r"[a-z0-9_]+?_free_adv_step.*?_bs\d+(_FN)?(_WN)?(?:_s([\d.]+)_margin([\d.]+))?"
+        r"[a-z0-9_]+?_free_adv_step.*?_bs\d+((?:_FN)?(?:_WN)?)(?:_s([\d.]+)_margin([\d.]+))?"
         r"(?:_seed(\d+))?",
         name,
     )
     if match is None:
         return name
-    feature_norm, weight_norm, scale, margin, seed = match.groups()
+    flags, scale, margin, seed = match.groups()
     label = "FreeAT"
     if scale:
-        head = "HE" if feature_norm and weight_norm else "FN" if feature_norm else "WN"
+        head = flags.replace("_FN_WN", "_HE")[1:]
         label += f" + {head} (s = {float(scale):g}, m = {float(margin):g})"
     return label + (f", seed {seed}" if seed else "")
 
@@ -140,13 +138,13 @@ def label_of_seeds(label: str, seeds: int) -> str:
 def run_labels(paths: Sequence[Path], given: Sequence[str] | None = None) -> list[str]:
     """One distinct name per run: those given, else short names, else folder names, else paths."""
     if given is not None:
-        if not len(set(given)) == len(given) == len(paths):
-            rows = ", ".join("/".join(path.parts[-2:]) for path in paths)
-            raise UserError(
-                f"{len(given)} names ({', '.join(given)}) for {len(paths)} rows ({rows}); give each"
-                " row its own"
-            )
-        return list(given)
+        if len(set(given)) == len(given) == len(paths):
+            return list(given)
+        rows = ", ".join("/".join(path.parts[-2:]) for path in paths)
+        listed = ", ".join(given)
+        raise UserError(
+            f"{len(given)} names ({listed}) for {len(paths)} rows ({rows}); give each row its own"
+        )
     folders = [path.resolve() if path.is_dir() else path.resolve().parent for path in paths]
     for names in (
         [run_label(folder.name) for folder in folders],
