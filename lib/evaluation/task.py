@@ -12,7 +12,7 @@ from lib.data.folders import ImageTree, counted_twice
 from lib.data.subsets import choose
 from lib.evaluation.load_model import EvaluatedModel
 from utils.config.rules import wrong_lengths
-from utils.config.settings import SETTINGS, Config, Data, Source, plain
+from utils.config.settings import ROBUSTBENCH, SETTINGS, Config, Data, Source, plain
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger
@@ -84,9 +84,11 @@ class Task:
 
     def subset(self, n: int, total: int, sha256: str) -> dict[str, Any]:
         """What result files say of `n` picked out of `total` images; SHA-256 is of their list."""
-        listed = bool(self.config.OPTIONS.image_ids)
-        how = "listed" if listed else "evenly spread"
-        description = f"{n} {how} of {total} images" if n < total else f"all {total} images"
+        listed = self.config.OPTIONS.image_ids
+        some = f"{n} listed" if listed else f"{n} evenly spread"
+        if listed == ROBUSTBENCH:  # as tools/published_results.json has it
+            some = f"RobustBench's {n}"
+        description = f"{some} of {total} images" if n < total else f"all {total} images"
         label = "" if n >= total else f"ids{sha256[:8]}" if listed else f"n{n}"
         return {"description": description, "n": n, "sha256": sha256, "label": label}
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from PIL import Image
 from records import PGD10, attack, attack_result, imagenet_c_result, provenance, write
 from scipy import stats
 
+from lib.evaluation.task import Task
 from tools.comparison import values_of
 from tools.paired import bootstrap_interval, holm, sign_test_exact
 from utils.figures.comparison import DIFFERENCE, Panel, comparison
@@ -462,7 +464,9 @@ def test_published_results_stand_in_columns_of_their_conditions_alone(compare: C
     assert rows[he]["PGD-10 (ce)"] == "-"
     autoattack = [attack("autoattack", "AutoAttack", 1400, n=5000, step=0)]
     counts = {"clean": 3000, "worst": 1400, "n": 5000}
-    images = "RobustBench's 5000 of 50000 images"
+    options = SimpleNamespace(OPTIONS=SimpleNamespace(image_ids="robustbench"))
+    subset = Task.subset(cast(Any, SimpleNamespace(config=options)), 5000, 50000, "0" * 64)
+    images = subset["description"]
     write_all({"few": attack_result(attacks=autoattack, images=images, **counts)})
     rows = table(compare("few", "--published"))
     free = rows["FreeAT ResNet-50 (official weights)"]
