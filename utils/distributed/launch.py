@@ -32,7 +32,7 @@ from utils.distributed.signals import (
     unblock_signals,
 )
 from utils.errors import Interrupted, SharedUserError, UserError
-from utils.storage.files import atomic_write
+from utils.storage.files import replacing
 from utils.text import printable
 
 Worker = Callable[[Config, Any], None]  # (config, context)
@@ -228,9 +228,10 @@ def rank_main(
         except BaseException as error:
             status = error.exit_status if isinstance(error, Interrupted) else 1
             said = isinstance(error, (UserError, Interrupted))
-            report = pickle.dumps(error if said else traceback.format_exc())
+            report = error if said else traceback.format_exc()
             if not lost_peer(error):  # the lost one reports itself
-                atomic_write(Path(folder, str(rank)), report)
+                with replacing(Path(folder, str(rank))) as file:
+                    pickle.dump(report, file)
     kill_children()
     sys.stdout.flush()
     os._exit(status)
