@@ -94,7 +94,8 @@ def portable(network: Any, settings: Mapping[str, Any]) -> nn.Module:
 def own_packages() -> Iterator[None]:
     """Let `import models` mean this suite's, and afterwards what it meant before."""
     before = {name: module for name, module in sys.modules.items() if is_own_name(name)}
-    theirs = [name for name, module in before.items() if not str(origin(module)).startswith(HERE)]
+    files = {name: str(getattr(module, "__file__", None)) for name, module in before.items()}
+    theirs = [name for name, file in files.items() if not file.startswith(HERE + os.sep)]
     for name in theirs:
         del sys.modules[name]
     sys.path.insert(0, HERE)
@@ -110,9 +111,3 @@ def own_packages() -> Iterator[None]:
 
 def is_own_name(module: str) -> bool:
     return module.partition(".")[0] in OWN
-
-
-def origin(module: object) -> str | None:
-    """The file a module comes from, or the folder of a package without a file of its own."""
-    file = getattr(module, "__file__", None)
-    return file or next(iter(getattr(module, "__path__", [])), None)

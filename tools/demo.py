@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from utils.config.command_line import tool_parser, user_path
@@ -56,7 +56,7 @@ def demo(folder: Path) -> None:
     step(folder, "-m", "tools.plot", "gradient_ratio", *runs, "-o", "gradient_ratio.png")
     results = [f"{run}/imagenet_c_standard.json" for run in runs]
     step(folder, "-m", "tools.plot", "imagenet_c", *results, "-o", "corruptions.png")
-    report = write_report(folder, dict(zip(METHODS, runs, strict=True)))
+    report = write_report(folder, *runs)
     print(f"\n{(folder / 'comparison.md').read_text().strip()}\n")
     minutes = (time.monotonic() - began) / 60
     print(f"done in {minutes:.1f} minutes: {os.path.relpath(report)}")
@@ -84,9 +84,8 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, **more}
 
 
-def write_report(folder: Path, runs: Mapping[str, str]) -> Path:
-    """Write DIR/REPORT.md from the files that the commands have left."""
-    plain, he = runs.values()
+def write_report(folder: Path, plain: str, he: str) -> Path:
+    """Write DIR/REPORT.md from the files that the commands have left in the two runs."""
     provenance = read_result(folder / plain / "attack_standard.json").provenance
     config = provenance["config"]
     text = TEMPLATE.read_text(encoding="utf-8").format(

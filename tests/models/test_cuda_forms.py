@@ -1,4 +1,4 @@
-"""What `models/eval_norm.py` and `models/stem.py` do on CUDA, on the CPU against PyTorch's own."""
+"""What `models/eval_norm.py` and `models/stem.py` do, on the CPU against PyTorch's own."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +13,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from lib.algorithm.pgd import frozen_eval
 from models import eval_norm, stem
+from models.cpu_kernels import blockwise
 from models.resnet import ResNet
 from tests.pretended_device import DEVICE, pretended_device
 
@@ -84,6 +85,8 @@ def test_stem_in_float64(size: int) -> None:
     assert error(found[1], expected[1]) <= 1e-13
     assert torch.equal(found[2], expected[2])
     assert [tensor.stride() for tensor in found[1:]] == [x.stride(), weight.stride()]
+    by_blocks = gradients(lambda x: blockwise(x, weight), x, weight)  # the CPU's form
+    assert max(map(error, by_blocks, expected)) <= 1e-12
 
 
 def test_stem_under_autocast_errs_no_more_than_pytorch(as_on_cuda: None) -> None:

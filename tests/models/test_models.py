@@ -6,7 +6,7 @@ import torchvision
 from torch.nn import functional as F
 from torchvision.transforms.functional import normalize
 
-from models.cpu_kernels import PointwiseConv2d, blockwise
+from models.cpu_kernels import PointwiseConv2d
 from models.hypersphere import HypersphereHead
 from models.resnet import (
     IMAGENET_MEAN,
@@ -29,19 +29,6 @@ def test_same_as_torchvision_with_inputs_normalised_inside(arch: str) -> None:
     with torch.no_grad():
         expected = theirs(normalize(x, IMAGENET_MEAN, IMAGENET_STD))
         assert torch.allclose(ours(x), expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("size", [32, 33, 57])
-def test_the_stem_by_blocks_is_the_same_convolution(size: int) -> None:
-    conv = torch.nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False).double()
-    x = torch.rand(2, 3, size, size + 4, dtype=torch.float64, requires_grad=True)
-    weighting = torch.rand_like(conv(x))
-    expected, outputs = (
-        [y, *torch.autograd.grad((y * weighting).sum(), [x, conv.weight])]
-        for y in (conv(x), blockwise(x, conv.weight))
-    )
-    for one, other in zip(outputs, expected, strict=True):
-        assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_pointwise_convolutions_are_the_same_in_bfloat16() -> None:
