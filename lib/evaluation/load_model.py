@@ -95,14 +95,9 @@ class EvaluatedModel:
         return Config().changed(values, Source.CHECKPOINT)
 
 
-def load_evaluated_model(config: Config, device: torch.device, path: str = "") -> EvaluatedModel:
-    """The network that `--resume` or `--pretrained` names; `auto` is the run's best model.
-
-    Args:
-        path: a checkpoint in place of `--resume`.
-    """
-    path = path or config.OPTIONS.resume
-    trained, notes = None, []
+def load_evaluated_model(config: Config, device: torch.device) -> EvaluatedModel:
+    """The network that `--resume` or `--pretrained` names; `auto` is the run's best model."""
+    path, trained, notes = config.OPTIONS.resume, None, []
     if path:
         path = find_checkpoint(str(config.run_dir / BEST) if path == "auto" else path)
         model, settings, checkpoint = read_network(config, path)
@@ -145,8 +140,8 @@ def load_surrogate(
     if not path:
         return None
     # The flags describe the evaluated network and contradict nothing in the surrogate's file.
-    values = {key: config.value(key) for key in KEYS.values()} | {"weights": ""}
-    surrogate = load_evaluated_model(config.changed(values, Source.BUILT_IN), device, path)
+    values = {key: config.value(key) for key in KEYS.values()} | {"weights": "", "resume": path}
+    surrogate = load_evaluated_model(config.changed(values, Source.BUILT_IN), device)
     names = [network.settings.classes for network in (evaluated, surrogate)]
     if surrogate.model.num_classes != evaluated.model.num_classes or (
         all(names) and names[0] != names[1]

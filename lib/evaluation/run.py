@@ -77,17 +77,14 @@ def evaluate_trained(config: Config, context: DistributedContext) -> None:
     The attacks draw from seed 0 whatever the training's seed is, as `evaluate.py` does by default:
     so runs of several seeds are attacked in the same way.
     """
-    folder = config.run_dir
-    config = config.changed({"RUN.seed": 0}, Source.BUILT_IN)
-    logger = Logger(context.is_main)
+    folder, logger = config.run_dir, Logger(context.is_main)
     logger.write_to(folder / "log.txt")
     for name in (BEST, BEST_EMA) if config.TRAIN.ema else (BEST,):
-        best = str(folder / name)
-        load = partial(load_evaluated_model, config, context.device, best)
+        values = {"RUN.seed": 0, "resume": str(folder / name)}
+        call = config.changed(values, Source.BUILT_IN)
+        load = partial(load_evaluated_model, call, context.device)
         evaluated = context.run_and_share_errors(load)
-        evaluate_attacks(
-            Task(config, context, logger, evaluated), config.DATA.imagenet, again=False
-        )
+        evaluate_attacks(Task(call, context, logger, evaluated), call.DATA.imagenet, again=False)
 
 
 def data_folders(config: Config) -> tuple[str, str]:
