@@ -58,36 +58,39 @@ def count_folders(
         measure: what is counted of each image.
     """
     context, model, config = task.context, task.evaluated.model, task.config
+    names = list(folders)
     chunks = {
-        f"{name}[{images[0]}:{images[-1] + 1}]": (number, name, images)
-        for number, (name, tree) in enumerate(folders.items())
+        f"{name}[{images[0]}:{images[-1] + 1}]": (name, images)
+        for name, tree in folders.items()
         for images in share_in_batches(range(len(tree.files)), CHUNK)
     }
     journal = ResumableRows(task.evaluated.folder, conditions.digest, context, read_counts)
     with journal, frozen_eval(model):
         left = [key for key in chunks if key not in journal.found.get("counts", {})]
-        left.sort(key=lambda key: -len(chunks[key][-1]))  # so that the shares are even
+        left.sort(key=lambda key: -len(chunks[key][1]))  # so that the shares are even
         if len(left) < len(chunks):
             done = f"{len(chunks) - len(left)} of {len(chunks)}"
             task.logger.info(f"resuming: {done} chunks of images were evaluated before")
-        share = left[context.rank :: context.world_size]
-        parts = {key: share_in_batches(chunks[key][-1], config.EVAL.batch_size) for key in share}
+        share = {
+            key: (name, share_in_batches(images, config.EVAL.batch_size))
+            for key in left[context.rank :: context.world_size]
+            for name, images in [chunks[key]]
+        }
+        keys = [(names.index(name), part) for name, parts in share.values() for part in parts]
         transform = eval_transform(conditions.resize, conditions.crop, conditions.interpolation)
         dataset = ImageBatches(list(folders.values()), transform, conditions.crop)
-        keys = [(chunks[key][0], part) for key in share for part in parts[key]]
         workers = share_of_workers(config.DATA.workers, context)
         bar = ProgressBar(task.logger, len(keys), title, max(1, len(keys) // PROGRESS_LINES))
         batches = bar.over(read_batches(dataset, keys, workers, context))
         counted = FolderCounts()
-        for key in share:
-            of_chunk = islice(batches, len(parts[key]))
-            counted[key] = count_images(model, of_chunk, chunks[key][1], measure)
+        for key, (name, parts) in share.items():
+            counted[key] = count_images(model, islice(batches, len(parts)), name, measure)
             journal.add("counts", {key: counted[key]})
         counts = journal.share("counts", counted)
     rows = defaultdict(list)
-    for key, (_, name, _) in chunks.items():
+    for key, (name, _) in chunks.items():
         rows[name].append(counts[key])
-    return {name: [sum(column) for column in zip(*rows[name], strict=True)] for name in folders}
+    return {name: [sum(column) for column in zip(*rows[name], strict=True)] for name in names}
 
 
 def accuracy_cells(
