@@ -65,7 +65,7 @@ class GradientNorms:
     Args:
         trainer: of the training whose steps are sampled.
         average_: averages tensors over the processes, in place.
-        sums: what `state` gave, to continue from.
+        sums: as kept in a checkpoint, to continue from.
     """
 
     def __init__(
@@ -126,10 +126,6 @@ class GradientNorms:
         """l2 norms of the parameters' gradients, then of the groups' taken as one vector."""
         each = torch.stack(torch._foreach_norm(gradients, 2, dtype=self.sums.dtype))
         return torch.cat([each, (self.members @ each.square()).sqrt()])
-
-    def state(self) -> torch.Tensor:
-        """The sums on the CPU, for a checkpoint."""
-        return self.sums.cpu()
 
     def rows(self, epoch: int) -> list[list[object]]:
         """The epoch's table, as `HEADER` says, and sums set back to zero."""

@@ -1,7 +1,7 @@
-"""Images under attack: batches, outcomes, and a pool in which an image makes room for the next.
+"""Images under attack: batches, outcomes, and the pool that keeps a batch full.
 
-An image that has ended makes room at once: the batch stays full, and the cost of an evaluation
-follows the robust accuracy.
+An image that has ended makes room for the next at once, so that the cost of an evaluation follows
+the robust accuracy.
 """
 
 from collections.abc import Iterator

@@ -128,7 +128,7 @@ def save(run: Run, best: Collection[str] = ()) -> None:
     progress, trainer, folder = run.progress, run.trainer, run.config.run_dir
     progress.totals = epoch_totals(run)
     progress.seconds = time.monotonic() - run.epoch_started
-    progress.gradient_sums = None if run.norms is None else run.norms.state()
+    progress.gradient_sums = None if run.norms is None else run.norms.sums.cpu()
     noise = run.context.gather_strided(trainer.noise)
     if run.context.is_main:
         contents = {name: network_content(run, name) for name in {BEST, *best}}

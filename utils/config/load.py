@@ -152,7 +152,7 @@ def phases_of(config: Config) -> list[Config]:
 def dump_yaml(config: Config) -> str:
     """The resolved configuration as YAML; `-c` with it repeats the run."""
     rows = config.attacks_within(config.eps)
-    config = config.changed({"ADV.pgd_attack": tuple(map(tuple, rows))}, Source.GIVEN_FILE)
+    config = config.changed({"ADV.pgd_attack": rows}, Source.GIVEN_FILE)
     return yaml.safe_dump(config.as_dict(), sort_keys=False, default_flow_style=None)
 
 

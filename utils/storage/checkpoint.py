@@ -17,18 +17,12 @@ import torch
 
 from utils.errors import UserError
 from utils.storage.files import replacing
-from utils.storage.foreign import (
-    FIRST_KEY,
-    PLAIN,
-    find_weights,
-    load_safetensors,
-    plain_values,
-    split_weights,
-)
+from utils.storage.foreign import PLAIN, find_weights, load_safetensors, plain_values, split_weights
 from utils.storage.run_folder import BEST, LATEST, PREVIOUS
 from utils.text import shortlist
 
 FORMAT = "freeat-he 1"  # marks our own files
+FIRST_KEY = "conv1.weight"  # of a ResNet
 ZIP = b"PK\3\4"  # the first bytes of an archive
 DAMAGED = "is damaged or was cut short; copy or download it again"
 

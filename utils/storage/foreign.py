@@ -15,7 +15,6 @@ from utils.text import shortlist
 WEIGHTS = ("state_dict", "model", "model_state_dict", "net", "network", "model_state")
 AVERAGED = re.compile("(?i)(?<![a-z])(ema|swa|avg|averaged?)(?![a-z])")
 DEPTH = 4  # of dictionaries within dictionaries
-FIRST_KEY = "conv1.weight"  # of a ResNet
 # What the normalising layers of other libraries call their buffers.
 COLOURS = {"mean": "mean", "new_mean": "mean", "mu": "mean"}
 COLOURS |= {"std": "std", "new_std": "std", "sigma": "std"}
@@ -51,7 +50,7 @@ def weights_within(content: Mapping[Any, Any], depth: int = DEPTH) -> dict[str, 
 
 
 def find_weights(
-    path: str, content: Mapping[str, Any], wanted: str = ""
+    path: str, content: Mapping[str, Any], wanted: str
 ) -> tuple[Mapping[str, Any], str]:
     """The network's tensors, and a note of how to take others where there are some."""
     found = weights_within(content)
@@ -77,7 +76,7 @@ def find_weights(
 
 
 def split_weights(
-    path: str, state: Mapping[Any, Any], first_key: str = FIRST_KEY
+    path: str, state: Mapping[Any, Any], first_key: str
 ) -> tuple[dict[str, torch.Tensor], list[float] | None, list[float] | None]:
     """Strip a network's wrappers off: its tensors, mean and standard deviation of each colour."""
     tensors = {
