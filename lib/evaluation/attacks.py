@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from lib.algorithm.protocols import LOSS_NAMES, AttackSpec, AutoAttackSpec, PGDSpec, ThreatModel
-from utils.config.validators import PgdRow, number, whole
+from utils.config.validators import number, whole
 from utils.errors import UserError
 
 REACH = 2.5  # radii that the steps of PGD add up to outside Linf, as in MadryLab's robustness
@@ -68,7 +68,7 @@ def usual_step(steps: int, row_step: float, threat: ThreatModel) -> float:
 
 def attack_list(
     names: Sequence[str],
-    rows: Sequence[PgdRow],
+    rows: Sequence[PGDSpec],
     threat: ThreatModel,
     scales: Iterable[float] = (),
 ) -> list[AttackSpec]:
@@ -82,8 +82,8 @@ def attack_list(
     """
     specs = [parse_attack(name, rows[0].step_size, threat) for name in names]
     if not names:
-        rows = [r._replace(step_size=usual_step(r.steps, r.step_size, threat)) for r in rows]
-        specs = [*threat.protocol.default_attacks([PGDSpec(*row) for row in rows])]
+        rows = [replace(r, step_size=usual_step(r.steps, r.step_size, threat)) for r in rows]
+        specs = [*threat.protocol.default_attacks(rows)]
     specs += [
         replace(spec, scale=scale)
         for spec in specs

@@ -8,6 +8,7 @@ from conftest import ROOT
 from easydict import EasyDict
 from in_process import user_error
 
+from lib.algorithm.protocols import PGDSpec
 from utils.config.load import dump_yaml, load_configs, merge, phases_of, read_yaml
 from utils.config.settings import Config, Source
 
@@ -82,9 +83,9 @@ def test_published_file_loads_and_means_the_defaults(tmp_path: Path) -> None:
     )
     config = resolve(changed, tmp_path)
     assert config.TRAIN.mean == (0.5, 0.25, 0.125)
-    assert config.ADV.pgd_attack[0] == (20, 0.0078, "ce", 1)
+    assert config.ADV.pgd_attack[0] == PGDSpec(20, 0.0078)
     nested = "ADV:\n  pgd_attack: !!python/tuple [!!python/tuple [7, 0.01]]\n"
-    assert resolve(nested, tmp_path).ADV.pgd_attack == ((7, 0.01, "ce", 1),)
+    assert resolve(nested, tmp_path).ADV.pgd_attack == (PGDSpec(7, 0.01),)
 
 
 @pytest.mark.parametrize(

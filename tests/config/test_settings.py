@@ -9,6 +9,7 @@ import yaml
 from conftest import ROOT
 from in_process import user_error
 
+from lib.algorithm.protocols import PGDSpec
 from tools.flags import page
 from utils.config.command_line import FLAGS, build_parser, parse_command_line
 from utils.config.load import dump_yaml, merge
@@ -96,7 +97,7 @@ def test_every_flag_is_read_as_its_setting(name: str) -> None:
         ("EVAL.eps", "4, 8", (4.0, 8.0)),
         ("ADV.fgsm_step", "0.5/2e-1", 2.5),
         ("ADV.pgd_attack", [[20, "1/255"], [5, 0.01, "dlr", 2]],
-         ((20, 1 / 255, "ce", 1), (5, 0.01, "dlr", 2))),
+         (PGDSpec(20, 1 / 255), PGDSpec(5, 0.01, "dlr", 2))),
         ("EVAL.scales", [1, 10], (1.0, 10.0)),
         ("RUN.seed", 2**62 + 1, 2**62 + 1),  # a float could not hold it
         ("RUN.device", "cuda:1", "cuda:1"),

@@ -14,10 +14,9 @@ from torch.nn import functional as F
 from lib.algorithm.metrics import derived_seed
 from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.pool import DeviceBatch, Outcome
-from lib.algorithm.protocols import AutoAttackSpec, ThreatModel
+from lib.algorithm.protocols import AutoAttackSpec, PGDSpec, ThreatModel
 from lib.evaluation.attacks import attack_list, for_classes
 from lib.evaluation.autoattack import AutoAttack, package_attack
-from utils.config.validators import PgdRow
 from utils.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("short_autoattack")]
@@ -27,7 +26,7 @@ pyautoattack = pytest.importorskip("pyautoattack")
 EPS = 20 / 255  # about a third of the digits survive
 FATAL = 0.75  # nothing survives the first attack, so a run takes a fraction of a second
 STANDARD = AutoAttackSpec()
-ROWS = [PgdRow(1, 0.1)]  # of PGD
+ROWS = [PGDSpec(1, 0.1)]  # of PGD
 SEED, FIRST = 11, 1500  # of the evaluation; of the chunk
 CPU = torch.device("cpu")
 Images = tuple[torch.Tensor, torch.Tensor]  # (B, 3, 8, 8) in [0, 1]; labels

@@ -35,7 +35,6 @@ from lib.evaluation.validation import EvaluationData, adversarial_examples, vali
 from models.resnet import ResNet
 from utils.config import command_line
 from utils.config.settings import Config, Source
-from utils.config.validators import PgdRow
 from utils.distributed.context import DistributedContext
 from utils.storage import journal
 from utils.storage.checkpoint import save_best
@@ -88,7 +87,7 @@ def prepared(weights: Weights, digits: Path, tmp_path_factory: pytest.TempPathFa
     colours = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     model = ModelSettings("resnet18", True, True, 10.0, 0.2, *colours, CLASSES)
     trained = {
-        "ADV.clip_eps": EPS, "ADV.pgd_attack": (PgdRow(1, 8 / 255), PgdRow(3, 8 / 255)),
+        "ADV.clip_eps": EPS, "ADV.pgd_attack": (PGDSpec(1, 8 / 255), PGDSpec(3, 8 / 255)),
         "DATA.img_size": 16, "DATA.crop_size": 16,
     }  # fmt: skip
     config = Config().changed(trained, Source.BUILT_IN).as_dict()

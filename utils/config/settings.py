@@ -13,10 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib.algorithm.protocols import METHODS, NORM_NAMES, PROTOCOLS
+from lib.algorithm.protocols import METHODS, NORM_NAMES, PROTOCOLS, PGDSpec
 from utils.config.validators import (
     REDUCE_OVERHEAD,
-    PgdRow,
     boolean,
     choice,
     list_of,
@@ -134,8 +133,8 @@ class Adv:
     n_repeats: int = fixed(4, whole(1), "replays of each minibatch (m); other methods than free: 1")
     random_init: bool = noted(True, boolean, "fast: draw the noise for every minibatch")
     train_steps: int = noted(3, whole(1), "pgd: steps of the attack in training")
-    pgd_attack: tuple[PgdRow, ...] = free(
-        (PgdRow(10, ONE_255TH), PgdRow(50, ONE_255TH)), list_of(pgd_row, 1), PGD_ROWS
+    pgd_attack: tuple[PGDSpec, ...] = free(
+        (PGDSpec(10, ONE_255TH), PGDSpec(50, ONE_255TH)), list_of(pgd_row, 1), PGD_ROWS
     )
 
 
@@ -260,7 +259,7 @@ class Config:
         """Step of the noise in training, in [0, 1]."""
         return self.ADV.fgsm_step / self.DATA.max_color_value
 
-    def attacks_within(self, eps: float) -> tuple[PgdRow, ...]:
+    def attacks_within(self, eps: float) -> tuple[PGDSpec, ...]:
         """`ADV.pgd_attack` in a ball of Linf; `eps` in [0, 1].
 
         The default steps belong to the default radius, and where the protocol says so they follow
@@ -271,7 +270,7 @@ class Config:
         if self.chosen("ADV.pgd_attack") or rows != default.pgd_attack or not follow or not eps:
             return rows
         factor = eps / (default.clip_eps / Data().max_color_value)
-        return tuple(row._replace(step_size=row.step_size * factor) for row in rows)
+        return tuple(replace(row, step_size=row.step_size * factor) for row in rows)
 
     @property
     def epochs_per_pass(self) -> int:
@@ -360,5 +359,7 @@ EVERY = SETTINGS | {f.name: f.metadata["setting"] for f in fields(Options) if f.
 
 
 def plain(value: Any) -> Any:
-    """Tuples as lists, which YAML, JSON and checkpoints hold."""
+    """Tuples and rows of `ADV.pgd_attack` as lists, which YAML, JSON and checkpoints hold."""
+    if isinstance(value, PGDSpec):
+        return [value.steps, value.step_size, value.loss, value.restarts]
     return [plain(entry) for entry in value] if isinstance(value, tuple) else value

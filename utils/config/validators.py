@@ -5,9 +5,9 @@ import os
 import re
 import reprlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from lib.algorithm.protocols import LOSS_NAMES
+from lib.algorithm.protocols import LOSS_NAMES, PGDSpec
 
 MOST = 2**31 - 1  # of anything that is counted: images in a batch, epochs, steps
 REDUCE_OVERHEAD = "reduce-overhead"  # torch.compile's mode of CUDA graphs
@@ -15,15 +15,6 @@ SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 80
 N = TypeVar("N", int, float)
 T = TypeVar("T")
-
-
-class PgdRow(NamedTuple):
-    """One attack of `ADV.pgd_attack`; the step size is in units of the range [0, 1]."""
-
-    steps: int
-    step_size: float
-    loss: str = "ce"
-    restarts: int = 1
 
 
 def show(value: object) -> str:
@@ -152,13 +143,14 @@ words = list_of(word)
 numbers = list_of(real(0))
 
 
-def pgd_row(value: object) -> PgdRow:
+def pgd_row(value: object) -> PGDSpec:
     """The published form: [steps, step size in [0, 1]], then maybe loss and restarts."""
     if not isinstance(value, (list, tuple)) or not 2 <= len(value) <= 4:
         raise ValueError(f"{show(value)} is not [steps, step size], nor that, loss and restarts")
-    steps, size, loss, restarts = PgdRow(*value)
-    size = real(0, 0.5, above=True)(size)  # 1, a grey level, is not meant
-    return PgdRow(whole(1)(steps), size, choice(*LOSS_NAMES)(loss), whole(1)(restarts))
+    row = PGDSpec(*value)
+    size = real(0, 0.5, above=True)(row.step_size)  # 1, a grey level, is not meant
+    loss, restarts = choice(*LOSS_NAMES)(row.loss), whole(1)(row.restarts)
+    return PGDSpec(whole(1)(row.steps), size, loss, restarts)
 
 
 def mapping(value: object) -> dict[str, Any]:
