@@ -16,7 +16,7 @@ from lib.imagenet_c.corruptions import STANDARD
 from utils.errors import UserError
 from utils.storage import accuracy
 from utils.storage.accuracy import Estimate, mean_estimate
-from utils.storage.conditions import Conditions, length_text, worst_of
+from utils.storage.conditions import length_text, unit_of, worst_of
 from utils.storage.results import AttackResult, ImageNetCResult, Result, ShiftResult
 from utils.storage.run_folder import run_settings
 
@@ -146,9 +146,11 @@ def values_of(path: Path, result: Result) -> Iterator[tuple[Column, Value]]:
             column = Column(attack.title, "attack", attack.top1.n, texts)
             about = {"scale": attack.scale, "warned": result.is_doubtful(attack.label)}
             yield column, value(attack.top1.estimate, outcomes=f"{attack.name}_robust", **about)
-        names, step_sizes = attacks_behind(conditions)
-        steps = (("step", " and ".join(step_sizes)), starts)
-        texts = (*search, *(steps if step_sizes else ()), ("over", " + ".join(names)), *images)
+        pairs = [text.partition("@")[::2] for text in conditions.attacks]
+        sizes = dict.fromkeys(size + unit_of(conditions.norm) for _, size in pairs if size)
+        steps = (("step", " and ".join(sizes)), starts)
+        over = ("over", " + ".join(name for name, _ in pairs))
+        texts = (*search, *(steps if sizes else ()), over, *images)
         worst = value(result.worst_case.top1.estimate, outcomes="worst_case_robust", warned=warned)
         yield Column("Worst case", "attack", top1.n, texts), worst
     elif isinstance(result, ImageNetCResult):
@@ -180,14 +182,6 @@ def corruption_title(name: str) -> str:
     return short.get(word, word.capitalize()) if name in STANDARD else name
 
 
-def attacks_behind(conditions: Conditions) -> tuple[list[str], list[str]]:
-    """The names of the attacks behind a worst case, and the steps that they take."""
-    pairs = [text.partition("@")[::2] for text in conditions.attacks]
-    unit = 255 if conditions.norm == "Linf" else 1
-    steps = [length_text(float(step) / unit, conditions.norm) for _, step in pairs if step]
-    return [name for name, _ in pairs], list(dict.fromkeys(steps))
-
-
 def seed_groups(runs: Iterable[tuple[Path, Hashable, Item]]) -> list[list[Item]]:
     """Items of runs that differ in the training's seed alone, by seed; others alone.
 
@@ -200,9 +194,10 @@ def seed_groups(runs: Iterable[tuple[Path, Hashable, Item]]) -> list[list[Item]]
         groups.setdefault((setting, like), []).append((seed, item))
     found: list[list[Item]] = []
     for group in groups.values():
-        is_sample = len({seed for seed, _ in group}) == len(group)
-        items = [item for _, item in (sorted(group, key=itemgetter(0)) if is_sample else group)]
-        found += [items] if is_sample else [[item] for item in items]
+        if len({seed for seed, _ in group}) == len(group):
+            found.append([item for _, item in sorted(group, key=itemgetter(0))])
+        else:  # a seed twice: no sample of seeds
+            found += [[item] for _, item in group]
     return found
 
 

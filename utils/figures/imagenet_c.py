@@ -28,8 +28,7 @@ def imagenet_c(results: Results, title: str = "") -> Figure:
     above, below = fig.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
     panels = above.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axes, (group, members) in zip(panels, groups.items(), strict=True):
-        curves = group_curves(results, members)
-        for index, (label, values) in enumerate(curves):
+        for index, (label, values) in enumerate(group_curves(results, members).items()):
             warned = bool(results.get(label, fullest[0]).warnings)
             look = style.marked(style.curve(index), warned)
             axes.plot(range(1, len(values) + 1), values, label=label, **look)
@@ -51,16 +50,19 @@ def imagenet_c(results: Results, title: str = "") -> Figure:
     return fig
 
 
-def group_curves(results: Results, members: Sequence[str]) -> list[tuple[str, list[float]]]:
-    """(label, percents) of each curve in the panel; none where a corruption of it is missing."""
-    curves = []
+def group_curves(results: Results, members: Sequence[str]) -> dict[str, list[float]]:
+    """Percents by severity: of each corruption of a single result, else each result's mean.
+
+    A result that lacks a corruption of the group has no values.
+    """
+    if len(results) == 1:
+        (result,) = results.values()
+        return {readable(n): [a.percent for a in result.corruptions[n].top1] for n in members}
+    curves: dict[str, list[float]] = {}
     for label, result in results.items():
         top1 = [result.corruptions[name].top1 for name in members if name in result.corruptions]
-        percents = [[accuracy.percent for accuracy in severities] for severities in top1]
-        if len(results) == 1:
-            return list(zip(map(readable, members), percents, strict=True))
-        complete = len(percents) == len(members)
-        curves.append((label, [fmean(v) for v in zip(*percents, strict=True)] if complete else []))
+        severities = zip(*top1, strict=True) if len(top1) == len(members) else ()
+        curves[label] = [fmean(a.percent for a in accuracies) for accuracies in severities]
     return curves
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from utils.figures import style
 from utils.storage.accuracy import Estimate, over_seeds
-from utils.storage.conditions import Conditions, length_number, length_text, worst_of
+from utils.storage.conditions import Conditions, length_number, length_text, unit_of, worst_of
 from utils.storage.results import AttackResult, Result
 
 Curve = Sequence[AttackResult]  # by radius
@@ -68,12 +68,13 @@ def curve_note(curve: Curve) -> str:
     """The attacks behind a curve, their steps, protocol and number of images."""
     conditions = curve[0].conditions
     texts = [text.partition("@") for result in curve for text in result.conditions.attacks]
-    steps = sorted({step for _, _, step in texts if step}, key=float)
-    unit = "/255" if conditions.norm == "Linf" else f" ({conditions.norm})"
-    size = f", steps of {' to '.join(dict.fromkeys((steps[0], steps[-1])))}{unit}" if steps else ""
     names = ", ".join(dict.fromkeys(name for name, _, _ in texts))
+    steps = sorted({step for _, _, step in texts if step}, key=float)
+    if steps:
+        ends = " to ".join(dict.fromkeys((steps[0], steps[-1])))
+        names += f", steps of {ends}{unit_of(conditions.norm)}"
     images = f"{curve[0].clean.top1.n} images"
-    return textwrap.fill(f"{names}{size}; protocol {conditions.protocol}; {images}.", NOTE_WIDTH)
+    return textwrap.fill(f"{names}; protocol {conditions.protocol}; {images}.", NOTE_WIDTH)
 
 
 def panels_of(curves: Mapping[str, Sequence[Curve]]) -> Panels:

@@ -15,12 +15,6 @@ from utils.storage.files import CsvRows, read_csv, series
 from utils.storage.run_folder import run_settings
 
 
-def read_metrics(run: str | Path) -> list[dict[str, str]]:
-    """The rows of a run folder's metrics.csv, one per epoch."""
-    columns = ("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1")
-    return read_csv(Path(run) / "metrics.csv", columns, "give a run folder with a finished epoch")
-
-
 def draw_run(folder: Path) -> None:
     """Training curves, and gradient ratios where they have been measured, as PNG and PDF."""
     style.save_figure(training_curves(folder), folder / "training_curves")
@@ -34,7 +28,9 @@ def draw_run(folder: Path) -> None:
 @style.applied
 def training_curves(folder: Path) -> Figure:
     """Loss with the learning rate below it, and top-1, over the epochs of a run folder."""
-    rows, settings = read_metrics(folder), run_settings(folder)
+    columns = ("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1")
+    path, hint = folder / "metrics.csv", "give a run folder with a finished epoch"
+    rows, settings = read_csv(path, columns, hint), run_settings(folder)
     head = settings.get("HE", {})
     # With it the training's loss is no cross-entropy of the outputs.
     margin = (head.get("FN") or head.get("WN")) and head.get("angular_margin_HE")

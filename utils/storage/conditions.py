@@ -99,5 +99,9 @@ def length_number(length: float, norm: str = "Linf") -> str:
 
 def length_text(length: float, norm: str = "Linf") -> str:
     """`4/255` under Linf; `0.5 (L2)`."""
-    number = length_number(length, norm)
-    return f"{number}/255" if norm == "Linf" else f"{number} ({norm})"
+    return length_number(length, norm) + unit_of(norm)
+
+
+def unit_of(norm: str) -> str:
+    """What stands behind the number of a radius or step."""
+    return "/255" if norm == "Linf" else f" ({norm})"
