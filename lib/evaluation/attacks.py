@@ -38,27 +38,18 @@ def parse_attack(name: str, row_step: float, threat: ThreatModel) -> AttackSpec:
             f" of {', '.join(LOSS_NAMES)}, such as pgd50-margin, pgd50-dlr-r5, pgd100@1/255; or"
             f" one of {', '.join(spec.name for spec in AUTOATTACK)}"
         )
+    text = match[4] or ""
     try:
-        steps, restarts = (whole(1)(text) for text in (match[1], match[3] or "1"))
+        steps, restarts = (whole(1)(digits) for digits in (match[1], match[3] or "1"))
+        step = number(text) if text else usual_step(steps, row_step, threat)
     except ValueError as error:
         raise UserError(f"--attack {name}: {error}") from None
-    text = match[4] or ""
-    step = read_step(name, text, threat.norm) if text else usual_step(steps, row_step, threat)
-    return PGDSpec(steps, step, match[2] or "ce", restarts, step_text=text)
-
-
-def read_step(name: str, text: str, norm: str) -> float:
-    """The step size after `@`."""
-    try:
-        size = number(text)
-    except ValueError:
-        size = 0.0
-    if size <= 0 or (norm == "Linf" and size >= 0.5):
+    if text and (step <= 0 or (threat.norm == "Linf" and step >= 0.5)):
         raise UserError(
             f"--attack {name}: {text} is no step size; in Linf it is in units of the range [0, 1],"
             " such as 1/255"
         )
-    return size
+    return PGDSpec(steps, step, match[2] or "ce", restarts, step_text=text)
 
 
 def usual_step(steps: int, row_step: float, threat: ThreatModel) -> float:
