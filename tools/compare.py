@@ -9,9 +9,10 @@ Each RUN_OR_JSON is a run folder, which means every evaluation in it, or one eva
 row is a checkpoint, or the runs that differ in their seed alone (mean ± standard deviation); a
 column is a measure: clean, each attack, worst case, mean over ImageNet-C's 15 corruptions, mCE; the
 single corruptions have a table of their own.
-Written are STEM.md, .csv, .tex, .png and .pdf; the Markdown is printed too. With --paired, the
-second row minus the first is a row and a figure, STEM_effect.png and .pdf. In LaTeX the conditions
-stay in STEM.md, and what an exact paired test does not tell from the best is bold.
+Written are STEM.md, .csv, .tex, .png and .pdf; the Markdown is printed too. With --paired,
+once for each pair, the second row minus the first is a row, and a figure STEM_effect.png and .pdf.
+In LaTeX the conditions stay in STEM.md, and what an exact paired test does not tell from the best
+is bold.
 
 Numbers share a column only where protocol, eps, arithmetic of the search, settings of the attack
 and images agree, and columns name what distinguishes them. Columns over fewer images stand in a
@@ -29,7 +30,7 @@ from pathlib import Path
 from tools import comparison_formats as formats
 from tools.comparison import Row, collect, merge_seeds
 from tools.comparison_layout import build_tables, columns_in_order, refuse_mixture
-from tools.paired import effect
+from tools.paired import effects
 from tools.published import published_rows
 from utils.config.command_line import checked, tool_parser, user_path
 from utils.config.validators import list_of
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Print the table and write it."""
-    runs = arguments.runs or [user_path(name) for name in arguments.paired or ()]
+    runs = arguments.runs or [user_path(name) for pair in arguments.paired for name in pair]
     if not runs:
         raise UserError("which runs? Give run folders or results of evaluate.py")
     rows = merge_seeds(collect(find_results(runs)))
@@ -63,9 +64,9 @@ def compare(arguments: argparse.Namespace) -> None:
     notes: list[str] = []
     if arguments.published:
         others, notes = published_rows(columns)
-    if arguments.paired is not None:
-        difference, tests = effect(arguments.paired, rows)
-        others, notes = [*others, difference], [*notes, *tests]
+    if arguments.paired:
+        differences, tests = effects(arguments.paired, rows)
+        others, notes = [*others, *differences], [*notes, *tests]
     tables = build_tables([*rows, *others], columns)
     conditions = (note for table in tables for note in formats.condition_notes(table))
     notes = [*conditions, *formats.reading_notes(tables, rows), *notes]
@@ -96,7 +97,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     others = "add published results, in columns of the same conditions alone"
     add("--published", action="store_true", help=others)
     pair = "second row minus first, with an exact test; each a name, a run folder or a JSON"
-    add("--paired", nargs="*", metavar="ROW", help=f"{pair}; alone: the two given")
+    alone = "alone: the two given; repeatable"
+    add("--paired", nargs="*", metavar="ROW", action="append", default=[], help=f"{pair}; {alone}")
     those = "columns in this order: clean, worst, mce, names of attacks, corruptions"
     add("--columns", type=checked(list_of(str)), metavar="C,C", help=those)
     add("--transposed", action="store_true", help="a row for each measure, in .md and .tex")

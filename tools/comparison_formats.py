@@ -72,8 +72,9 @@ def latex(tables: Sequence[Table], name: str, transposed: bool) -> str:
             value, _, rest = lines[y][x].partition(" ")
             lines[y][x] = rf"\textbf{{{value}}} {rest}".rstrip()
         header, *rows = [" & ".join(row) + r" \\" for row in lines]
-        if table.rows[-1].is_effect and not transposed:
-            rows.insert(-1, r"\midrule")
+        effects = sum(row.is_effect for row in table.rows)
+        if effects and not transposed:
+            rows.insert(-effects, r"\midrule")
         label = re.sub(r"[^A-Za-z0-9.-]+", "-", name) + (f"-{number}" if number > 1 else "")
         wide = [r"\small", r"\setlength{\tabcolsep}{3pt}"] if len(lines[0]) > 8 else []
         parts += [

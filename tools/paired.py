@@ -51,40 +51,57 @@ def bootstrap_interval(differences: Counts, seeds: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def effect(named: Sequence[str], rows: Sequence[Row]) -> tuple[Row, list[str]]:
-    """The second row minus the first, where they share a column, and how it was tested."""
+def effects(pairs: Sequence[Sequence[str]], rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Of each pair the second row minus the first, where they share a column, and its tests.
+
+    Args:
+        pairs: names of two rows each; none stands for the two that there are.
+    """
+    differing: list[Row] = []
+    tests: list[tuple[Row, Column, Counts, str]] = []  # effect, column, images, the names
+    for named in pairs:
+        first, second = two_rows(named, rows)
+        both = {c: (first.values[c], second.values[c]) for c in first.values if c in second.values}
+        tested = {c: differences(*pair) for c, pair in both.items() if pair[0].outcomes}
+        if first is second or not tested:
+            raise UserError(
+                f"{first.name} and {second.name} share no measure of two rows; evaluate both under"
+                " the same conditions"
+            )
+        values = {column: minus(*pair) for column, pair in both.items()}
+        row = Row(values, f"{second.name} minus {first.name}", is_effect=True)
+        differing.append(row)
+        for column, of_images in tested.items():
+            interval = bootstrap_interval(of_images, len(first.values[column].members) or 1)
+            values[column] = replace(values[column], interval=interval)
+            tests.append((row, column, of_images, second.name))
+    p_values = [sign_test_exact(of_images) for _, _, of_images, _ in tests]
+    notes = [
+        f"{', '.join(row.name for row in differing)}: in points, in brackets the 95 % interval of"
+        f" {DRAWS} bootstrap samples of the images, each with all its seeds; p of the exact paired"
+        " test over images (of one seed McNemar's), after Holm's correction for"
+        f" {len(tests)}. Both are about these trainings; ± is over pairs of seeds."
+    ]
+    for (row, column, of_images, name), p, corrected in zip(
+        tests, p_values, holm(p_values), strict=True
+    ):
+        row.values[column] = replace(row.values[column], p=corrected)
+        eps = "".join(f", {text}" for text in column.describe(["eps"]))
+        better, worse = (of_images > 0).sum(), (of_images < 0).sum()
+        notes.append(
+            f"{column.title}{eps}: {name} better on {better} images, worse on {worse}; of"
+            f" {len(of_images)}, p = {p:.3g}, corrected {corrected:.3g}"
+        )
+    return differing, notes
+
+
+def two_rows(named: Sequence[str], rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows that a pair names, or the two that there are."""
     two = [row_meant(name, rows) for name in named] or rows
     if len(two) != 2:
         names = ", ".join(row.name for row in two)
         raise UserError(f"--paired takes two rows, not {len(two)}: {names}")
-    first, second = two
-    both = {c: (first.values[c], second.values[c]) for c in first.values if c in second.values}
-    tested = {c: differences(*pair) for c, pair in both.items() if pair[0].outcomes}
-    if first is second or not tested:
-        raise UserError(
-            f"{first.name} and {second.name} share no measure of two rows; evaluate both under the"
-            " same conditions"
-        )
-    values = {column: minus(*pair) for column, pair in both.items()}
-    row = Row(values, f"{second.name} minus {first.name}", is_effect=True)
-    p_values = [sign_test_exact(of_images) for of_images in tested.values()]
-    notes = [
-        f"{row.name}: in points, in brackets the 95 % interval of {DRAWS} bootstrap samples of the"
-        " images, each with all its seeds; p of the exact paired test over images (of one seed"
-        f" McNemar's), after Holm's correction for {len(tested)}. Both are about these trainings;"
-        " ± is over pairs of seeds."
-    ]
-    corrected = holm(p_values)
-    for (column, of_images), p, adjusted in zip(tested.items(), p_values, corrected, strict=True):
-        interval = bootstrap_interval(of_images, len(first.values[column].members) or 1)
-        values[column] = replace(values[column], interval=interval, p=adjusted)
-        eps = "".join(f", {text}" for text in column.describe(["eps"]))
-        better, worse = (of_images > 0).sum(), (of_images < 0).sum()
-        notes.append(
-            f"{column.title}{eps}: {second.name} better on {better} images, worse on {worse}; of"
-            f" {len(of_images)}, p = {p:.3g}, corrected {adjusted:.3g}"
-        )
-    return row, notes
+    return two
 
 
 def minus(first: Value, second: Value) -> Value:

@@ -68,6 +68,8 @@ judges.
 
 {comparison}
 
+![what HE adds](comparison_effect.png)
+
 ![robust accuracy against training cost](cost.png)
 
 What this does not show: anything about ImageNet. These are small grey images of ten classes and a
@@ -113,7 +115,8 @@ def study(arguments: argparse.Namespace) -> None:
     rows = list(dict.fromkeys(job.row for job in jobs))
     runs = [os.path.relpath(job.run) for job in jobs]
     stem = os.path.relpath(folder / "comparison")
-    if status := compare([*runs, "--names", *rows, "-o", stem]):
+    pairs = [word for m in arguments.methods for word in ("--paired", m, f"{m} + HE")]
+    if status := compare([*runs, "--names", *rows, *pairs, "-o", stem]):
         raise UserError(f"the comparison ended with status {status}")
     write_report(folder, jobs)
     print(f"written: {os.path.relpath(folder / 'STUDY.md')}")

@@ -3,6 +3,7 @@
 After Athalye et al. 2018, arXiv:1802.00420, and Carlini et al. 2019, arXiv:1902.06705, Sec. 5.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -91,6 +92,8 @@ def check_selection(
     train = (trained or {}).get("TRAIN", {})
     if checkpoint not in (BEST, BEST_EMA) or not train or train.get("select_from", "val") != "val":
         return [], []
+    if train.get("val_every", 1) >= train.get("epochs", math.inf):
+        return [], []  # the last model alone was looked at
     advice = "TRAIN.select_from: train holds images out of the training to choose on"
     if train.get("select") == "pgd":
         chosen = (

@@ -139,6 +139,8 @@ def test_steps_that_do_not_reach_the_edge_of_the_ball() -> None:
         ("model_ema_best.pth.tar", {}, "", "by its clean accuracy on the validation"),
         ("model_best.pth.tar", {"select": "pgd"}, "by PGD-10 on 9 of the validation", ""),
         ("model_best.pth.tar", {"select": "clean", "select_from": "train"}, "", ""),
+        ("model_best.pth.tar", {"val_every": 20, "epochs": 20}, "", ""),  # the last one
+        ("model_best.pth.tar", {"val_every": 19, "epochs": 20}, "", "by its clean accuracy"),
         ("checkpoint.pth.tar", {"select": "clean"}, "", ""),
         ("model_best.pth.tar", None, "", ""),
     ],

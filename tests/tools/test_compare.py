@@ -374,6 +374,10 @@ def test_paired_outcomes(compare: Compare) -> None:
     assert text.count("of 10, p = 0.125, corrected 0.375") == 2
     for command in (("two", "one", "--paired"), ("--paired", "two", "one")):
         assert compare(*command).out == text
+    both = compare("two", "one", "--paired", "two", "one", "--paired", "one", "two")
+    assert "[10.0, 90.0], p = 0.75" in table(both)["one minus two"]["PGD-10 (ce)"]
+    assert "[-90.0, -10.0], p = 0.75" in table(both)["two minus one"]["PGD-10 (ce)"]
+    assert both.out.count("of 10, p = 0.125, corrected 0.75") == 4  # of six tests
     assert "takes two rows, not 1: one" in refused(compare("one", "--paired"))
     assert "which runs?" in refused(compare("--paired"))
     assert "of two rows" in refused(compare("one", "two", "--paired", "one", "one"))

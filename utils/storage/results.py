@@ -187,7 +187,7 @@ def result_of(path: Path) -> Result | None:
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); evaluate again") from error
     if not (isinstance(data, dict) and data.get("kind") in RECORDS and "provenance" in data):
         return None
