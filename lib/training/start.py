@@ -125,9 +125,7 @@ def find_resumption(config: Config, logger: Logger) -> Checkpoint | None:
     """
     wanted, folder, options = config.OPTIONS.resume, config.run_dir, config.OPTIONS
     if wanted not in ("", "auto"):
-        checkpoint = read_checkpoint(find_checkpoint(wanted), weights=options.weights)
-        if checkpoint.note:
-            logger.info(checkpoint.note)
+        checkpoint = read_given(find_checkpoint(wanted), config, logger)
         return without_finished_training(config, checkpoint)
     if wanted:
         present = [path for path in (folder / LATEST, folder / PREVIOUS) if os.path.exists(path)]
@@ -145,6 +143,14 @@ def find_resumption(config: Config, logger: Logger) -> Checkpoint | None:
     if wanted:
         logger.info(f"nothing to resume in {folder}: starting from scratch")
     return None
+
+
+def read_given(path: str, config: Config, logger: Logger) -> Checkpoint:
+    """A file of the user's; of several weights in it, the log says which are taken."""
+    checkpoint = read_checkpoint(path, weights=config.OPTIONS.weights)
+    if checkpoint.note:
+        logger.info(checkpoint.note)
+    return checkpoint
 
 
 def without_finished_training(config: Config, checkpoint: Checkpoint) -> Checkpoint:
@@ -219,7 +225,7 @@ def fine_tune(
     command says others.
     """
     path = find_checkpoint(config.OPTIONS.init_from, "--init_from")
-    checkpoint = read_checkpoint(path, weights=config.OPTIONS.weights)
+    checkpoint = read_given(path, config, logger)
     its_settings = checkpoint.model or {}
     colours = {"mean": checkpoint.mean, "std": checkpoint.std, **its_settings}
     taken: dict[str, Any] = {

@@ -18,9 +18,11 @@ from conftest import settings
 from in_process import call, only_error, room_for, unchanged, user_error
 
 from lib.evaluation.load_model import model_of, new_model, settings_from, settings_of
+from lib.training.start import fine_tune
 from models.resnet import ResNet
 from utils.config.command_line import parse_command_line
-from utils.config.settings import Config
+from utils.config.settings import Config, Source
+from utils.logging import Logger
 from utils.storage.checkpoint import (
     BEST,
     LATEST,
@@ -253,7 +255,9 @@ def test_imagenets_colours_in_float32_are_the_same_ones(plain: ResNet) -> None:
     assert "give both" in user_error(load, path, "--set", "TRAIN.mean=[0.5, 0.5, 0.5]")
 
 
-def test_of_several_weights_it_says_which(plain: ResNet, digits: Path) -> None:
+def test_of_several_weights_it_says_which(
+    plain: ResNet, digits: Path, capsys: pytest.CaptureFixture
+) -> None:
     averaged = ResNet("resnet18", 4)
     saved({"model_ema": prefixed(averaged, "module."), "model": plain.state_dict()})
     assert torch.equal(load("some.pth.tar").fc.bias, plain.fc.bias)
@@ -266,9 +270,13 @@ def test_of_several_weights_it_says_which(plain: ResNet, digits: Path) -> None:
     words = ("evaluate.py", digits, "-e", "--resume", "some.pth.tar", *tiny)
     done = call(*words)
     assert done.status == 0, done.err
-    assert "the weights are those of model; --weights KEY takes model_ema" in done.out
+    note = "the weights are those of model; --weights KEY takes model_ema"
+    assert note in done.out
     call(*words, "--weights", "model_ema")
     assert len(list(Path().glob("attack_standard_some*.json"))) == 2
+    values = {"TRAIN.arch": "resnet18", "init_from": "some.pth.tar"}
+    fine_tune(Config().changed(values, Source.COMMAND_LINE), "abcd", Logger())
+    assert note in capsys.readouterr().out
 
 
 def test_safetensors(plain: ResNet, monkeypatch: pytest.MonkeyPatch) -> None:
