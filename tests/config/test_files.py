@@ -176,3 +176,11 @@ def test_the_phases_of_the_published_schedule() -> None:
     ]
     assert phases[1].OPTIONS.start_from == str(phases[0].run_dir)
     assert phases_of(Config()) == [Config()]
+
+
+def test_a_phase_of_another_method_keeps_what_the_one_before_has() -> None:
+    """Its momentum, too, which other groups of weight decay would not fit."""
+    other = {"TRAIN.method": "fast", "TRAIN.epochs": 2, "ADV.n_repeats": 4}
+    content = {"TRAIN": {"method": "natural", "phases": [{"TRAIN.epochs": 1}, other]}}
+    phase = phases_of(merge(content, file_source=Source.DEFAULT_FILE))[1]
+    assert (phase.TRAIN.bn_weight_decay, phase.ADV.n_repeats) == (True, 4)

@@ -36,17 +36,19 @@ def merge(
         UserError: one line for every unknown key and unusable value.
     """
     problems: list[str] = []
+    config = base
     values = [(*given, file_source) for given in flatten(content, file, problems)]
     values += [(*given, Source.COMMAND_LINE) for given in flags]
     for where, key, value, source in values:
         try:
             key, value = translate_published(key, value)
-            base = base.changed({key: EVERY[key].validate(value)}, source)
+            config = config.changed({key: EVERY[key].validate(value)}, source)
         except KeyError:
             problems.append(f"{where}: unknown key{nearest(key, SETTINGS)}")
         except ValueError as error:
             problems.append(f"{where}: {error}")
-    config = with_method_defaults(base)
+    if not base.TRAIN.phase:  # which says otherwise, whatever its method
+        config = with_method_defaults(config)
     problems += contradictions(config)
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
