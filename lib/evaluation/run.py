@@ -80,7 +80,7 @@ def evaluate_trained(config: Config, context: DistributedContext) -> None:
     folder, logger = config.run_dir, Logger(context.is_main)
     logger.write_to(folder / "log.txt")
     for name in (BEST, BEST_EMA) if config.TRAIN.ema else (BEST,):
-        values = {"RUN.seed": 0, "resume": str(folder / name)}
+        values = {"RUN.seed": 0, "resume": str(folder / name), "weights": ""}
         call = config.changed(values, Source.BUILT_IN)
         load = partial(load_evaluated_model, call, context.device)
         evaluated = context.run_and_share_errors(load)

@@ -277,6 +277,9 @@ def test_of_several_weights_it_says_which(
     values = {"TRAIN.arch": "resnet18", "init_from": "some.pth.tar"}
     fine_tune(Config().changed(values, Source.COMMAND_LINE), "abcd", Logger())
     assert note in capsys.readouterr().out
+    short = settings(TRAIN__epochs=1, ADV__n_repeats=1, ADV__pgd_attack="[[1, 8/255]]")
+    words = ("main_free.py", digits, "--init_from", "some.pth.tar", "--weights", "model_ema")
+    assert call(*words, *short).status == 0  # the attacks at its end are on weights of its own
 
 
 def test_safetensors(plain: ResNet, monkeypatch: pytest.MonkeyPatch) -> None:
