@@ -182,7 +182,7 @@ def faults_of(
         reason = f"{printable(str(error.filename))}: {error.strerror}"
         yield "unreadable", f"cannot read the folder {reason}; add it or make it readable"
     count = counted(len(loose), "image")
-    if not images:
+    if not (images or walk.unreadable):
         holds = f"holds {count} and " if loose else ""
         yield "empty", f"{root} {holds}has no class folders; put each image into {root}/CLASS/"
     elif loose:

@@ -76,6 +76,7 @@ def test_a_link_to_nowhere_is_an_image_and_a_class_linked_twice_is_an_error(tmp_
     assert read_tree(str(tmp_path)).files == ("cat/1.png", "cat/3.png")
     (tmp_path / "dog").symlink_to("cat")
     assert "dog: class folder without images" in user_error(read_tree, str(tmp_path))
+    assert user_error(read_tree, f"{tmp_path}/no").endswith("add it or make it readable")
 
 
 @pytest.mark.parametrize(
