@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
-from utils.distributed.signals import block_signals, ignore_signals, unblock_signals
+from utils.distributed.signals import SIGNALS, block_signals, unblock_signals
 from utils.errors import UserError
 from utils.logging import Logger, ProgressBar
 
@@ -34,8 +34,8 @@ def in_parallel(
 
 def follow_parent() -> None:
     """In a process of the pool: signals are the parent's matter, but how the pool ends it."""
-    ignore_signals()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in SIGNALS:  # ignoring SIGTERM for a moment would lose one that is pending
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     unblock_signals()
 
 

@@ -168,6 +168,7 @@ def test_a_process_that_dies_is_an_error_and_so_is_what_is_raised_in_one() -> No
         list(in_parallel(os._exit, [9], 1))
     with pytest.raises(ZeroDivisionError):
         list(in_parallel((1).__floordiv__, [1, 0], 1))
+    assert list(in_parallel(abs, [], 1)) == []  # ended before it has begun, and no deadlock
 
 
 def test_names_agree_with_those_of_the_loaders() -> None:
