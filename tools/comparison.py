@@ -123,8 +123,10 @@ def values_of(path: Path, result: Result) -> Iterator[tuple[Column, Value]]:
     way = f" {conditions.interpolation}" * (conditions.interpolation != "bilinear")
     resize = f"resize {conditions.resize}{way}, " if conditions.resize else ""
     inputs = ("input", f"{resize}crop {conditions.crop}")
-    subset = ("images", result.provenance["subset"]["description"])
-    images = (subset, ("image list", conditions.images[:12]), inputs)
+    subset = result.provenance["subset"]["description"]
+    if re.search(r"--image_ids[ =]robustbench(?!\S)", result.provenance.get("command", "")):
+        subset = re.sub(r"^(\d+) listed", r"RobustBench's \1", subset)  # as it was called once
+    images = (("images", subset), ("image list", conditions.images[:12]), inputs)
     protocol = ("protocol", conditions.protocol)
     if isinstance(result, AttackResult):
         top1 = result.clean.top1
