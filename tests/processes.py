@@ -1,7 +1,5 @@
 """Commands in processes of their own: started quickly, watched, sent signals, compared."""
 
-from __future__ import annotations
-
 import csv
 import faulthandler
 import multiprocessing
@@ -51,12 +49,12 @@ class Running:
             return self.process.poll()
         return self.process.exitcode
 
-    def saw(self, pattern: str, times: int = 1) -> Running:
+    def saw(self, pattern: str, times: int = 1) -> "Running":
         """Wait until stdout has matched a pattern so many times."""
         until(lambda: len(re.findall(pattern, self.out.read_text())) >= times, self, pattern)
         return self
 
-    def send(self, signum: int, everyone: bool = False) -> Running:
+    def send(self, signum: int, everyone: bool = False) -> "Running":
         """Send a signal, as a terminal and batch systems do to all of the group."""
         os.killpg(self.pid, signum) if everyone else os.kill(self.pid, signum)
         return self

@@ -100,15 +100,9 @@ def test_flags_for_checkpoints_of_others_and_their_errors(trained: Path, tmp_pat
     colours = {"mean": [0.5, 0.25, 0.125], "std": (0.2, 0.4, 0.8)}
     with pytest.raises(ValueError, match="give both"):
         load(arch="mobilenet_v3_small", mean=colours["mean"])
-    model, x = (
-        load(arch="mobilenet_v3_small", weights="model_ema", **colours),
-        torch.rand(2, 3, 32, 32),
-    )
-    for network in (
-        model,
-        copy.deepcopy(model.double()).float(),
-        pickle.loads(pickle.dumps(model.float())),
-    ):
+    model = load(arch="mobilenet_v3_small", weights="model_ema", **colours)
+    twin, x = copy.deepcopy(model.double()).float(), torch.rand(2, 3, 32, 32)
+    for network in (twin, model.float(), pickle.loads(pickle.dumps(model))):
         assert torch.allclose(network(x), theirs(normalize(x, **colours)), atol=1e-5)
 
 

@@ -27,11 +27,8 @@ def test_a_full_disk_ends_the_log_alone(capsys: pytest.CaptureFixture) -> None:
     logger.write_to(Path("/dev/full"))
     for text in ("one", "two"):
         logger.info(text)
-    assert capsys.readouterr().out.splitlines() == [
-        "one",
-        "warning: log.txt ends here: [Errno 28] No space left on device",
-        "two",
-    ]
+    warning = "warning: log.txt ends here: [Errno 28] No space left on device"
+    assert capsys.readouterr().out.splitlines() == ["one", warning, "two"]
 
 
 @pytest.mark.parametrize("columns", [40, 0])
@@ -46,7 +43,7 @@ def test_a_bar_fits_the_terminal_and_ends_at_the_end(
         with ProgressBar(Logger(), 10, "epoch 1/5", 10) as bar:
             for _ in range(10):
                 bar.advance(
-                    1, "loss 1.2345 top-1 12.34 % top-5 56.78 %, and whatever else there is"
+                    1, "loss 1.2345 top-1 12.34 % top-5 56.78 %, and whatever else is known"
                 )
         seen = b""
         while not seen.endswith(b" \r"):  # which takes the bar away

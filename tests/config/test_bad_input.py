@@ -63,9 +63,8 @@ def test_trees_of_images(spoil: Callable[[Path], object], words: list[str], data
 
 
 def test_a_last_minibatch_of_one_image(digits: Path) -> None:
-    assert "choose another DATA.batch_size" in refused(
-        digits, *SHORT, *settings(DATA__batch_size=21)
-    )
+    message = refused(digits, *SHORT, *settings(DATA__batch_size=21))
+    assert "choose another DATA.batch_size" in message
 
 
 def spoil(folder: Path) -> Path:

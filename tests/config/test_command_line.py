@@ -126,9 +126,7 @@ WRONG = {
     "main_free --overwrite --resume auto": ["--overwrite"],
     "main_free --eva_on_imagenet_c": ["unrecognized arguments: --eva_on_imagenet_c"],
     "main_free --lr 0.1": ["unrecognized arguments: --lr; give --set TRAIN.lr=...;"],
-    "main_free --batch-size=8": [
-        "give --set DATA.batch_size=... or --set EVAL.batch_size=...; see"
-    ],
+    "main_free --batch-size=8": ["give --set DATA.batch_size=... or --set EVAL.batch_size=...;"],
     "main_free --s_H 3": ["unrecognized arguments: --s_H"],  # no abbreviations
     "main_free --seed": ["--seed: expected one argument"],
     "main_free --protocol mine --n_examples 0": ["standard, freeat, paper", "--n_examples: 0 must"],

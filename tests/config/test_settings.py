@@ -18,17 +18,9 @@ from utils.errors import UserError
 
 SHOWN = yaml.safe_load((ROOT / "configs.yml").read_text())
 # A value of each metavar that no flag has as its default.
-SAMPLES = {
-    "S": ["5.5"],
-    "M": ["0.1"],
-    "N": ["7"],
-    "A": ["0.25"],
-    "EPS": ["1,2"],
-    "KEY": ["model_ema"],
-    "DIR": ["out"],
-    "TEXT": ["again"],
-}
-SAMPLES |= {"PATH": ["auto"], "FILE": ["w.pth"], "NAMES": ["pgd3,fog"], SWITCH: [], "BOOL": ["yes"]}
+SAMPLES = {"S": ["5.5"], "M": ["0.1"], "N": ["7"], "A": ["0.25"], "EPS": ["1,2"], SWITCH: []}
+SAMPLES |= {"KEY": ["model_ema"], "DIR": ["out"], "TEXT": ["again"], "BOOL": ["yes"]}
+SAMPLES |= {"PATH": ["auto"], "FILE": ["w.pth"], "NAMES": ["pgd3,fog"]}
 NAMES = {"protocol": "paper", "device": "cpu", "norm": "L2"}
 NAME = "resnet50_free_adv_step4_eps4_repeat4_bs256"
 
@@ -110,7 +102,7 @@ def test_values_in_other_spellings(key: str, given: object, value: object) -> No
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("TRAIN.arch", "resnet51", "is not one of resnet18, resnet34"),
+        ("TRAIN.arch", "mobilenet_v3_small", "is not one of resnet18, resnet34"),  # to train
         ("TRAIN.epochs", 0, "at least 1"),
         ("TRAIN.epochs", 2.5, "not a whole number"),
         ("TRAIN.epochs", 1e30, "at most 2147483647"),

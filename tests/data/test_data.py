@@ -49,11 +49,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> ImageTree:
 
 
 def evaluation(
-    tree: ImageTree,
-    batch_size: int = 7,
-    workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
+    tree: ImageTree, batch_size: int = 7, workers: int = 0, rank: int = 0, world_size: int = 1
 ) -> EvaluationData:
     """Evaluation's images."""
     context = DistributedContext(rank, world_size, CPU)

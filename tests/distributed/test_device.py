@@ -90,9 +90,8 @@ def test_auto_with_a_broken_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert choose_device("auto") == torch.device("cpu")  # no GPU in the machine
     (tmp_path / "nvidia0").touch()
-    assert "(CUDA initialization: The NVIDIA driver is too old)" in user_error(
-        choose_device, "auto"
-    )
+    message = user_error(choose_device, "auto")
+    assert "(CUDA initialization: The NVIDIA driver is too old)" in message
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose
     assert choose_device("auto") == torch.device("cpu")
 
@@ -108,9 +107,7 @@ def test_a_gpu_that_torch_has_no_kernels_for(
     config = parse_command_line(["."], "main_free", "")
     assert run_command(lambda: launch(lambda config, context: None, config)) == 2
     error = capsys.readouterr().err
-    assert error.startswith(
-        "error: cuda:0 cannot compute (CUDA error: no kernel image is available"
-    )
+    assert error.startswith("error: cuda:0 cannot compute (CUDA error: no kernel image is")
     assert error.count("\n") == 1
 
 

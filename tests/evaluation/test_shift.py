@@ -1,7 +1,5 @@
 """`evaluate.py --eva_on_shift`: against a plain loop, interrupted, and side by side."""
 
-from __future__ import annotations
-
 import csv
 import os
 import re

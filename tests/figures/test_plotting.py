@@ -109,10 +109,8 @@ def curve(norm: str = "Linf", **robust: int) -> list[AttackResult]:
     """Evaluations at several radii, {"_4": correct of 100}."""
     robust = robust or {"_1": 50, "_4": 30, "_64": 0}
     unit = 255 if norm == "Linf" else 1
-    return [
-        attack_result(worst=worst, eps=int(eps[1:]) / unit, norm=norm)
-        for eps, worst in robust.items()
-    ]
+    radii = {int(name[1:]) / unit: worst for name, worst in robust.items()}
+    return [attack_result(worst=worst, eps=eps, norm=norm) for eps, worst in radii.items()]
 
 
 FIGURES: dict[str, Callable[[Path], Figure]] = {
@@ -189,16 +187,14 @@ def test_gradient_ratios_of_seeds_are_their_mean(here: Path) -> None:
     for more, name in ((0, FREE), (10, f"{FREE}_seed1"), (26, f"{FREE}_seed2")):
         rows = read_gradient_norms(write_run(Path(name)))
         seeds.append([{**row, "ratio": f"{float(row['ratio']) + more}"} for row in rows])
-        write_csv(
-            Path(name, "gradient_norms.csv"), GRADIENTS, [list(r.values()) for r in seeds[-1]]
-        )
+        lines = [list(row.values()) for row in seeds[-1]]
+        write_csv(Path(name, "gradient_norms.csv"), GRADIENTS, lines)
     means = mean_of_seeds(seeds)
     assert [float(row["ratio"]) for row in means[:2]] == [52, 53]
     assert float(means[0]["deviation"]) == pytest.approx(172**0.5)  # of -12, -2, 14 over 2
     fig = gradient_ratio({"A": means})
     conv, _, fc = fig.axes
-    lines = {tuple(line.get_ydata()) for line in conv.get_lines()}
-    assert (52, 54) in lines
+    assert (52, 54) in {tuple(line.get_ydata()) for line in conv.get_lines()}
     ends = pytest.approx([52 - 172**0.5, 52 + 172**0.5])
     band, bar = conv.collections  # of the line, and of the shortcut
     assert sorted({y for x, y in band.get_paths()[0].vertices if x == 1}) == ends
@@ -275,19 +271,18 @@ def test_curves_of_seeds_are_mean_and_band_by_attack_and_a_csv(here: Path) -> No
     for seed, name in enumerate((FREE, f"{FREE}_seed1")):
         for eps, robust in ((4, 50 + 4 * seed), (8, 30)):
             label = f"PGD-10 (ce, step {eps // 4}/255)"
-            attacks = [
-                attack("pgd10", label, robust, step=eps / 1020),
-                attack("pgd50", "PGD-50", 28),
-            ]
+            pgd10 = attack("pgd10", label, robust, step=eps / 1020)
+            attacks = [pgd10, attack("pgd50", "PGD-50", 28)]
             result = attack_result(str(seed), attacks=attacks, worst=20, eps=eps / 255)
             write(Path(name, f"attack_{eps}.json"), result)
     done = call("tools.plot", "robustness", FREE, f"{FREE}_seed1", "-o", "out/curve.png")
     assert done.status == 0, done.err
     rows = read_csv(Path("out/curve.csv"), ("run",), "")
     assert {row["run"] for row in rows} == {"FreeAT, 2 seeds"}
-    pgd10 = [[float(row[c]) for c in ("eps", "percent", "std", "seeds", "n")] for row in rows
-             if row["attack"] == "PGD-10 (ce)"]  # fmt: skip
-    assert pgd10 == [[0, 90, 0, 2, 100], [4, 52, pytest.approx(8**0.5), 2, 100], [8, 30, 0, 2, 100]]
+    of_pgd10 = [[float(row[c]) for c in ("eps", "percent", "std", "seeds", "n")] for row in rows
+                if row["attack"] == "PGD-10 (ce)"]  # fmt: skip
+    at_4 = [4, 52, pytest.approx(8**0.5), 2, 100]
+    assert of_pgd10 == [[0, 90, 0, 2, 100], at_4, [8, 30, 0, 2, 100]]
     runs = [[attack_result(str(seed), worst=w, eps=e / 255) for e, w in ((4, 30 + seed), (8, 20))]
             for seed in (0, 2)]  # fmt: skip
     fig = robustness({"A": runs})

@@ -8,13 +8,7 @@ from torchvision.transforms.functional import normalize
 
 from models.cpu_kernels import PointwiseConv2d
 from models.hypersphere import HypersphereHead
-from models.resnet import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    ResNet,
-    family_member,
-    load_weights,
-)
+from models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet, family_member, load_weights
 from utils.config.settings import ARCHITECTURES
 from utils.errors import UserError
 

@@ -13,12 +13,8 @@ from tools import benchmark
 from tools.benchmark import main
 from tools.benchmark_subject import Case, measure
 
-ACTIONS = {
-    "free": {"free", "natural"},
-    "pgd": {"pgd"},
-    "standard": {"evaluation"},
-    "reading": {"crop"},
-}
+ACTIONS = {"free": {"free", "natural"}, "pgd": {"pgd"}}
+ACTIONS |= {"standard": {"evaluation"}, "reading": {"crop"}}
 
 
 @pytest.mark.slow

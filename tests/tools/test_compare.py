@@ -33,6 +33,7 @@ Compare = Callable[..., Done]
 FREE = "resnet18_free_adv_step4_eps4_repeat4_bs256"
 HE = f"{FREE}_FN_WN_s10.0_margin0.2"
 HE_NAME = "FreeAT + HE (s = 10, m = 0.2)"
+OFFICIAL = "FreeAT ResNet-50 (official weights, eps 4/255, m 4)"
 WNIDS = [f"n{number:08d}" for number in range(1000)]
 PGD50 = attack("pgd50", "PGD-50 (ce)", 50)
 # Wilson's 95 % intervals in percent, as scipy's binomtest(...).proportion_ci(method='wilson') says.
@@ -139,9 +140,7 @@ def test_one_table_in_three_formats_and_a_figure(here: Path) -> None:
     body = [line for line in latex if line.endswith(r"\\")]
     assert [line.count(" & ") for line in body] == [5, 5, 5, 15, 15, 15]
     assert "50.0 [40.4, 59.6]" in body[1]
-    assert body[3].startswith(
-        " & Gauss. & Shot & Impulse & Defocus & Glass & Motion & Zoom & Snow &"
-    )
+    assert body[3].startswith(" & Gauss. & Shot & Impulse & Defocus & Glass & Motion & Zoom & Snow")
     captions = [line for line in latex if line.startswith(r"\caption")]
     assert "Protocol standard. Radius 4/255." in captions[0]
     assert "Of each corruption, mean over the severities, all 100 images." in captions[1]
@@ -241,12 +240,8 @@ def test_a_check_on_a_few_images_has_a_table_of_its_own(compare: Compare) -> Non
     assert done.status == 0, done.err
     first, _, second = tables(done.out)
     assert list(first) == ["one", "two"]
-    assert list(first["one"]) == [
-        "Clean",
-        "PGD-10 (ce)",
-        "Worst of PGD",
-        "Mean over 15 corruptions",
-    ]
+    columns = ["Clean", "PGD-10 (ce)", "Worst of PGD", "Mean over 15 corruptions"]
+    assert list(first["one"]) == columns
     half = "50.0 [9.5, 90.5]"
     assert second == {
         "one": {"Clean": "100.0 [34.2, 100.0]", "PGD-10 (ce)": half, "Worst of PGD": half}
@@ -266,9 +261,8 @@ def test_rows_are_checkpoints_and_names_can_be_given(compare: Compare) -> None:
     assert list(map(len, rows.values())) == [4]
     assert compare(*files, "--columns", "corruptions").status == 0  # which no figure shows
     assert r"Mine \& only" in Path("x.tex").read_text()
-    assert "(A, B) for 1 rows (one/model_best.pth.tar)" in refused(
-        compare(*files, "--names", "A", "B")
-    )
+    says = refused(compare(*files, "--names", "A", "B"))
+    assert "(A, B) for 1 rows (one/model_best.pth.tar)" in says
     assert "(A, A) for 2 rows" in refused(compare("run", "--names", "A", "A"))
     write_all({"one/again": attack_result(attacks=[attack("pgd10", "PGD-10 (ce)", 40)])})
     assert "two values of PGD-10 (ce)" in refused(compare("one"))
@@ -351,9 +345,8 @@ def test_of_several_seeds_it_is_the_randomisation_test_and_the_interval_scipys()
     assert sign_test_exact(-differences) == pytest.approx(expected, rel=1e-12)
     many = np.repeat(differences, 20)
     of_scipy = stats.bootstrap((100 * many / 3,), np.mean, method="percentile", rng=0)
-    assert bootstrap_interval(many, 3) == pytest.approx(
-        tuple(of_scipy.confidence_interval), abs=0.4
-    )
+    expected_interval = tuple(of_scipy.confidence_interval)
+    assert bootstrap_interval(many, 3) == pytest.approx(expected_interval, abs=0.4)
 
 
 def write_outcomes(run: str, robust: str) -> None:
@@ -399,9 +392,8 @@ def test_the_effect_over_seeds_is_a_row(compare: Compare) -> None:
     assert list(row) == ["PGD-10 (ce)", "Clean"]
     # 7 images with both seeds and 6 with one, all of one sign: p is twice 2^-13, of two tests.
     interval = bootstrap_interval(np.repeat([2, 1, 0], [7, 6, 87]), 2)
-    assert (
-        row["PGD-10 (ce)"] == f"+10.0 ± 1.4 [{interval[0]:.1f}, {interval[1]:.1f}] (2), p < 0.001"
-    )
+    cell = f"+10.0 ± 1.4 [{interval[0]:.1f}, {interval[1]:.1f}] (2), p < 0.001"
+    assert row["PGD-10 (ce)"] == cell
     latex = Path("comparison.tex").read_text()
     assert "standard deviation over 2 seeds" in latex
     assert rf"+10.0 $\pm$ 1.4 [{interval[0]:.1f}, {interval[1]:.1f}], p $<$ 0.001 &" in latex
@@ -448,13 +440,12 @@ def imagenet(**conditions: Any) -> Result:
 
 
 def test_published_results_stand_in_columns_of_their_conditions_alone(compare: Compare) -> None:
-    official = "FreeAT ResNet-50 (official weights, eps 4/255, m 4)"
     he = "FreeAT + HE ResNet-50 (HE paper, unverified)"
     write_all({"run/a": imagenet(), "run/c": imagenet_c_result(n=50000, classes=WNIDS)})
     done = compare("run", "--published")
     rows = table(done)
-    assert rows[official]["Clean"] == "60.5"
-    assert rows[official]["ImageNet-C mean"] == "-"  # resized before the crop, and ours is not
+    assert rows[OFFICIAL]["Clean"] == "60.5"
+    assert rows[OFFICIAL]["ImageNet-C mean"] == "-"  # resized before the crop, and ours is not
     assert rows["ResNet-50 baseline (Hendrycks)"]["mCE"] == "76.7"
     assert (rows[he]["PGD-10 (ce)"], rows[he]["Worst of PGD"]) == ("40.2", "-")
     assert "modestyachts/imagenet-testbed" in done.out
@@ -464,7 +455,7 @@ def test_published_results_stand_in_columns_of_their_conditions_alone(compare: C
     resized = imagenet_c_result(n=50000, protocol="freeat", resize=256, classes=WNIDS)
     write_all({"run/a": imagenet(eps=2 / 255), "run/c": resized})
     rows = table(compare("run", "--published"))
-    assert rows[official]["ImageNet-C mean"] == "28.0"
+    assert rows[OFFICIAL]["ImageNet-C mean"] == "28.0"
     assert rows[he]["PGD-10 (ce)"] == "-"
     autoattack = [attack("autoattack", "AutoAttack", 1400, n=5000, step=0)]
     counts = {"clean": 3000, "worst": 1400, "n": 5000}
@@ -477,25 +468,18 @@ def test_published_results_stand_in_columns_of_their_conditions_alone(compare: C
         rows = table(compare("few", "--published"))
         free = rows["FreeAT ResNet-50 (official weights)"]
         assert (free["Clean"], free["AutoAttack"]) == ("60.0", "28.6")
-        assert official not in rows  # on all images, so in no column
+        assert OFFICIAL not in rows  # on all images, so in no column
 
 
 def test_published_numbers_of_shifted_sets_need_name_and_number_of_images(compare: Compare) -> None:
     conditions = attack_result(images="x").conditions
-    sizes = {
-        "imagenet-a": 7500,
-        "imagenetv2-matched-frequency-format-val": 5,
-        "ImageNet-Sketch": 50889,
-    }
-    sets = {
-        name: ShiftAccuracies(200, name, *[Accuracy(n // 5, n)] * 4) for name, n in sizes.items()
-    }
+    sizes = {"imagenet-a": 7500, "imagenetv2-matched-frequency-format-val": 5}
+    sizes |= {"ImageNet-Sketch": 50889}
+    sets = {k: ShiftAccuracies(200, k, *[Accuracy(n // 5, n)] * 4) for k, n in sizes.items()}
     result = ShiftResult(replace(conditions, kind="shift"), provenance("x", "images", 5), (), sets)
     write_all({"run/shift": result})
-    official = table(compare("run", "--published"))[
-        "FreeAT ResNet-50 (official weights, eps 4/255, m 4)"
-    ]
-    numbers = {title: cell for title, cell in official.items() if cell != "-"}
+    row = table(compare("run", "--published"))[OFFICIAL]
+    numbers = {title: cell for title, cell in row.items() if cell != "-"}
     assert numbers == {"imagenet-a, of its 200 classes": "1.7", "ImageNet-Sketch": "20.1"}
 
 

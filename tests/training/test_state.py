@@ -14,12 +14,7 @@ from processes import rows_of
 
 from lib.algorithm.training import TRAINING_STEP, Trainer, TrainingSettings
 from lib.training import overfitting
-from lib.training.checkpointing import (
-    Progress,
-    machine,
-    restore_momentum,
-    restore_state,
-)
+from lib.training.checkpointing import Progress, machine, restore_momentum, restore_state
 from lib.training.epoch_end import begin_selection, selection_of
 from lib.training.setup import make_optimizer
 from lib.training.start import compare_settings
