@@ -31,7 +31,8 @@ METHODS = {"FreeAT": [], "FreeAT + HE": HE}
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
     parser = tool_parser("demo", __doc__)
-    parser.add_argument("folder", nargs="?", default="demo", metavar="DIR", type=user_path)
+    add, default = parser.add_argument, "default: %(default)s"
+    add("folder", nargs="?", default="demo", metavar="DIR", type=user_path, help=default)
     return run_command(lambda: demo(parser.parse_args(argv).folder))
 
 
