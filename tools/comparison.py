@@ -16,7 +16,7 @@ from lib.imagenet_c.corruptions import STANDARD
 from utils.errors import UserError
 from utils.storage import accuracy
 from utils.storage.accuracy import Estimate, mean_estimate
-from utils.storage.conditions import length_text, unit_of, worst_of
+from utils.storage.conditions import Conditions, length_text, unit_of, worst_of
 from utils.storage.results import AttackResult, ImageNetCResult, Result, ShiftResult
 from utils.storage.run_folder import run_settings
 
@@ -115,66 +115,92 @@ def collect(results: Mapping[Path, Result]) -> list[Row]:
 
 def values_of(path: Path, result: Result) -> Iterator[tuple[Column, Value]]:
     """The values of one file, all of top-1, in the table's order."""
+    if isinstance(result, AttackResult):
+        yield from values_of_attacks(path, result)
+    elif isinstance(result, ImageNetCResult):
+        yield from values_of_corruptions(path, result)
+    elif isinstance(result, ShiftResult):
+        yield from values_of_sets(path, result)
 
-    def value(estimate: Estimate, **about: Any) -> Value:
-        return Value(**vars(estimate) | {"source": path} | about)
 
-    conditions, warned = result.conditions, bool(result.warnings)
+def value_of(path: Path, estimate: Estimate, **about: Any) -> Value:
+    """An estimate as a value of one file."""
+    return Value(**vars(estimate) | {"source": path} | about)
+
+
+def inputs_of(conditions: Conditions) -> tuple[str, str]:
+    """How images were brought to the network's size."""
     way = f" {conditions.interpolation}" * (conditions.interpolation != "bilinear")
     resize = f"resize {conditions.resize}{way}, " if conditions.resize else ""
-    inputs = ("input", f"{resize}crop {conditions.crop}")
+    return "input", f"{resize}crop {conditions.crop}"
+
+
+def images_of(result: Result) -> tuple[tuple[str, str], ...]:
+    """Which images a file is about."""
     subset = result.provenance["subset"]["description"]
     if re.search(r"--image_ids[ =]robustbench(?!\S)", result.provenance.get("command", "")):
         subset = re.sub(r"^(\d+) listed", r"RobustBench's \1", subset)  # as it was called once
-    images = (("images", subset), ("image list", conditions.images[:12]), inputs)
-    protocol = ("protocol", conditions.protocol)
-    if isinstance(result, AttackResult):
-        top1 = result.clean.top1
-        clean = Column("Clean", "attack", top1.n, images)
-        yield clean, value(top1.estimate, outcomes="clean_correct")
-        search = (
-            protocol,
-            ("eps", length_text(conditions.eps, conditions.norm)),
-            ("search in", conditions.precision),
-            ("seed", str(conditions.seed)),
-            ("surrogate", conditions.surrogate[:12]),
-        )
-        starts = ("random start by", conditions.starts or "number in the list")
-        for attack in result.attacks:
-            if attack.is_part:
-                continue  # what some of its attacks have left is no attack of its own
-            steps = (("step", length_text(attack.step_size, conditions.norm)), starts)
-            texts = (*search, *(steps if attack.steps else ()), *images)
-            column = Column(attack.title, "attack", attack.top1.n, texts)
-            about = {"scale": attack.scale, "warned": result.is_doubtful(attack.label)}
-            yield column, value(attack.top1.estimate, outcomes=f"{attack.name}_robust", **about)
-        pairs = [text.partition("@")[::2] for text in conditions.attacks]
-        sizes = dict.fromkeys(size + unit_of(conditions.norm) for _, size in pairs if size)
-        steps = (("step", " and ".join(sizes)), starts)
-        over = ("over", " + ".join(name for name, _ in pairs))
-        texts = (*search, *(steps if sizes else ()), over, *images)
-        worst = value(result.worst_case.top1.estimate, outcomes="worst_case_robust", warned=warned)
-        yield Column("Worst case", "attack", top1.n, texts), worst
-    elif isinstance(result, ImageNetCResult):
-        mean, mce = result.summary.mean_accuracy, result.summary.mCE
-        n = next(iter(result.corruptions.values())).top1[0].n
-        texts = (protocol, *images)
-        if mean is not None:
-            column = Column(MEAN_OF_OTHERS if mce is None else MEAN, "imagenet_c", n, texts)
-            yield column, value(mean_estimate(mean, n), warned=warned)
-        if mce is not None:
-            yield Column(MCE, "imagenet_c", n, texts), value(Estimate(mce), warned=warned)
-        for name in sorted(result.corruptions, key=[*STANDARD, *result.corruptions].index):
-            column = Column(corruption_title(name), CORRUPTIONS, n, texts)
-            percent = fmean(accuracy.percent for accuracy in result.corruptions[name].top1)
-            yield column, value(Estimate(percent), warned=warned)
-    elif isinstance(result, ShiftResult):
-        for name, test_set in result.sets.items():  # each is a kind of its own
-            kind, n = f"shift {name}", test_set.top1.n
-            texts = (("images", f"{n} images"), ("image list", test_set.images[:12]), inputs)
-            yield Column(name, kind, n, texts), value(test_set.top1.estimate)
-            of_classes = Column(f"{name}, of its {test_set.classes} classes", kind, n, texts)
-            yield of_classes, value(test_set.present_top1.estimate)
+    conditions = result.conditions
+    return ("images", subset), ("image list", conditions.images[:12]), inputs_of(conditions)
+
+
+def values_of_attacks(path: Path, result: AttackResult) -> Iterator[tuple[Column, Value]]:
+    """Clean, under each attack, worst case."""
+    conditions, images, top1 = result.conditions, images_of(result), result.clean.top1
+    clean = Column("Clean", "attack", top1.n, images)
+    yield clean, value_of(path, top1.estimate, outcomes="clean_correct")
+    search = (
+        ("protocol", conditions.protocol),
+        ("eps", length_text(conditions.eps, conditions.norm)),
+        ("search in", conditions.precision),
+        ("seed", str(conditions.seed)),
+        ("surrogate", conditions.surrogate[:12]),
+    )
+    starts = ("random start by", conditions.starts or "number in the list")
+    for attack in result.attacks:
+        if attack.is_part:
+            continue  # what some of its attacks have left is no attack of its own
+        steps = (("step", length_text(attack.step_size, conditions.norm)), starts)
+        texts = (*search, *(steps if attack.steps else ()), *images)
+        column = Column(attack.title, "attack", attack.top1.n, texts)
+        about = {"scale": attack.scale, "warned": result.is_doubtful(attack.label)}
+        outcomes = f"{attack.name}_robust"
+        yield column, value_of(path, attack.top1.estimate, outcomes=outcomes, **about)
+    pairs = [text.partition("@")[::2] for text in conditions.attacks]
+    sizes = dict.fromkeys(size + unit_of(conditions.norm) for _, size in pairs if size)
+    steps = (("step", " and ".join(sizes)), starts)
+    over = ("over", " + ".join(name for name, _ in pairs))
+    texts = (*search, *(steps if sizes else ()), over, *images)
+    estimate, warned = result.worst_case.top1.estimate, bool(result.warnings)
+    worst = value_of(path, estimate, outcomes="worst_case_robust", warned=warned)
+    yield Column("Worst case", "attack", top1.n, texts), worst
+
+
+def values_of_corruptions(path: Path, result: ImageNetCResult) -> Iterator[tuple[Column, Value]]:
+    """Mean over the 15, mCE, mean of each corruption."""
+    mean, mce, warned = result.summary.mean_accuracy, result.summary.mCE, bool(result.warnings)
+    n = next(iter(result.corruptions.values())).top1[0].n
+    texts = (("protocol", result.conditions.protocol), *images_of(result))
+    if mean is not None:
+        column = Column(MEAN_OF_OTHERS if mce is None else MEAN, "imagenet_c", n, texts)
+        yield column, value_of(path, mean_estimate(mean, n), warned=warned)
+    if mce is not None:
+        yield Column(MCE, "imagenet_c", n, texts), value_of(path, Estimate(mce), warned=warned)
+    for name in sorted(result.corruptions, key=[*STANDARD, *result.corruptions].index):
+        column = Column(corruption_title(name), CORRUPTIONS, n, texts)
+        percent = fmean(accuracy.percent for accuracy in result.corruptions[name].top1)
+        yield column, value_of(path, Estimate(percent), warned=warned)
+
+
+def values_of_sets(path: Path, result: ShiftResult) -> Iterator[tuple[Column, Value]]:
+    """Of each shifted test set, which is a kind of its own: of all outputs, of its classes."""
+    for name, test_set in result.sets.items():
+        kind, n = f"shift {name}", test_set.top1.n
+        listed = ("image list", test_set.images[:12])
+        texts = (("images", f"{n} images"), listed, inputs_of(result.conditions))
+        yield Column(name, kind, n, texts), value_of(path, test_set.top1.estimate)
+        of_classes = Column(f"{name}, of its {test_set.classes} classes", kind, n, texts)
+        yield of_classes, value_of(path, test_set.present_top1.estimate)
 
 
 def corruption_title(name: str) -> str:

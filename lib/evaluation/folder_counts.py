@@ -57,8 +57,7 @@ def count_folders(
         title: of the progress.
         measure: what is counted of each image.
     """
-    context, model, config = task.context, task.evaluated.model, task.config
-    names = list(folders)
+    context, model, names = task.context, task.evaluated.model, list(folders)
     chunks = {
         f"{name}[{images[0]}:{images[-1] + 1}]": (name, images)
         for name, tree in folders.items()
@@ -72,14 +71,14 @@ def count_folders(
             done = f"{len(chunks) - len(left)} of {len(chunks)}"
             task.logger.info(f"resuming: {done} chunks of images were evaluated before")
         share = {
-            key: (name, share_in_batches(images, config.EVAL.batch_size))
+            key: (name, share_in_batches(images, task.config.EVAL.batch_size))
             for key in left[context.rank :: context.world_size]
             for name, images in [chunks[key]]
         }
         keys = [(names.index(name), part) for name, parts in share.values() for part in parts]
         transform = eval_transform(conditions.resize, conditions.crop, conditions.interpolation)
         dataset = ImageBatches(list(folders.values()), transform, conditions.crop)
-        workers = share_of_workers(config.DATA.workers, context)
+        workers = share_of_workers(task.config.DATA.workers, context)
         bar = ProgressBar(task.logger, len(keys), title, max(1, len(keys) // PROGRESS_LINES))
         batches = bar.over(read_batches(dataset, keys, workers, context))
         counted = FolderCounts()
