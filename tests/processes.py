@@ -138,7 +138,7 @@ def nursery() -> Any:
     """What starts processes by forking one that has imported everything and done nothing."""
     context = multiprocessing.get_context("forkserver")
     modules = ["pytest", "main_free", "evaluate", "lib.training.run", "lib.evaluation.run"]
-    context.set_forkserver_preload([*modules, "utils.figures.run", "processes"])
+    context.set_forkserver_preload([*modules, "processes"])
     before = dict(os.environ)
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     os.environ.update(PYTHONPATH=paths, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")

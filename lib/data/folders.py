@@ -177,7 +177,7 @@ def faults_of(
     walk: Walk, images: Mapping[str, list[str]], others: Mapping[str, list[str]], loose: list[str]
 ) -> Iterator[Fault]:
     """What `list_classes` has found wrong, and how to fix it."""
-    root = walk.root
+    root, unreadable = walk.root, {str(error.filename) for error in walk.unreadable}
     for error in walk.unreadable:
         reason = f"{printable(str(error.filename))}: {error.strerror}"
         yield "unreadable", f"cannot read the folder {reason}; add it or make it readable"
@@ -190,7 +190,7 @@ def faults_of(
         yield "misplaced", f"{root}: {such}; put each into {root}/CLASS/"
     for name, files in images.items():
         folder = f"{root}/{printable(name)}"
-        if not files:
+        if not files and os.path.join(root, name) not in unreadable:
             fix = f"fill or remove it (readable are {' '.join(IMAGE_EXTENSIONS)})"
             yield "empty", f"{folder}: class folder without images; {fix}"
         for file in files:

@@ -82,7 +82,7 @@ class AutoAttack:
         non_finite = NonFinite(x, self.threat)
         seed = derived_seed(self.threat.seed, int(batch.indices[0]))
         adversaries = [
-            package_attack(self.spec, self.threat, logits.shape[1], seed, x.device, network)
+            package_attack(self.threat, logits.shape[1], seed, x.device, network)
             for network in self.networks(non_finite)
         ]
         for stage in self.spec.stages:
@@ -188,7 +188,6 @@ def in_ball(change: torch.Tensor, threat: ThreatModel) -> torch.Tensor:
 
 
 def package_attack(
-    spec: AutoAttackSpec,
     threat: ThreatModel,
     classes: int,
     seed: int,

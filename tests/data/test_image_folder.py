@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -77,6 +78,17 @@ def test_a_link_to_nowhere_is_an_image_and_a_class_linked_twice_is_an_error(tmp_
     (tmp_path / "dog").symlink_to("cat")
     assert "dog: class folder without images" in user_error(read_tree, str(tmp_path))
     assert user_error(read_tree, f"{tmp_path}/no").endswith("add it or make it readable")
+
+
+def test_a_class_folder_that_is_kept_shut_is_one_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "cat/1.png", "dog/1.png")
+    shut = PermissionError(13, "Permission denied", f"{tmp_path}/cat")
+    listings = [os.scandir(tmp_path), shut, os.scandir(tmp_path / "dog")]
+    monkeypatch.setattr(os, "scandir", Mock(side_effect=listings))
+    message = user_error(read_tree, str(tmp_path))
+    assert message.endswith("/cat: Permission denied; add it or make it readable")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_searches_are_as_long_as_the_packages(
 ) -> None:
     monkeypatch.setattr(pyautoattack, "AutoAttack", short_autoattack)
     theirs = short_autoattack(nn.Identity(), eps=EPS, norm=norm, seed=1, device=CPU)
-    ours = package_attack(STANDARD, ThreatModel(EPS, norm=norm), 10, 1, CPU, nn.Identity())
+    ours = package_attack(ThreatModel(EPS, norm=norm), 10, 1, CPU, nn.Identity())
     assert ours.attacks_to_run == theirs.attacks_to_run
     for name in ("apgd", "apgd_targeted", "fab", "square"):
         one, other = (
@@ -209,7 +209,7 @@ def test_fewer_classes_than_ten_take_fewer_targets(digits: Images) -> None:
     small = train(digits, classes=4).eval().requires_grad_(False)
     images, labels = of_classes(digits, 4, 2)
     with torch.random.fork_rng():
-        adversary = package_attack(STANDARD, ThreatModel(0.01), 4, 1, CPU, small)
+        adversary = package_attack(ThreatModel(0.01), 4, 1, CPU, small)
         adversary.fab.targeted = True
         for attack in (adversary.apgd_targeted, adversary.fab):  # they run past the last class
             assert torch.equal(attack.perturb(images, labels), images)  # too near to be fooled
