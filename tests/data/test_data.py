@@ -412,6 +412,7 @@ def test_bytes_are_the_same_numbers_on_every_device(dtype: torch.dtype) -> None:
     assert torch.equal(devices.scaled(every, dtype).flatten(), exact)
     with pretended_device() as device:
         pixels = every.to(DEVICE)
+        devices.table_of_255ths.cache_clear()
         devices.scaled(pixels, dtype)  # makes the device's table
         there, waits = device.counted(lambda: devices.scaled(pixels, dtype))
         assert waits == []
