@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -20,6 +21,7 @@ import torch
 import torchvision
 from torch import nn
 
+from lib.algorithm.metrics import precision_context
 from lib.algorithm.pgd import Search, frozen_eval, pgd
 from lib.algorithm.protocols import PGDSpec, ThreatModel
 from lib.algorithm.training import TRAINING_STEP
@@ -34,8 +36,9 @@ from lib.training.setup import make_trainer
 from models.resnet import ResNet
 from tools import published_loop as plain
 from tools.published_loop import EPS, STEP_SIZE
-from utils.compiling import Compiled
+from utils.compiling import Compiled, Network, Recorded
 from utils.config.settings import Config, Data, Train
+from utils.config.validators import REDUCE_OVERHEAD
 from utils.cpu_memory import keep_freed_memory
 from utils.distributed.context import DistributedContext
 
@@ -176,6 +179,8 @@ class Suite:
         self.trainer = make_trainer(self.model, config, 0.0, self.context, case.compiled)
         images, self.labels = minibatch(case)
         self.images = images.contiguous(memory_format=torch.channels_last)
+        self.network: Network = self.trainer.network  # what is measured
+        self.frozen = ExitStack()
 
     def free(self) -> Actions:
         """A free and a natural training step."""
@@ -186,15 +191,30 @@ class Suite:
 
     def pgd(self) -> Actions:
         """A step, counted in the same way."""
-        logits = partial(self.trainer.logits, self.trainer.attack_network)
         start = torch.empty_like(self.images).uniform_(-EPS, EPS)
         search = Search(sys.maxsize, STEP_SIZE, EPS)
 
         def steps() -> Iterator[Any]:
             with frozen_eval(self.model):  # as attacks have it
+                self.network = self.searched(self.model) or self.model
+                logits = partial(self.trainer.logits, self.network)
                 yield from pgd(logits, self.images, self.labels, start, search)
 
         return {"pgd": (partial(next, steps()), self.case.batch_size / PGD_STEPS)}
+
+    def searched(self, network: nn.Module) -> Network | None:
+        """A frozen network as evaluations search it: compiled, recorded, or None for itself."""
+        case, device = self.case, self.context.device
+        x = self.images.clone().requires_grad_()
+        with precision_context(device, case.precision):
+            if case.compiled:
+                how = REDUCE_OVERHEAD if device.type == "cuda" else True
+                compiled = Compiled(network, case.batch_size, how)
+                compiled(x).sum().backward()  # a long evaluation hardly notices it
+                return compiled
+            if device.type == "cuda" and case.precision != "fp32":
+                return Recorded(network, x)
+        return None
 
     def standard(self) -> Actions:
         """Drops what is misclassified and refills the batch."""
@@ -204,7 +224,8 @@ class Suite:
         )
         attack = PGDSpec(case.pgd_steps, STEP_SIZE), ThreatModel(EPS, precision=case.precision)
         images, model = len(tree.files), HalfRobust(self.model, 0.5)
-        outputs = Compiled(model, case.batch_size) if case.compiled else None
+        self.frozen.enter_context(frozen_eval(model))
+        outputs = self.searched(model)
         return evaluation(partial(validate_pgd, model, data, *attack, images, outputs), images)
 
     def reading(self) -> Actions:

@@ -13,7 +13,7 @@ from utils.logging import Logger
 
 WORTHWHILE = 10_000  # steps of a whole run: about ten times what compiling takes on an H100
 PADDED_SIZES = 32, 64, 128, 256
-Network = Callable[[torch.Tensor], torch.Tensor]
+Network = Callable[..., Any]
 
 
 def compile_mode(setting: bool | str, device: torch.device, steps: float) -> bool | str:
@@ -24,8 +24,9 @@ def compile_mode(setting: bool | str, device: torch.device, steps: float) -> boo
 class Compiled:
     """A network that is compiled for batches of one size; others go through it as it is.
 
-    A CUDA graph's outputs and gradients lie in memory that its next call uses again: a step reads
-    them before, which a test holds.
+    Its mode `reduce-overhead` starts all kernels of a pass at once, by CUDA graphs. Their outputs
+    and gradients lie in memory that the next call uses again: a step reads them before, which a
+    test holds.
     """
 
     def __init__(self, network: Network, size: int, mode: bool | str = True) -> None:
@@ -33,22 +34,54 @@ class Compiled:
         how = REDUCE_OVERHEAD if self.graphs else None
         self.compiled: Network = torch.compile(network, dynamic=False, mode=how)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, *more: Any) -> Any:
         if len(x) != self.size:
-            return self.network(x)
+            return self.network(x, *more)
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()  # nothing of the call before is needed
-        return self.compiled(x)
+        return self.compiled(x, *more)
 
 
-def padded(network: Network) -> Network:
-    """The network compiled for a few sizes of batches, to which any batch is filled up."""
-    compiled = torch.compile(network, dynamic=False)
+class Recorded:
+    """A network's own kernels as CUDA graphs, for batches like one: the host starts them at once.
+
+    The parameters must stay where they are, and want no gradients; for outputs and gradients see
+    `Compiled`.
+    """
+
+    def __init__(self, network: Network, x: torch.Tensor) -> None:
+        self.network, self.size = network, len(x)
+        cached = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)  # it would be empty, but recording asks
+        try:
+            # A module's own forward pass would be replaced: this is a function.
+            self.recorded: Network = torch.cuda.make_graphed_callables(lambda x: network(x), (x,))
+        finally:
+            torch.set_autocast_cache_enabled(cached)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        network = self.recorded if len(x) == self.size else self.network
+        logits: torch.Tensor = network(x)
+        return logits
+
+
+def padded(network: Network, device: torch.device) -> Network:
+    """The network compiled for a few sizes of batches, to which any batch is filled up.
+
+    Outputs and gradients are the caller's to keep.
+    """
+    graphs = device.type == "cuda"
+    compiled = torch.compile(network, dynamic=False, mode=REDUCE_OVERHEAD if graphs else None)
 
     def call(x: torch.Tensor) -> torch.Tensor:
         size = next((size for size in PADDED_SIZES if size >= len(x)), len(x))
         rows = torch.cat([x, x[:1].detach().expand(size - len(x), *x.shape[1:])])
-        return compiled(rows)[: len(x)]
+        if graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+            if rows.requires_grad:
+                rows.register_hook(torch.clone)
+        logits: torch.Tensor = compiled(rows)[: len(x)]
+        return logits.clone() if graphs else logits
 
     return call
 

@@ -21,7 +21,9 @@ from lib.algorithm.pgd import Search, frozen_eval, pgd
 from lib.algorithm.protocols import METHODS
 from models.hypersphere import project_heads_
 
-Network = Callable[[torch.Tensor], torch.Tensor]
+Network = Callable[..., torch.Tensor]  # as `Perturbed`
+# Of noise (B, 3, H, W), in place, by a gradient, a step and eps: `update_noise_`.
+NoiseUpdate = Callable[[torch.Tensor, torch.Tensor, float, float], None]
 # Looks at the parameters' gradients between the backward pass and the update.
 GradientHook = Callable[[], None]
 
@@ -47,6 +49,24 @@ class TrainingSettings:
     attack_steps: int = 0
 
 
+class Perturbed(nn.Module):
+    """A network at images under a perturbation, clamped to the range of pixels.
+
+    Compiled, the sum and the clamp are part of its first kernel.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Images and noise, (B, 3, H, W), to logits (B, classes); without noise, as they are."""
+        logits: torch.Tensor = self.network(
+            images if noise is None else (images + noise).clamp(0, 1)
+        )
+        return logits
+
+
 class Trainer:
     """A network in training: what its steps share.
 
@@ -56,9 +76,10 @@ class Trainer:
         noise: (B, 3, H, W), this process's positions of the global batch; changed in place.
         settings: the numbers of the training.
         network: what is called for the forward pass of an update: the model compiled or wrapped
-            in DDP; the model itself by default.
+            in DDP; the model, `Perturbed`, by default.
         attack_network: what is called where the gradient at the input alone is taken: as
             `network`, without DDP.
+        move_noise: `update_noise_`, or the same compiled.
         average: of the weights, moved after every update.
     """
 
@@ -70,22 +91,26 @@ class Trainer:
         settings: TrainingSettings,
         network: Network | None = None,
         attack_network: Network | None = None,
+        move_noise: NoiseUpdate | None = None,
         average: AveragedModel | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.noise = noise
         self.settings = settings
-        self.network = model if network is None else network
-        self.attack_network = model if attack_network is None else attack_network
+        self.network = network or Perturbed(model)
+        self.attack_network = attack_network or Perturbed(model)
+        self.move_noise = move_noise or update_noise_
         self.average = average
         scaled = settings.precision == "fp16"
         self.scaler = torch.amp.GradScaler(noise.device.type, enabled=scaled)
 
-    def logits(self, network: Network, x: torch.Tensor) -> torch.Tensor:
-        """Logits (B, classes) of pixels (B, 3, H, W) in [0, 1], at the training's precision."""
-        with precision_context(x.device, self.settings.precision):
-            return network(x)
+    def logits(
+        self, network: Network, images: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits (B, classes) of images under noise, if any, at the training's precision."""
+        with precision_context(images.device, self.settings.precision):
+            return network(images) if noise is None else network(images, noise)
 
     def criterion(
         self, logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean"
@@ -97,26 +122,35 @@ class Trainer:
         )
 
     def loss(
-        self, network: Network, x: torch.Tensor, labels: torch.Tensor
+        self,
+        network: Network,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        noise: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The training loss, a mean over the images, and the logits (B, classes)."""
-        logits = self.logits(network, x)
+        logits = self.logits(network, images, noise)
         return self.criterion(logits, labels), logits
 
     def backward(
-        self, x: torch.Tensor, labels: torch.Tensor, weight: float = 1.0
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        weight: float = 1.0,
+        noise: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One forward and one backward pass: gradients of the parameters, and of what x is of.
+        """One forward and one backward pass: gradients of the parameters, and of the noise.
 
         Args:
-            x: (B, 3, H, W) in [0, 1], not normalised.
+            images: (B, 3, H, W) in [0, 1], not normalised.
             labels: (B,) int64.
             weight: factor on the loss whose gradient is taken.
+            noise: (B, 3, H, W), added to the images, whose sum is clamped to [0, 1].
 
         Returns:
             The mean loss of the images and their logits, on the device.
         """
-        loss, logits = self.loss(self.network, x, labels)
+        loss, logits = self.loss(self.network, images, labels, noise)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss if weight == 1 else loss * weight).backward()
         return loss.detach(), logits.detach()
@@ -161,12 +195,12 @@ def free_step(
     """
     noise = trainer.noise[: len(images)]  # by position, shared by successive minibatches
     delta = noise.detach().requires_grad_()
-    adversarial = (images + delta).clamp(0, 1)
-    loss, logits = trainer.backward(adversarial, labels, weight)  # lines 7 and 8: both gradients
+    # Lines 7 and 8: one pass at the images under the noise gives both gradients.
+    loss, logits = trainer.backward(images, labels, weight, delta)
     if weight:
         assert delta.grad is not None
         # Lines 11 and 12; the gradient is one at the parameters before line 9.
-        update_noise_(noise, delta.grad, trainer.settings.step, trainer.settings.eps)
+        trainer.move_noise(noise, delta.grad, trainer.settings.step, trainer.settings.eps)
     trainer.update(gradient_hook)  # line 9
     return loss, logits
 
@@ -221,10 +255,10 @@ def fast_step(
     settings, noise = trainer.settings, trainer.noise[: len(images)]  # uniform in the ball
     if weight:
         delta = noise.detach().requires_grad_()
-        ascent, _ = trainer.loss(trainer.attack_network, (images + delta).clamp(0, 1), labels)
+        ascent, _ = trainer.loss(trainer.attack_network, images, labels, delta)
         (gradient,) = torch.autograd.grad(trainer.scaler.scale(ascent), delta)
-        update_noise_(noise, gradient, settings.step, settings.eps)  # FGSM, projected
-    loss, logits = trainer.backward((images + noise).clamp(0, 1), labels, weight)
+        trainer.move_noise(noise, gradient, settings.step, settings.eps)  # FGSM, projected
+    loss, logits = trainer.backward(images, labels, weight, noise)
     trainer.update(gradient_hook)
     return loss, logits
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.algorithm.gradient_norms import HEADER, GradientNorms, layers_of, mean_and_std
-from lib.algorithm.training import Trainer, free_step
+from lib.algorithm.training import Perturbed, Trainer, free_step
 from lib.training.epoch_end import write_gradient_norms
 from models.resnet import ResNet
 from utils.distributed import context as distributed
@@ -184,7 +184,7 @@ def share_of_a_batch(context: distributed.DistributedContext) -> list[list]:
     images, labels = minibatch(5)
     mine = images[context.rank :: context.world_size], labels[context.rank :: context.world_size]
     if context.world_size == 2:
-        trainer.network = DistributedDataParallel(trainer.model)
+        trainer.network = DistributedDataParallel(Perturbed(trainer.model))
     norms = GradientNorms(trainer, context.average_)
     for _ in range(2):
         measured_step(trainer, norms, *mine, len(mine[0]) * context.world_size / 5)

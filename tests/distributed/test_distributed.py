@@ -35,7 +35,14 @@ from torch.nn.parallel import DistributedDataParallel
 from lib.algorithm.metrics import MetricSums
 from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.protocols import METHODS
-from lib.algorithm.training import TRAINING_STEP, Trainer, TrainingSettings, draw_noise_, make_noise
+from lib.algorithm.training import (
+    TRAINING_STEP,
+    Perturbed,
+    Trainer,
+    TrainingSettings,
+    draw_noise_,
+    make_noise,
+)
 from lib.data.datasets import ImageBatches, eval_transform, train_transform
 from lib.data.folders import read_split
 from lib.data.loader import make_loader
@@ -90,7 +97,7 @@ def train_steadily(
     """Two passes of a training method in float64 over the first images of a data set."""
     tree = read_split(data, "train").subset(range(images))
     model = steady_network().train()
-    network = DistributedDataParallel(model) if context.world_size > 1 else model
+    network = DistributedDataParallel(Perturbed(model)) if context.world_size > 1 else None
     noise = make_noise(batch // context.world_size, 24, "cpu", torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     settings = TrainingSettings(eps=16 / 255, step=5 / 255, attack_steps=2)

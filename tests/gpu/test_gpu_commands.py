@@ -5,6 +5,7 @@ import signal
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -99,7 +100,9 @@ def test_state_goes_to_every_device(
 def test_evaluation_counts_as_the_cpus(
     scale: Scale, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ImageNet-C of a short training's network, and attacked images."""
+    """ImageNet-C of a short training's network, and attacked images; the search is recorded."""
+    record = MagicMock(wraps=torch.cuda.make_graphed_callables)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
     monkeypatch.chdir(tmp_path)
     device = ["--device", scale.device.type]
     assert call("main_free.py", data, *device, *settings(TRAIN__epochs=2)).status == 0
@@ -108,6 +111,7 @@ def test_evaluation_counts_as_the_cpus(
     words = ["--resume", (the_run() / "model_best.pth.tar").absolute(), "--eva_on_imagenet_c"]
     words += ["--corruptions", "fog", *settings(DATA__imagenet_c=tmp_path / "corrupted")]
     attack = [data, "-e", "--attack", "pgd2,pgd2-margin-r2", "--save_images", 3]
+    attack += settings(EVAL__precision="bf16", EVAL__batch_size=8)
     counts = []
     for more in ([*attack, *device], ["--device", "cpu"]):
         done = call("evaluate.py", *more, *words)
@@ -116,6 +120,7 @@ def test_evaluation_counts_as_the_cpus(
         counts.append(json.loads(result.read_text())["corruptions"]["fog"]["top1"])
         result.unlink()
     assert counts[0] == counts[1]
+    assert record.call_count == 1
     assert len(list(the_run().glob("attack*_images/*.png"))) == 9
 
 

@@ -31,6 +31,7 @@ from tests.gpu.scale import (
     pixels,
     trainer_of,
 )
+from utils.compiling import Recorded
 
 MARGIN = 15.0  # of a confident image; its cross-entropy has a gradient below float16's smallest
 RADII = [2.0**-power / 255 for power in range(-2, 10)]
@@ -102,6 +103,18 @@ def test_own_backward_passes(
     assert difference(logits, same) <= 1e-6  # cuDNN may choose other kernels
     assert difference(found, expected) <= bound
     assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@checked(quick=True, cpu=False)
+def test_recorded_passes(scale: Scale) -> None:
+    """Those of CUDA graphs are the network's own."""
+    model = network(scale.arch, scale.size).to(scale.device, memory_format=torch.channels_last)
+    images, labels, _ = minibatch(8, scale)
+    with frozen_eval(model), precision_context(scale.device, "bf16"):
+        recorded = Recorded(model, images.clone().requires_grad_())
+        for x in (images, images / 2):
+            pair = [loss_gradient(each, x, labels, ce_loss) for each in (model, recorded)]
+            assert max(map(difference, *pair)) <= 1e-3
 
 
 @contextmanager

