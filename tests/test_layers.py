@@ -78,7 +78,7 @@ def test_the_rule_would_notice() -> None:
     assert not allowed("lib.algorithm.pgd", "utils.config.settings")
     assert not allowed("lib.data.loader", "lib.training.run")
     assert not allowed("lib.training.run", "tools.compare")
-    assert allowed("lib.training.run", "lib.evaluation.validation")
+    assert allowed("lib.training.run", "lib.evaluation.task")
 
 
 def test_the_algorithm_reads_alone() -> None:

@@ -9,8 +9,7 @@ from torch import nn
 
 from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.pgd import frozen_eval
-from lib.algorithm.pgd_attack import PGDAttack
-from lib.algorithm.pool import DeviceBatch
+from lib.algorithm.pgd_attack import DeviceBatch, PGDAttack
 from lib.algorithm.protocols import PROTOCOLS, PGDSpec, ThreatModel
 from lib.algorithm.training import free_step
 from models.hypersphere import HypersphereHead
@@ -147,7 +146,7 @@ def test_training_resuming_and_evaluation(
     assert done.status == 0, done
     assert list(folder.glob("imagenet_c*.json"))
     waits = [wait.where for wait in device.synchronisations]
-    of_folders = [where for where in waits if where.startswith("lib/evaluation/folder_counts.py")]
+    of_folders = [where for where in waits if where.startswith("lib/evaluation/shift.py")]
     assert 5 <= len(of_folders) <= 2 * 5  # one a folder or so
     assert not any(where.startswith("lib/algorithm/training.py") for where in waits)
     assert list(folder.glob("attack*_images/*.png"))

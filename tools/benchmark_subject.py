@@ -30,7 +30,7 @@ from lib.data.folders import read_tree
 from lib.data.loader import make_loader
 from lib.data.sampler import EvaluationSampler, share_in_batches
 from lib.data.to_device import on_device
-from lib.evaluation.validation import EvaluationData, validate_pgd
+from lib.evaluation.task import EvaluationData, validate_pgd
 from lib.imagenet_c.tree import find_folders, read_corruptions
 from lib.training.setup import make_trainer
 from models.resnet import ResNet

@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from lib.algorithm.pool import DeviceBatch
+from lib.algorithm.pgd_attack import DeviceBatch
 from lib.data.datasets import Batch
 from lib.data.loader import Loader, WhileWaiting
 from utils.errors import UserError

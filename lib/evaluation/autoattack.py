@@ -19,7 +19,7 @@ from torch import nn
 
 from lib.algorithm.metrics import correct_in_top, derived_seed, full_precision, precision_context
 from lib.algorithm.norms import NORMS
-from lib.algorithm.pool import DeviceBatch, Outcome
+from lib.algorithm.pgd_attack import DeviceBatch, Outcome
 from lib.algorithm.protocols import AutoAttackSpec, ThreatModel
 from utils.errors import UserError
 

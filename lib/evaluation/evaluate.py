@@ -13,8 +13,7 @@ import torch
 
 from lib.algorithm.metrics import precision_context
 from lib.algorithm.pgd import Logits, frozen_eval
-from lib.algorithm.pgd_attack import PGDAttack
-from lib.algorithm.pool import DeviceBatch, Outcome
+from lib.algorithm.pgd_attack import DeviceBatch, Outcome, PGDAttack
 from lib.algorithm.protocols import (
     AttackSpec,
     AutoAttackSpec,
@@ -25,8 +24,7 @@ from lib.algorithm.protocols import (
 from lib.evaluation.attacks import attack_list
 from lib.evaluation.autoattack import AutoAttack
 from lib.evaluation.load_model import EvaluatedModel
-from lib.evaluation.task import Task
-from lib.evaluation.validation import CleanRow, EvaluationData, clean_rows
+from lib.evaluation.task import CleanRow, EvaluationData, Task, clean_rows
 from models.pixel_network import PixelNetwork
 from models.resnet import ResNet
 from utils.compiling import Compiled, Recorded, compile_mode, compiles, failure, padded
@@ -44,7 +42,7 @@ Work = Callable[[Iterable[DeviceBatch]], Iterator[Rows]]
 
 
 class AttackRow(NamedTuple):
-    """One attacked image, as `lib.algorithm.pool.Outcome` without the image."""
+    """One attacked image, as `lib.algorithm.pgd_attack.Outcome` without the image."""
 
     prediction: int
     robust: bool

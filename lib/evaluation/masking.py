@@ -14,7 +14,7 @@ from torch import nn
 from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, PGDSpec, ThreatModel
 from lib.evaluation.evaluate import CLEAN
-from lib.evaluation.validation import EvaluationData
+from lib.evaluation.task import EvaluationData
 from utils.storage.conditions import length_text
 from utils.storage.run_folder import BEST, BEST_EMA
 

@@ -16,11 +16,9 @@ from lib.evaluation.autoattack import require_package
 from lib.evaluation.evaluate import CLEAN, Evaluation, Rows
 from lib.evaluation.load_model import EvaluatedModel, load_evaluated_model, load_surrogate
 from lib.evaluation.masking import check_attacks, check_network, check_reach, check_selection
-from lib.evaluation.report import report, say
-from lib.evaluation.save_images import save_attack_images
+from lib.evaluation.report import report, save_attack_images, say
 from lib.evaluation.shift import evaluate_shift
-from lib.evaluation.task import Task, with_trained_settings
-from lib.evaluation.validation import EvaluationData
+from lib.evaluation.task import EvaluationData, Task, with_trained_settings
 from lib.imagenet_c.evaluate import evaluate_imagenet_c
 from lib.imagenet_c.tree import find_folders
 from utils.config.rules import ignored_settings

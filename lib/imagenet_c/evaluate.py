@@ -10,7 +10,7 @@ from typing import Any
 from lib.algorithm.protocols import PROTOCOLS
 from lib.data.folders import ImageTree
 from lib.data.images import load_rgb
-from lib.evaluation.folder_counts import accuracy_cells, count_folders, finish
+from lib.evaluation.shift import accuracy_cells, count_folders, finish
 from lib.evaluation.task import Task
 from lib.imagenet_c.corruptions import (
     GROUPS,

@@ -17,7 +17,7 @@ from lib.algorithm.training import Trainer
 from lib.data.loader import Loader
 from lib.data.sampler import DistributedBatchSampler
 from lib.evaluation.load_model import ModelSettings
-from lib.evaluation.validation import EvaluationData
+from lib.evaluation.task import EvaluationData
 from lib.training.tensorboard import TensorBoardLog
 from utils.config.settings import Config
 from utils.distributed.context import DistributedContext

@@ -12,9 +12,9 @@ from torch import nn
 
 from lib.algorithm.gradient_norms import HEADER as NORMS_HEADER
 from lib.algorithm.metrics import averages
-from lib.algorithm.pool import DeviceBatch
+from lib.algorithm.pgd_attack import DeviceBatch
 from lib.algorithm.protocols import PROTOCOLS, PGDSpec, ThreatModel
-from lib.evaluation.validation import adversarial_examples, validate, validate_pgd
+from lib.evaluation.task import adversarial_examples, validate, validate_pgd
 from lib.training import overfitting
 from lib.training.checkpointing import BEST_VALUES, Run, begin_epoch, epoch_totals, save
 from lib.training.loop import describe_metrics, lr_at, stop_run

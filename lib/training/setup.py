@@ -17,7 +17,7 @@ from lib.data.datasets import ImageBatches, train_transform
 from lib.data.folders import ImageTree
 from lib.data.loader import Loader, make_loader, share_of_workers
 from lib.data.sampler import DistributedBatchSampler
-from lib.evaluation.validation import EvaluationData
+from lib.evaluation.task import EvaluationData
 from lib.training.checkpointing import Progress, Run, restore_state
 from lib.training.networks import make_networks, rehearse, run_eagerly
 from lib.training.start import Images, Start

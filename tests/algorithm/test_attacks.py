@@ -11,8 +11,7 @@ from lib.algorithm import pgd_attack
 from lib.algorithm.losses import ATTACK_LOSS
 from lib.algorithm.metrics import derived_seed, full_precision, precision_context
 from lib.algorithm.pgd import Search, frozen_eval, loss_gradient, random_start
-from lib.algorithm.pgd_attack import PGDAttack, RandomStarts
-from lib.algorithm.pool import DeviceBatch
+from lib.algorithm.pgd_attack import DeviceBatch, PGDAttack, RandomStarts
 from lib.algorithm.protocols import FREEAT, PROTOCOLS, PGDSpec, ThreatModel
 from models.hypersphere import HypersphereHead
 

@@ -25,7 +25,7 @@ from lib.data.folders import ImageTree, read_tree
 from lib.data.loader import make_loader, share_of_workers
 from lib.data.sampler import DistributedBatchSampler, EvaluationSampler, share_in_batches
 from lib.data.to_device import on_device, to_device
-from lib.evaluation.validation import EvaluationData
+from lib.evaluation.task import EvaluationData
 from utils.distributed import context
 from utils.distributed.context import DistributedContext, share_of_cores
 from utils.errors import UserError

@@ -5,13 +5,12 @@ import torch
 from torch import nn
 
 from lib.algorithm.pgd import frozen_eval
-from lib.algorithm.pgd_attack import PGDAttack
-from lib.algorithm.pool import DeviceBatch
+from lib.algorithm.pgd_attack import DeviceBatch, PGDAttack
 from lib.algorithm.protocols import PAPER, PROTOCOLS, AutoAttackSpec, PGDSpec, ThreatModel
 from lib.evaluation.autoattack import AutoAttack
 from lib.evaluation.evaluate import AttackRow, attack_rows
 from lib.evaluation.masking import check_attacks, check_reach, check_selection, output_warnings
-from lib.evaluation.validation import CleanRow, clean_rows
+from lib.evaluation.task import CleanRow, clean_rows
 
 EPS, STEP, SIZE = 0.1, 0.02, 8
 SPECS = [PGDSpec(3, STEP), PGDSpec(10, STEP), PGDSpec(10, STEP, "margin")]

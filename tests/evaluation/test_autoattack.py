@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lib.algorithm.metrics import derived_seed
 from lib.algorithm.pgd import frozen_eval
-from lib.algorithm.pool import DeviceBatch, Outcome
+from lib.algorithm.pgd_attack import DeviceBatch, Outcome
 from lib.algorithm.protocols import AutoAttackSpec, PGDSpec, ThreatModel
 from lib.evaluation.attacks import attack_list, for_classes
 from lib.evaluation.autoattack import AutoAttack, package_attack

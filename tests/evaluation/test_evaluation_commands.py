@@ -31,7 +31,7 @@ from lib.algorithm.protocols import FREEAT, PGDSpec, ThreatModel
 from lib.data.folders import read_split
 from lib.evaluation.evaluate import Evaluation
 from lib.evaluation.load_model import ModelSettings
-from lib.evaluation.validation import EvaluationData, adversarial_examples, validate_pgd
+from lib.evaluation.task import EvaluationData, adversarial_examples, validate_pgd
 from models.resnet import ResNet
 from utils.config import command_line
 from utils.config.settings import Config, Source

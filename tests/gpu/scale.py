@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lib.algorithm.pool import DeviceBatch
+from lib.algorithm.pgd_attack import DeviceBatch
 from lib.algorithm.training import Trainer
 from lib.training.setup import make_trainer
 from models.resnet import ResNet

@@ -13,8 +13,7 @@ from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.losses import ce_loss
 from lib.algorithm.metrics import full_precision, precision_context
 from lib.algorithm.pgd import Search, frozen_eval, loss_gradient, pgd
-from lib.algorithm.pgd_attack import PGDAttack
-from lib.algorithm.pool import DeviceBatch
+from lib.algorithm.pgd_attack import DeviceBatch, PGDAttack
 from lib.algorithm.protocols import AutoAttackSpec, PGDSpec, ThreatModel
 from lib.algorithm.training import free_step
 from lib.evaluation.autoattack import AutoAttack

@@ -22,7 +22,7 @@ from torchvision import datasets, transforms
 from lib.data import folders
 from lib.data.folders import list_classes
 from lib.data.subsets import choose
-from lib.evaluation import folder_counts, validation
+from lib.evaluation import shift, task
 from lib.evaluation.load_model import EvaluatedModel, ModelSettings
 from lib.evaluation.task import Task
 from lib.imagenet_c.corruptions import (
@@ -260,11 +260,11 @@ def figures() -> None:
 @pytest.fixture(autouse=True)
 def small_chunks_and_no_figures(request, monkeypatch) -> None:
     """8 images as chunks of 6 and 2, each in the journal at once; drawing takes longest of all."""
-    monkeypatch.setattr(folder_counts, "CHUNK", 6)
+    monkeypatch.setattr(shift, "CHUNK", 6)
     monkeypatch.setattr(journal, "SECONDS_BETWEEN_WRITES", -1.0)
     if "figures" not in request.fixturenames:
         monkeypatch.setattr("lib.imagenet_c.evaluate.imagenet_c", lambda *_: None)
-        monkeypatch.setattr(folder_counts, "save_figure", lambda *_: None)
+        monkeypatch.setattr(shift, "save_figure", lambda *_: None)
 
 
 class PlainTask(Task):
@@ -324,8 +324,8 @@ def uninterrupted(model, corrupted, tmp_path_factory) -> str:
 @pytest.mark.parametrize(("resize", "workers"), [(None, 2), (40, 0)])
 def test_counts_are_those_of_a_plain_loop(model, corrupted, tmp_path, resize, workers, monkeypatch):
     made = []
-    make = validation.make_loader
-    monkeypatch.setattr(validation, "make_loader", lambda *a: made.append(a) or make(*a))
+    make = task.make_loader
+    monkeypatch.setattr(task, "make_loader", lambda *a: made.append(a) or make(*a))
     result = run(model, corrupted, tmp_path / "r", resize=resize, workers=workers)
     steps = [transforms.Resize(resize)] if resize else []
     reading = transforms.Compose([*steps, transforms.CenterCrop(32), transforms.ToTensor()])

@@ -18,8 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.metrics import MetricSums
 from lib.algorithm.pgd import frozen_eval
-from lib.algorithm.pgd_attack import PGDAttack
-from lib.algorithm.pool import DeviceBatch
+from lib.algorithm.pgd_attack import DeviceBatch, PGDAttack
 from lib.algorithm.protocols import METHODS, PROTOCOLS, PGDSpec, Protocol, ThreatModel
 from lib.algorithm.training import (
     TRAINING_STEP,
