@@ -49,7 +49,7 @@ def measured(scale: Scale, part: str, images: int, subject: str, precision: str,
         measuring = (Plain if subject == "plain" else Suite)(case)
         takes = {name: take(case, *action) for name, action in getattr(measuring, part)().items()}
         if mode is True:
-            logits, x = measuring.trainer.logits, measuring.images.requires_grad_()
+            logits, x = measuring.trainer.logits, measuring.images.requires_grad_(part == "pgd")
             pair = (logits(network, x) for network in (measuring.network, measuring.model))
             assert difference(*pair) <= 0.2  # bf16, random weights
     rates = {action: n / seconds for action, (n, seconds) in takes.items()}
