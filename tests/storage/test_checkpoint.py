@@ -182,7 +182,7 @@ def test_plain_torchvision_state_dict() -> None:
         (lambda m: prefixed(m, "module._orig_mod."), 0, False),
         (lambda m: torch.optim.swa_utils.AveragedModel(m).state_dict(), 0, False),
         (lambda m: {"model_state_dict": m.state_dict(), "epoch": None}, 0, False),
-        (lambda m: {"net": prefixed(m, "module."), "acc": 63.1, "epoch": "17"}, 17, False),
+        (lambda m: {"net": prefixed(m, "module."), "acc": 63.1, "epoch": 17}, 17, False),
         (lambda m: {"state_dict": {"state_dict": m.state_dict()}, "best": torch.ones(1)}, 0, False),
         (lambda m: {"model": {"depth": 18}, "network": m.state_dict()}, 0, False),
         (lambda m: {"state_dict": prefixed(m, "net."), "hyper_parameters": {"lr": 1}}, 0, False),
