@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.imagenet_c.corruptions import STANDARD, group_of, summarise
-from utils.storage.accuracy import Accuracy
 from utils.storage.conditions import Conditions, attack_text
 from utils.storage.results import (
+    Accuracy,
     AttackAccuracies,
     AttackResult,
     CleanAccuracies,

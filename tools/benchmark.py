@@ -40,8 +40,8 @@ from utils.config.validators import REDUCE_OVERHEAD, choice, list_of
 from utils.distributed.context import choose_device
 from utils.distributed.launch import run_command
 from utils.errors import UserError
+from utils.storage.conditions import now, processor, versions
 from utils.storage.files import make_folder, write_json
-from utils.storage.provenance import now, processor, versions
 from utils.text import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,10 +14,16 @@ from typing import Any, TypeVar
 
 from lib.imagenet_c.corruptions import STANDARD
 from utils.errors import UserError
-from utils.storage import accuracy
-from utils.storage.accuracy import Estimate, mean_estimate
 from utils.storage.conditions import Conditions, length_text, unit_of, worst_of
-from utils.storage.results import AttackResult, ImageNetCResult, Result, ShiftResult
+from utils.storage.results import (
+    AttackResult,
+    Estimate,
+    ImageNetCResult,
+    Result,
+    ShiftResult,
+    mean_estimate,
+    mean_over_seeds,
+)
 from utils.storage.run_folder import run_settings
 
 MEAN, MCE = "ImageNet-C mean", "mCE"
@@ -259,7 +265,7 @@ def merge_seeds(rows: Sequence[Row]) -> list[Row]:
 
 def over_seeds(values: Sequence[Value], n: int) -> Value:
     """Mean and standard deviation over seeds; of a single one its value, without a spread."""
-    mean = accuracy.over_seeds([value.percent for value in values])
+    mean = mean_over_seeds([value.percent for value in values])
     if values[0].interval:
         mean = replace(mean, interval=mean_estimate(mean.percent / 100, n).interval)
     warned = any(value.warned for value in values)

@@ -26,10 +26,14 @@ from utils.config.command_line import tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.figures import style
-from utils.figures.gradients import gradient_ratio, mean_of_seeds, read_gradient_norms
+from utils.figures.attacks import curves_of, panels_of, robustness, weak_attack_warnings
 from utils.figures.imagenet_c import imagenet_c
-from utils.figures.robustness import curves_of, panels_of, robustness, weak_attack_warnings
-from utils.figures.training import training_curves
+from utils.figures.training import (
+    gradient_ratio,
+    mean_of_seeds,
+    read_gradient_norms,
+    training_curves,
+)
 from utils.storage.files import make_folder, write_csv
 from utils.storage.results import ImageNetCResult, find_results, read_result
 from utils.text import markdown_table

@@ -32,10 +32,9 @@ from utils.config.validators import choice, list_of
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.figures import style
-from utils.storage.accuracy import Estimate, over_seeds
 from utils.storage.conditions import worst_of
 from utils.storage.files import atomic_write, make_folder
-from utils.storage.results import AttackResult, only_result
+from utils.storage.results import AttackResult, Estimate, mean_over_seeds, only_result
 from utils.text import markdown_table
 
 # What each training gets: its epochs and its own numbers; steps are of 255.
@@ -187,7 +186,7 @@ def write_report(folder: Path, jobs: Sequence[Job]) -> None:
     costs = {job.row: training_cost(job.config) for job in jobs}
     points = {}
     for row, seeds in results.items():
-        mean = over_seeds([result.worst_case.top1.percent for result in seeds])
+        mean = mean_over_seeds([result.worst_case.top1.percent for result in seeds])
         warned = any(result.warnings for result in seeds)
         points[row] = costs[row], replace(mean, warned=warned)
     first = results[jobs[0].row][0]

@@ -16,11 +16,11 @@ from utils.distributed.context import DistributedContext
 from utils.figures.attacks import AttackedImage, attack_images
 from utils.figures.style import save_figure
 from utils.logging import Logger
-from utils.storage.accuracy import Accuracy
 from utils.storage.conditions import PGD_ALONE, length_text, worst_of
 from utils.storage.files import make_folder, replacing, write_lines
 from utils.storage.journal import remove_journals
 from utils.storage.results import (
+    Accuracy,
     AttackAccuracies,
     AttackResult,
     CleanAccuracies,

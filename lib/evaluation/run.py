@@ -24,7 +24,7 @@ from lib.imagenet_c.tree import find_folders
 from utils.config.rules import ignored_settings
 from utils.config.settings import Config, Source
 from utils.distributed.context import DistributedContext
-from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
+from utils.figures.attacks import curves_of, robustness, weak_attack_warnings
 from utils.figures.style import save_figure
 from utils.logging import Logger
 from utils.storage.conditions import (

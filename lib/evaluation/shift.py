@@ -27,11 +27,12 @@ from utils.errors import UserError
 from utils.figures.comparison import Panel, comparison
 from utils.figures.style import save_figure
 from utils.logging import ProgressBar
-from utils.storage.accuracy import Accuracy, Estimate
 from utils.storage.conditions import Conditions
 from utils.storage.files import names_sha256, write_lines
 from utils.storage.journal import ResumableRows, remove_journals
 from utils.storage.results import (
+    Accuracy,
+    Estimate,
     ImageNetCResult,
     ShiftAccuracies,
     ShiftResult,

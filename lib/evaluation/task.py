@@ -25,8 +25,7 @@ from utils.config.settings import ROBUSTBENCH, SETTINGS, Config, Data, Source, p
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
 from utils.logging import Logger
-from utils.storage.conditions import Conditions
-from utils.storage.provenance import now, suite, versions
+from utils.storage.conditions import Conditions, now, suite, versions
 
 WithProgress = Callable[[Iterable[DeviceBatch], int], Iterable[DeviceBatch]]  # (batches, how many)
 

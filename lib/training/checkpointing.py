@@ -25,7 +25,7 @@ from utils.distributed.signals import SignalRequests
 from utils.errors import UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint, save_best, save_checkpoint
-from utils.storage.provenance import processor, versions
+from utils.storage.conditions import processor, versions
 from utils.storage.run_folder import BEST, BEST_EMA, LATEST
 
 # The fields of `Progress` for the best value so far, by the file of that network.

@@ -20,16 +20,24 @@ from records import attack, attack_result, imagenet_c_result, write
 
 from lib.imagenet_c.corruptions import EXTRA, STANDARD
 from tools.study import robustness_against_cost
-from utils.figures.attacks import AttackedImage, attack_images
+from utils.figures.attacks import (
+    AttackedImage,
+    attack_images,
+    curves_of,
+    robustness,
+    weak_attack_warnings,
+)
 from utils.figures.comparison import DIFFERENCE, Panel, comparison
-from utils.figures.gradients import gradient_ratio, mean_of_seeds, read_gradient_norms
 from utils.figures.imagenet_c import imagenet_c
-from utils.figures.robustness import curves_of, robustness, weak_attack_warnings
 from utils.figures.style import COLOURS, run_labels, save_figure
-from utils.figures.training import training_curves
-from utils.storage.accuracy import Estimate, over_seeds
+from utils.figures.training import (
+    gradient_ratio,
+    mean_of_seeds,
+    read_gradient_norms,
+    training_curves,
+)
 from utils.storage.files import read_csv, write_csv
-from utils.storage.results import AttackResult
+from utils.storage.results import AttackResult, Estimate, mean_over_seeds
 
 FREE = "resnet18_free_adv_step4_eps4_repeat4_bs256"
 HE = f"{FREE}_FN_WN_s10.0_margin0.2"
@@ -127,7 +135,8 @@ FIGURES: dict[str, Callable[[Path], Figure]] = {
         [AttackedImage(PIXELS, PIXELS, "a", "a", "a", "PGD-10 (ce)")] * 4, 0.1, "T"
     ),
     "costs": lambda _: robustness_against_cost(
-        {"free": (20, over_seeds([50, 52])), "free + HE": (20, over_seeds([55]))}, "worst of PGD"
+        {"free": (20, mean_over_seeds([50, 52])), "free + HE": (20, mean_over_seeds([55]))},
+        "worst of PGD",
     ),
 }
 

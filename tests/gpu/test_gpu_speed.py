@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 from tests.gpu.scale import Scale, checked, difference
 from tools.benchmark_subject import Case, Plain, Suite, take
 from utils.config.validators import REDUCE_OVERHEAD
-from utils.storage.provenance import versions
+from utils.storage.conditions import versions
 
 PLAIN = ("plain", "fp32", False)
 # Part, images, precision, mode: how many times as fast as the plain loop, at least.

@@ -9,10 +9,9 @@ import pytest
 from records import attack_result, imagenet_c_result
 from scipy import stats
 
-from utils.storage.accuracy import wilson_interval
 from utils.storage.conditions import Conditions, attack_text
 from utils.storage.files import names_sha256, read_csv, write_csv, write_json
-from utils.storage.results import read_result, record, result_stem, write_result
+from utils.storage.results import read_result, record, result_stem, wilson_interval, write_result
 
 USUAL = {"resize": 256, "crop": 224, "attacks": ("pgd10@1", "pgd50@1"), "eps": 4 / 255}
 CONDITIONS = Conditions(

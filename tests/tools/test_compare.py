@@ -25,9 +25,8 @@ from lib.evaluation.task import Task
 from tools.comparison import values_of
 from tools.paired import bootstrap_interval, holm, sign_test_exact
 from utils.figures.comparison import DIFFERENCE, Panel, comparison
-from utils.storage.accuracy import Accuracy, Estimate
 from utils.storage.conditions import BY_FILE, PGD_ALONE
-from utils.storage.results import Result, ShiftAccuracies, ShiftResult
+from utils.storage.results import Accuracy, Estimate, Result, ShiftAccuracies, ShiftResult
 
 Compare = Callable[..., Done]
 FREE = "resnet18_free_adv_step4_eps4_repeat4_bs256"

@@ -1,7 +1,11 @@
-"""The figure of attacked images: original, perturbation and adversarial image side by side."""
+"""The figures of attacks: images side by side, and accuracy against the radius of the ball."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.figures import style
+from utils.storage.conditions import Conditions, length_number, length_text, unit_of, worst_of
+from utils.storage.results import AttackResult, Estimate, Result, mean_over_seeds
 
 SIDE = style.WIDTH / 6.5  # inches of an image: two triples beside each other, and gaps
 LETTERS = 14  # that fit below an image
+Curve = Sequence[AttackResult]  # by radius
+# By norm and attack each label's points: radius, of 255 for Linf, and top-1, over seeds its mean.
+Panels = dict[tuple[str, str], dict[str, list[tuple[float, Estimate]]]]
+LARGE = 0.25  # a ball in which every pixel may change so much leaves no image recognisable
+NEARLY_NONE = 0.01  # of the images
+RISE = 0.005  # of the images
+NOTE_WIDTH = 110  # characters
 
 
 @dataclass(frozen=True)
@@ -79,3 +92,149 @@ def prediction_caption(prediction: str, label: str) -> tuple[str, str]:
 def shortened(name: str) -> str:
     """A class's name, as much as fits below an image."""
     return style.literal(name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…")
+
+
+def curves_of(results: Mapping[Path, Result]) -> dict[Path, Curve]:
+    """Attacks that differ in their radius alone (and steps), two radii at least, by first file."""
+    groups: dict[Conditions, dict[float, tuple[Path, AttackResult]]] = {}
+    for path, result in results.items():
+        if isinstance(result, AttackResult):
+            names = tuple(text.partition("@")[0] for text in result.conditions.attacks)
+            like = replace(result.conditions, eps=0.0, attacks=names)
+            groups.setdefault(like, {})[result.conditions.eps] = path, result
+    curves: dict[Path, Curve] = {}
+    for by_eps in groups.values():
+        if len(by_eps) > 1:
+            files = [by_eps[eps] for eps in sorted(by_eps)]
+            curves[files[0][0]] = [result for _, result in files]
+    return curves
+
+
+def weak_attack_warnings(curve: Curve) -> list[str]:
+    """Signs in a curve that its attacks are weak, after Carlini et al. 2019, arXiv:1902.06705."""
+    conditions = curve[-1].conditions
+    radii = [length_text(result.conditions.eps, conditions.norm) for result in curve]
+    robust = [result.worst_case.top1.fraction for result in curve]
+    warnings = []
+    for (eps, less), (larger_eps, more) in pairwise(zip(radii, robust, strict=True)):
+        if more - less > RISE:
+            warnings.append(
+                f"robust accuracy rises by {100 * (more - less):.1f} % from eps {eps} to"
+                f" {larger_eps}, though the larger ball holds the smaller: the attack is weak, so"
+                " take more steps or another step size"
+            )
+    values = 3 * conditions.crop**2
+    large = LARGE * {"Linf": 1.0, "L2": math.sqrt(values), "L1": float(values)}[conditions.norm]
+    if conditions.eps >= large and robust[-1] > NEARLY_NONE:
+        warnings.append(
+            f"robust accuracy is still {100 * robust[-1]:.1f} % at eps {radii[-1]}, where no image"
+            " is recognisable: the attack is weak, so take more steps, another loss, or autoattack"
+        )
+    return warnings
+
+
+def curve_note(curve: Curve) -> str:
+    """The attacks behind a curve, their steps, protocol and number of images."""
+    conditions = curve[0].conditions
+    texts = [text.partition("@") for result in curve for text in result.conditions.attacks]
+    names = ", ".join(dict.fromkeys(name for name, _, _ in texts))
+    steps = sorted({step for _, _, step in texts if step}, key=float)
+    if steps:
+        ends = " to ".join(dict.fromkeys((steps[0], steps[-1])))
+        names += f", steps of {ends}{unit_of(conditions.norm)}"
+    images = f"{curve[0].clean.top1.n} images"
+    return textwrap.fill(f"{names}; protocol {conditions.protocol}; {images}.", NOTE_WIDTH)
+
+
+def panels_of(curves: Mapping[str, Sequence[Curve]]) -> Panels:
+    """The curves of every attack, from the clean accuracy on; of a single attack the worst case.
+
+    A label has a curve for each of its seeds.
+    """
+    panels: Panels = {}
+    for label, seeds in curves.items():
+        first = seeds[0][0]
+        attacks = list(dict.fromkeys(a.title for a in first.attacks if not a.is_part))
+        worst = worst_of(first.conditions.attacks)
+        for attack in [*(attacks if len(attacks) > 1 else []), worst]:
+            panel = panels.setdefault((first.conditions.norm, attack), {})
+            panel[label] = mean_curve(seeds, attack)
+    return panels
+
+
+def mean_curve(seeds: Sequence[Curve], attack: str) -> list[tuple[float, Estimate]]:
+    """Radius, of 255 for Linf, and top-1 over the seeds, where all of them have that radius."""
+    by_eps = [
+        {0.0: curve[0].clean.top1.estimate}
+        | {result.conditions.eps: top1_under(attack, result) for result in curve}
+        for curve in seeds
+    ]
+    points = []
+    for eps in sorted(set.intersection(*map(set, by_eps))):
+        tops = [of_seed[eps] for of_seed in by_eps]
+        mean = mean_over_seeds([top1.percent for top1 in tops]) if len(tops) > 1 else tops[0]
+        radius = float(length_number(eps, seeds[0][0].conditions.norm))
+        points.append((radius, replace(mean, warned=any(top1.warned for top1 in tops))))
+    return points
+
+
+def top1_under(attack: str, result: AttackResult) -> Estimate:
+    """What the attack of this title leaves; of another title the worst case."""
+    found = [a.top1 for a in result.attacks if a.title == attack] or [result.worst_case.top1]
+    return replace(found[0].estimate, warned=bool(result.warnings))
+
+
+@style.applied
+def robustness(curves: Mapping[str, Sequence[Curve]]) -> Figure:
+    """Accuracy against the radius, a panel for each norm and attack; at 0 it is clean.
+
+    A label's curves are those of its seeds. Points with a warning are hollow.
+    """
+    panels = panels_of(curves)
+    across = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
+    down = -(-len(panels) // across)
+    fig = Figure(figsize=(style.WIDTH, 2.1 * down + 0.5), layout="constrained")
+    grid = fig.subplots(down, across, sharey=True, squeeze=False)
+    looks = {label: style.curve(index) for index, label in enumerate(curves)}
+    drawn: list[Estimate] = []
+    for axes, ((norm, attack), panel) in zip(grid.flat, panels.items(), strict=False):
+        for label, points in panel.items():
+            draw_points(axes, points, looks[label])
+            drawn += [top1 for _, top1 in points]
+        axes.set_title(attack if len(panels) > 1 else "")
+        axes.set_xlabel("eps (of 255)" if norm == "Linf" else f"eps ({norm} norm)")
+        axes.margins(x=0.03)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    warned = any(top1.warned for top1 in drawn)
+    handles = style.legend_handles(looks if len(curves) > 1 else {}, warned)
+    if handles:
+        fig.legend(handles=handles, loc="outside upper center", ncols=2)
+    name = "".join(f"\n{attack}" for _, attack in panels) if len(panels) == 1 else ""
+    for axes in grid[:, 0]:
+        tops = [top1.whiskers[1] for top1 in drawn]
+        style.percent_axis(axes, f"top-1 accuracy (%){name}", tops)
+    notes = dict.fromkeys(curve_note(curve) for seeds in curves.values() for curve in seeds)
+    whiskers = ""
+    if any(len(seeds) == 1 for seeds in curves.values()):
+        whiskers += "Whiskers: 95 % Wilson intervals. "
+    if any(len(seeds) > 1 for seeds in curves.values()):
+        whiskers += "Bands: ± one standard deviation over the seeds (n - 1). "
+    style.footnote(fig, "\n".join([f"{whiskers}At 0: clean.", *notes]))
+    return fig
+
+
+def draw_points(
+    axes: Axes, points: Sequence[tuple[float, Estimate]], look: Mapping[str, Any]
+) -> None:
+    """One curve: a band over several seeds, else whiskers."""
+    radii, percents = [eps for eps, _ in points], [top1.percent for _, top1 in points]
+    lows, highs = zip(*(top1.whiskers for _, top1 in points), strict=True)
+    if points[0][1].spread is None:
+        axes.vlines(radii, lows, highs, color=look["color"], linewidth=0.9)
+    else:
+        axes.fill_between(radii, lows, highs, color=look["color"], alpha=0.15, linewidth=0)
+    axes.plot(radii, percents, **look)
+    for eps, top1 in points:
+        if top1.warned:
+            axes.plot(eps, top1.percent, **style.marked(look, warned=True))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.figures import style
-from utils.storage.accuracy import Estimate
+from utils.storage.results import Estimate
 
 ACCURACY, ERROR = "top-1 accuracy (%)", "mCE (%), less is better"
 DIFFERENCE = "difference of top-1 accuracy (points)"

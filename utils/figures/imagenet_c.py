@@ -7,8 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.figures import style
-from utils.storage.accuracy import Estimate, mean_estimate
-from utils.storage.results import ImageNetCResult
+from utils.storage.results import Estimate, ImageNetCResult, mean_estimate
 
 MEAN = "mean of the 15"
 Results = Mapping[str, ImageNetCResult]  # by label

@@ -1,28 +1,33 @@
-"""The conditions of an evaluation: what can change its numbers, and so what its file is called."""
+"""What can change the numbers of an evaluation, and so what its file is called; its provenance."""
 
+import datetime
 import hashlib
 import json
 import os
+import platform
 import re
+import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-KINDS = ("attack", "imagenet_c", "shift")  # what the names of result files begin with
 BY_FILE = "CLASS/FILE"  # what a random start of PGD depends on beside the seed
 PGD_ALONE = (
     "an upper bound of the robust accuracy: APGD or AutoAttack usually leaves"
     " less; run evaluate.py -e --attack apgd (pip install -r requirements-extra.txt)"
 )
 LONGEST_NAME = 180  # bytes; file systems take 255, endings and numbers of processes come on top
+PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
     """Everything that can change a number; two evaluations that differ in it share no file."""
 
-    kind: str  # of KINDS
+    kind: str  # of `run_folder.KINDS`
     protocol: str
     checkpoint: str  # SHA-256 of the network's file or weights
     images: str  # SHA-256 of the list of images
@@ -105,3 +110,41 @@ def length_text(length: float, norm: str = "Linf") -> str:
 def unit_of(norm: str) -> str:
     """What stands behind the number of a radius or step."""
     return "/255" if norm == "Linf" else f" ({norm})"
+
+
+def versions(*others: str) -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers depend on; of others if present."""
+    found = {"python": platform.python_version(), **{p: metadata.version(p) for p in PACKAGES}}
+    for name in others:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def suite() -> dict[str, Any]:
+    """The suite's commit and whether its files were changed since; nothing outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str:
+        words = "git", "-C", str(root), *words
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+    with suppress(OSError, subprocess.CalledProcessError):
+        if (root / ".git").exists():
+            changes = git("status", "--porcelain", "--untracked-files=no")
+            return {"commit": git("rev-parse", "HEAD"), "changed": bool(changes)}
+    return {}
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def processor() -> str:
+    """The processor's name."""
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

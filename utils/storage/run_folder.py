@@ -7,7 +7,6 @@ from typing import Any, TextIO
 
 from utils.config.load import read_yaml
 from utils.errors import UserError
-from utils.storage.conditions import KINDS
 from utils.text import shortlist
 
 ROOT = Path("trained_models")
@@ -16,6 +15,7 @@ LATEST = "checkpoint.pth.tar"
 PREVIOUS = "checkpoint.previous.pth.tar"
 BEST = "model_best.pth.tar"
 BEST_EMA = "model_ema_best.pth.tar"  # averaged weights
+KINDS = ("attack", "imagenet_c", "shift")  # what the names of result files begin with
 CHECKPOINTS = (LATEST, PREVIOUS, BEST_EMA, BEST)
 # What takes work to make again. config.yml and log.txt alone are left by a start that failed.
 RESULTS = (
