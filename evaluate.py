@@ -19,8 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lib.algorithm.protocols import PROTOCOLS, ThreatModel
-from lib.evaluation.attacks import attack_list
+from lib.evaluation.attacks import attacks_by_ball
 from utils.config.command_line import parse_command_line
 from utils.config.settings import Config
 from utils.distributed.launch import launch, run_command
@@ -41,9 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         config = parse_command_line(argv, "evaluate", __doc__ or "")
-        # Wrong names are answered at once.
-        threat = ThreatModel(config.eps, PROTOCOLS[config.EVAL.protocol], norm=config.EVAL.norm)
-        attack_list(config.OPTIONS.attack, config.ADV.pgd_attack, threat)
+        attacks_by_ball(config)  # a wrong name is answered at once
         launch(work, config)
 
     return run_command(command)

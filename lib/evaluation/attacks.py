@@ -4,7 +4,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from lib.algorithm.protocols import LOSS_NAMES, AttackSpec, AutoAttackSpec, PGDSpec, ThreatModel
+from lib.algorithm.protocols import (
+    LOSS_NAMES,
+    PROTOCOLS,
+    AttackSpec,
+    AutoAttackSpec,
+    PGDSpec,
+    ThreatModel,
+)
+from utils.config.settings import Config
 from utils.config.validators import number, whole
 from utils.errors import UserError
 
@@ -93,6 +101,21 @@ def attack_list(
     return list(by_name.values())
 
 
+def attacks_by_ball(
+    config: Config, scales: Sequence[float] = ()
+) -> dict[ThreatModel, list[AttackSpec]]:
+    """The attacks in each ball of `--eps`, or in that of ADV.clip_eps; see `attack_list`."""
+    norm, precision = config.EVAL.norm, config.EVAL.precision
+    protocol, unit = PROTOCOLS[config.EVAL.protocol], config.DATA.max_color_value
+    attacks = {}
+    for radius in config.EVAL.eps or (config.ADV.clip_eps,):
+        eps = radius / unit if norm == "Linf" else radius
+        threat = ThreatModel(eps, protocol, config.RUN.seed, precision, norm)
+        rows = config.attacks_within(eps)
+        attacks[threat] = attack_list(config.OPTIONS.attack, rows, threat, scales)
+    return attacks
+
+
 def for_classes(specs: Iterable[AttackSpec], classes: int) -> list[AttackSpec]:
     """The attacks for a network of this many outputs.
 
@@ -115,7 +138,5 @@ def for_classes(specs: Iterable[AttackSpec], classes: int) -> list[AttackSpec]:
             if stages != spec.stages:
                 label = f"{spec.label.partition(' (')[0]} ({', '.join(stages)})"
                 spec = replace(spec, stages=stages, label=label)
-        elif spec.loss == "dlr" and classes < 3:
-            raise UserError("the dlr loss compares three classes; use margin")
         fitting.append(spec)
     return fitting

@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,14 +19,13 @@ from torch import nn
 
 from lib.algorithm.metrics import correct_in_top, derived_seed, full_precision, precision_context
 from lib.algorithm.norms import NORMS
+from lib.algorithm.pgd import Logits
 from lib.algorithm.pgd_attack import DeviceBatch, Outcome
 from lib.algorithm.protocols import AutoAttackSpec, ThreatModel
 from utils.errors import UserError
 
 CHUNK = 256  # images, whatever EVAL.batch_size
 ROUNDING = 1e-6  # of a float32 pixel in [0, 1]; and of a radius, relatively
-
-Network = Callable[[torch.Tensor], torch.Tensor]
 
 
 class AutoAttack:
@@ -52,10 +51,10 @@ class AutoAttack:
         spec: AutoAttackSpec,
         threat: ThreatModel,
         surrogate: nn.Module | None = None,
-        network: Network | None = None,
+        network: Logits | None = None,
     ) -> None:
         self.model, self.spec, self.threat, self.surrogate = model, spec, threat, surrogate
-        self.searched: Network = network or surrogate or model
+        self.searched: Logits = network or surrogate or model
         self.warnings: set[str] = set()
         self.passes: Counter[str] = Counter()  # images, `forward` and `backward`
         self.dtype = next(model.parameters()).dtype
@@ -117,14 +116,14 @@ class AutoAttack:
             logits: torch.Tensor = self.model(images.to(self.dtype))
         return logits
 
-    def networks(self, non_finite: "NonFinite") -> list[Network]:
+    def networks(self, non_finite: "NonFinite") -> list[Logits]:
         """What the package attacks: the network in the search's precision, then in full.
 
         Of another network than the evaluated one, nothing is repeated in full precision.
         """
         attacked = self.surrogate or self.model
 
-        def logits_of(network: Network, images: torch.Tensor) -> torch.Tensor:
+        def logits_of(network: Logits, images: torch.Tensor) -> torch.Tensor:
             # The package takes views of its gradients, which a network in channels_last would
             # hand back in channels_last: behind a flat image they are contiguous.
             images = images.flatten(1).unflatten(1, images.shape[1:])
@@ -192,7 +191,7 @@ def package_attack(
     classes: int,
     seed: int,
     device: torch.device,
-    logits_of: Network,
+    logits_of: Logits,
 ) -> Any:
     """The package's attack object for float32 images."""
     adversary = require_package()(

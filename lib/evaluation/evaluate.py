@@ -42,9 +42,8 @@ Work = Callable[[Iterable[DeviceBatch]], Iterator[Rows]]
 
 
 class AttackRow(NamedTuple):
-    """One attacked image, as `lib.algorithm.pgd_attack.Outcome` without the image."""
+    """One attacked image, as `lib.algorithm.pgd_attack.Outcome`."""
 
-    prediction: int
     robust: bool
     robust5: bool
     no_gradient: bool
@@ -55,14 +54,13 @@ def attack_rows(outcome: Outcome) -> dict[int, AttackRow]:
     """Rows by position, without the images."""
     columns = (
         outcome.indices,
-        outcome.predictions,
         outcome.robust,
         outcome.robust5,
         outcome.no_gradient,
         outcome.stages_survived,
     )
     rows = torch.stack([column.long() for column in columns], dim=1).tolist()
-    return {i: AttackRow(p, bool(r), bool(r5), bool(z), s) for i, p, r, r5, z, s in rows}
+    return {i: AttackRow(bool(r), bool(r5), bool(z), s) for i, r, r5, z, s in rows}
 
 
 def rows_of(attack: PGDAttack | AutoAttack, batches: Iterable[DeviceBatch]) -> Iterator[Rows]:

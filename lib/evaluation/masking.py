@@ -13,7 +13,7 @@ from torch import nn
 
 from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, PGDSpec, ThreatModel
-from lib.evaluation.evaluate import CLEAN
+from lib.evaluation.evaluate import CLEAN, Rows
 from lib.evaluation.task import EvaluationData
 from utils.storage.conditions import length_text
 from utils.storage.run_folder import BEST, BEST_EMA
@@ -23,8 +23,6 @@ MORE_STEPS_SHARE = 0.005  # of all images: more steps may lose a few by chance, 
 MARGIN_SHARE = 0.05  # of all images
 SQUARE_SHARE = 0.002  # of all images, the bound of the authors' package
 REPEAT_TOLERANCE = 1e-3  # relative: kernels may round differently from call to call
-
-Rows = Mapping[int, Any]
 
 
 def check_reach(specs: Sequence[AttackSpec], threat: ThreatModel) -> tuple[list[str], list[str]]:

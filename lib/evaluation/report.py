@@ -43,12 +43,31 @@ def report(
 ) -> None:
     """Write `<stem>_images.csv`, `_classes.csv`, then `.json`: if it is there, all is there; print.
 
+    With a cascade an attack has seen only a part of the images, so only the worst case counts.
+
     Args:
         warnings: what is to be doubted about the numbers.
         notes: what else is to be known about them.
     """
     logger, images = evaluation.task.logger, image_lines(evaluation)
-    result = summarise(evaluation, images, provenance, warnings, notes)
+    clean, specs = evaluation.rows[CLEAN].values(), evaluation.specs
+    cascade, n = evaluation.conditions.cascade, len(clean)
+    top5 = Accuracy(sum(row.correct5 for row in clean), n)
+    attacks = () if cascade else (attack_accuracies(evaluation, images, spec) for spec in specs)
+    result = AttackResult(
+        evaluation.conditions,
+        provenance,
+        tuple(warnings),
+        CleanAccuracies(
+            count(images, "clean_correct"),
+            top5 if has_top5(evaluation.task.evaluated.model.num_classes) else None,
+            loss=sum(row.loss for row in clean) / n,
+        ),
+        tuple(part for parts in attacks for part in parts),
+        TopAccuracies(count(images, "worst_case_robust")),
+        tuple(spec.name for spec in specs) if cascade else None,
+        notes=tuple(notes),
+    )
     write_lines(Path(f"{stem}_images.csv"), images)
     write_lines(Path(f"{stem}_classes.csv"), class_lines(evaluation, images))
     write_result(Path(f"{stem}.json"), result)
@@ -63,37 +82,6 @@ def say(logger: Logger, result: Result) -> None:
         logger.info(result_table(result))
     for warning in result.warnings:
         logger.warning(warning)
-
-
-def summarise(
-    evaluation: Evaluation,
-    images: Images,
-    provenance: Mapping[str, Any],
-    warnings: Sequence[str],
-    notes: Sequence[str],
-) -> AttackResult:
-    """The counts of an evaluation.
-
-    With a cascade an attack has seen only a part of the images, so only the worst case counts.
-    """
-    clean, specs = evaluation.rows[CLEAN].values(), evaluation.specs
-    cascade, n = evaluation.conditions.cascade, len(clean)
-    top5 = Accuracy(sum(row.correct5 for row in clean), n)
-    attacks = () if cascade else (attack_accuracies(evaluation, images, spec) for spec in specs)
-    return AttackResult(
-        evaluation.conditions,
-        provenance,
-        tuple(warnings),
-        CleanAccuracies(
-            count(images, "clean_correct"),
-            top5 if has_top5(evaluation.task.evaluated.model.num_classes) else None,
-            loss=sum(row.loss for row in clean) / n,
-        ),
-        tuple(part for parts in attacks for part in parts),
-        TopAccuracies(count(images, "worst_case_robust")),
-        tuple(spec.name for spec in specs) if cascade else None,
-        notes=tuple(notes),
-    )
 
 
 def count(images: Images, column: str) -> Accuracy:
@@ -214,10 +202,10 @@ def attacked_images(evaluation: Evaluation, chosen: Sequence[int]) -> list[Attac
     data, model = evaluation.data, evaluation.task.evaluated.model
     alone = replace(data, workers=0, context=DistributedContext(0, 1, data.context.device))
     images: dict[int, AttackedImage] = {}
-    names = evaluation.task.evaluated.settings.classes
+    classes = evaluation.task.evaluated.settings.classes
 
     def name_of(output: int) -> str:
-        return names[output] if names else f"output {output}"
+        return classes[output] if classes else f"output {output}"
 
     with frozen_eval(model):
         originals = {
@@ -230,14 +218,11 @@ def attacked_images(evaluation: Evaluation, chosen: Sequence[int]) -> list[Attac
             if not positions:
                 continue
             for outcome in evaluation.attack_of(spec).run(alone.batches(positions)):
-                answers = model(outcome.adversarial).argmax(1).tolist()
-                attacked = zip(
-                    outcome.indices.tolist(), outcome.adversarial.cpu(), answers, strict=True
-                )
-                for i, image, answer in attacked:
-                    before = evaluation.rows[CLEAN][i].prediction
-                    label, before, after = map(name_of, (data.tree.labels[i], before, answer))
-                    images[i] = AttackedImage(originals[i], image, label, before, after, spec.label)
+                columns = outcome.indices.tolist(), outcome.predictions.tolist()
+                for i, after, image in zip(*columns, outcome.adversarial.cpu(), strict=True):
+                    outputs = data.tree.labels[i], evaluation.rows[CLEAN][i].prediction, after
+                    texts = *map(name_of, outputs), spec.label
+                    images[i] = AttackedImage(originals[i], image, *texts)
     return [images[i] for i in chosen]
 
 

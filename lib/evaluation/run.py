@@ -1,17 +1,16 @@
 """`-e`, `--eva_on_imagenet_c` and `--eva_on_shift`: set up, run, report."""
 
-import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib.algorithm.protocols import PROTOCOLS, AttackSpec, AutoAttackSpec, ThreatModel
+from lib.algorithm.protocols import AttackSpec, AutoAttackSpec, ThreatModel
 from lib.data.folders import ImageTree, read_split
 from lib.data.loader import share_of_workers
-from lib.evaluation.attacks import attack_list, for_classes
+from lib.evaluation.attacks import attacks_by_ball, for_classes
 from lib.evaluation.autoattack import require_package
 from lib.evaluation.evaluate import CLEAN, Evaluation, Rows
 from lib.evaluation.load_model import EvaluatedModel, load_evaluated_model, load_surrogate
@@ -27,13 +26,8 @@ from utils.distributed.context import DistributedContext
 from utils.figures.attacks import curves_of, robustness, weak_attack_warnings
 from utils.figures.style import save_figure
 from utils.logging import Logger
-from utils.storage.conditions import (
-    LONGEST_NAME,
-    Conditions,
-    length_number,
-    length_text,
-)
-from utils.storage.files import make_folder, names_sha256
+from utils.storage.conditions import length_number, length_text
+from utils.storage.files import make_folder
 from utils.storage.results import conditions_at, find_results, read_result
 from utils.storage.run_folder import BEST, BEST_EMA
 
@@ -58,13 +52,13 @@ def evaluate(config: Config, context: DistributedContext) -> None:
     for warning in ignored_settings(config, evaluated.settings.hypersphere):
         logger.warning(warning)
     task = Task(with_trained_settings(config, evaluated, logger), context, logger, evaluated)
-    imagenet, imagenet_c = data_folders(config)
+    imagenet_c = config.DATA.imagenet_c
     if config.OPTIONS.eva_on_imagenet_c:  # before hours of attacks, perhaps
         context.from_main(lambda: find_folders(imagenet_c, config.OPTIONS.corruptions))
     if config.OPTIONS.eva_on_shift:
         evaluate_shift(task, config.OPTIONS.data or "")
     if config.OPTIONS.evaluate:
-        evaluate_attacks(task, imagenet)
+        evaluate_attacks(task)
     if config.OPTIONS.eva_on_imagenet_c:
         evaluate_imagenet_c(task, imagenet_c)
 
@@ -82,20 +76,10 @@ def evaluate_trained(config: Config, context: DistributedContext) -> None:
         call = config.changed(values, Source.BUILT_IN)
         load = partial(load_evaluated_model, call, context.device)
         evaluated = context.run_and_share_errors(load)
-        evaluate_attacks(Task(call, context, logger, evaluated), call.DATA.imagenet, again=False)
+        evaluate_attacks(Task(call, context, logger, evaluated), again=False)
 
 
-def data_folders(config: Config) -> tuple[str, str]:
-    """DIRs of ImageNet and ImageNet-C. One DIR for both goes to the one that it looks like."""
-    options, data = config.OPTIONS, config.DATA
-    if options.data and options.evaluate and options.eva_on_imagenet_c:
-        if os.path.isdir(os.path.join(options.data, "val")):
-            return options.data, data.imagenet_c
-        return data.imagenet, options.data
-    return data.imagenet, data.imagenet_c
-
-
-def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
+def evaluate_attacks(task: Task, again: bool = True) -> None:
     """Clean images and attacks on DIR/val: table, JSON, CSV, images; for several radii a curve.
 
     Args:
@@ -103,10 +87,10 @@ def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
             radii those that are there are never evaluated again, so that a curve is resumed.
     """
     config, context, logger, evaluated = task.config, task.context, task.logger, task.evaluated
-    attacks, tree, subset = context.from_main(partial(prepare, task, data))
+    attacks, tree, subset = context.from_main(partial(prepare, task))
     load = partial(load_surrogate, config, context.device, evaluated)
     surrogate = context.run_and_share_errors(load)
-    task.announce(f"attacks on {subset['description']} of {data}/val")
+    task.announce(f"attacks on {subset['description']} of {config.DATA.imagenet}/val")
     if surrogate is not None:
         logger.info(f"attacked is {surrogate.identity['path']}: {surrogate.settings.describe()}")
     sizes = config.DATA.img_size, config.DATA.crop_size, config.EVAL.batch_size
@@ -144,32 +128,21 @@ def evaluate_attacks(task: Task, data: str, again: bool = True) -> None:
 
 
 def prepare(
-    task: Task, data: str
+    task: Task,
 ) -> tuple[dict[ThreatModel, list[AttackSpec]], ImageTree, dict[str, Any]]:
     """What may be refused, before anything is measured: attacks by ball, images, the subset."""
-    attacks = attacks_by_ball(task.config, task.evaluated)
+    config, evaluated = task.config, task.evaluated
+    # Scales mean something for a hypersphere head alone.
+    scales = config.EVAL.scales if evaluated.settings.hypersphere else ()
+    attacks = {
+        threat: for_classes(specs, evaluated.model.num_classes)
+        for threat, specs in attacks_by_ball(config, scales).items()
+    }
     if any(isinstance(spec, AutoAttackSpec) for specs in attacks.values() for spec in specs):
         require_package()
-    whole = task.with_labels(read_split(data, "val"))
+    whole = task.with_labels(read_split(config.DATA.imagenet, "val"))
     tree = task.pick(whole)
     return attacks, tree, task.subset(len(tree.files), len(whole.files), tree.fingerprint)
-
-
-def attacks_by_ball(
-    config: Config, evaluated: EvaluatedModel
-) -> dict[ThreatModel, list[AttackSpec]]:
-    """The attacks in each ball of `--eps`, or in that of ADV.clip_eps."""
-    norm, precision, protocol = config.EVAL.norm, config.EVAL.precision, config.EVAL.protocol
-    # Linf has the unit of max_color_value; scales mean something for a hypersphere head alone.
-    unit = config.DATA.max_color_value if norm == "Linf" else 1.0
-    scales = config.EVAL.scales if evaluated.settings.hypersphere else ()
-    attacks = {}
-    for radius in config.EVAL.eps or (config.ADV.clip_eps,):
-        threat = ThreatModel(radius / unit, PROTOCOLS[protocol], config.RUN.seed, precision, norm)
-        rows = config.attacks_within(threat.eps)
-        specs = attack_list(config.OPTIONS.attack, rows, threat, scales)
-        attacks[threat] = for_classes(specs, evaluated.model.num_classes)
-    return attacks
 
 
 def run_attacks(evaluation: Evaluation) -> tuple[list[str], list[str]]:
@@ -204,21 +177,7 @@ def draw_curve(stems: Sequence[Path], last: Evaluation) -> None:
     for warning in weak_attack_warnings(curve):
         last.task.logger.warning(warning)
     radii = [length_number(r.conditions.eps, r.conditions.norm) for r in curve]
-    path = curve_path(stems[-1], last.conditions, last.usual, radii)
+    name = replace(last.conditions, eps=last.usual["eps"]).file_name(last.usual)
+    path = stems[-1].with_name(f"{name}_curve_eps{'+'.join(radii)}"[:240])  # a name's length
     save_figure(robustness({last.task.evaluated.settings.describe(): [curve]}), path)
     last.task.logger.info(f"curve: {path}.png, .pdf")
-
-
-def curve_path(
-    stem: Path, conditions: Conditions, usual: Mapping[str, Any], radii: Sequence[str]
-) -> Path:
-    """The curve's files without extension: a radius's `stem` without it, and all of them.
-
-    Many radii stand as a digest.
-    """
-    digest = stem.name.removeprefix(conditions.file_name(usual))  # where there was one
-    name = replace(conditions, eps=usual["eps"]).file_name(usual) + digest + "_curve"
-    path = stem.with_name(f"{name}_eps{'+'.join(radii)}")
-    if len(os.fsencode(path.name)) > LONGEST_NAME:
-        path = stem.with_name(f"{name}_{names_sha256(radii)[:8]}")
-    return path

@@ -76,15 +76,6 @@ def run(
     return found
 
 
-def test_random_start_depends_on_the_image_alone() -> None:
-    start = random_start(3, (3, 40, 40), 0.1, seed=7, restart=2)
-    assert start.abs().max() <= 0.1
-    assert start.std() == pytest.approx(0.1 / 3**0.5, rel=0.1)
-    assert torch.equal(start, random_start(3, (3, 40, 40), 0.1, 7, 2))
-    for other in ((4, 7, 2), (3, 8, 2), (3, 7, 1)):
-        assert not torch.equal(start, random_start(other[0], (3, 40, 40), 0.1, *other[1:]))
-
-
 def test_starts_drawn_ahead_are_the_same() -> None:
     images = torch.zeros(5, 3, 4, 4, dtype=torch.float64).contiguous(
         memory_format=torch.channels_last
@@ -137,8 +128,6 @@ def test_last_iterate_protocols(model, batch, protocol: str, restarts: int) -> N
         assert robust5  # five classes
         # The start is drawn in float32 as low + u * (high - low), which rounds its own way.
         assert torch.allclose(image, (wrong or lasts[-1:])[0][row], atol=1e-7)
-    distance = max((found[i][2] - x).abs().max() for i, x in zip(found, batch.images, strict=True))
-    assert distance <= (2 if protocol == "paper" else 1) * EPS + 1e-7
 
 
 @pytest.mark.parametrize("restarts", [1, 2])

@@ -61,9 +61,7 @@ def test_text_stays_text_whatever_it_looks_like(value: str) -> None:
         ("main_free -e data --resume w.pth", "data", "data", "data/ImageNet-C"),
         ("evaluate -e --resume w.pth data", "data", "data", "data/ImageNet-C"),
         ("evaluate data --eva_on_imagenet_c --resume w.pth", "data", "data/ImageNet", "data"),
-        # Later it is told which of the two it looks like.
-        ("evaluate data -e --eva_on_imagenet_c --resume w.pth",
-         "data", "data/ImageNet", "data/ImageNet-C"),
+        ("evaluate data -e --eva_on_imagenet_c --resume w.pth", "data", "data", "data/ImageNet-C"),
     ],
 )  # fmt: skip
 def test_dir_may_stand_anywhere(line: str, data: str, imagenet: str, imagenet_c: str) -> None:

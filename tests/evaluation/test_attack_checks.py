@@ -116,7 +116,7 @@ def test_a_defect_is_warned_of(
 @pytest.mark.parametrize("broken", [2, 3])
 def test_square_alone_breaking_images(broken: int) -> None:
     clean = {i: CleanRow(0, True, True, 0.0) for i in range(1000)}
-    rows = {i: AttackRow(0, i >= broken, True, False, 3 + (i >= broken)) for i in range(1000)}
+    rows = {i: AttackRow(i >= broken, True, False, 3 + (i >= broken)) for i in range(1000)}
     warnings = [*check_attacks({"clean": clean, "autoattack": rows}, [AutoAttackSpec()])]
     assert ["broke 3 images" in warning for warning in warnings] == [True] * (broken == 3)
 

@@ -101,11 +101,9 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
     parsed = vars(build_parser(script, manual).parse_args(arguments))
     values = [(f"--{name}", key, parsed.get(name)) for name, key in FLAGS.items()]
     values += [parse_assignment(assignment) for assignment in parsed["set"]]
-    corrupted = parsed.get("eva_on_imagenet_c")
-    values.append(("DIR", "data", parsed["data"]))
-    if not (corrupted and parsed["evaluate"]):  # else it serves two evaluations
-        key = "DATA.imagenet_c" if corrupted else "DATA.imagenet"
-        values.append(("DIR", key, parsed["data"]))
+    corrupted = parsed.get("eva_on_imagenet_c") and not parsed["evaluate"]
+    key = "DATA.imagenet_c" if corrupted else "DATA.imagenet"
+    values += [("DIR", "data", parsed["data"]), ("DIR", key, parsed["data"])]
     file = os.path.expanduser(parsed["config"] or DEFAULT_CONFIG)
     config = merge(
         read_yaml(file),

@@ -1,14 +1,91 @@
-"""Balls against their definitions: projections against scipy, points and directions by property."""
+"""Losses, learning rates and balls against their formulas, numpy and scipy."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
 
+from lib.algorithm.losses import ATTACK_LOSS, margin_cross_entropy
 from lib.algorithm.norms import LINF, NORMS, Norm
+from lib.algorithm.schedules import Schedule, cosine_lr, linear_lr, step_lr
+from utils.errors import UserError
 
+LOGITS = torch.tensor([[2.0, -1.0, 0.5, 3.0], [0.0, 4.0, 1.0, -2.0]], dtype=torch.float64)
+LABELS = torch.tensor([0, 1])
 EVERY = pytest.mark.parametrize("norm", NORMS.values(), ids=list(NORMS))
 EPS = {"Linf": 0.1, "L2": 0.4, "L1": 1.0}  # of 12 values
+
+
+# Losses
+
+
+def test_margin_is_taken_off_the_true_logit() -> None:
+    shifted = LOGITS.numpy().copy()
+    shifted[[0, 1], LABELS] -= 2.0
+    log_sum = np.log(np.exp(shifted).sum(axis=1))
+    expected = (log_sum - shifted[[0, 1], LABELS]).mean()
+    assert margin_cross_entropy(LOGITS, LABELS, 2.0).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_low_precision_logits_are_judged_in_float32() -> None:
+    assert margin_cross_entropy(LOGITS.bfloat16(), LABELS).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ce", np.log(np.exp(LOGITS.numpy()).sum(axis=1)) - [2.0, 4.0]),
+        ("margin", [3.0 - 2.0, 1.0 - 4.0]),
+        # sorted logits: 3, 2, 0.5 and 4, 1, 0
+        ("dlr", [(3.0 - 2.0) / (3.0 - 0.5), (1.0 - 4.0) / (4.0 - 0.0)]),
+    ],
+)
+def test_attack_losses(name: str, expected: list[float]) -> None:
+    assert ATTACK_LOSS[name](LOGITS, LABELS).tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_dlr_does_not_see_the_scale() -> None:
+    one, ten = ATTACK_LOSS["dlr"](LOGITS, LABELS), ATTACK_LOSS["dlr"](10 * LOGITS, LABELS)
+    assert one.tolist() == pytest.approx(ten.tolist())
+
+
+def test_dlr_with_two_classes_says_so() -> None:
+    with pytest.raises(UserError, match="use margin"):
+        ATTACK_LOSS["dlr"](LOGITS[:, :2], LABELS)
+
+
+# Learning rates
+
+
+@pytest.mark.parametrize(
+    ("epoch", "repeats", "lr"),
+    [
+        *[(0, 4, 0.1), (7, 4, 0.1), (8, 4, 0.01), (15, 4, 0.01), (16, 4, 0.001), (22, 4, 0.001)],
+        *[(29, 1, 0.1), (30, 1, 0.01), (60, 1, 0.001), (3, 10, 0.01), (0, 40, 0.1), (1, 40, 0.01)],
+    ],
+)
+def test_step(epoch: int, repeats: int, lr: float) -> None:
+    assert step_lr(epoch, 0.1, repeats) == pytest.approx(lr, rel=1e-12)
+    assert Schedule("step", 0.1, repeats)(epoch, 0.9) == pytest.approx(lr, rel=1e-12)
+
+
+@pytest.mark.parametrize("points", [([0, 1, 6], [0, 0.4, 0.04]), ([6, 12], [0.04, 0.004])])
+def test_linear_is_numpys_interpolation(points: tuple[list[float], list[float]]) -> None:
+    for time in np.linspace(0, 13, 40):
+        assert linear_lr(time, *points) == pytest.approx(np.interp(time, *points), abs=1e-15)
+    assert linear_lr(3, [2], [0.5]) == 0.5
+
+
+def test_cosine_with_warmup() -> None:
+    found = [cosine_lr(time, 0.2, 10, 2) for time in (0, 1, 2, 6, 10, 11)]
+    assert found == pytest.approx([0, 0.1, 0.2, 0.1, 0, 0], abs=1e-15)
+    assert cosine_lr(1, 0.2, 4) == pytest.approx(0.1 * (1 + math.cos(math.pi / 4)))
+    assert Schedule("cosine", 0.2, passes=10, warmup_epochs=2)(5, 1.0) == pytest.approx(0.1)
+
+
+# Balls
 
 
 def nearest(image: np.ndarray, centre: np.ndarray, eps: float, norm: Norm) -> np.ndarray:
