@@ -268,7 +268,7 @@ def test_a_curve_says_what_it_is_of_and_draws_hollow_what_was_warned_of() -> Non
     (entry,) = fig.legends[0].get_texts()
     assert entry.get_text() == "hollow: evaluated with a warning"
     assert "pgd10, steps of 1 to 4/255; protocol standard; 100 images." in texts(fig)
-    assert axes.get_ylabel() == "top-1 accuracy (%)\nworst of PGD"
+    assert axes.get_title() == "worst of PGD"
     doubtful = replace(imagenet_c_result(), warnings=("x",))
     above, below = imagenet_c({"A": doubtful, "B": imagenet_c_result()}).subfigs
     assert [bar.get_fill() for bar in below.axes[0].patches] == [False] * 16 + [True] * 16

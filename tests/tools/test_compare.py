@@ -485,9 +485,9 @@ def test_published_numbers_of_shifted_sets_need_name_and_number_of_images(compar
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        ("{", "is not JSON"),
+        ("{", "is no whole evaluation"),
         ('{"kind": "training"}', "is no evaluation"),
-        ('{"kind": "attack", "provenance": 3}', "lacks what an evaluation holds"),
+        ('{"kind": "attack", "provenance": 3}', "is no whole evaluation"),
     ],
 )
 def test_bad_files_are_one_line(compare: Compare, content: str, cause: str) -> None:

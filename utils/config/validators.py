@@ -39,7 +39,7 @@ def number(value: object) -> float:
     try:
         parts = [float(part) for part in str(value).split("/", maxsplit=1)]
         result = parts[0] / parts[1] if len(parts) == 2 else parts[0]
-    except (ValueError, ZeroDivisionError, OverflowError):
+    except (ValueError, ZeroDivisionError):
         raise ValueError(f"{show(value)} is not a number") from None
     if not math.isfinite(result):
         raise ValueError(f"{show(value)} is not finite")

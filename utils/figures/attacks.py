@@ -201,7 +201,7 @@ def robustness(curves: Mapping[str, Sequence[Curve]]) -> Figure:
         for label, points in panel.items():
             draw_points(axes, points, looks[label])
             drawn += [top1 for _, top1 in points]
-        axes.set_title(attack if len(panels) > 1 else "")
+        axes.set_title(attack)
         axes.set_xlabel("eps (of 255)" if norm == "Linf" else f"eps ({norm} norm)")
         axes.margins(x=0.03)
     for axes in grid.flat[len(panels) :]:
@@ -210,10 +210,8 @@ def robustness(curves: Mapping[str, Sequence[Curve]]) -> Figure:
     handles = style.legend_handles(looks if len(curves) > 1 else {}, warned)
     if handles:
         fig.legend(handles=handles, loc="outside upper center", ncols=2)
-    name = "".join(f"\n{attack}" for _, attack in panels) if len(panels) == 1 else ""
     for axes in grid[:, 0]:
-        tops = [top1.whiskers[1] for top1 in drawn]
-        style.percent_axis(axes, f"top-1 accuracy (%){name}", tops)
+        style.percent_axis(axes, "top-1 accuracy (%)", [top1.whiskers[1] for top1 in drawn])
     notes = dict.fromkeys(curve_note(curve) for seeds in curves.values() for curve in seeds)
     whiskers = ""
     if any(len(seeds) == 1 for seeds in curves.values()):

@@ -261,18 +261,13 @@ def result_of(path: Path) -> Result | None:
     """As `read_result`, but None where it is another kind of JSON file."""
     try:
         data = json.loads(path.read_bytes())
+        if not (isinstance(data, dict) and data.get("kind") in RECORDS and "provenance" in data):
+            return None
+        result: Result = record(RECORDS[data["kind"]], data)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); evaluate again") from error
-    if not (isinstance(data, dict) and data.get("kind") in RECORDS and "provenance" in data):
-        return None
-    try:
-        result: Result = record(RECORDS[data["kind"]], data)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(
-            f"{path} lacks what an evaluation holds ({error}); evaluate again"
-        ) from error
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no whole evaluation ({error}); evaluate again") from error
     return result
 
 
