@@ -26,14 +26,8 @@ from utils.config.command_line import tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
 from utils.figures import style
-from utils.figures.attacks import curves_of, panels_of, robustness, weak_attack_warnings
-from utils.figures.imagenet_c import imagenet_c
-from utils.figures.training import (
-    gradient_ratio,
-    mean_of_seeds,
-    read_gradient_norms,
-    training_curves,
-)
+from utils.figures.evaluation import curves_of, imagenet_c, panels_of, robustness, weak_attack_signs
+from utils.figures.training import gradient_ratio, mean_of_seeds, read_gradients, training_curves
 from utils.storage.files import make_folder, write_csv
 from utils.storage.results import ImageNetCResult, find_results, read_result
 from utils.text import markdown_table
@@ -90,7 +84,7 @@ def of_gradients(arguments: argparse.Namespace) -> Figure:
     labels = style.run_labels([group[0] for group in groups], arguments.labels)
     runs = {}
     for label, group in zip(labels, groups, strict=True):
-        seeds = [read_gradient_norms(run, arguments.epoch) for run in group]
+        seeds = [read_gradients(run, arguments.epoch) for run in group]
         runs[style.label_of_seeds(label, len(seeds))] = mean_of_seeds(seeds)
     header = ["run", "group", "epoch", "ratio", "std"]
     rows = [
@@ -120,7 +114,7 @@ def of_robustness(arguments: argparse.Namespace) -> Figure:
         for label, group in zip(labels, groups, strict=True)
     }
     for label, curve in ((label, curve) for label, its in seeds.items() for curve in its):
-        for warning in weak_attack_warnings(curve):
+        for warning in weak_attack_signs(curve):
             print(f"warning: {label}: {warning}", file=sys.stderr)
     header = ["run", "attack", "norm", "eps", "percent", "low95", "high95", "std", "seeds", "n"]
     rows = []

@@ -13,7 +13,7 @@ from lib.algorithm.protocols import AttackSpec, PGDSpec
 from lib.data.subsets import evenly_spread
 from lib.evaluation.evaluate import CLEAN, Evaluation, worst_case
 from utils.distributed.context import DistributedContext
-from utils.figures.attacks import AttackedImage, attack_images
+from utils.figures.evaluation import AttackedImage, attack_images
 from utils.figures.style import save_figure
 from utils.logging import Logger
 from utils.storage.conditions import PGD_ALONE, length_text, worst_of

@@ -23,7 +23,7 @@ from lib.imagenet_c.tree import find_folders
 from utils.config.rules import ignored_settings
 from utils.config.settings import Config, Source
 from utils.distributed.context import DistributedContext
-from utils.figures.attacks import curves_of, robustness, weak_attack_warnings
+from utils.figures.evaluation import curves_of, robustness, weak_attack_signs
 from utils.figures.style import save_figure
 from utils.logging import Logger
 from utils.storage.conditions import length_number, length_text
@@ -174,7 +174,7 @@ def draw_curve(stems: Sequence[Path], last: Evaluation) -> None:
     """
     results = find_results([Path(f"{stem}.json") for stem in stems])
     (curve,) = curves_of(results).values()
-    for warning in weak_attack_warnings(curve):
+    for warning in weak_attack_signs(curve):
         last.task.logger.warning(warning)
     radii = [length_number(r.conditions.eps, r.conditions.norm) for r in curve]
     name = replace(last.conditions, eps=last.usual["eps"]).file_name(last.usual)

@@ -22,7 +22,7 @@ from lib.imagenet_c.corruptions import (
 )
 from lib.imagenet_c.tree import find_folders, read_corruptions
 from utils.errors import UserError
-from utils.figures.imagenet_c import imagenet_c
+from utils.figures.evaluation import imagenet_c
 from utils.figures.style import run_label
 from utils.storage.conditions import Conditions
 from utils.storage.results import (

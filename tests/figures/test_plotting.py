@@ -20,22 +20,17 @@ from records import attack, attack_result, imagenet_c_result, write
 
 from lib.imagenet_c.corruptions import EXTRA, STANDARD
 from tools.study import robustness_against_cost
-from utils.figures.attacks import (
+from utils.figures.comparison import DIFFERENCE, Panel, comparison
+from utils.figures.evaluation import (
     AttackedImage,
     attack_images,
     curves_of,
+    imagenet_c,
     robustness,
-    weak_attack_warnings,
+    weak_attack_signs,
 )
-from utils.figures.comparison import DIFFERENCE, Panel, comparison
-from utils.figures.imagenet_c import imagenet_c
 from utils.figures.style import COLOURS, run_labels, save_figure
-from utils.figures.training import (
-    gradient_ratio,
-    mean_of_seeds,
-    read_gradient_norms,
-    training_curves,
-)
+from utils.figures.training import gradient_ratio, mean_of_seeds, read_gradients, training_curves
 from utils.storage.files import read_csv, write_csv
 from utils.storage.results import AttackResult, Estimate, mean_over_seeds
 
@@ -124,7 +119,7 @@ def curve(norm: str = "Linf", **robust: int) -> list[AttackResult]:
 FIGURES: dict[str, Callable[[Path], Figure]] = {
     "training": lambda run: training_curves(run),
     "one epoch": lambda run: training_curves(write_run(run, 1)),
-    "gradients": lambda run: gradient_ratio({"A": read_gradient_norms(run)}),
+    "gradients": lambda run: gradient_ratio({"A": read_gradients(run)}),
     "one result": lambda _: imagenet_c({"A": imagenet_c_result(0.8, STANDARD + EXTRA)}, "T"),
     "results": lambda _: imagenet_c({"A": imagenet_c_result(), "B": imagenet_c_result()}, "T"),
     "effect": lambda _: comparison(
@@ -172,7 +167,7 @@ def test_training_curves(runs: list[Path]) -> None:
 
 
 def test_gradient_ratio(runs: list[Path]) -> None:
-    rows = {name: read_gradient_norms(run) for name, run in zip(("A", "B"), runs, strict=True)}
+    rows = {name: read_gradients(run) for name, run in zip(("A", "B"), runs, strict=True)}
     fig = gradient_ratio(rows)
     conv, bn, fc = fig.axes
     drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in conv.get_lines()]
@@ -183,7 +178,7 @@ def test_gradient_ratio(runs: list[Path]) -> None:
     biases = [list(line.get_ydata()) for line in bn.get_lines() if line.get_linestyle() == ":"]
     assert [20.5] in biases
     assert [text.get_text() for text in fc.get_legend().get_texts()] == ["44.00", "24.00"]
-    assert {row["epoch"] for row in read_gradient_norms(runs[0], 2)} == {"2"}
+    assert {row["epoch"] for row in read_gradients(runs[0], 2)} == {"2"}
     rows["A"][0]["ratio"], rows["A"][1]["ratio"] = "inf", ""  # break no axis
     axes = gradient_ratio({"A": rows["A"]}).axes[0]
     low, high = axes.get_ylim()
@@ -194,7 +189,7 @@ def test_gradient_ratios_of_seeds_are_their_mean(here: Path) -> None:
     """Ratios 40, 42, 43 of the first seed's last epoch, and 10 more and 26 more of the others."""
     seeds = []
     for more, name in ((0, FREE), (10, f"{FREE}_seed1"), (26, f"{FREE}_seed2")):
-        rows = read_gradient_norms(write_run(Path(name)))
+        rows = read_gradients(write_run(Path(name)))
         seeds.append([{**row, "ratio": f"{float(row['ratio']) + more}"} for row in rows])
         lines = [list(row.values()) for row in seeds[-1]]
         write_csv(Path(name, "gradient_norms.csv"), GRADIENTS, lines)
@@ -323,7 +318,7 @@ def test_curves_are_of_evaluations_that_differ_in_eps_alone() -> None:
 def test_an_attack_that_large_balls_do_not_help_is_weak(
     results: list[AttackResult], says: str
 ) -> None:
-    warnings = weak_attack_warnings(results)
+    warnings = weak_attack_signs(results)
     assert len(warnings) == bool(says)
     assert says in "".join(warnings)
 

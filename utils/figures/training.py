@@ -35,7 +35,7 @@ def draw_run(folder: Path) -> None:
     """Training curves, and gradient ratios where they have been measured, as PNG and PDF."""
     style.save_figure(training_curves(folder), folder / "training_curves")
     if (folder / "gradient_norms.csv").exists():
-        rows = read_gradient_norms(folder)
+        rows = read_gradients(folder)
         style.save_figure(
             gradient_ratio({style.run_label(folder.name): rows}), folder / "gradient_ratio"
         )
@@ -99,7 +99,7 @@ def draw_curves(axes: Axes, rows: CsvRows, metric: str, labels: Mapping[str, str
     return drawn
 
 
-def read_gradient_norms(run: str | Path, epoch: int | None = None) -> list[dict[str, str]]:
+def read_gradients(run: str | Path, epoch: int | None = None) -> list[dict[str, str]]:
     """The rows of one epoch of a run folder's gradient_norms.csv, the last by default."""
     columns = ("epoch", "parameter", "group", "depth", "ratio")
     path = Path(run) / "gradient_norms.csv"
