@@ -7,8 +7,8 @@
     python -m tools.benchmark --quick               # seconds: whether it works, not how fast
 
 Parts: `free`, a free and a natural training step; `pgd`, a step of PGD; `standard`, a whole PGD-50
-evaluation of images of which half are misclassified early; `reading`, an ImageNet-C of JPEGs by
-worker processes. The suite is measured in each precision, with and without torch.compile.
+evaluation of images of which half are misclassified early. The suite is measured in each precision,
+with and without torch.compile.
 
 Each subject is measured in a fresh process, one at a time, in turn, for as many repetitions as
 asked for, so that whatever slows the machine down slows all of them. Shown are medians, with the
@@ -49,7 +49,6 @@ PARTS = {
     "free": "Training steps",
     "pgd": "PGD-50, plain",
     "standard": "PGD-50 of the `standard` protocol, half of the images misclassified early",
-    "reading": "Reading ImageNet-C",
 }
 QUICK = "--arch resnet18 --batch_size 4 --crop_size 32 --repeats 1 --no_compile".split()
 GREY_LEVELS = 129, 204  # by turns: misclassified soon, and robust; see `HalfRobust`
@@ -122,9 +121,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def measure(part: str, options: argparse.Namespace, folder: Path) -> list[Row]:
     """All repetitions of one part, every subject in turn, as a row a subject and action."""
-    if part in ("standard", "reading"):
-        count = 4 * options.batch_size if part == "standard" or options.quick else 1000
-        write_images(folder, options.crop_size, count)
+    if part == "standard":
+        write_images(folder / "gaussian_noise/1/class", options.crop_size, 4 * options.batch_size)
     subjects = subjects_of(part, options, folder)
     results: dict[str, list[Row]] = {name: [] for name in subjects}
     repeats = min(options.repeats, 3) if part == "standard" else options.repeats
@@ -141,15 +139,14 @@ def subjects_of(part: str, options: argparse.Namespace, folder: Path) -> Subject
     steps, seconds = (5, 0.01) if options.quick else (50, 4.0)
     sizes |= {"data": str(folder), "pgd_steps": steps, "take_seconds": seconds}
     modes: dict[bool | str, str] = {False: ""}
-    if not options.no_compile and part != "reading":
+    if not options.no_compile:
         modes[True] = " compile"
         if part == "free" and options.device.startswith("cuda"):
             modes[REDUCE_OVERHEAD] = f" {REDUCE_OVERHEAD}"
     subjects = {}
     if not options.against:
         subjects["plain"] = ROOT, Case(part, "plain", "fp32", False, **sizes)
-    precisions = ["fp32"] if part == "reading" else options.precisions
-    for precision, (mode, word) in product(precisions, modes.items()):
+    for precision, (mode, word) in product(options.precisions, modes.items()):
         case = Case(part, "suite", precision, mode, **sizes)
         if options.against:
             subjects[f"other {precision}{word}"] = options.against, case
@@ -228,19 +225,15 @@ def cell(value: Mapping[str, float] | None) -> str:
 
 
 def write_images(folder: Path, size: int, images: int) -> None:
-    """An ImageNet-C of one corruption: JPEGs about as large as ImageNet-C's, and links to them."""
+    """JPEGs about as large as ImageNet-C's."""
     generator = np.random.default_rng(0)
-    places = [folder / "gaussian_noise" / str(severity) / "class" for severity in range(1, 6)]
-    for place in places:
-        place.mkdir(parents=True)
+    folder.mkdir(parents=True)
     for number in range(images):
         coarse = generator.normal(0, 20, (size // 3, size // 3, 3))
         coarse += GREY_LEVELS[number % 2] - coarse.mean()
         image = Image.fromarray(coarse.round().clip(0, 255).astype(np.uint8))
-        first = places[0] / f"{number:06d}.jpg"
-        image.resize((size, size), Image.Resampling.BICUBIC).save(first, quality=95)
-        for place in places[1:]:
-            os.link(first, place / first.name)
+        resized = image.resize((size, size), Image.Resampling.BICUBIC)
+        resized.save(folder / f"{number:06d}.jpg", quality=95)
 
 
 if __name__ == "__main__":

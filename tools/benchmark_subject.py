@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,13 +24,8 @@ from lib.algorithm.metrics import precision_context
 from lib.algorithm.pgd import Search, frozen_eval, pgd
 from lib.algorithm.protocols import PGDSpec, ThreatModel
 from lib.algorithm.training import TRAINING_STEP
-from lib.data.datasets import ImageBatches, eval_transform
 from lib.data.folders import read_tree
-from lib.data.loader import make_loader
-from lib.data.sampler import EvaluationSampler, share_in_batches
-from lib.data.to_device import on_device
 from lib.evaluation.task import EvaluationData, validate_pgd
-from lib.imagenet_c.tree import find_folders, read_corruptions
 from lib.training.setup import make_trainer
 from models.resnet import ResNet
 from tools import published_loop as plain
@@ -50,7 +44,7 @@ Actions = dict[str, tuple[Callable[[], Any], float]]  # what does it, and to how
 class Case:
     """What is measured."""
 
-    part: str  # free, pgd, standard or reading
+    part: str  # free, pgd or standard
     subject: str  # `plain` for the published loop, `suite` for this one
     precision: str
     compiled: bool | str  # as TRAIN.compile
@@ -59,7 +53,7 @@ class Case:
     crop_size: int
     device: str
     workers: int
-    data: str  # an ImageNet-C, of `reading` and `standard`
+    data: str  # of `standard`; its images are in gaussian_noise/1/CLASS
     pgd_steps: int  # of `standard`
     take_seconds: float  # the shortest time measured, but a unit of work at least
 
@@ -147,22 +141,10 @@ class Plain:
         case = self.case
         middle = fmean((0.5 - mean) / std for mean, std in zip(plain.MEAN, plain.STD, strict=True))
         folder = f"{case.data}/gaussian_noise/1"
-        batches = plain.loader(folder, case.crop_size, False, case.batch_size, case.workers)
+        batches = plain.loader(folder, case.crop_size, case.batch_size, case.workers)
         model = HalfRobust(self.model, middle)
         work = partial(plain.evaluate_pgd, model, batches, case.device, case.pgd_steps)
         return evaluation(work, len(list(Path(folder).glob("*/*"))))
-
-    def reading(self) -> Actions:
-        """A new loader of normalised floats for each folder."""
-        case, folders = self.case, sorted(Path(self.case.data).glob("*/*"))
-
-        def read() -> None:
-            for folder in folders:
-                sizes = case.crop_size, True, case.batch_size, case.workers
-                for images, labels in plain.loader(str(folder), *sizes):
-                    images.to(case.device), labels.to(case.device)
-
-        return {"crop": (read, len(list(Path(case.data).glob("*/*/*/*"))))}
 
 
 class Suite:
@@ -227,21 +209,6 @@ class Suite:
         self.frozen.enter_context(frozen_eval(model))
         outputs = self.searched(model)
         return evaluation(partial(validate_pgd, model, data, *attack, images, outputs), images)
-
-    def reading(self) -> Actions:
-        """One loader over all folders."""
-        case, device = self.case, self.context.device
-        folders = find_folders(case.data, ["all"])
-
-        def read() -> None:
-            trees = list(read_corruptions(case.data, folders)[0].values())
-            data = ImageBatches(trees, eval_transform(None, case.crop_size), case.crop_size)
-            batches = share_in_batches(range(len(trees[0].files)), case.batch_size)
-            sampler = EvaluationSampler(list(product(range(len(trees)), batches)))
-            for _ in on_device(make_loader(data, sampler, case.workers, device), device):
-                pass
-
-        return {"crop": (read, len(list(Path(case.data).glob("*/*/*/*"))))}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 As in the code of "Adversarial Training for Free!" (arXiv:1904.12843) and of "Boosting Adversarial
 Training with Hypersphere Embedding" (arXiv:2002.08619): NCHW, float32, eager; mean and standard
 deviation created every time and applied by hand; loss and accuracies read from the device at each
-replay; a loader that gives normalised floats, a new one for every folder. Nothing else uses this.
+replay; a loader that gives floats. Nothing else uses this.
 
 Models take normalised images; images are (B, 3, H, W) in [0, 1], labels (B,).
 """
@@ -82,11 +82,10 @@ def pgd(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Iterato
         yield images
 
 
-def loader(folder: str, crop: int, normalised: bool, batch: int, workers: int) -> DataLoader:
-    """Images of a folder of class folders, (B, 3, crop, crop) in [0, 1] or normalised."""
-    steps = [transforms.CenterCrop(crop), transforms.ToTensor()]
-    steps += [transforms.Normalize(MEAN, STD)] if normalised else []
-    data = ImageFolder(folder, transforms.Compose(steps))
+def loader(folder: str, crop: int, batch: int, workers: int) -> DataLoader:
+    """Images of a folder of class folders, (B, 3, crop, crop) in [0, 1]."""
+    transform = transforms.Compose([transforms.CenterCrop(crop), transforms.ToTensor()])
+    data = ImageFolder(folder, transform)
     return DataLoader(data, batch_size=batch, num_workers=workers)
 
 
