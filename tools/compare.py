@@ -21,6 +21,7 @@ status 2), or given a column each by --allow_mixed.
 """
 
 import argparse
+import json
 import re
 import sys
 from collections import Counter
@@ -28,10 +29,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools import comparison_formats as formats
-from tools.comparison import Row, collect, merge_seeds
-from tools.comparison_layout import build_tables, columns_in_order, refuse_mixture
+from tools.comparison import (
+    Column,
+    Row,
+    Value,
+    build_tables,
+    collect,
+    columns_in_order,
+    merge_seeds,
+    refuse_mixture,
+    squeezed,
+)
 from tools.paired import effects
-from tools.published import published_rows
 from utils.config.command_line import checked, tool_parser, user_path
 from utils.config.validators import list_of
 from utils.distributed.launch import run_command
@@ -41,6 +50,10 @@ from utils.figures.comparison import comparison
 from utils.storage.files import atomic_write, make_folder, write_csv
 from utils.storage.results import find_results
 from utils.text import printable
+
+# Results that others have published, with the conditions under which they were taken.
+PUBLISHED = Path(__file__).with_name("published_results.json")
+ARCHIVE = "matchedfrequencyformatval"  # what ImageNet-V2's folder is called beyond its name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,6 +130,35 @@ def row_names(rows: Sequence[Row], given: Sequence[str] | None) -> list[str]:
         counts, pairs = Counter(names), zip(names, rows, strict=True)
         names = [name + part(row) if counts[name] > 1 else name for name, row in pairs]
     return [style.label_of_seeds(name, row.seeds) for name, row in zip(names, rows, strict=True)]
+
+
+def published_rows(columns: Sequence[Column]) -> tuple[list[Row], list[str]]:
+    """The published values that stand in these columns, and notes on all that there are."""
+    rows, sources, elsewhere = [], [], []
+    for published in json.loads(PUBLISHED.read_text(encoding="utf-8"))["rows"]:
+        row = Row({}, published["name"])
+        absent: dict[str, None] = {}
+        for entry in published["values"]:
+            measure, conditions = squeezed(entry["measure"]), entry["conditions"].items()
+            alike = [
+                column
+                for column in columns
+                if column.n == entry["n"]
+                and squeezed(column.measure).replace(ARCHIVE, "") == measure
+                and conditions <= dict(column.conditions).items()
+            ]
+            value = Value(percent=entry["percent"], source=published["source"])
+            row.values |= dict.fromkeys(alike, value)
+            if not alike:
+                eps = entry["conditions"].get("eps")
+                absent[entry["measure"] + (f" at eps {eps}" if eps else "")] = None
+        if row.values:
+            rows.append(row)
+            sources.append(f"{row.name}: published, {published['source']}.")
+        elsewhere += [f"{row.name}: {', '.join(absent)}"] if absent else []
+    if elsewhere:
+        sources.append(f"Published, but of no column's conditions: {'; '.join(elsewhere)}.")
+    return rows, sources
 
 
 def output_stem(text: str) -> Path:

@@ -4,8 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tools.comparison import CORRUPTIONS, MCE, MEAN, MEAN_OF_OTHERS, Column, Row
-from tools.comparison_layout import Table
+from tools.comparison import CORRUPTIONS, MCE, MEAN, MEAN_OF_OTHERS, Column, Row, Table
 from tools.paired import ALPHA, not_told_from_best
 from utils.figures.comparison import ACCURACY, DIFFERENCE, ERROR, Panel
 from utils.storage.conditions import PGD_ALONE

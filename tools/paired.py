@@ -10,8 +10,7 @@ from statistics import stdev
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.comparison import Column, Row, Value
-from tools.comparison_layout import Table
+from tools.comparison import Column, Row, Table, Value
 from utils.errors import UserError
 from utils.storage.files import read_csv
 
