@@ -17,22 +17,26 @@ do not count. Memory holds the list of file names, a hash of each image and, for
 batch of them.
 """
 
+import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice, permutations
 from pathlib import Path
+from typing import Any
 
 from lib.data.folders import ImageTree, counted_twice, list_classes, subfolders
 from lib.data.images import load_rgb
 from lib.imagenet_c.corruptions import SEVERITIES, STANDARD
 from lib.imagenet_c.tree import corruption_folders, difference
-from tools.parallel import image_bar, in_parallel
 from utils.config.command_line import positive, tool_parser, user_path
 from utils.distributed.launch import run_command
+from utils.distributed.signals import SIGNALS, block_signals, unblock_signals
 from utils.errors import UserError
+from utils.logging import Logger, ProgressBar
 from utils.storage.files import file_sha256
 from utils.text import counted, printable
 
@@ -57,8 +61,7 @@ def check(folder: Path, workers: int) -> int:
     """Read every image and report; 1 if something is wrong."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; give the one that holds the data set")
-    with image_bar("listing") as bar:
-        parts, findings = scan(str(folder), bar.advance)
+    parts, findings = scan(str(folder))
     total = sum(len(tree.files) for tree in parts.values())
     numbered = enumerate(tree.path(i) for tree in parts.values() for i in range(len(tree.files)))
     batches = iter(lambda: list(islice(numbered, BATCH)), [])
@@ -80,6 +83,41 @@ def check(folder: Path, workers: int) -> int:
     classes = counted(len({c for tree in parts.values() for c in tree.classes}), "class", "es")
     print(f"{printable(str(folder))}: {counted(total, 'image')}, {classes}, {verdict}")
     return 1 if problems else 0
+
+
+def in_parallel(
+    function: Callable[[Any], Any], batches: Iterable[Any], workers: int
+) -> Generator[Any, None, None]:
+    """The results of a function of each batch, as they come."""
+    others = multiprocessing.active_children()
+    with block_signals():
+        pool = multiprocessing.get_context("spawn").Pool(workers, follow_parent)
+    processes = [process for process in multiprocessing.active_children() if process not in others]
+    with pool:
+        results = pool.imap_unordered(function, batches)
+        while True:
+            try:
+                yield results.next(timeout=1.0)
+            except StopIteration:
+                return
+            except multiprocessing.TimeoutError:
+                if not all(process.is_alive() for process in processes):
+                    raise UserError(
+                        "a process died at its work; use fewer if the memory was too small"
+                    ) from None
+
+
+def follow_parent() -> None:
+    """In a process of the pool: signals are the parent's matter, but how the pool ends it."""
+    for number in SIGNALS:  # ignoring SIGTERM for a moment would lose one that is pending
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    unblock_signals()
+
+
+def image_bar(label: str, total: int | None = None) -> ProgressBar:
+    """Progress over images: a bar on a terminal, a line now and then in a log; on stderr."""
+    every = max(1, total // 20) if total else 100_000
+    return ProgressBar(Logger(to_stderr=True), total, label, every, "image")
 
 
 def check_images(numbered: list[tuple[int, str]]) -> tuple[int, list[Finding], dict[int, bytes]]:
@@ -119,15 +157,17 @@ def repeated_images(parts: Parts, repeats: Mapping[int, Sequence[int]]) -> Itera
         yield category, f"{counted(len(twins), 'image')} {kind}, such as {image} is {twin}"
 
 
-def scan(root: str, listed: Callable[[int], object]) -> tuple[Parts, list[Finding]]:
+def scan(root: str) -> tuple[Parts, list[Finding]]:
     """List a data folder: train and val, an ImageNet-C tree, or class folders alone."""
     findings: list[Finding] = []
     splits = {name: os.path.join(root, name) for name in ("train", "val")}
     splits = {name: folder for name, folder in splits.items() if os.path.isdir(folder)}
     severities = {} if splits else find_severities(root, findings)
     parts: Parts = {}
+    bar = image_bar("listing")
     for name, folder in (splits or severities or {".": root}).items():
-        tree, faults = list_classes(folder, listed)
+        tree, faults = list_classes(folder)
+        bar.advance(len(tree.files))
         findings += faults + [("note", note) for note in tree.notes]
         # The 75 folders of ImageNet-C cost one list.
         same = (known.files for known in parts.values() if known.files == tree.files)

@@ -4,19 +4,34 @@
 
 Runs the suite's own command lines in DIR, each printed first, and leaves DIR/REPORT.md with its
 figures beside it. Interrupted, the same command resumes.
+
+The data come with scikit-learn: 1797 scans of 8 x 8, which become RGB PNGs of 32 x 32; every fifth
+of a class goes to `val`. digits-C holds the 15 corruptions of ImageNet-C of some of these.
 """
 
+import io
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from itertools import product
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from lib.imagenet_c.corruptions import SEVERITIES, STANDARD
 from utils.config.command_line import tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.errors import UserError
+from utils.logging import Logger, ProgressBar
 from utils.storage.files import atomic_write, make_folder
 from utils.storage.results import read_result
 
@@ -26,6 +41,9 @@ CONFIG = ["-c", str(ROOT / "tools" / "demo_configs.yml")]
 HE = ["--FN", "True", "--WN", "True", "--s_HE", "10.0", "--angular_margin_HE", "0.2"]
 ATTACKS, FEW = "pgd20@2/255,apgd", "70"  # APGD takes four minutes on all digits
 METHODS = {"FreeAT": [], "FreeAT + HE": HE}
+SIZE = 32  # pixels; the corruptions need 32 at least
+VAL_EVERY = 5
+OWN_SEED = ("glass_blur", "impulse_noise")  # drawn from other generators than NumPy's global one
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +58,8 @@ def demo(folder: Path) -> None:
     """Data, trainings, evaluations, comparison, report."""
     began = time.monotonic()
     folder = make_folder(folder).resolve()
-    step(folder, "-m", "tools.demo_data", "digits", "--corruptions")
+    write_digits(folder / "digits")
+    write_corruptions(folder / "digits-C", folder / "digits" / "val")
     for flags in METHODS.values():
         train = [*CONFIG, *flags, "--print_gradients", "True", "--save_images", "6"]
         step(folder, str(ROOT / "main_free.py"), "digits", *train, "--resume", "auto")
@@ -61,6 +80,68 @@ def demo(folder: Path) -> None:
     print(f"\n{(folder / 'comparison.md').read_text().strip()}\n")
     minutes = (time.monotonic() - began) / 60
     print(f"done in {minutes:.1f} minutes: {os.path.relpath(report)}")
+
+
+def write_digits(folder: Path, limit: int | None = None) -> None:
+    """Make an ImageFolder of the digits, or the first of them: {train,val}/CLASS/NUMBER.png."""
+    if folder.exists():
+        return
+    with built_whole(folder) as unfinished:
+        from sklearn.datasets import load_digits
+
+        digits, seen = load_digits(), Counter[int]()
+        scans = zip(digits.images[:limit], digits.target[:limit].tolist(), strict=True)
+        for number, (scan, label) in enumerate(scans):
+            split = "val" if seen[label] % VAL_EVERY == VAL_EVERY - 1 else "train"
+            seen[label] += 1
+            path = unfinished / split / str(label) / f"{number:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            grey = Image.fromarray(np.round(scan * (255 / 16)).astype(np.uint8))  # from 0 to 16
+            grey.resize((SIZE, SIZE), Image.Resampling.BILINEAR).convert("RGB").save(path)
+
+
+def write_corruptions(folder: Path, val: Path, images: int = 120) -> None:
+    """Make an ImageNet-C of so many images, evenly spread: the same bytes every time."""
+    if folder.exists():
+        return
+    files = sorted(path.relative_to(val).as_posix() for path in val.glob("*/*.png"))
+    chosen = [files[i * len(files) // images] for i in range(images)]
+    jobs = list(product(STANDARD, SEVERITIES, chosen))
+    bar = ProgressBar(Logger(to_stderr=True), len(jobs), "corrupting", len(jobs) // 20, "image")
+    with (
+        built_whole(folder) as unfinished,
+        warnings.catch_warnings(),
+        redirect_stdout(io.StringIO()),
+    ):
+        from imagecorruptions import corrupt
+
+        warnings.simplefilter("ignore")  # the package's, which prints, too, when images are small
+        for corruption, severity, name in bar.over(jobs):
+            with Image.open(val / name) as image:
+                pixels = np.array(image)
+            seed = zlib.crc32(f"{corruption}/{severity}/{name}".encode())
+            np.random.seed(seed)
+            seeded = {"seed": seed} if corruption in OWN_SEED else {}
+            path = unfinished / corruption / str(severity) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            corrupted = corrupt(pixels, severity, corruption_name=corruption, **seeded)
+            Image.fromarray(corrupted).save(path, compress_level=1)
+
+
+@contextmanager
+def built_whole(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which stands in its place once all is in it."""
+    unfinished = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a command that was interrupted
+    try:
+        unfinished.mkdir()
+        yield unfinished
+        os.replace(unfinished, folder)
+    except ImportError as error:
+        raise UserError(f"{error}; pip install -r requirements-dev.txt") from error
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another") from error
+    print(f"{folder}: written")
 
 
 def step(folder: Path, *arguments: str) -> None:

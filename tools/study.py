@@ -24,8 +24,7 @@ from matplotlib.ticker import NullLocator
 
 from lib.algorithm.protocols import METHODS as TRAINING_METHODS
 from tools.compare import main as compare
-from tools.demo import CONFIG, HE, ROOT, environment
-from tools.demo_data import write_digits
+from tools.demo import CONFIG, HE, ROOT, environment, write_digits
 from utils.config.command_line import checked, parse_command_line, positive, tool_parser, user_path
 from utils.config.settings import Config
 from utils.config.validators import choice, list_of

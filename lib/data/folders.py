@@ -4,7 +4,7 @@ Needs neither torch nor Pillow, so that a process that only lists files starts a
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lib.data.classes import outputs_of
@@ -146,14 +146,8 @@ def read_tree(root: str) -> ImageTree:
     return tree
 
 
-def list_classes(
-    root: str, listed: Callable[[int], object] = lambda count: None
-) -> tuple[ImageTree, list[Fault]]:
-    """The images of a folder of class folders, and what is wrong with it, the gravest first.
-
-    Args:
-        listed: called with the number of images of each class.
-    """
+def list_classes(root: str) -> tuple[ImageTree, list[Fault]]:
+    """The images of a folder of class folders, and what is wrong with it, the gravest first."""
     walk = Walk(root)
     # Class folders count before anything in them: no link within a class takes another's images.
     _, classes, names = next(walk.below(root), (root, [], []))
@@ -166,7 +160,6 @@ def list_classes(
         files = [f"{walk.relative(path)}/{file}" for path, _, names in folders for file in names]
         images[name] = [file for file in files if is_image(file)]
         others[name] = [file for file in files if not is_image(file)]
-        listed(len(images[name]))
     all_files = tuple(file for files in images.values() for file in files)
     labels = tuple(label for label, files in enumerate(images.values()) for _ in files)
     tree = ImageTree(root, tuple(images), all_files, labels, walk.notes())

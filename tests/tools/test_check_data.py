@@ -2,17 +2,21 @@
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from in_process import Done, call, only_error
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lib.data.folders import IMAGE_EXTENSIONS
 from lib.imagenet_c.corruptions import STANDARD
-from tools.parallel import in_parallel
+from tools.check_data import in_parallel
 
 
 def check(*arguments: object) -> Done:
@@ -169,6 +173,22 @@ def test_a_process_that_dies_is_an_error_and_so_is_what_is_raised_in_one() -> No
     with pytest.raises(ZeroDivisionError):
         list(in_parallel((1).__floordiv__, [1, 0], 1))
     assert list(in_parallel(abs, [], 1)) == []  # ended before it has begun, and no deadlock
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_an_interruption(tmp_path: Path, number: int) -> None:
+    image = save(tmp_path / "data" / "cat" / "0.jpg", size=512)
+    for copy in range(1, 4000):
+        os.link(image, image.with_name(f"{copy}.jpg"))
+    command = [sys.executable, "-m", "tools.check_data", str(tmp_path / "data"), "--workers", "2"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        while not process.stderr.readline().startswith("reading ["):
+            assert process.poll() is None
+        process.send_signal(number)
+        process.communicate(timeout=60)  # until the last process that holds the pipe has gone
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
 
 
 def test_names_agree_with_those_of_the_loaders() -> None:

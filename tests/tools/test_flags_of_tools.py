@@ -8,7 +8,6 @@ TOOLS = {  # {tool: (what it needs, its counts)}
     "check_data": ((".",), ("workers",)),
     "compare": (("RUN",), ()),
     "demo": ((), ()),
-    "demo_data": (("DIR",), ("images", "workers")),
     "plot": (("training", "RUN", "-o", "figure"), ()),
     "study": ((), ("seeds", "jobs")),
 }

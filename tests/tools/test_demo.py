@@ -1,8 +1,5 @@
-"""`python -m tools.demo_data`: the digits, their corruptions, and what an interruption leaves."""
+"""The data of `make demo`: the digits, their corruptions, and what an interruption leaves."""
 
-import os
-import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -10,31 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import environment
 from PIL import Image
-
-from tools.demo_data import main
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("imagecorruptions")
 
-# Compiling the glass blur takes each process longer than blurring this little without.
-ENVIRONMENT = os.environ | {"NUMBA_DISABLE_JIT": "1"}
 IMAGES = 12  # every class is among them
+PROGRAM = f"""
+from pathlib import Path
+from tools.demo import write_corruptions, write_digits
+write_digits(Path("digits"))
+write_corruptions(Path("digits-C"), Path("digits/val"), {IMAGES})
+"""
 
 
-def start(folder: Path, workers: int) -> subprocess.Popen[str]:
-    """The command, which makes a digits-C of a few images."""
-    words = [str(folder), "--corruptions", "--images", str(IMAGES), "--workers", str(workers)]
-    command = [sys.executable, "-m", "tools.demo_data", *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, **pipes)
-
-
-def finish(process: subprocess.Popen[str]) -> int:
-    """The exit status, once the last process that holds the pipes has gone."""
-    process.communicate(timeout=120)
-    return process.returncode
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """Make both trees in a folder."""
+    # Compiling the glass blur takes longer than blurring this little without.
+    alone = environment(NUMBA_DISABLE_JIT="1")
+    return subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=folder, env=alone)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -54,9 +46,9 @@ def pixels(path: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    assert finish(start(folder, workers=1)) == 0
-    return folder
+    folder = tmp_path_factory.mktemp("data")
+    assert start(folder).wait(120) == 0
+    return folder / "digits"
 
 
 def test_every_digit_is_there_once_and_split_evenly(digits: Path) -> None:
@@ -100,38 +92,18 @@ def test_corruptions_are_the_packages(digits: Path) -> None:
     assert (one == other).mean() < 0.8  # every image has noise of its own
 
 
-def test_what_is_complete_or_another_tree_is_left_alone(
-    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stamps = {path: path.stat().st_mtime_ns for path in digits.parent.rglob("*")}
-    assert main([str(digits), "--corruptions", "--images", str(IMAGES)]) == 0
-    assert capsys.readouterr().out.count("already complete") == 2
-    (tmp_path / "photo.png").write_bytes(b"mine")
-    other_settings = [str(digits), "--corruptions", "--images", str(IMAGES + 1)]
-    for arguments in ([str(tmp_path)], other_settings):
-        assert main(arguments) == 2
-        assert "not made by this command with these settings" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
-    assert stamps == {path: path.stat().st_mtime_ns for path in digits.parent.rglob("*")}
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_tree_never_counts_as_complete(
-    digits: Path, tmp_path: Path, number: int
-) -> None:
-    folder, tree, partial = (tmp_path / n for n in ("digits", "digits-C", ".digits-C.partial"))
-    shutil.copytree(digits, folder)
-    process = start(folder, workers=1)
-    while not any(partial.glob("*/*/*/*.png")):
+def test_a_killed_command_leaves_nothing_that_looks_complete(digits: Path, tmp_path: Path) -> None:
+    tree, unfinished = tmp_path / "digits-C", tmp_path / ".digits-C.partial"
+    process = start(tmp_path)
+    while not any(unfinished.glob("*/*/*/*.png")):
         assert process.poll() is None
         time.sleep(0.01)
-    (partial / "fog" / "9").mkdir(parents=True)  # must not be built upon
-    process.send_signal(number)
-    assert finish(process) == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    (unfinished / "fog" / "9").mkdir(parents=True)  # must not be built upon
+    process.kill()
+    process.wait()
     assert not tree.exists()
-    assert partial.exists() == (number == signal.SIGKILL)
-    if partial.exists():
-        # Two processes, in another order than the one of the first time: the same bytes.
-        assert finish(start(folder, workers=2)) == 0
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "digits-C"]
-        assert contents(tree) == contents(digits.with_name("digits-C"))
+    written = (tmp_path / "digits").stat().st_mtime_ns
+    assert start(tmp_path).wait(120) == 0
+    assert (tmp_path / "digits").stat().st_mtime_ns == written  # it was complete
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "digits-C"]
+    assert contents(tmp_path) == contents(digits.parent)
