@@ -12,8 +12,7 @@ from torch._dynamo.utils import counters
 
 from lib.algorithm.metrics import full_precision
 from lib.algorithm.training import Trainer, TrainingSettings, free_step, make_noise
-from lib.training.networks import make_networks
-from lib.training.setup import make_optimizer
+from lib.training.setup import make_networks, make_optimizer
 from models.resnet import ResNet
 from utils.compiling import compile_mode
 from utils.config.settings import Config

@@ -12,10 +12,12 @@ from torch import nn
 
 from lib.algorithm.gradient_norms import HEADER as NORMS_HEADER
 from lib.algorithm.metrics import averages
-from lib.algorithm.pgd_attack import DeviceBatch
+from lib.algorithm.pgd import frozen_eval
+from lib.algorithm.pgd_attack import DeviceBatch, PGDAttack
 from lib.algorithm.protocols import PROTOCOLS, PGDSpec, ThreatModel
+from lib.data.datasets import ImageBatches
+from lib.data.to_device import to_device
 from lib.evaluation.task import adversarial_examples, validate, validate_pgd
-from lib.training import overfitting
 from lib.training.checkpointing import BEST_VALUES, Run, begin_epoch, epoch_totals, save
 from lib.training.loop import describe_metrics, lr_at, stop_run
 from utils.logging import ProgressBar
@@ -25,6 +27,7 @@ from utils.storage.files import write_csv
 from utils.storage.run_folder import BEST, BEST_EMA
 from utils.text import counted
 
+OVERFITTING = "train_pgd_top1"  # a column of metrics.csv, with TRAIN.method fast
 MOST_WAITING = 0.1  # of an epoch, for images
 # Columns of metrics.csv in the order in which checkpoints keep a row; groups after the first are
 # there if one of their columns is measured.
@@ -43,7 +46,7 @@ COLUMN_GROUPS = (
         "seconds",
     ),
     ("val_ema_loss", "val_ema_top1", "val_ema_pgd_top1"),  # with TRAIN.ema
-    (overfitting.COLUMN,),
+    (OVERFITTING,),
 )
 COLUMNS = [name for group in COLUMN_GROUPS for name in group]
 # What a network of `Run.networks` is called, in columns and in the log.
@@ -91,15 +94,15 @@ def finish_epoch(run: Run) -> None:
         row |= validation.columns(COLUMN_PREFIXES[name])
         text += f"{LABELS[name]} {validation.describe(run)}" + " (best)" * (name in best)
     if train.method == "fast":
-        top1 = overfitting.minibatch_under_pgd(run, *quick_attack(run))
-        row[overfitting.COLUMN] = top1
+        top1 = minibatch_under_pgd(run, *quick_attack(run))
+        row[OVERFITTING] = top1
         text += f"; a training minibatch under PGD-10 top-1 {top1:.2f} %"
     progress.history = [*progress.history, [row.get(name, "") for name in COLUMNS]]
     run.logger.info(text)
     rows = named_rows(progress.history)
-    overfitting.warn_of_overfitting(run, rows)
+    warn_of_overfitting(run, rows)
     for name in best:
-        overfitting.warn_of_collapse(run, name, validations[name].clean["predicted"])
+        warn_of_collapse(run, name, validations[name].clean["predicted"])
     write_tables(run, rows)
     progress.end_epoch()
     begin_epoch(run)
@@ -257,3 +260,52 @@ def write_gradient_norms(path: Path, epoch: int, rows: list[list]) -> None:
         write_csv(path, NORMS_HEADER, kept + rows)
     else:
         path.unlink(missing_ok=True)
+
+
+# Trainings that fail although their loss falls
+
+
+def minibatch_under_pgd(run: Run, spec: PGDSpec, threat: ThreatModel) -> float:
+    """Top-1 in percent of the epoch's first minibatch under PGD, over all processes.
+
+    It is read once more, so that the same epoch has the same number after any interruption.
+    """
+    model = run.trainer.model
+    images = run.loader.loader.dataset
+    assert isinstance(images, ImageBatches)
+    run.context.copy_from_main_(model.buffers())
+    run.order.set_position(run.progress.epoch)
+    batch = to_device(images.__getitems__(next(iter(run.order))), run.context.device)
+    attack = PGDAttack(model, spec, threat, number_of=images.trees[0].image_number)
+    with frozen_eval(model):
+        robust = attack.attack_final_iterate(*batch).robust
+    right, n = run.context.sum([int(robust.sum()), len(robust)])
+    return 100 * right / n
+
+
+def warn_of_overfitting(run: Run, rows: Sequence[Mapping[str, float]]) -> None:
+    """Once, at the first of the epochs' rows of metrics.csv that shows it.
+
+    The step's own images are learnt and those of PGD are not: robustness to PGD falls to zero in an
+    epoch (Wong et al. 2020, arXiv:2001.03994, Sec. 5.4).
+    """
+    learnt = 300 / len(run.model_settings.classes or ())  # percent: three times a guess
+    found = [
+        row["train_top1"] > max(learnt, 3 * row[OVERFITTING]) for row in rows if OVERFITTING in row
+    ]
+    if any(found[-1:]) and not any(found[:-1]):
+        run.logger.warning(
+            f"catastrophic overfitting (arXiv:2001.03994): {rows[-1]['train_top1']:.2f} % of the"
+            f" step's own images are classified right, and {rows[-1][OVERFITTING]:.2f} % of a"
+            " minibatch under PGD-10; take a smaller ADV.fgsm_step, fewer epochs, or"
+            " TRAIN.method pgd"
+        )
+
+
+def warn_of_collapse(run: Run, name: str, predicted: float) -> None:
+    """Where a best model, by its file's `name`, gives all validation images one class."""
+    if predicted == 1 and len(run.model_settings.classes or ()) > 1:
+        run.logger.warning(
+            f"{name} gives every validation image the same class: it has collapsed, and its"
+            " accuracy is that of a guess; lower TRAIN.lr, or raise it slowly"
+        )

@@ -28,8 +28,7 @@ from lib.algorithm.training import (
     update_noise_,
 )
 from lib.evaluation.evaluate import Evaluation
-from lib.training.networks import make_networks, rehearse
-from lib.training.setup import make_optimizer, mode_of_run
+from lib.training.setup import make_networks, make_optimizer, mode_of_run, rehearse
 from models.resnet import ResNet
 from utils.compiling import PADDED_SIZES, WORTHWHILE, Compiled, compile_mode, compiles, padded
 from utils.config.load import merge

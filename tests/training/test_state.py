@@ -13,9 +13,14 @@ from in_process import Done, call
 from processes import rows_of
 
 from lib.algorithm.training import TRAINING_STEP, Trainer, TrainingSettings
-from lib.training import overfitting
 from lib.training.checkpointing import Progress, machine, restore_momentum, restore_state
-from lib.training.epoch_end import begin_selection, selection_of
+from lib.training.epoch_end import (
+    OVERFITTING,
+    begin_selection,
+    selection_of,
+    warn_of_collapse,
+    warn_of_overfitting,
+)
 from lib.training.setup import make_optimizer
 from lib.training.start import compare_settings
 from models.resnet import ResNet
@@ -144,17 +149,17 @@ def test_noise_momentum_and_random_state_are_restored(capsys: pytest.CaptureFixt
 def test_failures_are_told_once(capsys: pytest.CaptureFixture) -> None:
     run: Any = SimpleNamespace(logger=Logger(), model_settings=SimpleNamespace(classes=range(10)))
     rows = [
-        {"train_top1": top1} | ({} if pgd is None else {overfitting.COLUMN: pgd})
+        {"train_top1": top1} | ({} if pgd is None else {OVERFITTING: pgd})
         for top1, pgd in ((90, None), (29, 0), (60, 20), (60, 19.9), (90, 0))
     ]
     told = []
     for n in range(1, 6):
-        overfitting.warn_of_overfitting(run, rows[:n])
+        warn_of_overfitting(run, rows[:n])
         told.append(capsys.readouterr().out)
     assert [bool(text) for text in told] == [False, False, False, True, False]
     assert "catastrophic overfitting" in told[3]
     for predicted in (1.0, 0.9):  # share of the class that is predicted most
-        overfitting.warn_of_collapse(run, BEST, predicted)
+        warn_of_collapse(run, BEST, predicted)
         assert ("collapsed" in capsys.readouterr().out) == (predicted == 1)
 
 
