@@ -17,33 +17,13 @@ interrupted evaluation resumes with the same command.
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from lib.evaluation.attacks import attacks_by_ball
-from utils.config.command_line import parse_command_line
-from utils.config.settings import Config
-from utils.distributed.launch import launch, run_command
-
-if TYPE_CHECKING:
-    from utils.distributed.context import DistributedContext
-
-
-def work(config: Config, context: "DistributedContext") -> None:
-    """One process."""
-    from lib.evaluation.run import evaluate
-
-    evaluate(config, context)
+from main_free import run_script
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, then run on every GPU; returns the exit status."""
-
-    def command() -> None:
-        config = parse_command_line(argv, "evaluate", __doc__ or "")
-        attacks_by_ball(config)  # a wrong name is answered at once
-        launch(work, config)
-
-    return run_command(command)
+    """The command; returns its exit status."""
+    return run_script("evaluate", __doc__, argv)
 
 
 if __name__ == "__main__":

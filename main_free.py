@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 
 def work(config: Config, context: "DistributedContext") -> None:
-    """One process: train and attack what was trained, or only evaluate."""
+    """One process: train and attack what was trained, or evaluate a checkpoint."""
     from lib.evaluation.run import evaluate, evaluate_trained
     from lib.training.run import train
 
-    if config.OPTIONS.evaluate:
+    if config.OPTIONS.evaluating:
         evaluate(config, context)
         return
     for phase in phases_of(config):
@@ -45,15 +45,20 @@ def work(config: Config, context: "DistributedContext") -> None:
     evaluate_trained(phase, context)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, then run on every GPU; returns the exit status."""
+def run_script(script: str, manual: str | None, argv: Sequence[str] | None) -> int:
+    """Parse the flags of `main_free` or `evaluate`, run on every GPU; returns the exit status."""
 
     def command() -> None:
-        config = parse_command_line(argv, "main_free", __doc__ or "")
+        config = parse_command_line(argv, script, manual or "")
         attacks_by_ball(config)  # a wrong name is answered at once
         launch(work, config)
 
     return run_command(command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return run_script("main_free", __doc__, argv)
 
 
 if __name__ == "__main__":
