@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,7 +35,7 @@ class Logger(logging.Logger):
         if self.disabled:
             return
         try:
-            self.addHandler(LogFile(path, self))
+            self.addHandler(LogFile(path))
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; make it writable") from error
 
@@ -67,11 +66,10 @@ class Console(logging.Handler):
 
 
 class LogFile(logging.FileHandler):
-    """log.txt: the time in front of every line; a disk that is full ends it, not the run."""
+    """log.txt: the time in front of every line; a disk that is full ends no run."""
 
-    def __init__(self, path: Path, logger: Logger) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
-        self.logger = logger
         self.addFilter(lambda record: bool(record.getMessage()))
 
     def format(self, record: logging.LogRecord) -> str:
@@ -80,10 +78,6 @@ class LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Called where `emit` has failed."""
-        self.logger.removeHandler(self)
-        with suppress(OSError):
-            self.close()
-        self.logger.warning(f"log.txt ends here: {sys.exc_info()[1]}")
 
 
 class ProgressBar(tqdm):
