@@ -97,7 +97,14 @@ def launch(worker: Worker, config: Config) -> None:
 
 def run_under_torchrun(worker: Worker, config: Config) -> None:
     """Be one of the ranks that torchrun (or another launcher) has started."""
-    rank, count, local_rank = launcher_numbers()
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    needed = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if count > 1 else ()
+    if missing := [name for name in needed if not os.environ.get(name)]:
+        raise UserError(
+            f"the environment has RANK and WORLD_SIZE, and no {', '.join(missing)}: start by"
+            " torchrun, or unset them for processes that start themselves"
+        )
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if config.RUN.nproc not in (0, count):
         raise UserError(
             f"--nproc {config.RUN.nproc}: torchrun has started {count} processes; leave it out"
@@ -115,22 +122,6 @@ def run_under_torchrun(worker: Worker, config: Config) -> None:
         if local_rank and not isinstance(error, SharedUserError):
             print_error(str(error))  # this rank alone has it; `run_command` prints local rank 0's
         raise
-
-
-def launcher_numbers() -> tuple[int, int, int]:
-    """RANK, WORLD_SIZE and LOCAL_RANK, which a launcher has put into the environment."""
-    needed = ["RANK", "WORLD_SIZE"]
-    if os.environ["WORLD_SIZE"] != "1":
-        needed += ["LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"]
-    for name in needed:
-        value = os.environ.get(name, "")
-        if not value or (name != "MASTER_ADDR" and not value.isdecimal()):
-            raise UserError(
-                f"the environment has RANK and WORLD_SIZE, and {name} is {value or 'missing'!r}:"
-                " start by torchrun, or unset them for processes that start themselves"
-            )
-    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    return rank, count, int(os.environ.get("LOCAL_RANK", 0))
 
 
 def run_ranks(worker: Worker, config: Config, count: int) -> None:
