@@ -21,7 +21,6 @@ from lib.evaluation.task import adversarial_examples, validate, validate_pgd
 from lib.training.checkpointing import BEST_VALUES, Run, begin_epoch, epoch_totals, save
 from lib.training.loop import describe_metrics, lr_at, stop_run
 from utils.logging import ProgressBar
-from utils.storage.checkpoint import Checkpoint
 from utils.storage.conditions import BY_FILE, length_text
 from utils.storage.files import write_csv
 from utils.storage.run_folder import BEST, BEST_EMA
@@ -123,18 +122,12 @@ def selection_of(run: Run) -> dict[str, str]:
     return {name: str(value) for name, value in what.items()}
 
 
-def begin_selection(run: Run, resumed: Checkpoint | None) -> None:
+def begin_selection(run: Run) -> None:
     """Let the best begin anew where it has measured something else, or its file is not here.
 
     What is finished keeps its best, whatever it was; its last network stands in for a lost file.
     """
-    progress, now = run.progress, selection_of(run)
-    was = progress.best_of
-    if resumed is not None and resumed.is_ours and not was:  # of a version that did not keep it
-        sections = resumed.content.get("config", {})
-        keys = [key.split(".") for key in ("TRAIN.select", "DATA.img_size") if sections]
-        was = {f"{section}.{key}": str(sections[section][key]) for section, key in keys}
-        was["random start by"] = "number in the list"
+    progress, was, now = run.progress, run.progress.best_of, selection_of(run)
     finished = progress.epoch >= run.config.passes
     progress.best_of = was if finished and was else now
     changes = [f"{k} was {was[k]} and is {v}" for k, v in now.items() if was.get(k, v) != v]

@@ -2,12 +2,9 @@
 
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from typing import NoReturn
-
-import torch
 
 from lib.algorithm.metrics import averages, has_top5
 from lib.algorithm.protocols import METHODS
@@ -112,14 +109,3 @@ def stop_run(run: Run, signum: int, state: str = "saved") -> NoReturn:
     name = signal.Signals(signum).name
     run.logger.info(f"stopped by {name}; {state}. Resume with --resume auto")
     raise Interrupted(signum, said=True)
-
-
-@contextmanager
-def cudnn_benchmark() -> Iterator[None]:
-    """cuDNN tries its algorithms on each new shape: worth it where all minibatches have one."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before

@@ -2,10 +2,12 @@
 
 import time
 
+import torch
+
 from lib.algorithm.protocols import METHODS
 from lib.training.checkpointing import Run, begin_epoch
 from lib.training.epoch_end import begin_selection, finish_epoch
-from lib.training.loop import cudnn_benchmark, stop_run, train_one_epoch
+from lib.training.loop import stop_run, train_one_epoch
 from lib.training.setup import assemble
 from lib.training.start import find_start, read_images, require_same_start
 from utils.config.load import dump_yaml
@@ -41,7 +43,7 @@ def train(config: Config, context: DistributedContext) -> None:
             for note in (*images.train.notes, *images.val.notes):
                 logger.warning(note)
             try:
-                begin_selection(run, start.checkpoint)
+                begin_selection(run)
                 train_all_epochs(run)
             except RuntimeError:
                 if not requests.stop:
@@ -68,20 +70,17 @@ def announce(run: Run) -> None:
 
 
 def describe_method(config: Config) -> str:
-    """`eps 4/255, step 4/255, 4 replays, 23 epochs of the data (TRAIN.epochs 90 / 4)`."""
+    """`free training, eps 4/255, step 4/255, 4 replays, 23 epochs of the data` and more."""
     method, repeats = METHODS[config.TRAIN.method], config.ADV.n_repeats
-    epochs, replays = counted(config.TRAIN.epochs, "epoch"), counted(repeats, "replay")
-    if not method.adversarial:
-        return f"{config.TRAIN.method} training, {epochs}"
-    text = f"eps {255 * config.eps:g}/255, step {255 * config.step:g}/255"
-    if method.replays_are_epochs:
-        epochs = f"{counted(config.passes, 'epoch')} of the data"
-        return f"{text}, {replays}, {epochs} (TRAIN.epochs {config.TRAIN.epochs} / {repeats})"
+    text = f"{config.TRAIN.method} training"
+    if method.adversarial:
+        text += f", eps {255 * config.eps:g}/255, step {255 * config.step:g}/255"
     if method.runs_pgd:
         text += f", {counted(config.ADV.train_steps, 'step')} of PGD"
-    elif repeats > 1:
-        text += f", {replays}"
-    return f"{config.TRAIN.method} adversarial training, {text}, {epochs}"
+    if repeats > 1:
+        text += f", {repeats} replays"
+    epochs = counted(config.passes, "epoch")
+    return f"{text}, {epochs} of the data (TRAIN.epochs {config.TRAIN.epochs})"
 
 
 def train_all_epochs(run: Run) -> None:
@@ -89,8 +88,9 @@ def train_all_epochs(run: Run) -> None:
     while run.progress.epoch < run.config.passes:
         begin_epoch(run)
         if run.progress.position < run.order.batches_per_epoch():
-            with cudnn_benchmark():
-                train_one_epoch(run)
+            torch.backends.cudnn.benchmark = True  # worth it: all minibatches have one shape
+            train_one_epoch(run)
+            torch.backends.cudnn.benchmark = False
         finish_epoch(run)
         if time.monotonic() - run.drawn_at > 60:
             draw(run)
