@@ -1,23 +1,46 @@
-"""One training run: set up or resumed, epoch by epoch, saved so that nothing finished is lost."""
+"""One training run: what it starts from, checked before any work; then epoch by epoch.
 
+It is saved so that nothing finished is lost.
+"""
+
+import os
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from lib.algorithm.protocols import METHODS
+from lib.data.folders import read_split, require_same_classes, sizes_of_sample
+from lib.data.subsets import evenly_spread
+from lib.evaluation.load_model import (
+    ModelSettings,
+    model_of,
+    new_model,
+    settings_from,
+    settings_of,
+)
 from lib.training.checkpointing import Run, begin_epoch
 from lib.training.epoch_end import begin_selection, finish_epoch
 from lib.training.loop import stop_run, train_one_epoch
-from lib.training.setup import assemble
-from lib.training.start import find_start, read_images, require_same_start
+from lib.training.setup import Images, Start, assemble
+from lib.training.tensorboard import require_tensorboard
+from models.resnet import ResNet, load_weights
 from utils.config.load import dump_yaml
 from utils.config.rules import ignored_settings
-from utils.config.settings import Config
+from utils.config.settings import SETTINGS, Config, plain
+from utils.config.validators import REDUCE_OVERHEAD
 from utils.distributed.context import DistributedContext
 from utils.distributed.signals import SIGNALS, SignalRequests, handling
+from utils.errors import SharedUserError, UserError
 from utils.logging import Logger
-from utils.storage.files import atomic_write
-from utils.text import counted
+from utils.storage.checkpoint import Checkpoint, UnreadableCheckpoint, read_checkpoint
+from utils.storage.files import atomic_write, make_folder
+from utils.storage.run_folder import LATEST, PREVIOUS, claim, find_checkpoint
+from utils.text import counted, shortlist
 
 
 def train(config: Config, context: DistributedContext) -> None:
@@ -109,3 +132,218 @@ def draw(run: Run) -> None:
 
         draw_run(run.config.run_dir)
         run.drawn_at = time.monotonic()
+
+
+# What it starts from
+
+
+def read_images(config: Config) -> Images:
+    """The images of DIR/train and DIR/val; with TRAIN.select_from train some are held out."""
+    train, val = (read_split(config.DATA.imagenet, split) for split in ("train", "val"))
+    require_same_classes(train, val)
+    if config.TRAIN.select_from == "val":
+        return Images(train, val, val)
+    total, examples = len(train.files), config.TRAIN.select_examples
+    if examples >= total:
+        raise UserError(
+            f"TRAIN.select_from: train holds TRAIN.select_examples {examples} images out of"
+            f" {total}; choose fewer"
+        )
+    held = evenly_spread(total, examples)
+    rest = sorted(set(range(total)) - set(held))
+    return Images(train.subset(rest), val, train.subset(held))
+
+
+def find_start(
+    config: Config, context: DistributedContext, logger: Logger, images: Images
+) -> Start:
+    """Read the weights and claim the run folder, before any work."""
+    train, classes = config.TRAIN, images.train.classes
+    if config.DATA.batch_size % context.world_size:
+        raise UserError(
+            f"DATA.batch_size {config.DATA.batch_size} is the batch over all processes and does"
+            f" not divide by {context.world_size}; change it or --nproc"
+        )
+    if train.sync_bn and context.device.type != "cuda":
+        raise UserError("TRAIN.sync_bn needs CUDA; leave it out")
+    if train.compile == REDUCE_OVERHEAD and context.device.type != "cuda":
+        raise UserError(f"TRAIN.compile {REDUCE_OVERHEAD} needs CUDA; set it to true or false")
+    if config.OPTIONS.tensorboard:
+        require_tensorboard()
+    require_statistics(len(images.train.files), config, context.world_size)
+    checkpoint = find_resumption(config, logger)
+    if checkpoint is not None:
+        settings = require_same_run(config, checkpoint, classes, logger)
+        model = model_of(checkpoint, settings)
+    elif config.OPTIONS.init_from:
+        settings, model, checkpoint = fine_tune(config, classes, logger)
+    else:
+        settings = settings_from(config, classes)
+        model = new_model(settings, config.RUN.seed, config.OPTIONS.pretrained)
+    lock: AbstractContextManager[Any] = nullcontext()
+    if context.is_main:
+        # A model_best holds no state of a training: starting from it begins a new run.
+        here = (
+            checkpoint is not None
+            and checkpoint.training is not None
+            and not is_elsewhere(config, checkpoint)
+        )
+        lock = claim(make_folder(config.run_dir), here, config.OPTIONS.overwrite)
+    return Start(settings, model, checkpoint, lock)
+
+
+def require_statistics(total: int, config: Config, world_size: int) -> None:
+    """Batch-norm needs two values a channel; small crops leave one pixel an image at the end."""
+    batch = config.DATA.batch_size
+    sizes = {min(batch, total), total % batch or batch}
+    smallest = min(max(1, size // world_size) for size in sizes)
+    if config.DATA.crop_size <= 32 and smallest == 1:
+        raise UserError(
+            f"with {total} images, DATA.batch_size {batch} and {world_size} processes, a minibatch"
+            f" has a single image, and at crop_size {config.DATA.crop_size} batch-norm needs two;"
+            + (" choose another DATA.batch_size" if total > 1 else " add images")
+        )
+
+
+def find_resumption(config: Config, logger: Logger) -> Checkpoint | None:
+    """The checkpoint that `--resume` means, or None to start from scratch.
+
+    `auto` takes the newest intact checkpoint of the run folder. Where there is none yet it starts
+    from the phase before or from scratch, so that the same command starts and restarts a job.
+    """
+    wanted, folder, options = config.OPTIONS.resume, config.run_dir, config.OPTIONS
+    if wanted not in ("", "auto"):
+        checkpoint = read_given(find_checkpoint(wanted), config, logger)
+        return without_finished_training(config, checkpoint)
+    if wanted:
+        present = [path for path in (folder / LATEST, folder / PREVIOUS) if os.path.exists(path)]
+        for path in present:
+            with suppress(UnreadableCheckpoint):
+                return read_checkpoint(str(path))
+            logger.warning(f"{path} is damaged; skipping it")
+        if present:
+            raise UserError(
+                f"no checkpoint in {folder} is intact; start from scratch with --overwrite"
+            )
+    if options.start_from:
+        phase_before = read_checkpoint(str(Path(options.start_from, LATEST)))
+        return without_finished_training(config, phase_before)
+    if wanted:
+        logger.info(f"nothing to resume in {folder}: starting from scratch")
+    return None
+
+
+def read_given(path: str, config: Config, logger: Logger) -> Checkpoint:
+    """A file of the user's; of several weights in it, the log says which are taken."""
+    checkpoint = read_checkpoint(path, weights=config.OPTIONS.weights)
+    if checkpoint.note:
+        logger.info(checkpoint.note)
+    return checkpoint
+
+
+def without_finished_training(config: Config, checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint; of another, finished run, from which a phase starts, weights and momentum."""
+    if checkpoint.training is None or not METHODS[config.TRAIN.method].has_phases:
+        return checkpoint
+    train, adv = (checkpoint.content["config"][section] for section in ("TRAIN", "ADV"))
+    epochs = checkpoint.epoch * METHODS[train["method"]].epochs_per_pass(adv["n_repeats"])
+    if epochs < train["epochs"] or not is_elsewhere(config, checkpoint):
+        return checkpoint
+    content = {key: value for key, value in checkpoint.content.items() if key != "training"}
+    return replace(checkpoint, content=content)
+
+
+def is_elsewhere(config: Config, checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is in another folder than the run's."""
+    return Path(checkpoint.path).resolve().parent != config.run_dir.resolve()
+
+
+def require_same_run(
+    config: Config, checkpoint: Checkpoint, classes: Sequence[str], logger: Logger
+) -> ModelSettings:
+    """The settings of a network whose training continues."""
+    settings, path = settings_of(config, checkpoint), checkpoint.path
+    outputs, names = len(checkpoint.state_dict["fc.weight"]), settings.classes
+    if outputs != len(classes) or (names is not None and list(names) != list(classes)):
+        which = "" if names is None else f" ({shortlist(names)})"
+        raise UserError(
+            f"{path} has {outputs} outputs{which} and this data set {len(classes)} other classes;"
+            " give its data set, or start from its weights by --init_from in place of --resume"
+        )
+    if checkpoint.training is not None:
+        compare_settings(config, checkpoint, logger)
+    # A finished run may be looked at again in its own folder.
+    if checkpoint.epoch >= config.passes and is_elsewhere(config, checkpoint):
+        wanted = f"TRAIN.epochs {config.TRAIN.epochs}"
+        if config.passes != config.TRAIN.epochs:
+            wanted += f" in ADV.n_repeats {config.ADV.n_repeats}"
+        raise UserError(
+            f"{path} has {checkpoint.epoch} epochs of the data behind it, and {wanted} are"
+            f" {config.passes}; raise TRAIN.epochs, or evaluate it by -e"
+        )
+    return replace(settings, classes=list(classes))
+
+
+def compare_settings(config: Config, checkpoint: Checkpoint, logger: Logger) -> None:
+    """Refuse or mention settings that are not those the training was started with."""
+    saved, now = checkpoint.content["config"], config.as_dict()
+    fixed: list[str] = []
+    for key, setting in SETTINGS.items():
+        section, _, name = key.partition(".")
+        # What the version that saved them did not have stood at what is its default today.
+        was, value = saved.get(section, {}).get(name, plain(setting.default)), now[section][name]
+        if was != value and setting.resume == "fixed":
+            fixed.append(f"{key} {was}, now {value}")
+        if was != value and setting.resume == "noted":
+            logger.warning(f"{key} was {was} and is {value} from here on")
+    if fixed:
+        raise UserError(
+            f"{checkpoint.path} is of another run ({'; '.join(fixed)}); resume with its settings,"
+            " kept in config.yml beside it"
+        )
+
+
+def fine_tune(
+    config: Config, classes: Sequence[str], logger: Logger
+) -> tuple[ModelSettings, ResNet, Checkpoint]:
+    """A new network with the weights of `--init_from`, and the checkpoint as far as it goes on.
+
+    Other classes, another number of them or another kind of head get a new last layer; momentum
+    is taken where all of the network fits. Mean and standard deviation are the file's, unless the
+    command says others.
+    """
+    path = find_checkpoint(config.OPTIONS.init_from, "--init_from")
+    checkpoint = read_given(path, config, logger)
+    its_settings = checkpoint.model or {}
+    colours = {"mean": checkpoint.mean, "std": checkpoint.std, **its_settings}
+    taken: dict[str, Any] = {
+        name: list(colours[name])
+        for name in ("mean", "std")
+        if colours[name] and not config.given(f"TRAIN.{name}")
+    }
+    settings = replace(settings_from(config, classes), **taken)
+    model, saved = new_model(settings, config.RUN.seed, pretrained=False), checkpoint.state_dict
+    head = {key: value for key, value in model.state_dict().items() if key.startswith("fc.")}
+    body = {key: value for key, value in saved.items() if not key.startswith("fc.")}
+    its_head = {key: saved[key].shape for key in saved.keys() - body.keys()}
+    fits = its_settings.get("classes") in (None, settings.classes)
+    fits = fits and its_head == {key: value.shape for key, value in head.items()}
+    load_weights(model, saved if fits else {**body, **head})
+    if not fits:
+        logger.info(f"{path}: the last layer is new, of {model.num_classes} classes")
+    optimizer = checkpoint.content.get("optimizer") if fits and checkpoint.is_ours else None
+    return settings, model, replace(checkpoint, content={"optimizer": optimizer})
+
+
+def require_same_start(images: Images, start: Start, context: DistributedContext) -> None:
+    """All processes must read the same images and resume from the same minibatch."""
+    files = sizes_of_sample(images.train), sizes_of_sample(images.val)
+    training = (start.checkpoint and start.checkpoint.training) or {}
+    seen = context.gather((files, training.get("epoch"), training.get("position")))
+    for rank, other in enumerate(seen):
+        if other != seen[0]:
+            what = "other images" if other[0] != seen[0][0] else "another checkpoint"
+            raise SharedUserError(
+                f"process {rank} sees {what} than process 0; all machines need the same"
+                " files, on a shared disk"
+            )

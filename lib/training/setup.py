@@ -1,6 +1,8 @@
 """The run made of what a training starts from: loaders, networks, optimizer, restored state."""
 
 import inspect
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,9 +31,9 @@ from lib.data.datasets import ImageBatches, train_transform
 from lib.data.folders import ImageTree
 from lib.data.loader import Loader, make_loader, share_of_workers
 from lib.data.sampler import DistributedBatchSampler
+from lib.evaluation.load_model import ModelSettings
 from lib.evaluation.task import EvaluationData
 from lib.training.checkpointing import Progress, Run, restore_state
-from lib.training.start import Images, Start
 from lib.training.tensorboard import TensorBoardLog
 from models.resnet import ResNet
 from utils.compiling import Compiled, compile_mode, compiles
@@ -40,6 +42,25 @@ from utils.distributed.context import DistributedContext
 from utils.distributed.signals import SignalRequests
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a training."""
+
+    train: ImageTree
+    val: ImageTree
+    selection: ImageTree  # that choose the best model
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network, and where its training stands."""
+
+    settings: ModelSettings
+    model: ResNet
+    checkpoint: Checkpoint | None  # that is resumed, or fine-tuned
+    lock: AbstractContextManager[Any]  # of the run folder, held by rank 0
 
 
 def assemble(

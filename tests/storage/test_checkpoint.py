@@ -18,7 +18,7 @@ from conftest import settings
 from in_process import call, only_error, room_for, unchanged, user_error
 
 from lib.evaluation.load_model import model_of, new_model, settings_from, settings_of
-from lib.training.start import fine_tune
+from lib.training.run import fine_tune
 from models.resnet import ResNet
 from utils.config.command_line import parse_command_line
 from utils.config.settings import Config, Source

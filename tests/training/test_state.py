@@ -21,8 +21,8 @@ from lib.training.epoch_end import (
     warn_of_collapse,
     warn_of_overfitting,
 )
+from lib.training.run import compare_settings
 from lib.training.setup import make_optimizer
-from lib.training.start import compare_settings
 from models.resnet import ResNet
 from utils.config.load import merge
 from utils.config.settings import Config
