@@ -183,12 +183,8 @@ def find_start(
     lock: AbstractContextManager[Any] = nullcontext()
     if context.is_main:
         # A model_best holds no state of a training: starting from it begins a new run.
-        here = (
-            checkpoint is not None
-            and checkpoint.training is not None
-            and not is_elsewhere(config, checkpoint)
-        )
-        lock = claim(make_folder(config.run_dir), here, config.OPTIONS.overwrite)
+        resumed = checkpoint and checkpoint.training and not is_elsewhere(config, checkpoint)
+        lock = claim(make_folder(config.run_dir), bool(resumed), config.OPTIONS.overwrite)
     return Start(settings, model, checkpoint, lock)
 
 
@@ -201,7 +197,7 @@ def require_statistics(total: int, config: Config, world_size: int) -> None:
         raise UserError(
             f"with {total} images, DATA.batch_size {batch} and {world_size} processes, a minibatch"
             f" has a single image, and at crop_size {config.DATA.crop_size} batch-norm needs two;"
-            + (" choose another DATA.batch_size" if total > 1 else " add images")
+            " choose another DATA.batch_size"
         )
 
 
@@ -274,12 +270,9 @@ def require_same_run(
         compare_settings(config, checkpoint, logger)
     # A finished run may be looked at again in its own folder.
     if checkpoint.epoch >= config.passes and is_elsewhere(config, checkpoint):
-        wanted = f"TRAIN.epochs {config.TRAIN.epochs}"
-        if config.passes != config.TRAIN.epochs:
-            wanted += f" in ADV.n_repeats {config.ADV.n_repeats}"
         raise UserError(
-            f"{path} has {checkpoint.epoch} epochs of the data behind it, and {wanted} are"
-            f" {config.passes}; raise TRAIN.epochs, or evaluate it by -e"
+            f"{path} has {checkpoint.epoch} epochs of the data behind it, and TRAIN.epochs"
+            f" {config.TRAIN.epochs} are {config.passes}; raise TRAIN.epochs, or evaluate it by -e"
         )
     return replace(settings, classes=list(classes))
 
