@@ -1,12 +1,9 @@
 """Networks of torchvision and timm that are evaluated and never trained."""
 
 import csv
-import importlib.util
 import json
 import sys
-import types
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,30 +22,6 @@ HALF = (0.5, 0.5, 0.5)
 ARCH = "mobilenet_v3_small"
 
 
-@pytest.fixture
-def timm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package where it is installed, else what is used of it."""
-    if importlib.util.find_spec("timm"):
-        return
-    stand_in: Any = types.ModuleType("timm")
-    stand_in.is_model = "test_vit".__eq__
-    stand_in.list_models = lambda: ["test_vit"]
-    published = types.SimpleNamespace(fixed_input_size=True)
-    stand_in.models = types.SimpleNamespace(get_pretrained_cfg=lambda name: published)
-    stand_in.create_model = create_model
-    monkeypatch.setitem(sys.modules, "timm", stand_in)
-
-
-def create_model(
-    name: str, pretrained: bool = False, num_classes: int = 1000, img_size: int = 160
-) -> nn.Module:
-    """A network that takes one size, as timm's vision transformers do."""
-    network: Any = nn.Sequential(nn.Flatten(), nn.Linear(3 * img_size**2, num_classes))
-    network.pretrained_cfg = {"mean": HALF, "std": HALF, "input_size": (3, 160, 160)}
-    network.pretrained_cfg |= {"crop_pct": 0.9, "interpolation": "bicubic"}
-    return network
-
-
 @pytest.mark.parametrize(
     ("arch", "mean", "std"),
     [
@@ -57,7 +30,7 @@ def create_model(
         ("timm/test_vit", HALF, HALF),
     ],
 )
-def test_own_mean_and_std_stand_in_front(arch: str, mean: tuple, std: tuple, timm: None) -> None:
+def test_own_mean_and_std_stand_in_front(arch: str, mean: tuple, std: tuple) -> None:
     model = build_any(arch, 32, 7).eval()
     nn.init.normal_(list(model.parameters())[-2])  # torchvision's transformers begin with zeros
     x = torch.rand(2, 3, 32, 32, requires_grad=True)
@@ -79,12 +52,11 @@ def test_pixels_are_those_of_the_published_weights() -> None:
         assert build_any("efficientnet_v2_l", 32).normalisation == {"mean": HALF, "std": HALF}
 
 
-def test_the_preset_is_that_of_the_published_weights(digits: Path, here: Path, timm: None) -> None:
+def test_the_preset_is_that_of_the_published_weights(digits: Path, here: Path) -> None:
     preset = (IMAGENET_MEAN, IMAGENET_STD, 236, 224, "bilinear")
     with torch.device("meta"):
         assert build_any("convnext_tiny", 32).preset == preset
-    if not importlib.util.find_spec("timm"):
-        assert build_any("timm/test_vit").preset == (HALF, HALF, 177, 160, "bicubic")
+    assert build_any("timm/test_vit").preset == (HALF, HALF, 168, 160, "bicubic")
     network = torchvision.models.efficientnet_b0(num_classes=4).eval()
     torch.save(network.state_dict(), "theirs.pth")
     flags = ["-e", "--resume", "theirs.pth", "--attack", "pgd1", "--n_examples", 4]
@@ -152,7 +124,7 @@ def test_layers_that_ask_for_their_version() -> None:
     ],
 )
 def test_what_cannot_be_evaluated(
-    arch: str, more: list[str], words: str, theirs: nn.Module, digits: Path, timm: None
+    arch: str, more: list[str], words: str, theirs: nn.Module, digits: Path
 ) -> None:
     flags = ["-e", "--resume", "theirs.pth", "--attack", "pgd1"]
     done = call("evaluate.py", digits, *settings(TRAIN__arch=arch), *flags, *more)

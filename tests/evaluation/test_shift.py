@@ -12,8 +12,7 @@ from conftest import copy_run
 from in_process import call, only_error
 from torchvision import datasets, transforms
 
-from lib.data.folders import read_tree
-from lib.evaluation.shift import find_test_sets, measure_of
+from lib.evaluation.shift import find_test_sets
 from models.resnet import ResNet
 from utils.storage.results import read_result
 
@@ -65,14 +64,6 @@ def plain_accuracies(folder: Path) -> tuple[float, float]:
     true = logits.gather(1, labels[:, None])
     above = [(each > true).sum(1) for each in (logits, logits[:, outputs])]
     return tuple(float((count == 0).double().mean()) for count in above)
-
-
-def test_outputs_that_a_set_has_no_images_of_are_left_out() -> None:
-    tree = read_tree("sets/rendered").with_labels_of(NAMES, 4, "auto")  # outputs 1 and 3
-    measure = measure_of({"rendered": tree}, 4, torch.device("cpu"))
-    logits = torch.tensor([[9.0, 5.0, 8.0, 0.0], [9.0, 5.0, 8.0, 0.0]])
-    top1, _, present_top1, _ = measure(logits, torch.tensor([1, 3]), "rendered")
-    assert (top1.tolist(), present_top1.tolist()) == ([False, False], [True, False])
 
 
 def test_accuracies_are_those_of_a_plain_loop() -> None:
