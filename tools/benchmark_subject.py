@@ -30,9 +30,8 @@ from lib.training.setup import make_trainer
 from models.resnet import ResNet
 from tools import published_loop as plain
 from tools.published_loop import EPS, STEP_SIZE
-from utils.compiling import Compiled, Network, Recorded
+from utils.compiling import Network, compiled_for, recorded
 from utils.config.settings import Config, Data, Train
-from utils.config.validators import REDUCE_OVERHEAD
 from utils.cpu_memory import keep_freed_memory
 from utils.distributed.context import DistributedContext
 
@@ -188,14 +187,14 @@ class Suite:
         """A frozen network as evaluations search it: compiled, recorded, or None for itself."""
         case, device = self.case, self.context.device
         x = self.images.clone().requires_grad_()
-        with precision_context(device, case.precision):
-            if case.compiled:
-                how = REDUCE_OVERHEAD if device.type == "cuda" else True
-                compiled = Compiled(network, case.batch_size, how)
-                compiled(x).sum().backward()  # a long evaluation hardly notices it
-                return compiled
-            if device.type == "cuda" and case.precision != "fp32":
-                return Recorded(network, x)
+        if case.compiled:
+            compiled = compiled_for(network, [case.batch_size], device)
+            with precision_context(device, case.precision):
+                total = compiled(x).sum()
+            torch.autograd.grad(total, x)  # a long evaluation hardly notices it
+            return compiled
+        if device.type == "cuda" and case.precision != "fp32":
+            return recorded(partial(self.trainer.logits, network), x)
         return None
 
     def standard(self) -> Actions:

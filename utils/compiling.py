@@ -1,7 +1,8 @@
 """torch.compile where it pays: for batches of one size, tried before anything depends on it."""
 
+import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,48 +43,58 @@ class Compiled:
         return self.compiled(x, *more)
 
 
-class Recorded:
-    """A network's own kernels as CUDA graphs, for batches like one: the host starts them at once.
+def padded(network: Network, sizes: Sequence[int], graphs: bool) -> Network:
+    """Let a network see batches of a few sizes alone, to which any batch is filled up.
 
-    The parameters must stay where they are, and want no gradients; for outputs and gradients see
-    `Compiled`.
+    Args:
+        network: compiled or recorded; what it returns and the gradients that it hands back are
+            copied, for CUDA graphs write the next ones there.
+        sizes: in ascending order; batches that are larger stay as they are.
+        graphs: whether it consists of CUDA graphs.
     """
-
-    def __init__(self, network: Network, x: torch.Tensor) -> None:
-        self.network, self.size = network, len(x)
-        cached = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)  # it would be empty, but recording asks
-        try:
-            # A module's own forward pass would be replaced: this is a function.
-            self.recorded: Network = torch.cuda.make_graphed_callables(lambda x: network(x), (x,))
-        finally:
-            torch.set_autocast_cache_enabled(cached)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        network = self.recorded if len(x) == self.size else self.network
-        logits: torch.Tensor = network(x)
-        return logits
-
-
-def padded(network: Network, device: torch.device) -> Network:
-    """The network compiled for a few sizes of batches, to which any batch is filled up.
-
-    Outputs and gradients are the caller's to keep.
-    """
-    graphs = device.type == "cuda"
-    compiled = torch.compile(network, dynamic=False, mode=REDUCE_OVERHEAD if graphs else None)
 
     def call(x: torch.Tensor) -> torch.Tensor:
-        size = next((size for size in PADDED_SIZES if size >= len(x)), len(x))
-        rows = torch.cat([x, x[:1].detach().expand(size - len(x), *x.shape[1:])])
+        missing = next((size for size in sizes if size >= len(x)), len(x)) - len(x)
+        filling = x[:1].detach().expand(missing, *x.shape[1:])
+        if missing and x.is_contiguous(memory_format=torch.channels_last):
+            filling = filling.contiguous(memory_format=torch.channels_last)  # as all rows then are
+        rows = torch.cat([x, filling]) if missing else x.view_as(x)
         if graphs:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # nothing of the call before is needed
             if rows.requires_grad:
                 rows.register_hook(torch.clone)
-        logits: torch.Tensor = compiled(rows)[: len(x)]
+        with torch.set_grad_enabled(rows.requires_grad):  # two programs a size and no more
+            logits: torch.Tensor = network(rows)[: len(x)]
         return logits.clone() if graphs else logits
 
     return call
+
+
+def compiled_for(network: Network, sizes: Sequence[int], device: torch.device) -> Network:
+    """A network compiled for batches of a few sizes; on CUDA as CUDA graphs."""
+    graphs = device.type == "cuda"
+    mode = REDUCE_OVERHEAD if graphs else None
+    return padded(torch.compile(network, dynamic=False, mode=mode), sizes, graphs)
+
+
+def recorded(network: Network, x: torch.Tensor) -> Network:
+    """A network's own kernels as CUDA graphs: for batches like x, to which others are filled up.
+
+    Args:
+        network: whose parameters stay where they are, and want no gradients; it sets its own
+            precision, or the backward pass would be recorded in that, too.
+        x: (B, 3, H, W), with a gradient.
+    """
+    gc.collect()  # graphs lie in cycles, and must not go while others are recorded
+    gc.disable()
+    try:
+        # A module's own forward pass would be replaced: this is a function.
+        graphs = torch.cuda.make_graphed_callables(lambda x: network(x), (x,))
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError("their memory is too much here") from error
+    finally:
+        gc.enable()
+    return padded(graphs, [len(x)], graphs=True)
 
 
 def compiles(

@@ -285,11 +285,10 @@ class PGDAttack:
             around_start = self.threat.protocol.ball_around_start
             iterates = pgd(self.search_logits, images, labels, start, self.search, around_start)
             adversarial, gradient, _ = next(iterates)
-            no_gradient = is_zero(gradient)  # now, for a CUDA graph writes the next one there
             for adversarial, _, _ in iterates:
                 pass
             logits = self.predict_full_precision(adversarial)
-            outcome = judge(indices, labels, logits, no_gradient, adversarial)
+            outcome = judge(indices, labels, logits, is_zero(gradient), adversarial)
             worst = outcome if worst is None else worst_per_image(worst, outcome)
         assert worst is not None
         return worst

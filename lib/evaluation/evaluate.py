@@ -27,9 +27,16 @@ from lib.evaluation.load_model import EvaluatedModel
 from lib.evaluation.task import CleanRow, EvaluationData, Task, clean_rows
 from models.pixel_network import PixelNetwork
 from models.resnet import ResNet
-from utils.compiling import Compiled, Recorded, compile_mode, compiles, failure, padded
+from utils.compiling import (
+    PADDED_SIZES,
+    Compiled,
+    compile_mode,
+    compiled_for,
+    compiles,
+    failure,
+    recorded,
+)
 from utils.config.settings import Source
-from utils.config.validators import REDUCE_OVERHEAD
 from utils.errors import UserError
 from utils.logging import ProgressBar
 from utils.storage.conditions import BY_FILE, Conditions, attack_text
@@ -147,27 +154,30 @@ class Evaluation:
                 self.phase(journal, spec.name, spec.label, self.targets(), work, attack.chunk)
                 self.warnings |= attack.warnings
                 self.passes += attack.passes
+        self.outputs = self.network = None  # graphs read what a network keeps while it is frozen
 
     def compile(self) -> None:
         """Compile the attacked network as EVAL.compile says, if that works."""
         task, data, device = self.task, self.data, self.task.context.device
         setting, radii = task.config.EVAL.compile, len(task.config.EVAL.eps) or 1
         steps = radii * sum(map(steps_of, self.specs)) * len(data.tree.files) / data.batch_size
-        by_pgd, graphs = any(isinstance(s, PGDSpec) for s in self.specs), device.type == "cuda"
+        by_pgd, cuda = any(isinstance(s, PGDSpec) for s in self.specs), device.type == "cuda"
         x = torch.zeros(data.batch_size, 3, data.crop_size, data.crop_size, device=device)
         x = x.to(memory_format=torch.channels_last).requires_grad_()
         if not compile_mode(setting, device, steps):
-            if setting == "auto" and graphs and by_pgd:
+            if setting == "auto" and cuda and by_pgd:
                 self.record(x)
             return
-        mode = REDUCE_OVERHEAD if graphs else True
-        outputs = Compiled(self.attacked.outputs, data.batch_size, mode)
-        network = padded(self.attacked, device)
+        outputs: Logits = Compiled(self.attacked.outputs, len(x))  # a CPU gains by small batches
+        if cuda:
+            outputs = compiled_for(self.attacked.outputs, [len(x)], device)
+        network = compiled_for(self.attacked, PADDED_SIZES, device)
 
         def rehearse() -> None:
-            for _ in range(3 if graphs else 1):  # compile, record, run what is recorded
+            for _ in range(3 if cuda else 1):  # compile, record, run what is recorded
                 with precision_context(device, self.threat.precision):
-                    torch.autograd.grad((outputs if by_pgd else network)(x).sum(), x)
+                    total = (outputs if by_pgd else network)(x).sum()
+                torch.autograd.grad(total, x)
 
         if compiles(rehearse, "EVAL.compile", setting, task.context, task.logger):
             self.outputs, self.network = outputs, network
@@ -178,15 +188,25 @@ class Evaluation:
 
         In bf16 and fp16, and of a ResNet, which neither draws at random nor waits for anything.
         """
-        low = self.threat.precision != "fp32" and len(x) <= len(self.data.tree.files)
-        if not low or not isinstance(self.attacked, ResNet):
+        context, share = (
+            self.task.context,
+            len(self.data.tree.files) // self.task.context.world_size,
+        )
+        if (
+            self.threat.precision == "fp32"
+            or share < len(x)
+            or not isinstance(self.attacked, ResNet)
+        ):
             return
 
-        def attempt() -> None:
+        def forward(x: torch.Tensor) -> torch.Tensor:
             with precision_context(x.device, self.threat.precision):
-                self.outputs = Recorded(self.attacked.outputs, x)
+                return self.attacked.outputs(x)
 
-        if reason := failure(attempt, self.task.context):
+        def attempt() -> None:
+            self.outputs = recorded(forward, x)
+
+        if reason := failure(attempt, context):
             self.outputs = None
             self.task.logger.warning(f"the search runs without CUDA graphs ({reason})")
 

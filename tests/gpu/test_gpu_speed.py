@@ -68,13 +68,9 @@ def show(row: dict[str, Any]) -> None:
     builds = f"{device}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
     lines = [row.values()] if len(ROWS) > 1 else [[builds], row, row.values()]
     for line in lines:
-        print(*(f"{c:>11.4g}" if isinstance(c, float) else f"{c:>11}" for c in map(plain, line)))
+        print(*(f"{c:>11.4g}" if isinstance(c, float) else f"{c!s:>11}" for c in line))
     if path := os.environ.get("GPU_JSON"):
         Path(path).write_text(json.dumps({"on": builds, "versions": versions(), "rows": ROWS}))
-
-
-def plain(cell: Any) -> Any:
-    return str(cell) if isinstance(cell, bool) else cell
 
 
 def over(scale: Scale, part: str, images: int, precision: str, mode: Any, base: tuple) -> float:

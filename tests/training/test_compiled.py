@@ -17,9 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.metrics import MetricSums
-from lib.algorithm.pgd import frozen_eval
-from lib.algorithm.pgd_attack import DeviceBatch, PGDAttack
-from lib.algorithm.protocols import METHODS, PROTOCOLS, PGDSpec, Protocol, ThreatModel
+from lib.algorithm.protocols import METHODS
 from lib.algorithm.training import (
     TRAINING_STEP,
     Trainer,
@@ -30,7 +28,7 @@ from lib.algorithm.training import (
 from lib.evaluation.evaluate import Evaluation
 from lib.training.setup import make_networks, make_optimizer, mode_of_run, rehearse
 from models.resnet import ResNet
-from utils.compiling import PADDED_SIZES, WORTHWHILE, Compiled, compile_mode, compiles, padded
+from utils.compiling import PADDED_SIZES, WORTHWHILE, compile_mode, compiled_for, compiles
 from utils.config.load import merge
 from utils.config.validators import REDUCE_OVERHEAD
 from utils.distributed.context import DistributedContext
@@ -133,39 +131,18 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graphs]:
     return made
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
-def test_no_search_reads_what_the_next_pass_overwrites(
-    protocol: Protocol, graphs: list[Graphs]
-) -> None:
-    torch.manual_seed(1)
-    model, images = ResNet("resnet18", 4).eval(), torch.rand(8, 3, SIZE, SIZE)
-    images[3] = 0  # has no gradient, since the dark stays dark
-    model.register_forward_pre_hook(lambda _, x: (x[0] * (x[0].mean((1, 2, 3), True) > 0.1),))
-    with frozen_eval(model):
-        fields = images, model(images).argmax(1), torch.arange(8)
-        parts = zip(*(field.split(BATCH) for field in fields), strict=True)
-        batches = [DeviceBatch(*part) for part in parts]
-        spec, threat = PGDSpec(3, 1e-3, restarts=2), ThreatModel(2e-3, protocol)
-        eager, compiled = (
-            [outcome[:6] for outcome in PGDAttack(model, spec, threat, outputs).run(batches)]
-            for outputs in (None, Compiled(model, BATCH, REDUCE_OVERHEAD))
-        )
-    columns = [torch.cat(column) for column in zip(*eager, strict=True)]
-    assert all(map(torch.equal, columns, map(torch.cat, zip(*compiled, strict=True))))
-    assert 0 < columns[1].sum() < 8
-    assert columns[5].sum() == 1
-    assert graphs[0].calls >= 6
-
-
-def test_what_autoattack_is_given_stays(graphs: list[Graphs]) -> None:
+def test_what_a_search_is_given_stays(graphs: list[Graphs]) -> None:
+    """CUDA graphs write the next outputs and gradients where they wrote these."""
     model, kept = ResNet("resnet18", 4).double().eval().requires_grad_(False), []
-    network = padded(model, ON_CUDA.device)
-    for n in (3, 3, 32):
-        x = torch.rand(n, 3, SIZE, SIZE, dtype=torch.float64, requires_grad=True)
+    network = compiled_for(model, [4, 32], ON_CUDA.device)
+    for n in (3, 4, 32):
+        x = torch.rand(n, 3, SIZE, SIZE, dtype=torch.float64)
+        x = x.to(memory_format=torch.channels_last).requires_grad_()
         kept += [(x, logits, *torch.autograd.grad(logits.sum(), x)) for logits in [network(x)]]
     for x, logits, gradient in kept:
         torch.testing.assert_close(logits, model(x))
         torch.testing.assert_close(gradient, *torch.autograd.grad(model(x).sum(), x))
+        assert gradient.is_contiguous(memory_format=torch.channels_last)
     assert graphs[0].calls == 3
 
 
@@ -304,12 +281,15 @@ def test_recorded_searches_find_what_eager_ones_do(
 ) -> None:
     """In bf16, whole batches; a GPU that cannot record them is a warning."""
     folder, rows, sizes = copy_run(trained, here / "run"), [], set()
+    evaluations: list[Evaluation] = []
     words = "-e", "--resume", folder / "model_best.pth.tar", "--attack", "pgd4", "--overwrite"
 
     def recorded(network: Any, given: Any) -> Any:
+        assert not torch.is_autocast_enabled("cpu")  # which would hold for its backward pass, too
         return lambda x: (sizes.add(len(x)), network(x))[1]
 
     def compile_(self: Evaluation) -> None:
+        evaluations.append(self)
         size = self.data.batch_size, 3, self.data.crop_size, self.data.crop_size
         self.record(torch.zeros(size))
 
@@ -324,6 +304,7 @@ def test_recorded_searches_find_what_eager_ones_do(
         rows.append(table.read_text())
     assert rows[0] == rows[1] == rows[2]
     assert sizes == {8}
+    assert [evaluation.outputs for evaluation in evaluations] == [None, None]
 
 
 def test_padding_changes_no_output_and_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,7 +314,7 @@ def test_padding_changes_no_output_and_no_gradient(monkeypatch: pytest.MonkeyPat
     model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
     for count in (3, 32, 33):
         x = torch.rand(count, 3, 32, 32, dtype=torch.float64, requires_grad=True)
-        found, expected = padded(model, ALONE.device)(x), model(x)
+        found, expected = compiled_for(model, PADDED_SIZES, ALONE.device)(x), model(x)
         torch.testing.assert_close(found, expected)
         pair = (torch.autograd.grad(logits.square().sum(), x)[0] for logits in (found, expected))
         torch.testing.assert_close(*pair)
