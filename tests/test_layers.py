@@ -74,7 +74,7 @@ def test_imports_point_downwards(path: Path) -> None:
 def test_the_rule_would_notice() -> None:
     assert not allowed("utils.logging", "lib.data.folders")
     assert not allowed("utils.logging", "lib.algorithm.protocols")
-    assert not allowed("utils.config.rules", "lib.algorithm.pgd")
+    assert not allowed("utils.config.load", "lib.algorithm.pgd")
     assert not allowed("lib.algorithm.pgd", "utils.config.settings")
     assert not allowed("lib.data.loader", "lib.training.run")
     assert not allowed("lib.training.run", "tools.compare")

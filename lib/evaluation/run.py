@@ -20,7 +20,7 @@ from lib.evaluation.shift import evaluate_shift
 from lib.evaluation.task import EvaluationData, Task, with_trained_settings
 from lib.imagenet_c.evaluate import evaluate_imagenet_c
 from lib.imagenet_c.tree import find_folders
-from utils.config.rules import ignored_settings
+from utils.config.load import ignored_settings
 from utils.config.settings import Config, Source
 from utils.distributed.context import DistributedContext
 from utils.figures.evaluation import curves_of, robustness, weak_attack_signs

@@ -20,7 +20,7 @@ from lib.data.sampler import EvaluationSampler, share_in_batches
 from lib.data.subsets import choose, evenly_spread
 from lib.data.to_device import on_device
 from lib.evaluation.load_model import EvaluatedModel
-from utils.config.rules import wrong_lengths
+from utils.config.load import wrong_lengths
 from utils.config.settings import ROBUSTBENCH, SETTINGS, Config, Data, Source, plain
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError

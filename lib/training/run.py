@@ -29,8 +29,7 @@ from lib.training.loop import stop_run, train_one_epoch
 from lib.training.setup import Images, Start, assemble
 from lib.training.tensorboard import require_tensorboard
 from models.resnet import ResNet, load_weights
-from utils.config.load import dump_yaml
-from utils.config.rules import ignored_settings
+from utils.config.load import dump_yaml, ignored_settings
 from utils.config.settings import SETTINGS, Config, plain
 from utils.config.validators import REDUCE_OVERHEAD
 from utils.distributed.context import DistributedContext

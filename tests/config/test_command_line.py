@@ -11,7 +11,7 @@ from conftest import ROOT, environment
 from in_process import user_error
 
 from utils.config.command_line import parse_command_line
-from utils.config.rules import ignored_settings
+from utils.config.load import ignored_settings
 from utils.config.settings import Config
 
 

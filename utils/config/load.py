@@ -13,13 +13,31 @@ from typing import Any, ClassVar
 import yaml
 from easydict import EasyDict
 
-from utils.config.rules import contradictions, with_method_defaults
-from utils.config.settings import DEFAULTS, EVERY, SECTIONS, SETTINGS, Config, Source
+from lib.algorithm.protocols import METHODS
+from utils.config.settings import (
+    ARCHITECTURES,
+    DEFAULTS,
+    EVERY,
+    SECTIONS,
+    SETTINGS,
+    Config,
+    Source,
+    plain,
+)
 from utils.config.validators import show
 from utils.errors import UserError
 from utils.text import printable
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs.yml"
+# Of the training methods: values where nobody says otherwise, and settings that take no other.
+METHOD_DEFAULTS: dict[str, dict[str, object]] = {
+    "free": {},
+    "fast": {"ADV.n_repeats": 1, "TRAIN.bn_weight_decay": False, "RUN.output_prefix": "fast_adv"},
+    "pgd": {"ADV.n_repeats": 1, "RUN.output_prefix": "pgd_adv"},
+    "natural": {"ADV.n_repeats": 1, "RUN.output_prefix": "natural"},
+}
+METHOD_FIXES = {"free": ["TRAIN.phases"], "pgd": ["ADV.n_repeats", "ADV.random_init"]}
+METHOD_FIXES |= {"natural": ["ADV.n_repeats", "print_gradients"]}
 Given = tuple[str, str, object]  # where a value stands, for messages; its key; the value
 
 
@@ -165,3 +183,124 @@ def load_configs(path: str | Path = DEFAULT_CONFIG) -> EasyDict:
         UserError: one line for every unknown key and unusable value.
     """
     return EasyDict(merge(read_yaml(str(path)), file=Path(path).name).as_dict())
+
+
+def with_method_defaults(config: Config) -> Config:
+    """The settings, with the method's defaults where nobody says otherwise."""
+    draws, named = "ADV.random_init" in config.sources, "TRAIN.method" in config.sources
+    if draws and config.ADV.random_init and not named:  # a published file of fast
+        config = config.changed({"TRAIN.method": "fast"}, config.source("ADV.random_init"))
+    for key, value in METHOD_DEFAULTS[config.TRAIN.method].items():
+        if not config.chosen(key) and config.value(key) == SETTINGS[key].default:
+            config = config.changed({key: value}, config.source(key))
+    return config
+
+
+def shown(key: str) -> str:
+    """A setting by its flag, where it has one."""
+    return f"--{key.rpartition('.')[2]}" if EVERY[key].flag else key
+
+
+def contradictions(config: Config) -> Iterator[str]:
+    """One line for every rule that these settings and flags break."""
+    train, options = config.TRAIN, config.OPTIONS
+    if not options.evaluating:  # which looks at them once it has the checkpoint's own values
+        yield from wrong_lengths(config)
+        if train.arch not in ARCHITECTURES:
+            yield f"TRAIN.arch: {show(train.arch)} is not one of {', '.join(ARCHITECTURES)}"
+    for key in METHOD_FIXES.get(train.method, ()):
+        only = METHOD_DEFAULTS[train.method].get(key, EVERY[key].default)
+        if config.value(key) != only:
+            yield f"TRAIN.method {train.method} takes {shown(key)} {plain(only)} alone"
+    if config.EVAL.norm != "Linf" and not config.EVAL.eps:
+        example = "--eps, such as 3 for L2 or 60 for L1 at 224 pixels"
+        yield f"--norm {config.EVAL.norm} needs a radius, ADV.clip_eps is of Linf: {example}"
+    warmup = train.warmup_epochs if config.schedule == "cosine" else 0
+    if max(train.start_epoch, warmup) >= config.passes:
+        yield (
+            f"TRAIN.start_epoch {train.start_epoch} and TRAIN.warmup_epochs {warmup:g} must be"
+            f" below {config.passes}, the passes over the data that TRAIN.epochs {train.epochs} are"
+        )
+    lr_epochs, lr_values = list(train.lr_epochs), list(train.lr_values)
+    piecewise = len(lr_epochs) == len(lr_values) and lr_epochs == sorted(set(lr_epochs))
+    if not piecewise or (config.schedule == "linear" and not lr_epochs):
+        yield (
+            "TRAIN.lr_epochs and TRAIN.lr_values, which TRAIN.schedule: linear goes through, are as"
+            f" many as each other, epochs ascending; got {lr_epochs} and {lr_values}"
+        )
+    on_dir = options.evaluate or options.eva_on_imagenet_c
+    if options.script == "evaluate" and not (on_dir or options.eva_on_shift):
+        yield "nothing to evaluate: give -e, --eva_on_imagenet_c or both, or --eva_on_shift"
+    if options.eva_on_shift and (on_dir or not options.data):
+        yield "--eva_on_shift needs a DIR of its own; give DIR, and no other -e"
+    if (on_dir or options.eva_on_shift) and not (options.resume or options.pretrained):
+        yield "no weights to evaluate: give --resume PATH, or --pretrained for torchvision's"
+    if options.n_examples and options.image_ids:
+        yield "--n_examples and --image_ids both choose the images; give one"
+    if options.overwrite and options.resume and not options.evaluating:
+        yield "--overwrite starts from scratch and --resume continues; give one"
+
+
+def wrong_lengths(config: Config) -> Iterator[str]:
+    """One line for every radius, step and side of images that cannot be meant.
+
+    Nothing else would notice a length in another unit: 0.0314, for 8/255, trains all the same.
+    """
+    adv, data = config.ADV, config.DATA
+    unit = data.max_color_value
+    lengths = [("ADV.clip_eps", adv.clip_eps)]
+    if not config.OPTIONS.evaluating:  # which takes no steps of the training
+        lengths.append(("ADV.fgsm_step", adv.fgsm_step))
+    if config.EVAL.norm == "Linf":
+        lengths += [("--eps", eps) for eps in config.EVAL.eps]
+    for key, value in lengths:
+        if value > unit or 0 < value < unit / 2550:
+            yield (
+                f"{key} {value:g} is no length in the unit of DATA.max_color_value {unit:g}, in"
+                f" which 4/255 of the range of colours is {4 * unit / 255:.4g}"
+            )
+    if 0 < data.img_size < data.crop_size:
+        yield (
+            f"DATA.crop_size {data.crop_size} is larger than DATA.img_size {data.img_size}, the"
+            " shorter side that evaluation crops from"
+        )
+
+
+def ignored_settings(config: Config, hypersphere: bool) -> list[str]:
+    """One line for every setting that differs from its default and has no effect."""
+    options, train, method = config.OPTIONS, config.TRAIN, METHODS[config.TRAIN.method]
+    training = not options.evaluating
+    resuming = bool(options.resume) and (options.evaluating or options.resume != "auto")
+    starting = bool(options.init_from)
+    attacking = options.evaluate or training  # a training ends with the attacks
+    clean = (train.select, train.select_from) == ("clean", "val")
+    no_head, of_attacks = "the network has no hypersphere head (--FN, --WN)", "give -e too"
+    a_file = "it names weights in a file of --resume or --init_from"
+    schedule, by_method = f"TRAIN.schedule is {config.schedule}", f"TRAIN.method is {train.method}"
+    rows = (  # whether some settings have no effect, which ones, and why
+        (not hypersphere, "HE.s_HE HE.angular_margin_HE EVAL.scales", no_head),
+        (not training, "print_gradients overwrite tensorboard init_from", "it belongs to training"),
+        (resuming, "pretrained init_from", "the weights are those of --resume"),
+        (starting, "pretrained", "the weights are those of --init_from"),
+        (not (resuming or starting), "weights", a_file),
+        (not attacking, "attack save_images transfer_from", of_attacks),
+        (not attacking, "EVAL.norm EVAL.eps EVAL.cascade", of_attacks),
+        (not options.eva_on_imagenet_c, "corruptions clean_accuracy", "give --eva_on_imagenet_c"),
+        (
+            training and not options.print_gradients,
+            "TRAIN.gradient_every",
+            "give --print_gradients",
+        ),
+        (training and clean, "TRAIN.select_examples", "TRAIN.select is clean"),
+        (config.schedule == "linear", "TRAIN.lr", schedule),
+        (config.schedule != "linear", "TRAIN.lr_epochs", schedule),
+        (config.schedule != "cosine", "TRAIN.warmup_epochs", schedule),
+        (not method.runs_pgd, "ADV.train_steps", by_method),
+        (not method.adversarial, "ADV.fgsm_step", by_method),
+    )
+    return [
+        f"{shown(key)} is ignored: {why}"
+        for without_effect, keys, why in rows
+        for key in keys.split()
+        if without_effect and config.value(key) != EVERY[key].default
+    ]
