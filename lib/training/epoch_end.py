@@ -4,7 +4,6 @@ import csv
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,24 +52,6 @@ COLUMN_PREFIXES = {BEST: "val", BEST_EMA: "val_ema"}
 LABELS = {BEST: ", clean validation", BEST_EMA: "; of the averaged weights"}
 
 
-@dataclass(frozen=True)
-class Validation:
-    """What the validation of a network gives."""
-
-    clean: dict[str, float]  # as `validate` returns it
-    robust: float | None  # top-1 under PGD-10 in percent, with TRAIN.select pgd
-    score: float  # what the best model has the largest of
-
-    def describe(self, run: Run) -> str:
-        text = describe_metrics(run, self.clean)
-        return text + ("" if self.robust is None else f", PGD-10 top-1 {self.robust:.2f} %")
-
-    def columns(self, prefix: str) -> dict[str, float]:
-        """Columns of metrics.csv."""
-        columns = {f"{prefix}_{name}": value for name, value in self.clean.items()}
-        return columns if self.robust is None else {**columns, f"{prefix}_pgd_top1": self.robust}
-
-
 def finish_epoch(run: Run) -> None:
     """Validate, write the epoch's row, keep the best model, save."""
     progress, train, passes = run.progress, run.config.TRAIN, run.config.passes
@@ -78,7 +59,7 @@ def finish_epoch(run: Run) -> None:
     waited = run.loader.seconds_waited / max(now - run.resumed_at, 1e-9)
     warn_of_waiting(run, run.context.gather(waited))
     epoch, trained = progress.epoch + 1, averages(totals)
-    validations: dict[str, Validation] = {}
+    validations: dict[str, dict[str, float]] = {}
     if epoch % train.val_every == 0 or epoch == passes:
         validations = validate_networks(run)
     best = keep_best(run, validations)
@@ -90,10 +71,10 @@ def finish_epoch(run: Run) -> None:
     text = f"epoch {epoch}/{passes}: train loss {trained['loss']:.4f} top-1"
     text += f" {trained['top1']:.2f} %, {waited:.0%} of the time waiting for images"
     for name, validation in validations.items():
-        row |= validation.columns(COLUMN_PREFIXES[name])
-        text += f"{LABELS[name]} {validation.describe(run)}" + " (best)" * (name in best)
+        row |= {f"{COLUMN_PREFIXES[name]}_{key}": value for key, value in validation.items()}
+        text += f"{LABELS[name]} {describe_metrics(run, validation)}" + " (best)" * (name in best)
     if train.method == "fast":
-        top1 = minibatch_under_pgd(run, *quick_attack(run))
+        top1 = minibatch_under_pgd(run)
         row[OVERFITTING] = top1
         text += f"; a training minibatch under PGD-10 top-1 {top1:.2f} %"
     progress.history = [*progress.history, [row.get(name, "") for name in COLUMNS]]
@@ -101,7 +82,7 @@ def finish_epoch(run: Run) -> None:
     rows = named_rows(progress.history)
     warn_of_overfitting(run, rows)
     for name in best:
-        warn_of_collapse(run, name, validations[name].clean["predicted"])
+        warn_of_collapse(run, name, validations[name]["predicted"])
     write_tables(run, rows)
     progress.end_epoch()
     begin_epoch(run)
@@ -163,23 +144,26 @@ def warn_of_waiting(run: Run, waited: Sequence[float]) -> None:
         )
 
 
-def keep_best(run: Run, validations: Mapping[str, Validation]) -> list[str]:
+def keep_best(run: Run, validations: Mapping[str, Mapping[str, float]]) -> list[str]:
     """The files of best models that the validated networks become."""
     best = []
     for name, validation in validations.items():
-        if validation.score > getattr(run.progress, BEST_VALUES[name]):
-            setattr(run.progress, BEST_VALUES[name], validation.score)
+        if validation["score"] > getattr(run.progress, BEST_VALUES[name]):
+            setattr(run.progress, BEST_VALUES[name], validation["score"])
             best.append(name)
     return best
 
 
-def validate_networks(run: Run) -> dict[str, Validation]:
+def validate_networks(run: Run) -> dict[str, dict[str, float]]:
     """Validate each of `Run.networks`."""
     return {name: validate_network(run, network) for name, network in run.networks.items()}
 
 
-def validate_network(run: Run, model: nn.Module) -> Validation:
-    """Clean validation, and the score on the images that choose the best model."""
+def validate_network(run: Run, model: nn.Module) -> dict[str, float]:
+    """What `validate` measures; `score`, of which the best model has the largest.
+
+    With TRAIN.select pgd that is `pgd_top1`, under PGD-10 in percent.
+    """
     train = run.config.TRAIN
     # Batch-norm's statistics are rank 0's, which are what a checkpoint keeps.
     run.context.copy_from_main_(model.buffers())
@@ -198,13 +182,13 @@ def validate_network(run: Run, model: nn.Module) -> Validation:
 
     run.validation.while_waiting = run.selection.while_waiting = answer_stop
 
-    clean = validate(model, run.validation, with_progress)
+    measured = validate(model, run.validation, with_progress)
     if train.select == "pgd":
         robust = validate_pgd(model, run.selection, *quick_attack(run), train.select_examples)
-        return Validation(clean, robust, robust)
+        return {**measured, "pgd_top1": robust, "score": robust}
     if train.select_from == "val":
-        return Validation(clean, None, clean["top1"])
-    return Validation(clean, None, validate(model, run.selection, with_progress)["top1"])
+        return {**measured, "score": measured["top1"]}
+    return {**measured, "score": validate(model, run.selection, with_progress)["top1"]}
 
 
 def quick_attack(run: Run) -> tuple[PGDSpec, ThreatModel]:
@@ -251,15 +235,13 @@ def write_gradient_norms(path: Path, epoch: int, rows: list[list]) -> None:
             kept = [row for row in list(csv.reader(file))[1:] if int(row[0]) < epoch]
     if kept or rows:
         write_csv(path, NORMS_HEADER, kept + rows)
-    else:
-        path.unlink(missing_ok=True)
 
 
 # Trainings that fail although their loss falls
 
 
-def minibatch_under_pgd(run: Run, spec: PGDSpec, threat: ThreatModel) -> float:
-    """Top-1 in percent of the epoch's first minibatch under PGD, over all processes.
+def minibatch_under_pgd(run: Run) -> float:
+    """Top-1 in percent of the epoch's first minibatch under PGD-10, over all processes.
 
     It is read once more, so that the same epoch has the same number after any interruption.
     """
@@ -269,7 +251,7 @@ def minibatch_under_pgd(run: Run, spec: PGDSpec, threat: ThreatModel) -> float:
     run.context.copy_from_main_(model.buffers())
     run.order.set_position(run.progress.epoch)
     batch = to_device(images.__getitems__(next(iter(run.order))), run.context.device)
-    attack = PGDAttack(model, spec, threat, number_of=images.trees[0].image_number)
+    attack = PGDAttack(model, *quick_attack(run), number_of=images.trees[0].image_number)
     with frozen_eval(model):
         robust = attack.attack_final_iterate(*batch).robust
     right, n = run.context.sum([int(robust.sum()), len(robust)])

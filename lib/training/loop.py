@@ -98,10 +98,11 @@ def report_averages(run: Run) -> str:
 
 
 def describe_metrics(run: Run, mean: Mapping[str, float]) -> str:
-    """Loss, top-1, and top-5 where it says anything."""
+    """Loss, top-1, top-5 where it says anything, and what PGD leaves where it was run."""
     text = f"loss {mean['loss']:.4f} top-1 {mean['top1']:.2f} %"
     shows_top5 = has_top5(len(run.model_settings.classes or ()))
-    return text + f" top-5 {mean['top5']:.2f} %" * shows_top5
+    text += f" top-5 {mean['top5']:.2f} %" * shows_top5
+    return text + (f", PGD-10 top-1 {mean['pgd_top1']:.2f} %" if "pgd_top1" in mean else "")
 
 
 def stop_run(run: Run, signum: int, state: str = "saved") -> NoReturn:

@@ -20,8 +20,6 @@ from models.resnet import ResNet
 SHORT = {"TRAIN__epochs": 2, "ADV__pgd_attack": "[[1, 8/255]]"}
 SHORT |= {"DATA__img_size": 16, "DATA__crop_size": 16}  # quicker than 32
 HE = ("--FN", "--WN")
-
-
 METRICS = "metrics.csv"
 pytestmark = pytest.mark.usefixtures("here")
 

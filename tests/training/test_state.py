@@ -32,8 +32,6 @@ from utils.storage.checkpoint import Checkpoint
 from utils.storage.run_folder import BEST
 
 SHORT = {"TRAIN__epochs": 2, "DATA__batch_size": 16, "ADV__pgd_attack": "[[1, 8/255]]"}
-
-
 pytestmark = pytest.mark.usefixtures("here")
 
 

@@ -14,7 +14,7 @@ from processes import rows_of, the_run
 
 from lib.algorithm.schedules import step_lr
 from lib.training.checkpointing import Progress
-from lib.training.epoch_end import Validation, keep_best, quick_attack
+from lib.training.epoch_end import keep_best, quick_attack
 from lib.training.run import describe_method
 from utils.config.load import merge
 from utils.distributed.context import DistributedContext
@@ -22,8 +22,6 @@ from utils.storage.run_folder import BEST, BEST_EMA
 
 SHORT = {"TRAIN__epochs": 2, "DATA__batch_size": 32, "ADV__pgd_attack": "[[1, 8/255]]"}
 SHORT |= {"DATA__img_size": 16, "DATA__crop_size": 16}  # quicker than 32
-
-
 METRICS = "metrics.csv"
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -218,10 +216,7 @@ def test_the_best_model_is_the_first_of_the_largest_score() -> None:
     run: Any = SimpleNamespace(progress=Progress())
     epochs = [(40.0, 60.0), (50.0, 30.0), (50.0, 60.0), (45.0, 70.0)]
     validations = [
-        {
-            name: Validation({}, None, score)
-            for name, score in zip((BEST, BEST_EMA), pair, strict=True)
-        }
+        {name: {"score": score} for name, score in zip((BEST, BEST_EMA), pair, strict=True)}
         for pair in epochs
     ]
     kept = [keep_best(run, validation) for validation in validations]
