@@ -48,11 +48,9 @@ def check_reach(specs: Sequence[AttackSpec], threat: ThreatModel) -> tuple[list[
 
 
 def check_network(model: nn.Module, data: EvaluationData) -> list[str]:
-    """Two looks at the outputs on one batch of this evaluation.
+    """Warnings of outputs that change between identical calls, and of ones that are probabilities.
 
-    Returns:
-        A warning for outputs that change between two identical calls, and for outputs that are
-        probabilities.
+    One batch of this evaluation is looked at.
     """
     batch = next(data.batches(range(min(len(data.tree.files), data.batch_size))), None)
     found = [] if batch is None else output_warnings(model, batch.images)
@@ -81,12 +79,7 @@ def output_warnings(model: nn.Module, images: torch.Tensor) -> list[str]:
 def check_selection(
     checkpoint: str, trained: Mapping[str, Any] | None
 ) -> tuple[list[str], list[str]]:
-    """Warnings and notes where the images may have chosen the model by its accuracy on them.
-
-    Args:
-        checkpoint: name of the file.
-        trained: the settings of its training, where it is ours.
-    """
+    """Warnings and notes where the images may have chosen the model by its accuracy on them."""
     train = (trained or {}).get("TRAIN", {})
     if checkpoint not in (BEST, BEST_EMA) or not train or train.get("select_from", "val") != "val":
         return [], []

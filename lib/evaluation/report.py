@@ -44,10 +44,6 @@ def report(
     """Write `<stem>_images.csv`, `_classes.csv`, then `.json`: if it is there, all is there; print.
 
     With a cascade an attack has seen only a part of the images, so only the worst case counts.
-
-    Args:
-        warnings: what is to be doubted about the numbers.
-        notes: what else is to be known about them.
     """
     logger, images = evaluation.task.logger, image_lines(evaluation)
     clean, specs = evaluation.rows[CLEAN].values(), evaluation.specs

@@ -166,18 +166,14 @@ def run_attacks(evaluation: Evaluation) -> tuple[list[str], list[str]]:
 
 
 def draw_curve(stems: Sequence[Path], last: Evaluation) -> None:
-    """The figure of accuracy against the radius, and signs of a weak attack in it.
-
-    Args:
-        stems: of the results, by radius.
-        last: the evaluation of the last one.
-    """
+    """The figure of accuracy against the radius, and signs of a weak attack in it."""
     results = find_results([Path(f"{stem}.json") for stem in stems])
     (curve,) = curves_of(results).values()
     for warning in weak_attack_signs(curve):
         last.task.logger.warning(warning)
     radii = [length_number(r.conditions.eps, r.conditions.norm) for r in curve]
     name = replace(last.conditions, eps=last.usual["eps"]).file_name(last.usual)
-    path = stems[-1].with_name(f"{name}_curve_eps{'+'.join(radii)}"[:240])  # a name's length
+    name = f"{name}_curve_eps{'+'.join(radii)}"[:240]  # file systems take 255 bytes
+    path = stems[-1].with_name(name)
     save_figure(robustness({last.task.evaluated.settings.describe(): [curve]}), path)
     last.task.logger.info(f"curve: {path}.png, .pdf")

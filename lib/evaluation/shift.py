@@ -44,14 +44,8 @@ from utils.text import table
 MEASURES = ("top1", "top5", "present_top1", "present_top5")
 CHUNK = 512  # images of a folder that one process counts and the journal keeps as one row
 PROGRESS_LINES = 20  # over the whole evaluation, where stdout is no terminal
-FolderCounts = dict[str, list[int]]  # by folder: the measured columns' sums, then images
-# (logits (B, classes), labels (B,), folder's name) to a (B,) bool for each column
-Measure = Callable[[torch.Tensor, torch.Tensor, str], Sequence[torch.Tensor]]
-
-
-def top1_and_top5(logits: torch.Tensor, labels: torch.Tensor, _: str) -> list[torch.Tensor]:
-    """Whether the label is the largest output, and whether it is among the five largest."""
-    return [correct_in_top(logits, labels, 1), correct_in_top(logits, labels, 5)]
+# By folder: right in top-1 and top-5, the same among its own classes if asked for, images.
+FolderCounts = dict[str, list[int]]
 
 
 def count_folders(
@@ -59,7 +53,7 @@ def count_folders(
     folders: Mapping[str, ImageTree],
     conditions: Conditions,
     title: str,
-    measure: Measure = top1_and_top5,
+    absent: Mapping[str, torch.Tensor] = {},
 ) -> FolderCounts:
     """Every folder's counts over all processes; what journals hold is not evaluated again.
 
@@ -68,8 +62,7 @@ def count_folders(
 
     Args:
         folders: images by name, with the network's labels.
-        title: of the progress.
-        measure: what is counted of each image.
+        absent: by folder, (classes,) bool: outputs that a second pair of counts leaves out.
     """
     context, model, names = task.context, task.evaluated.model, list(folders)
     chunks = {
@@ -97,7 +90,7 @@ def count_folders(
         batches = bar.over(read_batches(dataset, keys, workers, context))
         counted = FolderCounts()
         for key, (name, parts) in share.items():
-            counted[key] = count_images(model, islice(batches, len(parts)), name, measure)
+            counted[key] = count_images(model, islice(batches, len(parts)), name, absent.get(name))
             journal.add("counts", {key: counted[key]})
         counts = journal.share("counts", counted)
     rows = defaultdict(list)
@@ -139,7 +132,7 @@ def finish(
 
 @torch.no_grad()
 def count_images(
-    model: nn.Module, batches: Iterable[DeviceBatch], name: str, measure: Measure
+    model: nn.Module, batches: Iterable[DeviceBatch], name: str, absent: torch.Tensor | None
 ) -> list[int]:
     """Columns of a folder's images, summed on the device: reading them is the only wait.
 
@@ -150,8 +143,9 @@ def count_images(
         with full_precision():
             logits = model(images)
         broken = ~logits.isfinite().all(dim=1)
-        columns = [*measure(logits, labels, name), torch.ones_like(broken), broken]
-        sums.append(torch.stack(columns).sum(dim=1))
+        choices = [logits] if absent is None else [logits, logits.masked_fill(absent, -torch.inf)]
+        right = [correct_in_top(each, labels, k) for each in choices for k in (1, 5)]
+        sums.append(torch.stack([*right, torch.ones_like(broken), broken]).sum(dim=1))
     *counts, not_finite = torch.stack(sums).sum(dim=0).tolist()
     if not_finite:
         raise UserError(
@@ -184,9 +178,9 @@ def evaluate_shift(task: Task, root: str) -> ShiftResult:
     names = [f"{name}/{file}" for name, tree in sets.items() for file in tree.files]
     subset, resize = task.subset(n, total, names_sha256(names)), task.config.DATA.img_size
     conditions = task.conditions("shift", "standard", resize, subset, folders="+".join(sets))
-    measure = measure_of(whole, task.evaluated.model.num_classes, task.context.device)
+    absent = absent_outputs(whole, task.evaluated.model.num_classes, task.context.device)
     accuracies = {}
-    for name, counts in count_folders(task, sets, conditions, "test sets", measure).items():
+    for name, counts in count_folders(task, sets, conditions, "test sets", absent).items():
         *correct, images = counts
         tops = dict(zip(MEASURES, (Accuracy(right, images) for right in correct), strict=True))
         classes = len(set(whole[name].labels))
@@ -224,22 +218,19 @@ def holds_classes(folder: str) -> bool:
     return any(any(map(is_image, os.listdir(inner))) for inner in subfolders(folder))
 
 
-def measure_of(sets: dict[str, ImageTree], num_classes: int, device: torch.device) -> Measure:
-    """Top-1 and top-5 over all outputs, then over those of the set's classes alone.
+def absent_outputs(
+    sets: Mapping[str, ImageTree], num_classes: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """For each test set, which outputs it has no images of, (classes,) bool.
 
-    The latter is the 200-way accuracy that ImageNet-R and -A are published with.
+    Without them top-1 is the 200-way accuracy that ImageNet-R and -A are published with.
     """
     absent = {}
     for name, tree in sets.items():
         mask = torch.ones(num_classes, dtype=torch.bool)
         mask[sorted(set(tree.labels))] = False
         absent[name] = mask.to(device)
-
-    def outcomes(logits: torch.Tensor, labels: torch.Tensor, name: str) -> list[torch.Tensor]:
-        present = logits.masked_fill(absent[name], -torch.inf)
-        return [correct_in_top(each, labels, k) for each in (logits, present) for k in (1, 5)]
-
-    return outcomes
+    return absent
 
 
 def table_of(result: ShiftResult, outputs: int) -> str:

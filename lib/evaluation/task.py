@@ -245,9 +245,7 @@ def clean_rows(model: nn.Module, batches: Iterable[DeviceBatch]) -> Iterator[dic
             yield {i: CleanRow(*row) for i, row in zip(indices.tolist(), rows, strict=True)}
 
 
-def validate(
-    model: nn.Module, data: EvaluationData, progress: WithProgress = lambda batches, _: batches
-) -> dict[str, float]:
+def validate(model: nn.Module, data: EvaluationData, progress: WithProgress) -> dict[str, float]:
     """Clean loss, top-1 and top-5 in percent, number of classes predicted, over all processes."""
     batches = data.shares(range(len(data.tree.files)))
     rows: list[CleanRow] = []
