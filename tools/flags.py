@@ -1,39 +1,25 @@
-"""docs/flags.md from the schema: python -m tools.flags > docs/flags.md"""
+"""Write the tables of docs/flags.md from the schema: python -m tools.flags"""
 
 import sys
+from pathlib import Path
 
 from utils.config.command_line import FLAGS
 from utils.config.settings import EVERY, SETTINGS, SWITCH, Setting
 from utils.distributed.launch import run_command
+from utils.storage.files import atomic_write
 from utils.text import markdown_table
 
-HEAD = """# Flags and settings
-
-<!-- Written by python -m tools.flags > docs/flags.md -->
-
-Flags go over the YAML file, the file over the built-in defaults. A flag that is `True/False` also
-takes `yes/no` and `1/0`, and alone means True. Every setting can be given by
-`--set SECTION.key=value`, repeatable: `--set TRAIN.arch=resnet18 --set "EVAL.scales=[1, 10]"`.
-`-c FILE` reads another YAML file than `configs.yml`; published files load as they are.
-
-Unknown keys and unusable values are refused before any work, all at once, with the nearest name.
-What has no effect draws a warning. Errors are one line on stderr with exit status 2; Ctrl-C ends
-with 130, SIGTERM with 143 and SIGHUP with 129, after saving.
-
-On `--resume`, another value than the checkpoint's is refused where the last column says `fixed`,
-and warned of where it says `noted`.
-
-## Flags
-"""
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "flags.md"
 DIR = ["`DIR`", "the data set", "`DATA.imagenet`, `DATA.imagenet_c`", ""]
 
 
 def main() -> None:
-    print(page())
+    atomic_write(PAGE, page())
 
 
 def page() -> str:
-    """The whole of docs/flags.md."""
+    """The whole of docs/flags.md; what stands above the tables is kept."""
+    head = PAGE.read_text(encoding="utf-8").partition("## Flags\n")[0]
     flags = [DIR]
     for name, setting in ((name, EVERY[key]) for name, key in FLAGS.items()):
         value = "" if setting.flag in (SWITCH, "BOOL") else f" {setting.flag}"
@@ -47,7 +33,7 @@ def page() -> str:
     of_flags = markdown_table(["flag", "meaning", "default", "of"], flags, numbers=False)
     header = ["setting", "meaning", "default", "on resume"]
     of_settings = markdown_table(header, settings, numbers=False)
-    return "\n".join([HEAD, of_flags, "\n## Settings\n", of_settings])
+    return f"{head}## Flags\n\n{of_flags}\n\n## Settings\n\n{of_settings}\n"
 
 
 def default(setting: Setting) -> str:
