@@ -28,13 +28,13 @@ def provenance(checkpoint: str, images: str, n: int) -> dict[str, Any]:
 
 
 def attack(
-    name: str, label: str, correct: int, n: int = 100, step: float = 1 / 255, scale: float = 1.0
+    name: str, label: str, correct: int, n: int = 100, step: float = 1 / 255
 ) -> AttackAccuracies:
     """One attack's record; AutoAttack's where `step` is 0."""
     steps = int("".join(c for c in name.partition("-")[0] if c.isdigit()) or 0)
     return AttackAccuracies(
         Accuracy(correct, n), name=name, label=label, steps=steps, step_size=step, loss="ce",
-        restarts=1, scale=scale,
+        restarts=1, scale=1.0,
     )  # fmt: skip
 
 

@@ -86,7 +86,6 @@ class Value(Estimate):
     """One number, in percent, of an effect in points; of several seeds their mean and spread."""
 
     source: Path | str  # the file, or who published it
-    scale: float | None = None  # factor on the outputs under the attack's loss
     outcomes: str = ""  # the column of the per-image CSV beside the source
     members: tuple["Value", ...] = ()  # in a row of several seeds those that have it, by seed
     p: float | None = None  # of an effect
@@ -188,9 +187,8 @@ def values_of_attacks(path: Path, result: AttackResult) -> Iterator[tuple[Column
         steps = (("step", length_text(attack.step_size, conditions.norm)), starts)
         texts = (*search, *(steps if attack.steps else ()), *images)
         column = Column(attack.title, "attack", attack.top1.n, texts)
-        about = {"scale": attack.scale, "warned": result.is_doubtful(attack.label)}
-        outcomes = f"{attack.name}_robust"
-        yield column, value_of(path, attack.top1.estimate, outcomes=outcomes, **about)
+        outcomes, warned = f"{attack.name}_robust", result.is_doubtful(attack.label)
+        yield column, value_of(path, attack.top1.estimate, outcomes=outcomes, warned=warned)
     pairs = [text.partition("@")[::2] for text in conditions.attacks]
     sizes = dict.fromkeys(size + unit_of(conditions.norm) for _, size in pairs if size)
     steps = (("step", " and ".join(sizes)), starts)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from tools.comparison import CORRUPTIONS, MCE, MEAN, MEAN_OF_OTHERS, Column, Row, Table
@@ -145,24 +146,21 @@ def csv_table(tables: Sequence[Table]) -> tuple[list[str], list[list[Any]]]:
 def panels_of(tables: Sequence[Table], of_effect: bool) -> list[Panel]:
     """A figure's panels: for each table accuracies and mCE, or the effect on accuracies."""
 
-    def axis_of(column: Column) -> str:
-        if column.measure == MCE:
-            return "" if of_effect else ERROR
-        if of_effect:
-            return DIFFERENCE
-        return "" if column.kind == CORRUPTIONS else ACCURACY
+    def belongs(column: Column, axis: str) -> bool:
+        if axis == ACCURACY and column.kind == CORRUPTIONS:
+            return False
+        return (column.measure == MCE) == (axis == ERROR)
 
     panels = []
-    for table in tables:
-        for axis in (ACCURACY, ERROR, DIFFERENCE):
-            measures = []
-            for column in (column for column in table.columns if axis_of(column) == axis):
-                rows = [r for r in table.rows if column in r.values and r.is_effect == of_effect]
-                if rows:
-                    values = {row.name: row.values[column] for row in rows}
-                    measures.append((table.columns[column], values))
-            if measures:
-                panels.append(Panel(table.title, axis, measures))
+    for table, axis in product(tables, (DIFFERENCE,) if of_effect else (ACCURACY, ERROR)):
+        rows = [row for row in table.rows if row.is_effect == of_effect]
+        measures = [
+            (title, {row.name: row.values[column] for row in rows if column in row.values})
+            for column, title in table.columns.items()
+            if belongs(column, axis)
+        ]
+        if shown := [(title, values) for title, values in measures if values]:
+            panels.append(Panel(table.title, axis, shown))
     return panels
 
 
@@ -194,12 +192,6 @@ def reading_notes(tables: Sequence[Table], rows: Sequence[Row]) -> list[str]:
         lines.append(f"Worst of PGD: {PGD_ALONE}.")
     if MCE in measures:
         lines.append("mCE in %, less is better, AlexNet is 100; it has no simple interval.")
-    scales: dict[str, list[str]] = {}
-    for name, scale in sorted({(r.name, v.scale) for r, _, v in entries if v.scale is not None}):
-        scales.setdefault(name, []).append(f"{scale:g}")
-    if len(set(map(tuple, scales.values()))) > 1:
-        texts = "; ".join(f"{name} {', '.join(each)}" for name, each in scales.items())
-        lines.append(f"Attack losses saw the outputs at the scale s of each network: {texts}.")
     about: dict[tuple[str, str], list[str]] = {}
     for name, remark in ((row.name, remark) for row in rows for remark in row.remarks):
         about.setdefault(remark, []).append(name)

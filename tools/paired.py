@@ -57,7 +57,7 @@ def effects(pairs: Sequence[Sequence[str]], rows: Sequence[Row]) -> tuple[list[R
         pairs: names of two rows each; none stands for the two that there are.
     """
     differing: list[Row] = []
-    tests: list[tuple[Row, Column, Counts, str]] = []  # effect, column, images, the names
+    tests: list[tuple[Row, Column, float, str]] = []  # effect, column, p, counts of images
     for named in pairs:
         first, second = two_rows(named, rows)
         both = {c: (first.values[c], second.values[c]) for c in first.values if c in second.values}
@@ -73,24 +73,21 @@ def effects(pairs: Sequence[Sequence[str]], rows: Sequence[Row]) -> tuple[list[R
         for column, of_images in tested.items():
             interval = bootstrap_interval(of_images, len(first.values[column].members) or 1)
             values[column] = replace(values[column], interval=interval)
-            tests.append((row, column, of_images, second.name))
-    p_values = [sign_test_exact(of_images) for _, _, of_images, _ in tests]
+            eps = "".join(f", {text}" for text in column.describe(["eps"]))
+            better, worse = (of_images > 0).sum(), (of_images < 0).sum()
+            counts = f"{second.name} better on {better} images, worse on {worse}"
+            text = f"{column.title}{eps}: {counts}; of {len(of_images)}"
+            tests.append((row, column, sign_test_exact(of_images), text))
     notes = [
         f"{', '.join(row.name for row in differing)}: in points, in brackets the 95 % interval of"
         f" {DRAWS} bootstrap samples of the images, each with all its seeds; p of the exact paired"
         " test over images (of one seed McNemar's), after Holm's correction for"
         f" {len(tests)}. Both are about these trainings; ± is over pairs of seeds."
     ]
-    for (row, column, of_images, name), p, corrected in zip(
-        tests, p_values, holm(p_values), strict=True
-    ):
+    all_corrected = holm([p for _, _, p, _ in tests])
+    for (row, column, p, text), corrected in zip(tests, all_corrected, strict=True):
         row.values[column] = replace(row.values[column], p=corrected)
-        eps = "".join(f", {text}" for text in column.describe(["eps"]))
-        better, worse = (of_images > 0).sum(), (of_images < 0).sum()
-        notes.append(
-            f"{column.title}{eps}: {name} better on {better} images, worse on {worse}; of"
-            f" {len(of_images)}, p = {p:.3g}, corrected {corrected:.3g}"
-        )
+        notes.append(f"{text}, p = {p:.3g}, corrected {corrected:.3g}")
     return differing, notes
 
 

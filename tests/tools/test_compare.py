@@ -93,7 +93,7 @@ sys.exit(status)
 @pytest.mark.slow
 def test_one_table_in_three_formats_and_a_figure(here: Path) -> None:
     warnings = ["gradients are zero on 30 images", "few steps"]
-    stronger = [attack("pgd10", "PGD-10 (ce)", 90, scale=10.0)]
+    stronger = [attack("pgd10", "PGD-10 (ce)", 90)]
     he = attack_result("b", attacks=stronger, worst=50, warnings=warnings[1:])
     write_all({FREE: attack_result(warnings=warnings), HE: he})
     for run, letter in ((FREE, "a"), (HE, "b")):
@@ -117,7 +117,6 @@ def test_one_table_in_three_formats_and_a_figure(here: Path) -> None:
     for note in (
         "Clean: all 100 images; resize 256, crop 224.",
         "PGD-10 (ce): protocol standard; eps 4/255; search in fp32; seed 0; step 1/255;",
-        f"FreeAT 1; {HE_NAME} 10",
         f"- Worst of PGD: {PGD_ALONE}.",
         "Warning, FreeAT: gradients are zero on 30 images",
         f"Warning, FreeAT, {HE_NAME}: few steps",
