@@ -3,7 +3,6 @@
 import ctypes
 import mmap
 import os
-import platform
 
 # Numbers of glibc's <malloc.h>.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -17,15 +16,13 @@ def keep_freed_memory() -> bool:
     on its first touch: up to a third of a step on the CPU. To be called before any work. GPUs'
     memory is PyTorch's own matter.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return False
     try:
         libc = ctypes.CDLL(None)
         kept = libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, -1)  # -1: never
         if kept:
             ask_for_large_pages(libc)
         return bool(kept)
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # another libc, or none to ask
         return False
 
 
