@@ -140,6 +140,15 @@ def test_eps_in_another_unit() -> None:
         merge({"DATA": {"max_color_value": 1.0}, "ADV": {"fgsm_step": 0.1}})
 
 
+@pytest.mark.parametrize(("norm", "eps"), [("L2", 387.9), ("L1", 150528)])
+def test_a_radius_beyond_the_farthest_images(norm: str, eps: float) -> None:
+    """Which are sqrt(3) 224 = 387.98 and 3 224^2 apart."""
+    evaluation: dict[str, Any] = {"norm": norm, "eps": [eps]}
+    assert merge({"EVAL": evaluation}).EVAL.eps == (eps,)
+    evaluation["eps"] = [1, eps + 0.2]
+    assert f"is no {norm} radius" in user_error(merge, {"EVAL": evaluation})
+
+
 @pytest.mark.parametrize(
     ("epochs", "repeats", "passes"), [(90, 4, 23), (90, 1, 90), (90, 8, 12), (1, 4, 1), (8, 4, 2)]
 )

@@ -278,18 +278,20 @@ def test_cores_that_a_launcher_gives_each_process_are_not_shared_out_again() -> 
         ("0::/a/b\n", {"a/cpu.max": "250000 100000", "a/b/cpu.max": "max 100000"}, 2),
         ("0::/\n", {"cpu.max": "50000 100000"}, 1),
         ("0::/elsewhere\n", {"cpu.max": "300000 100000\n"}, 3),
-        ("3:cpu,cpuacct:/a\n0::/b\n", {"b/cpu.max": "400000 100000"}, 4),
+        ("3:cpu,cpuacct:/a\n0::/\n", {"cpu,cpuacct/a/cpu.cfs_quota_us": "400000\n"}, 4),
+        ("3:cpu,cpuacct:/a\n", {"cpu,cpuacct/a/cpu.cfs_quota_us": "-1\n"}, 6),
         ("", {}, 6),
     ],
 )
 def test_quotas_of_cgroups_count(
     group: str, files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The smallest of a group and those above it."""
+    """The smallest of a group and those above it, of either version."""
     (tmp_path / "own").write_text(group)
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
+        (tmp_path / name).with_name("cpu.cfs_period_us").write_text("100000\n")
     monkeypatch.setattr(context, "CGROUPS", tmp_path)
     monkeypatch.setattr(context, "OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(context, "allowed_cores", lambda: frozenset(range(6)))

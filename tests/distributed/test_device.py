@@ -58,12 +58,14 @@ def test_which_device(
         (4, 12, "cpu", 12),
         (4, 5, "auto", "only 4 cuda"),
         (4, 2, "cuda:1", "only 1 cuda"),
+        (4, 13, "cpu", "take at most 12"),
     ],
 )
 def test_how_many_processes(
     count: int, nproc: int, name: str, expected: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_gpus(monkeypatch, count)
+    monkeypatch.setattr(context, "usable_cores", lambda: 3)
     if isinstance(expected, str):
         assert expected in user_error(number_of_processes, nproc, name)
     else:

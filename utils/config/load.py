@@ -6,6 +6,7 @@ wrong is reported together, before any work. In your own scripts: `configs = loa
 """
 
 import difflib
+import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -246,18 +247,25 @@ def wrong_lengths(config: Config) -> Iterator[str]:
 
     Nothing else would notice a length in another unit: 0.0314, for 8/255, trains all the same.
     """
-    adv, data = config.ADV, config.DATA
+    adv, data, norm = config.ADV, config.DATA, config.EVAL.norm
     unit = data.max_color_value
     lengths = [("ADV.clip_eps", adv.clip_eps)]
     if not config.OPTIONS.evaluating:  # which takes no steps of the training
         lengths.append(("ADV.fgsm_step", adv.fgsm_step))
-    if config.EVAL.norm == "Linf":
+    if norm == "Linf":
         lengths += [("--eps", eps) for eps in config.EVAL.eps]
     for key, value in lengths:
         if value > unit or 0 < value < unit / 2550:
             yield (
                 f"{key} {value:g} is no length in the unit of DATA.max_color_value {unit:g}, in"
                 f" which 4/255 of the range of colours is {4 * unit / 255:.4g}"
+            )
+    farthest = {"L2": math.sqrt(3) * data.crop_size, "L1": 3.0 * data.crop_size**2}
+    for eps in config.EVAL.eps:
+        if eps > farthest.get(norm, math.inf):
+            yield (
+                f"--eps {eps:g} is no {norm} radius: no two images of {data.crop_size} pixels,"
+                f" whose values are in [0, 1], are farther apart than {farthest[norm]:.4g}"
             )
     if 0 < data.img_size < data.crop_size:
         yield (

@@ -28,6 +28,7 @@ TIMEOUT = timedelta(hours=24)
 # Workers are forked after NCCL has begun: libibverbs keeps the memory of InfiniBand apart if told
 # to, on large pages, too.
 FORK_SAFE = ("IBV_FORK_SAFE", "RDMAV_FORK_SAFE", "RDMAV_HUGEPAGES_SAFE")
+PROCESSES_A_CORE = 4  # on a CPU, at most
 GPU_FILES = "/dev/nvidia[0-9]*"  # there where the system has a driver for a GPU
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -40,17 +41,28 @@ def allowed_cores() -> frozenset[int]:
 
 
 def cpu_quota() -> float:
-    """Cores' worth of time that the cgroup of this process allows, or one that it lies in."""
-    quota = math.inf
+    """Cores' worth of time that the cgroups of this process allow; the smallest on the way up.
+
+    Version 2 keeps it in `cpu.max`, version 1 in two files below the controllers' names.
+    """
+    quotas = [math.inf]
     with suppress(OSError):
-        version_2 = re.search(r"^0::/(.*)$", OWN_CGROUPS.read_text(), re.MULTILINE)
-        group = CGROUPS / version_2[1] if version_2 else CGROUPS
-        while group.is_relative_to(CGROUPS):
-            with suppress(OSError, ValueError):  # no such file; `max`
-                microseconds, period = (group / "cpu.max").read_text().split()
-                quota = min(quota, int(microseconds) / int(period))
-            group = group.parent
-    return quota
+        for line in OWN_CGROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            root = CGROUPS / controllers
+            group = root / path.lstrip("/")
+            folders = group, *group.parents
+            quotas += [quota_of(folder) for folder in folders if folder.is_relative_to(root)]
+    return min(quotas)
+
+
+def quota_of(group: Path) -> float:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):  # no such file; `max`
+            quota, period = (int(n) for name in names for n in (group / name).read_text().split())
+            if quota > 0:
+                return quota / period
+    return math.inf
 
 
 def usable_cores() -> int:
@@ -252,6 +264,9 @@ def number_of_processes(nproc: int, name: str) -> int:
     available = torch.cuda.device_count() if all_gpus else 1
     if device_type != "cpu" and nproc > available:
         raise UserError(f"--nproc {nproc}: only {available} {device_type} device here; take fewer")
+    most = PROCESSES_A_CORE * usable_cores()
+    if nproc > max(most, available):  # hundreds of them would take the machine down
+        raise UserError(f"--nproc {nproc}: take at most {most}, best no more than cores")
     return nproc or available
 
 
