@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
+from lib.data.datasets import DistributedBatchSampler
 from lib.data.folders import read_split
-from lib.data.sampler import DistributedBatchSampler
 from tests.commands import ROOT, environment
 from tests.in_process import Done as Done
 from utils.distributed import context as distributed
@@ -242,8 +242,8 @@ def children_of(pid: int) -> list[int]:
 def image_of_rank_1(data: Path, minibatch: int) -> Path:
     """The image that the second of two processes reads first in a minibatch of 16 images."""
     tree = read_split(str(data), "train")
-    share = list(DistributedBatchSampler(len(tree.files), 16, 1, 2, seed=0))[minibatch]
-    return Path(tree.root) / tree.files[share[0][1]]
+    _, share = list(DistributedBatchSampler(len(tree.files), 16, 1, 2, seed=0))[minibatch]
+    return Path(tree.root) / tree.files[share[0]]
 
 
 def the_run(cwd: Path = Path()) -> Path:

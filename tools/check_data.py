@@ -28,8 +28,7 @@ from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
 
-from lib.data.folders import ImageTree, counted_twice, list_classes, subfolders
-from lib.data.images import load_rgb
+from lib.data.folders import ImageTree, counted_twice, list_classes, load_rgb, subfolders
 from lib.imagenet_c.corruptions import SEVERITIES, STANDARD
 from lib.imagenet_c.tree import corruption_folders, difference
 from utils.config.command_line import positive, tool_parser, user_path

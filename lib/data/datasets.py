@@ -1,9 +1,10 @@
 """Batches of uint8 pixels: the same images, order and crops for any number of workers, processes.
 
-Everything random is a function of (seed, epoch, image index).
+Everything random is a function of (seed, epoch, image index). Every process takes every
+world_size-th position of a global batch, so that a partial batch is shared out evenly.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +14,12 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 from lib.algorithm.metrics import derived_seed
-from lib.data.folders import ImageTree
-from lib.data.images import load_rgb
-from lib.data.sampler import Keys
+from lib.data.folders import ImageTree, load_rgb
 from utils.errors import UserError
 
 Transform = Callable[[Image.Image], Image.Image]
+# Of a batch: the epoch, or where nothing is random the number of the tree; positions in the tree.
+Keys = tuple[int, Sequence[int]]
 
 
 class Batch(NamedTuple):
@@ -63,11 +64,7 @@ def eval_transform(
 
 
 class ImageBatches(Dataset):
-    """Reads batches of trees, each of one.
-
-    A key is (number of the tree, position in it), or, where the transform is random, of one
-    tree, (epoch, position in the tree): all that is random follows from seed and key.
-    """
+    """Reads batches of trees, each of one; of one tree alone where the transform is random."""
 
     def __init__(
         self,
@@ -82,18 +79,17 @@ class ImageBatches(Dataset):
         self.seed = seed
 
     def __getitems__(self, keys: Keys) -> Batch:
-        tree = self.tree_of(keys[0][0])
-        positions = [position for _, position in keys]
+        number, positions = keys
         # Height, width, colour as PIL has it: permuted below, that is channels_last.
-        pixels = np.empty((len(keys), self.size, self.size, 3), dtype=np.uint8)
+        pixels = np.empty((len(positions), self.size, self.size, 3), dtype=np.uint8)
         error = None
-        for row, (number, position) in enumerate(keys):
+        for row, position in enumerate(positions):
             try:
                 pixels[row] = np.asarray(self.load(number, position))
             except UserError as problem:
                 error = str(problem)
                 break
-        labels = torch.tensor([tree.labels[p] for p in positions])
+        labels = torch.tensor([self.tree_of(number).labels[p] for p in positions])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         return Batch(images, labels, torch.tensor(positions), error)
 
@@ -108,3 +104,60 @@ class ImageBatches(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(derived_seed(self.seed, number, position))
             return self.transform(image)
+
+
+class DistributedBatchSampler:
+    """Training: this process's share of each global batch of an epoch, from batch `start` on."""
+
+    def __init__(
+        self,
+        total: int,
+        batch_size: int,  # of a global batch; the last one may be smaller
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int | None = None,  # of the order, a new one each epoch; None keeps the tree's
+    ) -> None:
+        self.total = total
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.epoch = 0
+        self.start = 0
+
+    def set_position(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch and the batch to begin with."""
+        self.epoch = epoch
+        self.start = start
+
+    def batches_per_epoch(self) -> int:
+        """Global batches in a whole epoch."""
+        return -(-self.total // self.batch_size)
+
+    def positions(self) -> range:
+        """Of this process's images in a whole global batch."""
+        return range(self.rank, self.batch_size, self.world_size)
+
+    def weight(self, batch: int) -> float:
+        """The factor on this process's mean loss that makes an average over processes the mean
+        over the global batch; 0 for padding.
+        """
+        total = min(self.batch_size, self.total - batch * self.batch_size)  # over all processes
+        return len(range(self.rank, total, self.world_size)) * self.world_size / total
+
+    def __iter__(self) -> Iterator[Keys]:
+        epoch, order = self.epoch, list(range(self.total))
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
+            order = torch.randperm(self.total, generator=generator).tolist()
+        for batch in range(self.start, self.batches_per_epoch()):
+            whole = order[batch * self.batch_size :][: self.batch_size]
+            yield epoch, whole[self.rank :: self.world_size] or whole[:1]  # padding, of weight 0
+
+
+def share_in_batches(
+    positions: Sequence[int], batch_size: int, rank: int = 0, world_size: int = 1
+) -> list[Sequence[int]]:
+    """Evaluation: every world_size-th position, this process's exact share, in batches."""
+    share = positions[rank::world_size]
+    return [share[start : start + batch_size] for start in range(0, len(share), batch_size)]

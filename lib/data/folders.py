@@ -1,15 +1,23 @@
 """Trees of class folders, DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE, checked before work.
 
-Needs neither torch nor Pillow, so that a process that only lists files starts at once.
+Their labels, parts of them, and one image read. Needs no torch, so that processes that only list
+and read start at once.
 """
 
 import os
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
-from lib.data.classes import outputs_of
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from utils.config.settings import ROBUSTBENCH
 from utils.errors import UserError
-from utils.storage.files import names_sha256
+from utils.storage.files import csv_cell, names_sha256
 from utils.text import counted, printable, shortlist
 
 # torchvision's, which a test compares.
@@ -209,3 +217,155 @@ def require_same_classes(train: ImageTree, val: ImageTree) -> None:
                 f"class {shortlist(extra)} is in {one.root} and not in {other.root}; both need"
                 " the same class folders"
             )
+
+
+# Which output of a network a class folder is
+
+
+@cache
+def imagenet_wnids() -> tuple[str, ...]:
+    """WordNet ids of ImageNet's 1000 classes (ILSVRC 2012), in the order of the outputs."""
+    return tuple(Path(__file__).with_name("imagenet_wnids.txt").read_text("ascii").split())
+
+
+def outputs_of(
+    root: str, classes: Sequence[str], names: Sequence[str] | None, num_classes: int, order: str
+) -> tuple[list[int], str]:
+    """The output of each class folder, and what a user should know of it, or nothing.
+
+    Args:
+        names: class name of each output, from the checkpoint; None when it carries none.
+        order: `DATA.class_order`, for a checkpoint without names: `text` is alphabetical,
+            `numeric` by number, `auto` whichever of them is sure to be meant.
+    """
+    wnids, note = imagenet_wnids(), ""
+    words = [name for name in classes if not re.fullmatch("[0-9]+", name)]
+    numbers = [] if words else [int(name) for name in classes]
+    if names is None and order == "auto" and num_classes == 1000:
+        is_imagenet = set(classes) <= set(wnids) or max(numbers, default=1000) < 1000
+        names = wnids if is_imagenet else None
+    if names is not None:
+        outputs = {name: i for i, name in enumerate(names)}
+        if numbers and tuple(names) == wnids:
+            outputs = {name: int(name) for name in classes if int(name) < 1000}
+            note = f"{root}: numbered folders are ImageNet's class indices"
+        if unknown := [name for name in classes if name not in outputs]:
+            raise UserError(
+                f"{root}: class {printable(unknown[0])} is none of the network's {len(names)}"
+                f" classes ({shortlist(names)}); give the data set that it was trained on"
+            )
+        return [outputs[name] for name in classes], note
+    if order == "numeric" and words:
+        raise UserError(
+            f"{root}: folder {printable(words[0])} is no number; leave DATA.class_order out"
+        )
+    if order == "numeric" and len(classes) != num_classes and max(numbers) < num_classes:
+        return numbers, ""
+    if order == "auto" and sorted(numbers) != numbers:
+        raise UserError(
+            f"{root}: the checkpoint carries no class names, and the numbered folders"
+            f" {shortlist(classes)} have another order as text than as numbers; say which one it"
+            " was trained with: DATA.class_order=text or DATA.class_order=numeric"
+        )
+    if len(classes) != num_classes:
+        raise UserError(
+            f"{root} has {len(classes)} classes and the network {num_classes};"
+            " the checkpoint carries no class names, so the folders must be all of its classes"
+        )
+    in_order = sorted(classes, key=int if order == "numeric" else str)
+    outputs = {name: i for i, name in enumerate(in_order)}
+    return [outputs[name] for name in classes], ""
+
+
+# Which images an evaluation takes
+
+
+def evenly_spread(total: int, wanted: int) -> list[int]:
+    """`wanted` positions out of `total`, spread evenly; always the same ones."""
+    wanted = min(wanted, total)
+    return [i * total // wanted for i in range(wanted)]
+
+
+def positions_of(tree: ImageTree, ids: str) -> list[int]:
+    """Positions of listed images: `robustbench`, or a file with one `class/filename` a line.
+
+    The first column of a result's `_images.csv` is such a file, its header included.
+    """
+    if ids == ROBUSTBENCH:
+        return robustbench_positions(tree)
+    try:
+        text = Path(ids).read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise UserError(f"cannot read --image_ids {ids}: {error.strerror}") from error
+    wanted = [s for line in text.splitlines() if (s := line.strip()) and not s.startswith("#")]
+    index = {name: i for i, name in enumerate(tree.files)}
+    wanted = [name if name in index else from_csv(name) for name in wanted]
+    wanted = wanted[1:] if wanted[:1] == ["image"] else wanted
+    missing = [name for name in wanted if name not in index]
+    if missing or not wanted:
+        reason = f"{missing[0]} is not in {tree.root}" if missing else "no image is named"
+        raise UserError(f"--image_ids {ids}: {reason}; write one class/filename a line")
+    return sorted({index[name] for name in wanted})
+
+
+def from_csv(cell: str) -> str:
+    """The text of a cell as `utils.storage.files.write_csv` has written it."""
+    quoted = len(cell) > 1 and cell[0] == cell[-1] == '"'
+    text = cell[1:-1].replace('""', '"') if quoted else cell
+    return text[1:] if text == csv_cell(text[1:]) else text
+
+
+def robustbench_positions(tree: ImageTree) -> list[int]:
+    """Positions of the 5000 validation images that RobustBench judges on, of any file format."""
+    path = Path(__file__).with_name("robustbench_val_numbers.txt")
+    positions = {
+        int(match[1]): position
+        for position, file in enumerate(tree.files)
+        if (match := re.search(r"/ILSVRC2012_val_(\d{8})\.[^/]*$", file))
+    }
+    numbers = [int(line) for line in path.read_text("ascii").split()]
+    if missing := [number for number in numbers if number not in positions]:
+        raise UserError(
+            f"--image_ids {ROBUSTBENCH}: {tree.root} lacks {len(missing)} of {len(numbers)} images,"
+            f" such as ILSVRC2012_val_{missing[0]:08}; keep the files' names of ImageNet's val"
+        )
+    return sorted(positions[number] for number in numbers)
+
+
+# One image
+
+
+def load_rgb(path: str) -> Image.Image:
+    """Read an image of any mode (grey, palette, CMYK, RGBA, ...) as RGB, wholly decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata and transparency: no matter here
+            with Image.open(path) as image:
+                return eight_bits(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is not an image"
+        elif isinstance(error, Image.DecompressionBombError):
+            most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            reason = f"it has more pixels than Pillow reads ({most}) and must be made smaller"
+        name = printable(str(path))
+        raise UserError(f"cannot read {name}: {reason}; replace or remove it") from error
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """A grey image of more than 8 bits as 8 bits, any other as it is."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)  # Pillow's own conversion clips them to white or black
+    low, high = values.min(), values.max()
+    if image.mode == "F":
+        if not (low >= 0 and high <= 255):  # and NaN
+            raise ValueError(f"its numbers reach from {low:g} to {high:g}; use [0, 1] or [0, 255]")
+        values = values * 255 if high <= 1 else values
+        return Image.fromarray(values.round().astype(np.uint8))
+    if low < 0 or high > 65535:
+        raise ValueError(f"its numbers reach from {low} to {high}; use [0, 255] or [0, 65535]")
+    if image.mode == "I" and high <= 255:
+        return Image.fromarray(values.astype(np.uint8))
+    return Image.fromarray((values // 256).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Loaders: batches read ahead by worker processes, the same for any number of them."""
+"""Loaders: batches read ahead by worker processes, the same for any number, and their device."""
 
 import math
 import os
@@ -6,15 +6,17 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from lib.data.datasets import Batch, ImageBatches, PipedBatch
-from lib.data.sampler import DistributedBatchSampler, EvaluationSampler
+from lib.algorithm.pgd_attack import DeviceBatch
+from lib.data.datasets import Batch, DistributedBatchSampler, ImageBatches, Keys, PipedBatch
 from utils.distributed.context import DistributedContext
 from utils.distributed.signals import ignore_signals
 from utils.errors import UserError
@@ -27,21 +29,42 @@ WhileWaiting = Callable[[], Any]
 
 
 class Loader:
-    """Batches of a dataset in a sampler's order, whose workers live as long as it does."""
+    """Batches of a dataset in a given order, read by workers that live as long as it does."""
 
     waiting: "Loader | None" = None  # for a batch, right now
 
-    def __init__(self, loader: DataLoader) -> None:
-        self.loader = loader
+    def __init__(
+        self,
+        dataset: ImageBatches,
+        order: DistributedBatchSampler | Sequence[Keys],
+        workers: int,
+        device: torch.device,
+        local_processes: int = 1,
+    ) -> None:
+        self.dataset = dataset
         self.workers: list[BaseProcess] = []
         self.iterator: Any = None  # torch's, which lives as long as the workers
         self.seconds_waited = 0.0
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.batches()
+        # Batches come through shared memory and pinned for CUDA, through pipes elsewhere.
+        cuda = device.type == "cuda"
+        largest = max((len(positions) for _, positions in order), default=0)
+        ahead = (PREFETCH * workers + 1) * largest * 3 * dataset.size**2  # bytes
+        shared = not workers or (cuda and ahead * local_processes < free_shared_memory())
+        self.loader: DataLoader = DataLoader(
+            dataset,
+            batch_sampler=order,  # type: ignore[arg-type]  # any index goes to __getitems__
+            num_workers=workers,
+            collate_fn=as_it_is if shared else piped,
+            pin_memory=cuda and workers > 0,
+            worker_init_fn=begin_worker,
+            persistent_workers=workers > 0,
+            prefetch_factor=PREFETCH if workers else None,
+            # Of its own: each pass draws a seed for workers, and an interrupted training has more.
+            generator=torch.Generator(),
+        )
 
     def batches(self, while_waiting: WhileWaiting = lambda: False) -> Iterator[Batch]:
-        """The sampler's batches; they end when `while_waiting`, called every second, is true."""
+        """The batches in order; they end when `while_waiting`, called every second, is true."""
         self.start()
         while True:
             started = time.monotonic()
@@ -111,34 +134,6 @@ class Loader:
             worker.kill()
 
 
-def make_loader(
-    dataset: ImageBatches,
-    batches: DistributedBatchSampler | EvaluationSampler,
-    workers: int,
-    device: torch.device,
-    local_processes: int = 1,
-) -> Loader:
-    """A loader of `Batch`es: through shared memory and pinned for CUDA, through pipes elsewhere."""
-    # Of its own: each pass draws a seed for workers, and an interrupted training has more passes.
-    generator = torch.Generator()
-    ahead = (PREFETCH * workers + 1) * batches.largest * 3 * dataset.size**2  # bytes
-    cuda = device.type == "cuda"
-    shared = not workers or (cuda and ahead * local_processes < free_shared_memory())
-    return Loader(
-        DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=as_it_is if shared else piped,
-            pin_memory=cuda and workers > 0,
-            worker_init_fn=begin_worker,
-            persistent_workers=workers > 0,
-            prefetch_factor=PREFETCH if workers else None,
-            generator=generator,
-        )
-    )
-
-
 def begin_worker(number: int) -> None:
     """Leave signals to the process that is read for, and end with it, even when it is killed."""
     ignore_signals(number)
@@ -171,3 +166,78 @@ def share_of_workers(workers: int | str, context: DistributedContext) -> int:
     """This process's part of `DATA.workers`; never more than its cores, for they would compete."""
     wanted = MOST_WORKERS if workers == "auto" else int(workers) // context.local_processes
     return max(1, min(wanted, context.cores)) if workers else 0
+
+
+# On the device: copies beside the work, bytes as numbers in [0, 1].
+
+
+def to_device(
+    batch: Batch, device: torch.device, dtype: torch.dtype = torch.float32
+) -> DeviceBatch:
+    """Send a batch as bytes; scale to [0, 1] there."""
+    if batch.error is not None:
+        raise UserError(batch.error)
+
+    def send(tensor: torch.Tensor) -> torch.Tensor:
+        # On MPS a copy that is not waited for can read what the host has overwritten since.
+        return tensor.to(device, non_blocking=device.type == "cuda")
+
+    # On MPS batch-norm's backward pass fails in channels_last.
+    layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
+    images = scaled(send(batch.pixels), dtype).contiguous(memory_format=layout)
+    return DeviceBatch(images, send(batch.labels), send(batch.indices))
+
+
+def scaled(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Bytes as numbers in [0, 1]: the same bits on every device."""
+    if pixels.device.type != "cpu":
+        # CUDA divides by a number as it multiplies by its reciprocal: half of the 256 are others.
+        return table_of_255ths(pixels.device, dtype)[pixels.int()]
+    # NumPy does it in this thread alone. After a parallel loop of PyTorch's, OpenMP's threads wait
+    # for the next one by spinning, for longer than a batch takes, on cores that the workers need.
+    result = torch.empty_like(pixels, dtype=dtype)
+    values = result.numpy()
+    np.divide(pixels.numpy(), 255, out=values, dtype=values.dtype)
+    return result
+
+
+@lru_cache
+def table_of_255ths(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """0/255 to 255/255, divided on the host."""
+    return scaled(torch.arange(256, dtype=torch.uint8), dtype).to(device)
+
+
+@lru_cache
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a device's copies."""
+    return torch.cuda.Stream(device)
+
+
+def on_device(
+    loader: Loader, device: torch.device, while_waiting: WhileWaiting = lambda: False
+) -> Iterator[DeviceBatch]:
+    """The loader's batches on the device; on CUDA the next one is copied during the work."""
+    batches = loader.batches(while_waiting)
+    if device.type != "cuda":
+        yield from (to_device(batch, device) for batch in batches)
+        return
+    stream = copy_stream(device)
+    pending: tuple[DeviceBatch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            copied = to_device(batch, device)
+            done = stream.record_event()
+        if pending is not None:
+            yield arrived(*pending)
+        pending = copied, done
+    if pending is not None:
+        yield arrived(*pending)
+
+
+def arrived(batch: DeviceBatch, done: torch.cuda.Event) -> DeviceBatch:
+    """Make the working stream wait for a copy, and keep its memory until both are through."""
+    current = torch.cuda.current_stream(batch.images.device)
+    current.wait_event(done)
+    for tensor in batch:
+        tensor.record_stream(current)
+    return batch

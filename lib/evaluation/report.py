@@ -10,7 +10,7 @@ from torchvision.utils import save_image
 from lib.algorithm.metrics import has_top5
 from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.protocols import AttackSpec, PGDSpec
-from lib.data.subsets import evenly_spread
+from lib.data.folders import evenly_spread
 from lib.evaluation.evaluate import CLEAN, Evaluation, worst_case
 from utils.distributed.context import DistributedContext
 from utils.figures.evaluation import AttackedImage, attack_images

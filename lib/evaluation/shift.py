@@ -18,10 +18,9 @@ from torch import nn
 from lib.algorithm.metrics import correct_in_top, full_precision, has_top5
 from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.pgd_attack import DeviceBatch
-from lib.data.datasets import ImageBatches, eval_transform
+from lib.data.datasets import ImageBatches, eval_transform, share_in_batches
 from lib.data.folders import ImageTree, is_image, read_tree, subfolders
 from lib.data.loader import share_of_workers
-from lib.data.sampler import share_in_batches
 from lib.evaluation.task import Task, read_batches
 from utils.errors import UserError
 from utils.figures.comparison import Panel, comparison

@@ -13,12 +13,9 @@ from lib.algorithm.metrics import averages, correct_in_top, full_precision, tf32
 from lib.algorithm.pgd import Logits, frozen_eval
 from lib.algorithm.pgd_attack import DeviceBatch, PGDAttack
 from lib.algorithm.protocols import PGDSpec, ThreatModel
-from lib.data.datasets import ImageBatches, eval_transform
-from lib.data.folders import ImageTree, counted_twice
-from lib.data.loader import WhileWaiting, make_loader
-from lib.data.sampler import EvaluationSampler, share_in_batches
-from lib.data.subsets import choose, evenly_spread
-from lib.data.to_device import on_device
+from lib.data.datasets import ImageBatches, Keys, eval_transform, share_in_batches
+from lib.data.folders import ImageTree, counted_twice, evenly_spread, positions_of
+from lib.data.loader import Loader, WhileWaiting, on_device
 from lib.evaluation.load_model import EvaluatedModel
 from utils.config.load import wrong_lengths
 from utils.config.settings import ROBUSTBENCH, SETTINGS, Config, Data, Source, plain
@@ -89,8 +86,13 @@ class Task:
         return {k: replace(tree, notes=(*tree.notes, *notes)) for k, tree in trees.items()}
 
     def pick(self, tree: ImageTree) -> ImageTree:
-        """The images of a folder that the flags choose."""
-        return choose(tree, self.config.OPTIONS.n_examples, self.config.OPTIONS.image_ids)
+        """The images of a folder that `--image_ids` or `--n_examples` names, or all."""
+        options = self.config.OPTIONS
+        if options.image_ids:
+            return tree.subset(positions_of(tree, options.image_ids))
+        if options.n_examples:
+            return tree.subset(evenly_spread(len(tree.files), options.n_examples))
+        return tree
 
     def subset(self, n: int, total: int, sha256: str) -> dict[str, Any]:
         """What result files say of `n` picked out of `total` images; SHA-256 is of their list."""
@@ -217,15 +219,15 @@ class EvaluationData:
 
 def read_batches(
     images: ImageBatches,
-    batches: Sequence[tuple[int, Sequence[int]]],
+    batches: Sequence[Keys],
     workers: int,
     context: DistributedContext,
     while_waiting: WhileWaiting = lambda: False,
 ) -> Iterator[DeviceBatch]:
     """Batches of (number of the tree, positions in it), on the device."""
-    sampler, workers = EvaluationSampler(batches), min(workers, len(batches))
-    loader = make_loader(images, sampler, workers, context.device, context.local_processes)
-    return on_device(loader, context.device, while_waiting=while_waiting)
+    workers = min(workers, len(batches))
+    loader = Loader(images, batches, workers, context.device, context.local_processes)
+    return on_device(loader, context.device, while_waiting)
 
 
 @torch.no_grad()

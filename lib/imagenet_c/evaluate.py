@@ -8,8 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from lib.algorithm.protocols import PROTOCOLS
-from lib.data.folders import ImageTree
-from lib.data.images import load_rgb
+from lib.data.folders import ImageTree, load_rgb
 from lib.evaluation.shift import accuracy_cells, count_folders, finish
 from lib.evaluation.task import Task
 from lib.imagenet_c.corruptions import (

@@ -14,8 +14,8 @@ from lib.algorithm.gradient_norms import GradientNorms
 from lib.algorithm.metrics import MetricSums
 from lib.algorithm.schedules import Schedule
 from lib.algorithm.training import Trainer
+from lib.data.datasets import DistributedBatchSampler
 from lib.data.loader import Loader
-from lib.data.sampler import DistributedBatchSampler
 from lib.evaluation.load_model import ModelSettings
 from lib.evaluation.task import EvaluationData
 from lib.training.tensorboard import TensorBoardLog

@@ -14,8 +14,7 @@ from lib.algorithm.metrics import averages
 from lib.algorithm.pgd import frozen_eval
 from lib.algorithm.pgd_attack import DeviceBatch, PGDAttack
 from lib.algorithm.protocols import PROTOCOLS, PGDSpec, ThreatModel
-from lib.data.datasets import ImageBatches
-from lib.data.to_device import to_device
+from lib.data.loader import to_device
 from lib.evaluation.task import adversarial_examples, validate, validate_pgd
 from lib.training.checkpointing import BEST_VALUES, Run, begin_epoch, epoch_totals, save
 from lib.training.loop import describe_metrics, lr_at, stop_run
@@ -245,9 +244,7 @@ def minibatch_under_pgd(run: Run) -> float:
 
     It is read once more, so that the same epoch has the same number after any interruption.
     """
-    model = run.trainer.model
-    images = run.loader.loader.dataset
-    assert isinstance(images, ImageBatches)
+    model, images = run.trainer.model, run.loader.dataset
     run.context.copy_from_main_(model.buffers())
     run.order.set_position(run.progress.epoch)
     batch = to_device(images.__getitems__(next(iter(run.order))), run.context.device)

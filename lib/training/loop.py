@@ -9,7 +9,7 @@ from typing import NoReturn
 from lib.algorithm.metrics import averages, has_top5
 from lib.algorithm.protocols import METHODS
 from lib.algorithm.training import TRAINING_STEP, draw_noise_
-from lib.data.to_device import on_device
+from lib.data.loader import on_device
 from lib.training.checkpointing import Run, epoch_totals, save
 from utils.errors import Interrupted
 from utils.logging import ProgressBar

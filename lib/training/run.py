@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from lib.algorithm.protocols import METHODS
-from lib.data.folders import read_split, require_same_classes, sizes_of_sample
-from lib.data.subsets import evenly_spread
+from lib.data.folders import evenly_spread, read_split, require_same_classes, sizes_of_sample
 from lib.evaluation.load_model import (
     ModelSettings,
     model_of,

@@ -27,10 +27,9 @@ from lib.algorithm.training import (
     make_noise,
     update_noise_,
 )
-from lib.data.datasets import ImageBatches, train_transform
+from lib.data.datasets import DistributedBatchSampler, ImageBatches, train_transform
 from lib.data.folders import ImageTree
-from lib.data.loader import Loader, make_loader, share_of_workers
-from lib.data.sampler import DistributedBatchSampler
+from lib.data.loader import Loader, share_of_workers
 from lib.evaluation.load_model import ModelSettings
 from lib.evaluation.task import EvaluationData
 from lib.training.checkpointing import Progress, Run, restore_state
@@ -217,7 +216,7 @@ def make_train_loader(
     crop = train_transform(data.crop_size, data.min_area, data.flip)
     images = ImageBatches([tree], crop, data.crop_size, seed)
     workers = share_of_workers(data.workers, context)
-    return order, make_loader(images, order, workers, context.device, context.local_processes)
+    return order, Loader(images, order, workers, context.device, context.local_processes)
 
 
 def make_validation(tree: ImageTree, data: Data, context: DistributedContext) -> EvaluationData:

@@ -19,12 +19,17 @@ from torchvision import datasets, transforms
 
 from lib.algorithm.metrics import derived_seed
 from lib.data import loader as loaders
-from lib.data import to_device as devices
-from lib.data.datasets import Batch, ImageBatches, eval_transform, train_transform
+from lib.data.datasets import (
+    Batch,
+    DistributedBatchSampler,
+    ImageBatches,
+    Keys,
+    eval_transform,
+    share_in_batches,
+    train_transform,
+)
 from lib.data.folders import ImageTree, read_tree
-from lib.data.loader import make_loader, share_of_workers
-from lib.data.sampler import DistributedBatchSampler, EvaluationSampler, share_in_batches
-from lib.data.to_device import on_device, to_device
+from lib.data.loader import Loader, on_device, share_of_workers, to_device
 from lib.evaluation.task import EvaluationData
 from utils.distributed import context
 from utils.distributed.context import DistributedContext, share_of_cores
@@ -80,12 +85,12 @@ def epoch_of(
     """One process's batches of an epoch of training."""
     order = DistributedBatchSampler(len(tree.files), batch_size, rank, world_size, seed)
     order.set_position(epoch, start)
-    return list(make_loader(augmented(tree, seed), order, workers, CPU))
+    return list(Loader(augmented(tree, seed), order, workers, CPU).batches())
 
 
-def in_order(total: int, batch_size: int) -> EvaluationSampler:
+def in_order(total: int, batch_size: int) -> list[Keys]:
     """The images of a tree in its order."""
-    return EvaluationSampler([(0, b) for b in share_in_batches(range(total), batch_size)])
+    return [(0, positions) for positions in share_in_batches(range(total), batch_size)]
 
 
 def by_position(batches: list[Batch]) -> dict[int, torch.Tensor]:
@@ -136,10 +141,10 @@ def test_epochs_and_seeds_differ_and_repeat(tree: ImageTree) -> None:
 
 def test_a_loader_goes_through_epochs_with_the_same_workers(tree: ImageTree) -> None:
     order = DistributedBatchSampler(len(tree.files), 6, seed=0)
-    loader = make_loader(augmented(tree), order, 2, CPU)
+    loader = Loader(augmented(tree), order, 2, CPU)
     for epoch, start in ((0, 2), (1, 0), (2, 3)):
         order.set_position(epoch, start)
-        assert same(list(loader), epoch_of(tree, epoch=epoch, start=start))
+        assert same(list(loader.batches()), epoch_of(tree, epoch=epoch, start=start))
 
 
 def test_augmentation_leaves_the_random_state_alone(tree: ImageTree) -> None:
@@ -174,7 +179,7 @@ def test_bytes_become_floats_on_the_device_and_half_are_mirrored(
     tree: ImageTree, dtype: torch.dtype
 ) -> None:
     images = augmented(tree)
-    batch = images.__getitems__([(1, position) for position in range(20)])
+    batch = images.__getitems__((1, range(20)))
     assert batch.pixels.dtype == torch.uint8
     sent = to_device(batch, CPU, dtype)
     assert sent.images.dtype == dtype
@@ -235,7 +240,7 @@ def test_the_main_process_raises_what_a_worker_met(
     files = (str(good), "class0/bad.jpg", str(good))  # an absolute path stays itself
     broken = ImageTree(str(tmp_path), ("class0",), files, (0, 0, 0))
     images = ImageBatches([broken], eval_transform(48, 32), 32)
-    batches = on_device(make_loader(images, in_order(3, 1), workers, CPU), CPU)
+    batches = on_device(Loader(images, in_order(3, 1), workers, CPU), CPU)
     assert next(batches).indices.tolist() == [0]
     with pytest.raises(UserError, match=f"^cannot read {bad}: it is not an image; replace"):
         next(batches)
@@ -310,10 +315,10 @@ def test_for_cuda_batches_come_through_shared_memory_where_there_is_enough(
 ) -> None:
     monkeypatch.setattr(loaders, "free_shared_memory", lambda: free)
     order = DistributedBatchSampler(20, 6, seed=0)
-    loader = make_loader(augmented(tree), order, 2, torch.device("cuda"))
+    loader = Loader(augmented(tree), order, 2, torch.device("cuda"))
     assert loader.loader.collate_fn.__name__ == collate
     assert loader.loader.pin_memory
-    batches = list(loader)
+    batches = list(loader.batches())
     assert same(batches, epoch_of(tree))
     assert batches[0].pixels.is_contiguous(memory_format=torch.channels_last)
 
@@ -352,7 +357,7 @@ def test_a_read_that_blocks_is_not_waited_for_without_end(tree: ImageTree, answe
             raise KeyboardInterrupt
         return len(asked) == 2  # of a request that comes before the second look
 
-    loader = make_loader(Blocking(tree, 12), in_order(20, 5), 2, CPU)
+    loader = Loader(Blocking(tree, 12), in_order(20, 5), 2, CPU)
     seen = []
     try:
         for batch in on_device(loader, CPU, while_waiting=while_waiting):
@@ -366,8 +371,8 @@ def test_a_read_that_blocks_is_not_waited_for_without_end(tree: ImageTree, answe
 
 
 def test_a_worker_that_is_killed_is_an_error(tree: ImageTree) -> None:
-    loader = make_loader(Blocking(tree, 7, killed=True), in_order(20, 5), 2, CPU)
-    message = user_error(lambda: list(loader))
+    loader = Loader(Blocking(tree, 7, killed=True), in_order(20, 5), 2, CPU)
+    message = user_error(lambda: list(loader.batches()))
     assert "killed by SIGKILL" in message
     assert "DATA.workers" in message
 
@@ -377,18 +382,18 @@ def test_a_worker_that_stops_between_two_passes(
     tree: ImageTree, wakes_up: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is waited for, and an error where it was killed."""
-    loader = make_loader(clean(tree), in_order(8, 4), 2, CPU)
-    assert len(list(loader)) == 2
+    loader = Loader(clean(tree), in_order(8, 4), 2, CPU)
+    assert len(list(loader.batches())) == 2
     pid = loader.workers[1].pid
     if not wakes_up:  # torch looks every five seconds
         looking = _MultiProcessingDataLoaderIter._try_get_data
         monkeypatch.setattr(looking, "__defaults__", (0.1,))
         os.kill(pid, signal.SIGKILL)
-        assert "was killed by SIGKILL" in user_error(lambda: list(loader))
+        assert "was killed by SIGKILL" in user_error(lambda: list(loader.batches()))
         return
     os.kill(pid, signal.SIGSTOP)
     threading.Timer(0.5, os.kill, (pid, signal.SIGCONT)).start()
-    assert len(list(loader)) == 2
+    assert len(list(loader.batches())) == 2
 
 
 def test_the_time_of_waiting_is_measured(tree: ImageTree) -> None:
@@ -397,8 +402,8 @@ def test_the_time_of_waiting_is_measured(tree: ImageTree) -> None:
             time.sleep(0.02)
             return super().load(epoch, position)
 
-    loader = make_loader(Slow([tree], eval_transform(48, 32), 32), in_order(20, 5), 0, CPU)
-    assert len(list(loader)) == 4
+    loader = Loader(Slow([tree], eval_transform(48, 32), 32), in_order(20, 5), 0, CPU)
+    assert len(list(loader.batches())) == 4
     assert 0.4 < loader.seconds_waited < 4
 
 
@@ -409,15 +414,15 @@ def test_the_time_of_waiting_is_measured(tree: ImageTree) -> None:
 def test_bytes_are_the_same_numbers_on_every_device(dtype: torch.dtype) -> None:
     every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     exact = torch.tensor([i / 255 for i in range(256)], dtype=dtype)
-    assert torch.equal(devices.scaled(every, dtype).flatten(), exact)
+    assert torch.equal(loaders.scaled(every, dtype).flatten(), exact)
     with pretended_device() as device:
         pixels = every.to(DEVICE)
-        devices.table_of_255ths.cache_clear()
-        devices.scaled(pixels, dtype)  # makes the device's table
-        there, waits = device.counted(lambda: devices.scaled(pixels, dtype))
+        loaders.table_of_255ths.cache_clear()
+        loaders.scaled(pixels, dtype)  # makes the device's table
+        there, waits = device.counted(lambda: loaders.scaled(pixels, dtype))
         assert waits == []
         assert torch.equal(there.host.flatten(), exact)
-    devices.table_of_255ths.cache_clear()
+    loaders.table_of_255ths.cache_clear()
 
 
 @pytest.mark.parametrize(("total", "world_size"), [(7, 2), (5, 4), (8, 3), (1, 2)])
@@ -427,6 +432,6 @@ def test_weights_of_shares_make_the_mean_over_the_minibatch(total: int, world_si
     terms = []
     for rank in range(world_size):
         order = DistributedBatchSampler(total, 8, rank, world_size)
-        (keys,) = order
-        terms.append(order.weight(0) * losses[[key[-1] for key in keys]].mean())
+        ((_, positions),) = order
+        terms.append(order.weight(0) * losses[positions].mean())
     assert sum(terms) / world_size == pytest.approx(float(losses.mean()), rel=1e-12)

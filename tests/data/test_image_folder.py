@@ -17,10 +17,16 @@ from in_process import user_error
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from lib.data.classes import imagenet_wnids, outputs_of
-from lib.data.folders import ImageTree, read_split, read_tree
-from lib.data.images import load_rgb
-from lib.data.subsets import evenly_spread, positions_of
+from lib.data.folders import (
+    ImageTree,
+    evenly_spread,
+    imagenet_wnids,
+    load_rgb,
+    outputs_of,
+    positions_of,
+    read_split,
+    read_tree,
+)
 from utils.errors import UserError
 from utils.storage.files import write_csv
 

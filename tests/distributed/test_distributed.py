@@ -44,11 +44,14 @@ from lib.algorithm.training import (
     draw_noise_,
     make_noise,
 )
-from lib.data.datasets import ImageBatches, eval_transform, train_transform
+from lib.data.datasets import (
+    DistributedBatchSampler,
+    ImageBatches,
+    eval_transform,
+    train_transform,
+)
 from lib.data.folders import read_split
-from lib.data.loader import make_loader
-from lib.data.sampler import DistributedBatchSampler
-from lib.data.to_device import on_device, to_device
+from lib.data.loader import Loader, on_device, to_device
 from models.resnet import ResNet
 from tests.ddp_steps import train_two_steps
 from utils.config.load import merge
@@ -108,17 +111,16 @@ def train_steadily(
     settings = TrainingSettings(eps=16 / 255, step=5 / 255, attack_steps=2)
     trainer = Trainer(model, optimizer, noise, settings, network)
     order = DistributedBatchSampler(images, batch, context.rank, context.world_size, seed=1)
-    loader = make_loader(ImageBatches([tree], train_transform(24), 24, 1), order, 0, context.device)
+    loader = Loader(ImageBatches([tree], train_transform(24), 24, 1), order, 0, context.device)
     seen, sums = [], MetricSums("cpu")
     for epoch in range(2):
         order.set_position(epoch)
-        batches = on_device(loader, context.device, torch.float64)
-        for number, (x, labels, _) in enumerate(batches):
+        for number, (x, labels, _) in enumerate(on_device(loader, context.device)):
             weight = order.weight(number)
             if METHODS[name].draws_noise:
                 draw_noise_(noise, settings.eps, (1, epoch, number), order.positions())
             for _ in range(2):
-                loss, logits = TRAINING_STEP[name](trainer, x, labels, weight)
+                loss, logits = TRAINING_STEP[name](trainer, x.double(), labels, weight)
                 if weight:
                     sums.update(loss, logits, labels, len(x))
             seen.append(context.gather_strided(noise))
@@ -282,8 +284,8 @@ def test_validation_is_of_the_network_that_is_saved(
     model.load_state_dict(content["state_dict"])
     tree = read_split(str(digits), "val")
     images = ImageBatches([tree], eval_transform(32, 32), 32)
-    keys = [(0, position) for position in range(len(tree.files))]
-    pixels, labels, _ = to_device(images.__getitems__(keys), torch.device("cpu"))
+    batch = images.__getitems__((0, range(len(tree.files))))
+    pixels, labels, _ = to_device(batch, torch.device("cpu"))
     with frozen_eval(model), torch.no_grad():
         logits = model(pixels)
     row = rows_of(folder / "metrics.csv")[-1]

@@ -12,11 +12,9 @@ import pytest
 import torch
 from torch import distributed
 
-from lib.data.datasets import ImageBatches, train_transform
+from lib.data.datasets import DistributedBatchSampler, ImageBatches, train_transform
 from lib.data.folders import read_tree
-from lib.data.loader import make_loader
-from lib.data.sampler import DistributedBatchSampler
-from lib.data.to_device import on_device, to_device
+from lib.data.loader import Loader, on_device, to_device
 from lib.evaluation.load_model import ModelSettings, model_of
 from lib.training.checkpointing import restore_state
 from tests.commands import command, settings
@@ -41,7 +39,7 @@ def test_batches_arrive_whole(scale: Scale, data: Path) -> None:
     """While the loop is ahead of the device and memory is given on; none is kept."""
     dataset = ImageBatches([read_tree(str(data / "train"))], train_transform(112), 112, seed=0)
     order = DistributedBatchSampler(64, 16, seed=0)
-    loader = make_loader(dataset, order, 2, scale.device)
+    loader = Loader(dataset, order, 2, scale.device)
     weights, reserved = torch.arange(1.0, 113, dtype=torch.float64), []
     factors = weights.to(scale.device)
     for number in range(30):

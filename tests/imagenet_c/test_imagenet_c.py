@@ -20,8 +20,7 @@ from torch import nn
 from torchvision import datasets, transforms
 
 from lib.data import folders
-from lib.data.folders import list_classes
-from lib.data.subsets import choose
+from lib.data.folders import ImageTree, evenly_spread, list_classes, positions_of
 from lib.evaluation import shift, task
 from lib.evaluation.load_model import EvaluatedModel, ModelSettings
 from lib.evaluation.task import Task
@@ -202,23 +201,27 @@ def test_a_name_like_that_of_a_corruption(tree):
 
 
 def test_a_part_needs_one_folder_listed(tree, tmp_path, monkeypatch):
+    def some(number: int) -> Callable[[ImageTree], ImageTree]:
+        return lambda images: images.subset(evenly_spread(len(images.files), number))
+
     listed = []
     monkeypatch.setattr(
         folders, "list_classes", lambda root: listed.append(root) or list_classes(root)
     )
     whole = read(tree)
     assert len(listed) == 10
-    spread = read(tree, prepare=lambda images: choose(images, 4, None))
+    spread = read(tree, prepare=some(4))
     assert len(listed) == 11
     (tmp_path / "ids.txt").write_text("\n".join(whole["snow/1"].files[1:6:4]))
-    named = read(tree, prepare=lambda images: choose(images, None, str(tmp_path / "ids.txt")))
+    ids = str(tmp_path / "ids.txt")
+    named = read(tree, prepare=lambda images: images.subset(positions_of(images, ids)))
     assert {tree.files for tree in spread.values()} == {whole["snow/1"].files[::2]}
     assert {tree.files for tree in named.values()} == {whole["snow/1"].files[1:6:4]}
     missing = Path(spread["snow/4"].path(1))
     missing.unlink()
     with pytest.raises(UserError, match=f"{missing} is missing"):
-        read(tree, prepare=lambda images: choose(images, 4, None))
-    read(tree, prepare=lambda images: choose(images, 1, None))
+        read(tree, prepare=some(4))
+    read(tree, prepare=some(1))
 
 
 # Evaluation
@@ -324,8 +327,8 @@ def uninterrupted(model, corrupted, tmp_path_factory) -> str:
 @pytest.mark.parametrize(("resize", "workers"), [(None, 2), (40, 0)])
 def test_counts_are_those_of_a_plain_loop(model, corrupted, tmp_path, resize, workers, monkeypatch):
     made = []
-    make = task.make_loader
-    monkeypatch.setattr(task, "make_loader", lambda *a: made.append(a) or make(*a))
+    make = task.Loader
+    monkeypatch.setattr(task, "Loader", lambda *a: made.append(a) or make(*a))
     result = run(model, corrupted, tmp_path / "r", resize=resize, workers=workers)
     steps = [transforms.Resize(resize)] if resize else []
     reading = transforms.Compose([*steps, transforms.CenterCrop(32), transforms.ToTensor()])

@@ -11,10 +11,9 @@ from processes import differences, outcome, rows_of
 from test_state import interrupted
 
 from lib.algorithm.pgd import Search, pgd, random_start
-from lib.data.datasets import ImageBatches, train_transform
+from lib.data.datasets import DistributedBatchSampler, ImageBatches, train_transform
 from lib.data.folders import read_split
-from lib.data.sampler import DistributedBatchSampler
-from lib.data.to_device import to_device
+from lib.data.loader import to_device
 from models.resnet import ResNet
 
 SHORT = {"TRAIN__epochs": 2, "ADV__pgd_attack": "[[1, 8/255]]"}
