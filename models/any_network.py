@@ -13,8 +13,7 @@ import torch
 import torchvision
 from torch import nn
 
-from models.pixel_network import IMAGENET_MEAN, IMAGENET_STD, PixelNetwork
-from models.resnet import torchvision_weights
+from models.resnet import IMAGENET_MEAN, IMAGENET_STD, PixelNetwork, torchvision_weights
 from utils.errors import UserError
 
 TIMM = "timm/"
@@ -46,7 +45,7 @@ class AnyNetwork(PixelNetwork):
         num_classes: int,
         mean: Sequence[float],
         std: Sequence[float],
-        preset: Preset = PRESET,
+        preset: Preset,
     ) -> None:
         super().__init__(arch, num_classes, 1.0, mean, std)
         self.network, self.preset = network, preset

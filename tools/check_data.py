@@ -29,8 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.data.folders import ImageTree, counted_twice, list_classes, load_rgb, subfolders
-from lib.imagenet_c.corruptions import SEVERITIES, STANDARD
-from lib.imagenet_c.tree import corruption_folders, difference
+from lib.imagenet_c.corruptions import SEVERITIES, STANDARD, corruption_folders, difference
 from utils.config.command_line import positive, tool_parser, user_path
 from utils.distributed.launch import run_command
 from utils.distributed.signals import SIGNALS, block_signals, unblock_signals

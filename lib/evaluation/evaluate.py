@@ -25,8 +25,7 @@ from lib.evaluation.attacks import attack_list
 from lib.evaluation.autoattack import AutoAttack
 from lib.evaluation.load_model import EvaluatedModel
 from lib.evaluation.task import CleanRow, EvaluationData, Task, clean_rows
-from models.pixel_network import PixelNetwork
-from models.resnet import ResNet
+from models.resnet import PixelNetwork, ResNet
 from utils.compiling import (
     PADDED_SIZES,
     Compiled,

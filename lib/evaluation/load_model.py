@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from models.any_network import AnyNetwork, build_any
-from models.pixel_network import PixelNetwork
-from models.resnet import ResNet, family_member, load_pretrained, load_weights
+from models.resnet import PixelNetwork, ResNet, family_member, load_pretrained, load_weights
 from utils.config.settings import ARCHITECTURES, SETTINGS, Config, Source, place_of, plain
 from utils.errors import UserError
 from utils.storage.checkpoint import Checkpoint, read_checkpoint

@@ -18,8 +18,8 @@ from lib.evaluation.masking import check_attacks, check_network, check_reach, ch
 from lib.evaluation.report import report, save_attack_images, say
 from lib.evaluation.shift import evaluate_shift
 from lib.evaluation.task import EvaluationData, Task, with_trained_settings
+from lib.imagenet_c.corruptions import find_folders
 from lib.imagenet_c.evaluate import evaluate_imagenet_c
-from lib.imagenet_c.tree import find_folders
 from utils.config.load import ignored_settings
 from utils.config.settings import Config, Source
 from utils.distributed.context import DistributedContext

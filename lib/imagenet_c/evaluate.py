@@ -16,10 +16,11 @@ from lib.imagenet_c.corruptions import (
     SEVERITIES,
     STANDARD,
     corruptions_label,
+    find_folders,
     group_of,
+    read_corruptions,
     summarise,
 )
-from lib.imagenet_c.tree import find_folders, read_corruptions
 from utils.errors import UserError
 from utils.figures.evaluation import imagenet_c
 from utils.figures.style import run_label

@@ -15,8 +15,7 @@ from torch import nn
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from models.any_network import build_any
-from models.pixel_network import IMAGENET_MEAN, IMAGENET_STD
-from models.resnet import load_weights
+from models.resnet import IMAGENET_MEAN, IMAGENET_STD, load_weights
 
 HALF = (0.5, 0.5, 0.5)
 ARCH = "mobilenet_v3_small"

@@ -29,11 +29,12 @@ from lib.imagenet_c.corruptions import (
     SEVERITIES,
     STANDARD,
     choose_corruptions,
+    find_folders,
     group_of,
+    read_corruptions,
     summarise,
 )
 from lib.imagenet_c.evaluate import evaluate_imagenet_c
-from lib.imagenet_c.tree import find_folders, read_corruptions
 from utils.config.settings import Config, Source
 from utils.distributed.context import DistributedContext
 from utils.errors import UserError
