@@ -14,7 +14,6 @@ from tools.flags import page
 from utils.config.command_line import FLAGS, build_parser, parse_command_line
 from utils.config.load import dump_yaml, merge
 from utils.config.settings import EVERY, SETTINGS, SWITCH, Config, Source, plain
-from utils.errors import UserError
 
 SHOWN = yaml.safe_load((ROOT / "configs.yml").read_text())
 # A value of each metavar that no flag has as its default.
@@ -136,8 +135,6 @@ def test_eps_in_another_unit() -> None:
     content = {"ADV": {"clip_eps": 0.5, "fgsm_step": 0.25}, "DATA": {"max_color_value": 1.0}}
     assert (merge(content).eps, merge(content).step) == (0.5, 0.25)
     assert math.isclose(Config().eps, 4 / 255)
-    with pytest.raises(UserError, match=r"clip_eps 4 is no length .* 1, in"):
-        merge({"DATA": {"max_color_value": 1.0}, "ADV": {"fgsm_step": 0.1}})
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("L2", 387.9), ("L1", 150528)])
@@ -149,12 +146,10 @@ def test_a_radius_beyond_the_farthest_images(norm: str, eps: float) -> None:
     assert f"is no {norm} radius" in user_error(merge, {"EVAL": evaluation})
 
 
-@pytest.mark.parametrize(
-    ("epochs", "repeats", "passes"), [(90, 4, 23), (90, 1, 90), (90, 8, 12), (1, 4, 1), (8, 4, 2)]
-)
-def test_passes(epochs: int, repeats: int, passes: int) -> None:
-    content = {"TRAIN": {"epochs": epochs}, "ADV": {"n_repeats": repeats}}
-    assert merge(content).passes == passes
+def test_passes() -> None:
+    for epochs, repeats, passes in ((90, 4, 23), (90, 1, 90), (90, 8, 12), (1, 4, 1), (8, 4, 2)):
+        content = {"TRAIN": {"epochs": epochs}, "ADV": {"n_repeats": repeats}}
+        assert merge(content).passes == passes
 
 
 @pytest.mark.parametrize(

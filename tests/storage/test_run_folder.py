@@ -15,7 +15,7 @@ from in_process import call, only_error, user_error
 
 from utils.errors import UserError
 from utils.storage import run_folder
-from utils.storage.files import atomic_write, file_sha256, make_folder, replacing, write_json
+from utils.storage.files import atomic_write, file_sha256, replacing, write_json
 from utils.storage.run_folder import CHECKPOINTS, LATEST, claim, find_checkpoint, lock_folder
 
 
@@ -199,10 +199,3 @@ def test_json_holds_no_nan_and_files_have_ordinary_permissions(tmp_path: Path) -
     finally:
         os.umask(mask)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
-
-
-def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    message = user_error(make_folder, tmp_path / "file" / "inside", "copy it")
-    assert message == f"cannot write to {tmp_path}/file/inside: Not a directory; copy it"
-    assert os.listdir(make_folder(tmp_path / "a" / "b")) == []

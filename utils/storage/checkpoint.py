@@ -36,7 +36,6 @@ SCALAR = np.float64(0).__reduce__()[0]
 DTYPES = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)]
 PLAIN: list[Any] = [Namespace, np.dtype, *DTYPES]
 PLAIN += [(SCALAR, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
-COUNTERS = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
 
 
 class UnreadableCheckpoint(UserError):
@@ -246,7 +245,7 @@ def split_weights(
             colours[name] = [float(str(x)) for x in wide.numpy()]  # 0.485 of a float32, too
         elif key.startswith(prefixes[0]) and not name:
             network[key.removeprefix(prefixes[0])] = value
-        elif key.rpartition(".")[2] not in COUNTERS:
+        elif value.ndim:  # no counter, as swa_utils.AveragedModel has
             raise UserError(
                 f"{path} holds {key} beside a network ({prefixes[0]}*), and this suite knows no use"
                 " for it; save the network's state_dict alone"
