@@ -13,26 +13,22 @@ group. Told, one a line, on the standard output:
     repeated     folders with two names; images, by content, of val in train or under two classes
 
 Exit status: 0 all is well, 1 something is wrong, 2 bad arguments, 130 interrupted. Hidden files
-do not count. Memory holds the list of file names, a hash of each image and, for each process, one
-batch of them.
+do not count. Memory holds the list of file names, a hash of each image and one image a process.
 """
 
-import multiprocessing
 import os
-import signal
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lib.data.folders import ImageTree, counted_twice, list_classes, load_rgb, subfolders
 from lib.imagenet_c.corruptions import SEVERITIES, STANDARD, corruption_folders, difference
 from utils.config.command_line import positive, tool_parser, user_path
 from utils.distributed.launch import run_command
-from utils.distributed.signals import SIGNALS, block_signals, unblock_signals
 from utils.errors import UserError
 from utils.logging import Logger, ProgressBar
 from utils.storage.files import file_sha256
@@ -60,56 +56,54 @@ def check(folder: Path, workers: int) -> int:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; give the one that holds the data set")
     parts, findings = scan(str(folder))
-    total = sum(len(tree.files) for tree in parts.values())
-    numbered = enumerate(tree.path(i) for tree in parts.values() for i in range(len(tree.files)))
-    batches = iter(lambda: list(islice(numbered, BATCH)), [])
-    numbers: dict[bytes, int] = {}  # of the first image of each content
-    repeats: dict[int, list[int]] = {}  # of the others, by the first
-    bar, workers = image_bar("reading", total), max(1, min(workers, -(-total // BATCH)))
-    with bar, closing(in_parallel(check_images, batches, workers)) as results:
-        for count, more, digests in results:
-            findings += more
-            bar.advance(count, f"{len(findings)} found")
-            for number, digest in digests.items() if parts.keys() <= FOLDERS else ():
-                if (first := numbers.setdefault(digest, number)) != number:
-                    repeats.setdefault(first, []).append(number)
-    findings += repeated_images(parts, repeats)
+    more, repeats = read_images(parts, workers)
+    findings += [*more, *repeated_images(parts, repeats)]
     for category, text in sorted(findings, key=lambda f: (CATEGORIES.index(f[0]), f)):
         print(f"{category:<11} {printable(text)}")
     problems = sum(category != "note" for category, _ in findings)
     verdict = counted(problems, "problem") if problems else "all is well"
+    images = counted(sum(len(tree.files) for tree in parts.values()), "image")
     classes = counted(len({c for tree in parts.values() for c in tree.classes}), "class", "es")
-    print(f"{printable(str(folder))}: {counted(total, 'image')}, {classes}, {verdict}")
+    print(f"{printable(str(folder))}: {images}, {classes}, {verdict}")
     return 1 if problems else 0
 
 
-def in_parallel(
-    function: Callable[[Any], Any], batches: Iterable[Any], workers: int
-) -> Generator[Any, None, None]:
-    """The results of a function of each batch, as they come."""
-    others = multiprocessing.active_children()
-    with block_signals():
-        pool = multiprocessing.get_context("spawn").Pool(workers, follow_parent)
-    processes = [process for process in multiprocessing.active_children() if process not in others]
-    with pool:
-        results = pool.imap_unordered(function, batches)
-        while True:
-            try:
-                yield results.next(timeout=1.0)
-            except StopIteration:
-                return
-            except multiprocessing.TimeoutError:
-                if not all(process.is_alive() for process in processes):
-                    raise UserError(
-                        "a process died at its work; use fewer if the memory was too small"
-                    ) from None
+def read_images(parts: Parts, workers: int) -> tuple[list[Finding], dict[int, list[int]]]:
+    """What is wrong with images, which are numbered, and by the first the others of its content."""
+    from torch.utils.data import DataLoader
 
+    from lib.data.loader import as_it_is, begin_worker
 
-def follow_parent() -> None:
-    """In a process of the pool: signals are the parent's matter, but how the pool ends it."""
-    for number in SIGNALS:  # ignoring SIGTERM for a moment would lose one that is pending
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
-    unblock_signals()
+    findings: list[Finding] = []
+    first_of: dict[bytes, int] = {}
+    repeats: dict[int, list[int]] = {}
+    total = sum(len(tree.files) for tree in parts.values())
+    numbered = enumerate(tree.path(i) for tree in parts.values() for i in range(len(tree.files)))
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more than there are cores
+    batches: DataLoader = DataLoader(
+        cast(Any, Reader()),
+        batch_size=None,  # the sampler's items are batches
+        sampler=iter(lambda: list(islice(numbered, BATCH)), []),
+        num_workers=min(workers, total // BATCH),  # 0 reads in this process
+        collate_fn=as_it_is,
+        worker_init_fn=begin_worker,
+    )
+    bar = image_bar("reading", total)
+    try:
+        for count, more, digests in batches:
+            findings += more
+            bar.advance(count, f"{len(findings)} found")
+            for number, digest in digests.items() if parts.keys() <= FOLDERS else ():
+                if (first := first_of.setdefault(digest, number)) != number:
+                    repeats.setdefault(first, []).append(number)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        dead = "a process died at its work; use fewer if the memory was too small"
+        raise UserError(dead) from error
+    finally:
+        bar.close()
+    return findings, repeats
 
 
 def image_bar(label: str, total: int | None = None) -> ProgressBar:
@@ -118,19 +112,24 @@ def image_bar(label: str, total: int | None = None) -> ProgressBar:
     return ProgressBar(Logger(to_stderr=True), total, label, every, "image")
 
 
-def check_images(numbered: list[tuple[int, str]]) -> tuple[int, list[Finding], dict[int, bytes]]:
-    """Decode images as training does: how many, what is wrong with them, hashes of the others."""
-    findings, digests = [], {}
-    for number, path in numbered:
-        try:
-            if os.path.isfile(path) and not os.path.getsize(path):
-                findings.append(("empty", f"{path}: file without a byte"))
-            else:
-                load_rgb(path)
-                digests[number] = bytes.fromhex(file_sha256(path))[:16]
-        except UserError as error:
-            findings.append(("unreadable", str(error)))
-    return len(numbered), findings, digests
+class Reader:
+    """Decodes images as training does."""
+
+    def __getitem__(
+        self, numbered: list[tuple[int, str]]
+    ) -> tuple[int, list[Finding], dict[int, bytes]]:
+        """Of images: how many they are, what is wrong with them, and hashes of the others."""
+        findings, digests = [], {}
+        for number, path in numbered:
+            try:
+                if os.path.isfile(path) and not os.path.getsize(path):
+                    findings.append(("empty", f"{path}: file without a byte"))
+                else:
+                    load_rgb(path)
+                    digests[number] = bytes.fromhex(file_sha256(path))[:16]
+            except UserError as error:
+                findings.append(("unreadable", str(error)))
+        return len(numbered), findings, digests
 
 
 def repeated_images(parts: Parts, repeats: Mapping[int, Sequence[int]]) -> Iterator[Finding]:
