@@ -15,6 +15,7 @@ from in_process import call, only_error, user_error
 
 from utils.errors import UserError
 from utils.storage import run_folder
+from utils.storage.checkpoint import read_checkpoint
 from utils.storage.files import atomic_write, file_sha256, replacing, write_json
 from utils.storage.run_folder import CHECKPOINTS, LATEST, claim, find_checkpoint, lock_folder
 
@@ -23,12 +24,6 @@ from utils.storage.run_folder import CHECKPOINTS, LATEST, claim, find_checkpoint
 def again(trained: Path, here: Path) -> Path:
     """The trained run in a folder of its own, to go on with."""
     return copy_run(trained, here / "trained_models" / trained.name)
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    """Whether two checkpoints hold the same network, bit by bit."""
-    first, second = (torch.load(path, weights_only=True)["state_dict"] for path in (one, other))
-    return all(torch.equal(first[key], second[key]) for key in first | second)
 
 
 def make_files(*names: str) -> None:
@@ -133,7 +128,8 @@ def test_config_yml_repeats_the_run(trained: Path, here: Path) -> None:
     done = call("main_free.py", "-c", trained / "config.yml")
     assert done.status == 0, done.err
     repeated = here / "trained_models" / trained.name
-    assert same_weights(repeated / "checkpoint.pth.tar", trained / "checkpoint.pth.tar")
+    first, second = (read_checkpoint(str(run / LATEST)).state_dict for run in (repeated, trained))
+    assert all(torch.equal(first[key], second[key]) for key in first | second)
     texts = [(run / "config.yml").read_text().splitlines() for run in (repeated, trained)]
     assert texts[0][1:] == texts[1][1:]  # the first line is the command
     images = "attack_standard_images.csv"

@@ -1,4 +1,4 @@
-"""What can change the numbers of an evaluation, and so what its file is called; its provenance."""
+"""The conditions of an evaluation, which name its file; its versions, time and processor."""
 
 import datetime
 import hashlib
