@@ -94,7 +94,7 @@ def test_momentum_that_does_not_fit_begins_at_zero(
     if fault == "shape":
         saved["state"][3]["momentum_buffer"] = torch.zeros(1)
     elif fault == "adam":
-        saved["state"][3]["exp_avg"] = torch.zeros(1)
+        saved["state"][3] = {"exp_avg": torch.zeros(1)}
     else:
         saved["param_groups"].append({"params": []})
     restore_momentum(optimizer, saved, "odd.pth", Logger())

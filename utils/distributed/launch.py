@@ -232,8 +232,6 @@ def run_rank(
     worker: Worker, config: Config, rank: int, count: int, local_rank: int, init_method: str = ""
 ) -> None:
     """Be one of `count` ranks, or the only one; `init_method` as in `context.init`."""
-    import torch
-
     from utils.distributed import context as distributed
 
     keep_freed_memory()
@@ -241,8 +239,8 @@ def run_rank(
     try:
         worker(config, context)
     except (RuntimeError, MemoryError) as error:
-        said = re.search(r"out of memory|can't allocate memory", str(error), re.IGNORECASE)
-        if not said and not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        said = re.search("out of memory|can't allocate memory", str(error), re.IGNORECASE)
+        if not (said or isinstance(error, MemoryError)):
             raise
         batch, part = ("EVAL", "EVAL") if config.OPTIONS.evaluating else ("DATA", "TRAIN")
         raise UserError(
