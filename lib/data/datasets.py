@@ -115,7 +115,7 @@ class DistributedBatchSampler:
         batch_size: int,  # of a global batch; the last one may be smaller
         rank: int = 0,
         world_size: int = 1,
-        seed: int | None = None,  # of the order, a new one each epoch; None keeps the tree's
+        seed: int = 0,  # of the order, a new one each epoch
     ) -> None:
         self.total = total
         self.batch_size = batch_size
@@ -146,10 +146,9 @@ class DistributedBatchSampler:
         return len(range(self.rank, total, self.world_size)) * self.world_size / total
 
     def __iter__(self) -> Iterator[Keys]:
-        epoch, order = self.epoch, list(range(self.total))
-        if self.seed is not None:
-            generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
-            order = torch.randperm(self.total, generator=generator).tolist()
+        epoch = self.epoch
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
+        order = torch.randperm(self.total, generator=generator).tolist()
         for batch in range(self.start, self.batches_per_epoch()):
             whole = order[batch * self.batch_size :][: self.batch_size]
             yield epoch, whole[self.rank :: self.world_size] or whole[:1]  # padding, of weight 0

@@ -171,9 +171,7 @@ def share_of_workers(workers: int | str, context: DistributedContext) -> int:
 # On the device: copies beside the work, bytes as numbers in [0, 1].
 
 
-def to_device(
-    batch: Batch, device: torch.device, dtype: torch.dtype = torch.float32
-) -> DeviceBatch:
+def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
     """Send a batch as bytes; scale to [0, 1] there."""
     if batch.error is not None:
         raise UserError(batch.error)
@@ -184,27 +182,26 @@ def to_device(
 
     # On MPS batch-norm's backward pass fails in channels_last.
     layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
-    images = scaled(send(batch.pixels), dtype).contiguous(memory_format=layout)
+    images = scaled(send(batch.pixels)).contiguous(memory_format=layout)
     return DeviceBatch(images, send(batch.labels), send(batch.indices))
 
 
-def scaled(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Bytes as numbers in [0, 1]: the same bits on every device."""
+def scaled(pixels: torch.Tensor) -> torch.Tensor:
+    """Bytes as float32 in [0, 1]: the same bits on every device."""
     if pixels.device.type != "cpu":
         # CUDA divides by a number as it multiplies by its reciprocal: half of the 256 are others.
-        return table_of_255ths(pixels.device, dtype)[pixels.int()]
+        return table_of_255ths(pixels.device)[pixels.int()]
     # NumPy does it in this thread alone. After a parallel loop of PyTorch's, OpenMP's threads wait
     # for the next one by spinning, for longer than a batch takes, on cores that the workers need.
-    result = torch.empty_like(pixels, dtype=dtype)
-    values = result.numpy()
-    np.divide(pixels.numpy(), 255, out=values, dtype=values.dtype)
+    result = torch.empty_like(pixels, dtype=torch.float32)
+    np.divide(pixels.numpy(), 255, out=result.numpy(), dtype=np.float32)
     return result
 
 
 @lru_cache
-def table_of_255ths(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def table_of_255ths(device: torch.device) -> torch.Tensor:
     """0/255 to 255/255, divided on the host."""
-    return scaled(torch.arange(256, dtype=torch.uint8), dtype).to(device)
+    return scaled(torch.arange(256, dtype=torch.uint8)).to(device)
 
 
 @lru_cache

@@ -6,7 +6,6 @@ process and its workers carry megabytes instead of a gigabyte. Everything is key
 corruption's name, so no order of folders or of lists matters. Nothing here needs torch.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -103,13 +102,9 @@ def find_folders(root: str, asked: Sequence[str] | None) -> dict[str, str]:
         problems.append(f"no folder CORRUPTION/1/CLASS, such as {root}/fog/1/n01440764")
     if missing := [name for name, found in paths.items() if not found]:
         example = os.path.join(root, missing[0], "1", "CLASS")
-        others = {*STANDARD, *EXTRA, *(name for name, _ in present)}
-        near = difflib.get_close_matches(missing[0], sorted(others - set(missing)), n=1)
-        fix = "complete the tree, or choose others with --corruptions"
-        if near and missing[0] not in others:
-            fix = f"did you mean {near[0]}?"
         problems.append(
-            f"no folder for {', '.join(missing)} ({example}, or the same in a folder GROUP); {fix}"
+            f"no folder for {', '.join(missing)} ({example}, or the same in a folder GROUP);"
+            " complete the tree, or choose others with --corruptions"
         )
     if problems:
         raise UserError(f"ImageNet-C in {root}: {'; '.join(problems)}")

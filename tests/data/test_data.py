@@ -174,21 +174,18 @@ def test_crops_are_torchvisions(tree: ImageTree, min_area: float) -> None:
     assert np.array_equal(np.asarray(eval_transform(None, 32)(image)), np.asarray(centre))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bytes_become_floats_on_the_device_and_half_are_mirrored(
-    tree: ImageTree, dtype: torch.dtype
-) -> None:
+def test_bytes_become_floats_on_the_device_and_half_are_mirrored(tree: ImageTree) -> None:
     images = augmented(tree)
     batch = images.__getitems__((1, range(20)))
     assert batch.pixels.dtype == torch.uint8
-    sent = to_device(batch, CPU, dtype)
-    assert sent.images.dtype == dtype
+    sent = to_device(batch, CPU)
+    assert sent.images.dtype == torch.float32
     for tensor in (batch.pixels, sent.images):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
     assert sent.labels.tolist() == list(tree.labels)
     for position in range(20):
         wanted = torch.from_numpy(np.array(images.load(1, position)))
-        assert torch.equal(sent.images[position], wanted.permute(2, 0, 1).to(dtype) / 255)
+        assert torch.equal(sent.images[position], wanted.permute(2, 0, 1).float() / 255)
     unflipped = ImageBatches([tree], train_transform(32, flip=False), 32, seed=0)
     pairs = [(e, i) for e in range(20) for i in range(20)]
     same = sum(images.load(*pair) == unflipped.load(*pair) for pair in pairs)
@@ -370,27 +367,26 @@ def test_a_read_that_blocks_is_not_waited_for_without_end(tree: ImageTree, answe
         assert not worker.is_alive()
 
 
-def test_a_worker_that_is_killed_is_an_error(tree: ImageTree) -> None:
+@pytest.mark.parametrize("between_passes", [False, True])
+def test_a_worker_that_is_killed_is_an_error(
+    tree: ImageTree, between_passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loader = Loader(Blocking(tree, 7, killed=True), in_order(20, 5), 2, CPU)
+    if between_passes:
+        looking = _MultiProcessingDataLoaderIter._try_get_data
+        monkeypatch.setattr(looking, "__defaults__", (0.1,))  # torch's is five seconds
+        loader = Loader(clean(tree), in_order(8, 4), 2, CPU)
+        assert len(list(loader.batches())) == 2
+        loader.workers[1].kill()
     message = user_error(lambda: list(loader.batches()))
-    assert "killed by SIGKILL" in message
+    assert "was killed by SIGKILL" in message
     assert "DATA.workers" in message
 
 
-@pytest.mark.parametrize("wakes_up", [True, False])
-def test_a_worker_that_stops_between_two_passes(
-    tree: ImageTree, wakes_up: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is waited for, and an error where it was killed."""
+def test_a_worker_that_stops_between_two_passes_is_waited_for(tree: ImageTree) -> None:
     loader = Loader(clean(tree), in_order(8, 4), 2, CPU)
     assert len(list(loader.batches())) == 2
     pid = loader.workers[1].pid
-    if not wakes_up:  # torch looks every five seconds
-        looking = _MultiProcessingDataLoaderIter._try_get_data
-        monkeypatch.setattr(looking, "__defaults__", (0.1,))
-        os.kill(pid, signal.SIGKILL)
-        assert "was killed by SIGKILL" in user_error(lambda: list(loader.batches()))
-        return
     os.kill(pid, signal.SIGSTOP)
     threading.Timer(0.5, os.kill, (pid, signal.SIGCONT)).start()
     assert len(list(loader.batches())) == 2
@@ -410,16 +406,15 @@ def test_the_time_of_waiting_is_measured(tree: ImageTree) -> None:
 # On the device
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bytes_are_the_same_numbers_on_every_device(dtype: torch.dtype) -> None:
+def test_bytes_are_the_same_numbers_on_every_device() -> None:
     every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    exact = torch.tensor([i / 255 for i in range(256)], dtype=dtype)
-    assert torch.equal(loaders.scaled(every, dtype).flatten(), exact)
+    exact = torch.tensor([i / 255 for i in range(256)])
+    assert torch.equal(loaders.scaled(every).flatten(), exact)
     with pretended_device() as device:
         pixels = every.to(DEVICE)
         loaders.table_of_255ths.cache_clear()
-        loaders.scaled(pixels, dtype)  # makes the device's table
-        there, waits = device.counted(lambda: loaders.scaled(pixels, dtype))
+        loaders.scaled(pixels)  # makes the device's table
+        there, waits = device.counted(lambda: loaders.scaled(pixels))
         assert waits == []
         assert torch.equal(there.host.flatten(), exact)
     loaders.table_of_255ths.cache_clear()

@@ -135,8 +135,6 @@ def test_labels_follow_the_networks_class_names(tmp_path: Path) -> None:
     relabelled = tree.with_labels_of(["ant", "eel", "bee", "cat"], 4)
     assert relabelled.labels == (3, 1)
     assert relabelled.files == tree.files
-    with pytest.raises(UserError, match="class eel is none of the network's 2 classes"):
-        tree.with_labels_of(["ant", "cat"], 2)
 
 
 WNIDS = imagenet_wnids()
@@ -144,39 +142,41 @@ ASKED = "DATA.class_order=text or DATA.class_order=numeric"
 
 
 @pytest.mark.parametrize(
-    ("classes", "outputs", "order", "labels"),
+    ("classes", "names", "outputs", "order", "labels"),
     [
-        (("cat", "eel"), 2, "auto", [0, 1]),
-        (("cat", "eel"), 1000, "auto", "has 2 classes and the network 1000"),
-        (("cat", "eel"), 2, "numeric", "folder cat is no number"),
-        ([str(i) for i in range(10)], 10, "auto", list(range(10))),  # the same either way
-        ([str(i) for i in range(12)], 12, "auto", ASKED),
-        ([str(i) for i in range(12)], 12, "numeric", list(range(12))),
-        ([str(i) for i in range(1, 13)], 12, "numeric", list(range(12))),
-        ([str(i) for i in range(12)], 12, "text", [0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3]),
-        (("2", "10"), 12, "numeric", [2, 10]),
-        ([str(i) for i in range(1000)], 1000, "auto", list(range(1000))),
-        (("7", "10", "999"), 1000, "auto", [7, 10, 999]),
-        ((WNIDS[4], WNIDS[700]), 1000, "auto", [4, 700]),
-        (WNIDS, 1000, "auto", list(range(1000))),
+        (("cat", "eel"), None, 2, "auto", [0, 1]),
+        (("cat", "eel"), None, 1000, "auto", "has 2 classes and the network 1000"),
+        (("cat", "eel"), None, 2, "numeric", "folder cat is no number"),
+        ([str(i) for i in range(10)], None, 10, "auto", list(range(10))),  # the same either way
+        ([str(i) for i in range(12)], None, 12, "auto", ASKED),
+        ([str(i) for i in range(12)], None, 12, "numeric", list(range(12))),
+        ([str(i) for i in range(1, 13)], None, 12, "numeric", list(range(12))),
+        ([str(i) for i in range(12)], None, 12, "text", [0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3]),
+        (("2", "10"), None, 12, "numeric", [2, 10]),
+        ([str(i) for i in range(1000)], None, 1000, "auto", list(range(1000))),
+        (("7", "10", "999"), None, 1000, "auto", [7, 10, 999]),
+        ((WNIDS[4], WNIDS[700]), None, 1000, "auto", [4, 700]),
+        (WNIDS, None, 1000, "auto", list(range(1000))),
+        (("2", "10"), WNIDS, 1000, "auto", [2, 10]),
+        (("2", "1000"), WNIDS, 1000, "auto", "class 1000 is none of the network's 1000 classes"),
+        ((WNIDS[9],), WNIDS, 1000, "text", [9]),
+        (("2",), ("0", "1"), 2, "auto", "class 2 is none of the network's 2 classes"),
+        (("cat", "eel"), ("ant", "cat"), 2, "auto", "class eel is none of the network's 2 classes"),
     ],
 )
-def test_outputs_without_class_names(
-    classes: Sequence[str], outputs: int, order: str, labels: list[int] | str
+def test_outputs(
+    classes: Sequence[str],
+    names: Sequence[str] | None,
+    outputs: int,
+    order: str,
+    labels: list[int] | str,
 ) -> None:
-    given = ("DIR", sorted(classes), None, outputs, order)
+    given = ("DIR", sorted(classes), names, outputs, order)
     if isinstance(labels, str):
         assert labels in user_error(outputs_of, *given)
         return
     found, _ = outputs_of(*given)
     assert dict(zip(sorted(classes), found, strict=True)) == dict(zip(classes, labels, strict=True))
-
-
-def test_numbered_folders_for_a_network_that_knows_imagenets_names() -> None:
-    assert outputs_of("DIR", ("10", "2"), WNIDS, 1000, "auto")[0] == [10, 2]
-    assert outputs_of("DIR", (WNIDS[9],), WNIDS, 1000, "text")[0] == [9]
-    with pytest.raises(UserError, match="class 2 is none of the network's 2 classes"):
-        outputs_of("DIR", ("2",), ("0", "1"), 2, "auto")
 
 
 # Subsets
@@ -273,12 +273,7 @@ RAMP = np.linspace(0, 1, 24 * 40, dtype=np.float32).reshape(24, 40)
 @pytest.mark.parametrize(
     ("values", "wanted"),
     [
-        (RAMP, (RAMP * 255).round()),
-        (RAMP * 200, (RAMP * 200).round()),
-        (RAMP * 0.5, (RAMP * 0.5 * 255).round()),
-        (RAMP * 300, "reach from 0 to 300"),
-        (RAMP - 1, "reach from -1 to 0"),
-        (np.where(RAMP > 0.5, np.float32("nan"), RAMP), "reach from nan"),
+        (RAMP, "its numbers are floats"),
         ((RAMP * 65535).astype(np.uint16), (RAMP * 65535).astype(np.int32) // 256),
         ((RAMP * 65535).astype(np.int32), (RAMP * 65535).astype(np.int32) // 256),
         ((RAMP * 255).astype(np.int32), (RAMP * 255).astype(np.int32)),
@@ -317,8 +312,7 @@ def test_an_image_beyond_pillows_limit(tmp_path: Path, monkeypatch: pytest.Monke
     make(tmp_path, "a/1.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 479)  # twice that is read
     message = user_error(load_rgb, str(tmp_path / "a/1.png"))
-    reason = "it has more pixels than Pillow reads (958) and must be made smaller"
-    assert message == f"cannot read {tmp_path}/a/1.png: {reason}; replace or remove it"
+    assert message.startswith(f"cannot read {tmp_path}/a/1.png: Image size (960 pixels) exceeds")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 480)
     assert load_rgb(str(tmp_path / "a/1.png")).size == (40, 24)
 

@@ -196,11 +196,6 @@ def test_faults_are_named_in_one_line(tree, damage, says):
     assert len(message) < 1000
 
 
-def test_a_name_like_that_of_a_corruption(tree):
-    for name, near in (("contrst", "contrast"), ("frst", "frost")):
-        assert f"did you mean {near}?" in user_error(read, tree, [name])
-
-
 def test_a_part_needs_one_folder_listed(tree, tmp_path, monkeypatch):
     def some(number: int) -> Callable[[ImageTree], ImageTree]:
         return lambda images: images.subset(evenly_spread(len(images.files), number))
