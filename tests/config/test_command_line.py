@@ -144,7 +144,7 @@ WRONG = {
         "--FN: 'maybe'",
         "--s_HE: -1.0 must be above 0",
         "--device: 'gpu' is not one of auto, cpu, cuda, cuda:1, mps",
-        "--set TRAIN.precison: unknown key; did you mean TRAIN.precision?",
+        "--set TRAIN.precison: unknown key; did you mean TRAIN.precision or EVAL.precision?",
     ],
 }
 HELP = ("main_free --help", "evaluate --help")

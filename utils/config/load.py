@@ -97,15 +97,11 @@ def flatten(content: Mapping[str, Any], file: str, problems: list[str]) -> Itera
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the known name whose last part is closest, then whose section is."""
-    section, _, word = name.lower().rpartition(".")
-
-    def likeness(candidate: str) -> tuple[float, bool]:
-        its_section, _, its_word = candidate.lower().rpartition(".")
-        return difflib.SequenceMatcher(None, word, its_word).ratio(), its_section == section
-
-    closest = max(known, key=likeness)
-    return f"; did you mean {closest}?" if likeness(closest)[0] >= 0.5 else "; --help lists all"
+    """`; did you mean X or Y?` for the known names whose last part is closest."""
+    parts = {key: key.lower().rpartition(".")[2] for key in known}
+    closest = difflib.get_close_matches(name.lower().rpartition(".")[2], parts.values(), 1, 0.5)
+    keys = " or ".join(key for key, part in parts.items() if part in closest)
+    return f"; did you mean {keys}?" if keys else "; --help lists all"
 
 
 class PlainLoader(yaml.SafeLoader):
