@@ -89,11 +89,7 @@ def read_checkpoint(path: str, first_key: str = "conv1.weight", weights: str = "
                 f"{path} has format {content['format']!r} and this version reads {FORMAT!r}; use"
                 " the version that saved it"
             )
-        model = content.get("model")
-        if not isinstance(model, Mapping):
-            raise UserError(f"{path} lacks the settings of its network; take the file as saved")
-        network = dict(content.get("state_dict", {}))
-        checkpoint = Checkpoint(path, network, content, dict(model))
+        checkpoint = Checkpoint(path, content["state_dict"], content, content["model"])
     else:
         state, note = find_weights(path, content, weights)
         network, mean, std = split_weights(path, state, first_key)
