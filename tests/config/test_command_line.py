@@ -16,12 +16,11 @@ from utils.config.settings import Config
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(here: Path) -> Path:
     """An empty folder with a data folder `data` and a file `w.pth` that is some checkpoint."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "w.pth").touch()
-    return tmp_path
+    (here / "data").mkdir()
+    (here / "w.pth").touch()
+    return here
 
 
 def parse(line: str) -> Config:

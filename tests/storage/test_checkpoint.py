@@ -5,7 +5,6 @@ import os
 import pickle
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 import torchvision
 from conftest import settings
-from in_process import call, only_error, room_for, unchanged, user_error
+from in_process import call, only_error, room_for, user_error
 from safetensors.torch import save_file
 
 from lib.evaluation.load_model import model_of, new_model, settings_from, settings_of
@@ -35,6 +34,7 @@ from utils.storage.checkpoint import (
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 HE = ("--FN", "True", "--WN", "True")
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +49,6 @@ def hypersphere() -> ResNet:
     """A resnet18 with a hypersphere head of 4 classes."""
     torch.manual_seed(0)
     return ResNet("resnet18", 4, feature_norm=True, weight_norm=True, scale=10.0).eval()
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to work in, on one thread."""
-    monkeypatch.chdir(tmp_path)
-    with unchanged():
-        yield tmp_path
 
 
 def flags(*arguments: str) -> Config:
