@@ -1,8 +1,8 @@
 """YAML files and command line, merged into one checked and frozen configuration.
 
-Precedence: command line over the YAML file over the defaults of `utils.config.settings`. Everything
-wrong is reported together, before any work. In your own scripts: `configs = load_configs()`, then
-`configs.TRAIN.lr`.
+Precedence: command line over the YAML file over the defaults of `utils.config.settings`. Whatever
+is wrong, with a setting or between several, is reported together, before any work. In your own
+scripts: `configs = load_configs()`, then `configs.TRAIN.lr`.
 """
 
 import difflib
