@@ -7,13 +7,13 @@ the published ones.
 import difflib
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
 from torch import nn
 
-from models.resnet import IMAGENET_MEAN, IMAGENET_STD, PixelNetwork, torchvision_weights
+from models.resnet import PixelNetwork, torchvision_weights
 from utils.errors import UserError
 
 TIMM = "timm/"
@@ -25,14 +25,11 @@ OWN_ARGUMENTS = {"googlenet": OLD_PIXELS, "inception_v3": OLD_PIXELS}
 class Preset(NamedTuple):
     """How a network's published weights take images: sizes in pixels, colours of [0, 1]."""
 
-    mean: Sequence[float] = IMAGENET_MEAN
-    std: Sequence[float] = IMAGENET_STD
-    resize: int = 256
-    crop: int = 224
-    interpolation: str = "bilinear"
-
-
-PRESET = Preset()
+    mean: Sequence[float]
+    std: Sequence[float]
+    resize: int
+    crop: int
+    interpolation: str
 
 
 class AnyNetwork(PixelNetwork):
@@ -148,12 +145,10 @@ def timm_network(
             f"cannot get timm's weights for {name} ({first_line(error)}); connect to the internet,"
             " delete a damaged file from its cache (HF_HOME), or give one by --resume"
         ) from error
-    values = cast(dict[str, Any], network.pretrained_cfg)
-    crop = values.get("input_size", (3, PRESET.crop))[-1]
-    resize = math.floor(crop / values.get("crop_pct", PRESET.crop / PRESET.resize))
-    way = values.get("interpolation", PRESET.interpolation)
-    colours = values.get("mean", PRESET.mean), values.get("std", PRESET.std)
-    return network, Preset(*colours, resize, crop, way)
+    taken = timm.data.resolve_model_data_config(network)
+    crop = taken["input_size"][-1]
+    resize = math.floor(crop / taken["crop_pct"])
+    return network, Preset(taken["mean"], taken["std"], resize, crop, taken["interpolation"])
 
 
 def require_known(arch: str, names: Iterable[str]) -> None:
