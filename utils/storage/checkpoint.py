@@ -120,6 +120,8 @@ def load_tensors(path: str) -> Any:
         try:
             with torch.serialization.safe_globals(PLAIN):
                 return plain_values(torch.load(path, map_location="cpu", weights_only=True))
+        except MemoryError:
+            raise
         except Exception as error:  # bytes that are no checkpoint raise anything in the unpickler
             raise UnreadableCheckpoint(f"{path} {reason(str(error))}") from error
 
