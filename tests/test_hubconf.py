@@ -17,6 +17,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 import hubconf
 from models.resnet import ResNet
+from tests.test_layers import imported
 
 SCRIPT = """
 import copy
@@ -107,20 +108,14 @@ def test_flags_for_checkpoints_of_others_and_their_errors(trained: Path, tmp_pat
 
 
 def test_what_it_imports_is_named_for_torch_hub() -> None:
-    needed, waiting = set(), {"lib.evaluation.load_model"}
-    seen: set[str] = set()
+    needed, waiting = set(), [ROOT / "lib/evaluation/load_model.py"]
+    seen: set[Path] = set()
     while waiting:
-        module = waiting.pop()
-        path = ROOT / f"{module.replace('.', '/')}.py"
-        if module in seen or not path.is_file():
-            continue
-        seen.add(module)
-        for line in re.findall(r"^(?:from|import) (.*)$", path.read_text(), re.M):
-            module, _, names = line.partition(" import ")
-            if module.split(".")[0] in ("lib", "models", "utils"):
-                waiting |= {module, *(f"{module}.{name.strip()}" for name in names.split(","))}
-            else:
-                needed.add(re.split("[. ]", module)[0])
+        path = waiting.pop()
+        if path not in seen:
+            seen.add(path)
+            needed |= set(re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.M))
+            waiting += [ROOT / f"{module.replace('.', '/')}.py" for module in imported(path)]
     assert len(seen) > 15
-    assert needed - sys.stdlib_module_names <= set(hubconf.dependencies)
+    assert needed - sys.stdlib_module_names <= {*hubconf.dependencies, "lib", "models", "utils"}
     assert all(map(importlib.util.find_spec, hubconf.dependencies))
