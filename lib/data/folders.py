@@ -346,6 +346,9 @@ def load_rgb(path: str) -> Image.Image:
         reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
         if isinstance(error, UnidentifiedImageError):
             reason = "it is not an image"
+        elif isinstance(error, Image.DecompressionBombError):
+            reason = f"it has more pixels than Pillow reads ({2 * (Image.MAX_IMAGE_PIXELS or 0)})"
+            reason += " and must be made smaller"
         name = printable(str(path))
         raise UserError(f"cannot read {name}: {reason}; replace or remove it") from error
 

@@ -230,12 +230,18 @@ def restore_momentum(
         return
     now = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
+        if {name for state in saved["state"].values() for name in state} - {"momentum_buffer"}:
+            raise ValueError("not SGD's")
         optimizer.load_state_dict(saved)
         for parameter, state in optimizer.state.items():
-            buffer = state["momentum_buffer"].reshape(parameter.shape)
+            buffer = state["momentum_buffer"]
+            if buffer is None:  # of a training that took no step
+                continue
+            if buffer.shape != parameter.shape:
+                raise ValueError(f"momentum of shape {tuple(buffer.shape)}")
             # Laid out like its parameter: the fused step reads both as raw memory.
             state["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning(f"{path}: its optimizer state does not fit ({error}); momentum begins at 0")
         optimizer.state.clear()
     for group, values in zip(optimizer.param_groups, now, strict=True):

@@ -111,6 +111,7 @@ def begin_selection(run: Run) -> None:
     finished = progress.epoch >= run.config.passes
     progress.best_of = was if finished and was else now
     changes = [f"{k} was {was[k]} and is {v}" for k, v in now.items() if was.get(k, v) != v]
+    changes += ["its checkpoint does not say what it measured"] * (not was)
     lost = []
     for name, field in BEST_VALUES.items():
         value, is_here = getattr(progress, field), (run.config.run_dir / name).exists
@@ -234,6 +235,8 @@ def write_gradient_norms(path: Path, epoch: int, rows: list[list]) -> None:
             kept = [row for row in list(csv.reader(file))[1:] if int(row[0]) < epoch]
     if kept or rows:
         write_csv(path, NORMS_HEADER, kept + rows)
+    else:
+        path.unlink(missing_ok=True)
 
 
 # Trainings that fail although their loss falls

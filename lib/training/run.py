@@ -195,7 +195,7 @@ def require_statistics(total: int, config: Config, world_size: int) -> None:
         raise UserError(
             f"with {total} images, DATA.batch_size {batch} and {world_size} processes, a minibatch"
             f" has a single image, and at crop_size {config.DATA.crop_size} batch-norm needs two;"
-            " choose another DATA.batch_size"
+            " choose another DATA.batch_size, or add images"
         )
 
 

@@ -92,7 +92,7 @@ def test_momentum_that_does_not_fit_begins_at_zero(
     optimizer = make_optimizer(model, Config(), "cpu")
     saved = published_momentum(model)
     if fault == "shape":
-        saved["state"][3]["momentum_buffer"] = torch.zeros(1)
+        saved["state"][len(saved["state"]) - 2]["momentum_buffer"] = torch.zeros(512, 4)  # turned
     elif fault == "adam":
         saved["state"][3] = {"exp_avg": torch.zeros(1)}
     else:
@@ -211,7 +211,8 @@ def test_a_best_value_without_its_images_or_its_file(capsys: pytest.CaptureFixtu
     assert f"{BEST} is not in {lost.config.run_dir}; the best" in capsys.readouterr().out
     older = selecting({}, best=50.0)  # of a version that did not keep what it measures
     begin_selection(older)
-    assert older.progress.best == 50
+    assert older.progress.best == -1
+    assert "does not say what it measured" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -98,6 +98,10 @@ def launch(worker: Worker, config: Config) -> None:
 def run_under_torchrun(worker: Worker, config: Config) -> None:
     """Be one of the ranks that torchrun (or another launcher) has started."""
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if not 0 <= rank < count:
+        raise UserError(
+            f"RANK {rank} is none of WORLD_SIZE {count}; start by torchrun, or unset both"
+        )
     needed = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if count > 1 else ()
     if missing := [name for name in needed if not os.environ.get(name)]:
         raise UserError(
