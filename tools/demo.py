@@ -84,8 +84,10 @@ def demo(folder: Path) -> None:
 
 def write_digits(folder: Path, limit: int | None = None) -> None:
     """Make an ImageFolder of the digits, or the first of them: {train,val}/CLASS/NUMBER.png."""
-    if folder.exists():
+    if any(folder.glob("val/*/*.png")):
         return
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no digits; choose another, or remove it")
     with built_whole(folder) as unfinished:
         from sklearn.datasets import load_digits
 

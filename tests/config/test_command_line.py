@@ -60,10 +60,15 @@ def test_text_stays_text_whatever_it_looks_like(value: str) -> None:
         ("main_free -e data --resume w.pth", "data", "data", "data/ImageNet-C"),
         ("evaluate -e --resume w.pth data", "data", "data", "data/ImageNet-C"),
         ("evaluate data --eva_on_imagenet_c --resume w.pth", "data", "data/ImageNet", "data"),
-        ("evaluate data -e --eva_on_imagenet_c --resume w.pth", "data", "data", "data/ImageNet-C"),
+        ("evaluate all -e --eva_on_imagenet_c --resume w.pth", "all", "all", "data/ImageNet-C"),
+        ("evaluate data -e --eva_on_imagenet_c --resume w.pth", "data", "data/ImageNet", "data"),
     ],
 )  # fmt: skip
-def test_dir_may_stand_anywhere(line: str, data: str, imagenet: str, imagenet_c: str) -> None:
+def test_dir_may_stand_anywhere(
+    line: str, data: str, imagenet: str, imagenet_c: str, folder: Path
+) -> None:
+    """With both evaluations it is the data set that it looks like."""
+    Path("all/val").mkdir(parents=True)
     config = parse(line)
     paths = config.OPTIONS.data, config.DATA.imagenet, config.DATA.imagenet_c
     assert paths == (data, imagenet, imagenet_c)

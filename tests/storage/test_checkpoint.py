@@ -24,6 +24,7 @@ from utils.config.settings import Config, Source
 from utils.logging import Logger
 from utils.storage.checkpoint import (
     BEST,
+    FORMAT,
     LATEST,
     PREVIOUS,
     is_whole,
@@ -204,6 +205,8 @@ def test_forms_of_other_libraries(form: Any, epoch: int, own_colours: bool, plai
     [
         (lambda m: prefixed(m, "net.") | {"ema.conv1.weight": torch.zeros(9)}, "(ema. and net.)"),
         (lambda m: prefixed(m, "net.") | {"loss.centres": torch.zeros(4, 512)}, "loss.centres"),
+        (lambda m: prefixed(m, "net.") | {"temperature": torch.tensor(10.0)}, "temperature"),
+        (lambda m: {"format": FORMAT, "state_dict": m.state_dict()}, "its weights or settings"),
         (lambda m: {"features.0.weight": torch.zeros(9, 3, 3, 3), "fc.weight": torch.zeros(4, 512)},
          "no network of torchvision's ResNet family"),
         (lambda m: {"arch": "resnet18"} | m.state_dict() | {"bn1.bias": None}, "lacks bn1.bias"),

@@ -16,7 +16,14 @@ from utils.distributed.context import DistributedContext
 from utils.storage.conditions import Conditions, attack_text
 from utils.storage.files import names_sha256, read_csv, write_csv, write_json
 from utils.storage.journal import ResumableRows, remove_journals
-from utils.storage.results import read_result, record, result_stem, wilson_interval, write_result
+from utils.storage.results import (
+    Accuracy,
+    read_result,
+    record,
+    result_stem,
+    wilson_interval,
+    write_result,
+)
 
 USUAL = {"resize": 256, "crop": 224, "attacks": ("pgd10@1", "pgd50@1"), "eps": 4 / 255}
 CONDITIONS = Conditions(
@@ -193,3 +200,9 @@ def test_a_journal_that_cannot_be_read(tmp_path: Path, rank: int) -> None:
 def test_what_is_damaged_is_done_again(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "unfinished_1a2b3c4d.rank0.jsonl").write_bytes(b"\n" + line + LINE)
     assert kept(tmp_path) == {"pgd1": {5: Pair(5, False)}}
+
+
+@pytest.mark.parametrize("correct", [-1, 4])
+def test_more_or_less_than_all_images_is_no_accuracy(correct: int) -> None:
+    with pytest.raises(ValueError, match=f"{correct} of 3 images"):
+        Accuracy(correct, 3)

@@ -101,8 +101,9 @@ def parse_command_line(argv: Sequence[str] | None, script: str, manual: str) -> 
     parsed = vars(build_parser(script, manual).parse_args(arguments))
     values = [(f"--{name}", key, parsed.get(name)) for name, key in FLAGS.items()]
     values += [parse_assignment(assignment) for assignment in parsed["set"]]
-    corrupted = parsed.get("eva_on_imagenet_c") and not parsed["evaluate"]
-    key = "DATA.imagenet_c" if corrupted else "DATA.imagenet"
+    # With -e, too, DIR is the one of both that it looks like.
+    clean = parsed["evaluate"] and os.path.isdir(os.path.join(parsed["data"] or "", "val"))
+    key = "DATA.imagenet_c" if parsed.get("eva_on_imagenet_c") and not clean else "DATA.imagenet"
     values += [("DIR", "data", parsed["data"]), ("DIR", key, parsed["data"])]
     file = os.path.expanduser(parsed["config"] or DEFAULT_CONFIG)
     config = merge(

@@ -89,6 +89,8 @@ def read_checkpoint(path: str, first_key: str = "conv1.weight", weights: str = "
                 f"{path} has format {content['format']!r} and this version reads {FORMAT!r}; use"
                 " the version that saved it"
             )
+        if not all(isinstance(content.get(part), Mapping) for part in ("state_dict", "model")):
+            raise UserError(f"{path} lacks its weights or settings; take the file as saved")
         checkpoint = Checkpoint(path, content["state_dict"], content, content["model"])
     else:
         state, note = find_weights(path, content, weights)
@@ -243,7 +245,7 @@ def split_weights(
             colours[name] = [float(str(x)) for x in wide.numpy()]  # 0.485 of a float32, too
         elif key.startswith(prefixes[0]) and not name:
             network[key.removeprefix(prefixes[0])] = value
-        elif value.ndim:  # no counter, as swa_utils.AveragedModel has
+        elif key.rpartition(".")[2] != "n_averaged":  # the counter of swa_utils.AveragedModel
             raise UserError(
                 f"{path} holds {key} beside a network ({prefixes[0]}*), and this suite knows no use"
                 " for it; save the network's state_dict alone"

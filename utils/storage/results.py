@@ -69,6 +69,10 @@ class Accuracy:
     correct: int
     n: int
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.correct <= self.n:
+            raise ValueError(f"{self.correct} of {self.n} images is no accuracy")
+
     @property
     def fraction(self) -> float:
         return self.correct / self.n if self.n else 0.0
