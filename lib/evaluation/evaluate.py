@@ -161,15 +161,14 @@ class Evaluation:
         setting, radii = task.config.EVAL.compile, len(task.config.EVAL.eps) or 1
         steps = radii * sum(map(steps_of, self.specs)) * len(data.tree.files) / data.batch_size
         by_pgd, cuda = any(isinstance(s, PGDSpec) for s in self.specs), device.type == "cuda"
-        x = torch.zeros(data.batch_size, 3, data.crop_size, data.crop_size, device=device)
-        x = x.to(memory_format=torch.channels_last).requires_grad_()
         if not compile_mode(setting, device, steps):
             if setting == "auto" and cuda and by_pgd:
-                self.record(x)
+                self.record()
             return
-        outputs: Logits = Compiled(self.attacked.outputs, len(x))  # a CPU gains by small batches
+        x, size = self.batch_of_zeros(), data.batch_size
+        outputs: Logits = Compiled(self.attacked.outputs, size)  # a CPU gains by small batches
         if cuda:
-            outputs = compiled_for(self.attacked.outputs, [len(x)], device)
+            outputs = compiled_for(self.attacked.outputs, [size], device)
         network = compiled_for(self.attacked, PADDED_SIZES, device)
 
         def rehearse() -> None:
@@ -182,20 +181,21 @@ class Evaluation:
             self.outputs, self.network = outputs, network
             task.logger.info("the search runs compiled; what it decides is judged as it is")
 
-    def record(self, x: torch.Tensor) -> None:
+    def batch_of_zeros(self) -> torch.Tensor:
+        """Images such as a whole batch under attack, with gradients."""
+        data, device = self.data, self.task.context.device
+        x = torch.zeros(data.batch_size, 3, data.crop_size, data.crop_size, device=device)
+        return x.to(memory_format=torch.channels_last).requires_grad_()
+
+    def record(self) -> None:
         """Record PGD's passes as CUDA graphs where the host would be slower than the GPU.
 
         In bf16 and fp16, and of a ResNet, which neither draws at random nor waits for anything.
         """
-        context, share = (
-            self.task.context,
-            len(self.data.tree.files) // self.task.context.world_size,
-        )
-        if (
-            self.threat.precision == "fp32"
-            or share < len(x)
-            or not isinstance(self.attacked, ResNet)
-        ):
+        context, data = self.task.context, self.data
+        whole = len(data.tree.files) // context.world_size >= data.batch_size
+        low = self.threat.precision != "fp32"
+        if not (whole and low and isinstance(self.attacked, ResNet)):
             return
 
         def forward(x: torch.Tensor) -> torch.Tensor:
@@ -203,7 +203,7 @@ class Evaluation:
                 return self.attacked.outputs(x)
 
         def attempt() -> None:
-            self.outputs = recorded(forward, x)
+            self.outputs = recorded(forward, self.batch_of_zeros())
 
         if reason := failure(attempt, context):
             self.outputs = None
