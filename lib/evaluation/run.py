@@ -1,7 +1,8 @@
 """`-e`, `--eva_on_imagenet_c` and `--eva_on_shift`: set up, run, report."""
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,8 +27,8 @@ from utils.distributed.context import DistributedContext
 from utils.figures.evaluation import curves_of, robustness, weak_attack_signs
 from utils.figures.style import save_figure
 from utils.logging import Logger
-from utils.storage.conditions import length_number, length_text
-from utils.storage.files import make_folder
+from utils.storage.conditions import LONGEST_NAME, Conditions, length_number, length_text
+from utils.storage.files import make_folder, names_sha256
 from utils.storage.results import conditions_at, find_results, read_result
 from utils.storage.run_folder import BEST, BEST_EMA
 
@@ -172,8 +173,21 @@ def draw_curve(stems: Sequence[Path], last: Evaluation) -> None:
     for warning in weak_attack_signs(curve):
         last.task.logger.warning(warning)
     radii = [length_number(r.conditions.eps, r.conditions.norm) for r in curve]
-    name = replace(last.conditions, eps=last.usual["eps"]).file_name(last.usual)
-    name = f"{name}_curve_eps{'+'.join(radii)}"[:240]  # file systems take 255 bytes
-    path = stems[-1].with_name(name)
+    path = curve_path(stems[-1], last.conditions, last.usual, radii)
     save_figure(robustness({last.task.evaluated.settings.describe(): [curve]}), path)
     last.task.logger.info(f"curve: {path}.png, .pdf")
+
+
+def curve_path(
+    stem: Path, conditions: Conditions, usual: Mapping[str, Any], radii: Sequence[str]
+) -> Path:
+    """The curve's files without extension: a radius's `stem` without it, and all of them.
+
+    Many radii stand as a digest.
+    """
+    digest = stem.name.removeprefix(conditions.file_name(usual))  # where there was one
+    name = replace(conditions, eps=usual["eps"]).file_name(usual) + digest + "_curve"
+    path = stem.with_name(f"{name}_eps{'+'.join(radii)}")
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        path = stem.with_name(f"{name}_{names_sha256(radii)[:8]}")
+    return path
