@@ -84,10 +84,8 @@ def demo(folder: Path) -> None:
 
 def write_digits(folder: Path, limit: int | None = None) -> None:
     """Make an ImageFolder of the digits, or the first of them: {train,val}/CLASS/NUMBER.png."""
-    if any(folder.glob("val/*/*.png")):
+    if is_built(folder, "val/*/*.png"):
         return
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no digits; choose another, or remove it")
     with built_whole(folder) as unfinished:
         from sklearn.datasets import load_digits
 
@@ -104,7 +102,7 @@ def write_digits(folder: Path, limit: int | None = None) -> None:
 
 def write_corruptions(folder: Path, val: Path, images: int = 120) -> None:
     """Make an ImageNet-C of so many images, evenly spread: the same bytes every time."""
-    if folder.exists():
+    if is_built(folder, "*/5/*/*.png"):
         return
     files = sorted(path.relative_to(val).as_posix() for path in val.glob("*/*.png"))
     chosen = [files[i * len(files) // images] for i in range(images)]
@@ -128,6 +126,15 @@ def write_corruptions(folder: Path, val: Path, images: int = 120) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             corrupted = corrupt(pixels, severity, corruption_name=corruption, **seeded)
             Image.fromarray(corrupted).save(path, compress_level=1)
+
+
+def is_built(folder: Path, images: str) -> bool:
+    """Whether a folder holds these images already; one with anything else is refused."""
+    if any(folder.glob(images)):
+        return True
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and not this demo's; choose another, or remove it")
+    return False
 
 
 @contextmanager
