@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from utils.config.command_line import FLAGS
+from utils.config.command_line import FLAGS, tool_parser
 from utils.config.settings import EVERY, SETTINGS, SWITCH, Setting
 from utils.distributed.launch import run_command
 from utils.storage.files import atomic_write
@@ -14,6 +14,7 @@ DIR = ["`DIR`", "the data set", "`DATA.imagenet`, `DATA.imagenet_c`", ""]
 
 
 def main() -> None:
+    tool_parser("flags", __doc__).parse_args()
     atomic_write(PAGE, page())
 
 

@@ -34,6 +34,7 @@ from utils.compiling import (
     compiles,
     failure,
     recorded,
+    require_alike,
 )
 from utils.config.settings import Source
 from utils.errors import UserError
@@ -165,17 +166,19 @@ class Evaluation:
             if setting == "auto" and cuda and by_pgd:
                 self.record()
             return
-        x, size = self.batch_of_zeros(), data.batch_size
+        size = data.batch_size
         outputs: Logits = Compiled(self.attacked.outputs, size)  # a CPU gains by small batches
         if cuda:
             outputs = compiled_for(self.attacked.outputs, [size], device)
         network = compiled_for(self.attacked, PADDED_SIZES, device)
+        pairs = [(outputs, self.attacked.outputs)] if by_pgd else []
+        if any(isinstance(spec, AutoAttackSpec) for spec in self.specs):
+            pairs.append((network, self.attacked))
 
         def rehearse() -> None:
-            for _ in range(3 if cuda else 1):  # compile, record, run what is recorded
-                with precision_context(device, self.threat.precision):
-                    total = (outputs if by_pgd else network)(x).sum()
-                torch.autograd.grad(total, x)
+            for program, own in pairs:
+                one, other = map(self.in_precision, (program, own))
+                require_alike(one, other, self.batch_of_zeros())
 
         if compiles(rehearse, "EVAL.compile", setting, task.context, task.logger):
             self.outputs, self.network = outputs, network
@@ -187,6 +190,15 @@ class Evaluation:
         x = torch.zeros(data.batch_size, 3, data.crop_size, data.crop_size, device=device)
         return x.to(memory_format=torch.channels_last).requires_grad_()
 
+    def in_precision(self, network: Logits) -> Logits:
+        """A network in the precision of the search."""
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            with precision_context(x.device, self.threat.precision):
+                return network(x)
+
+        return forward
+
     def record(self) -> None:
         """Record PGD's passes as CUDA graphs where the host would be slower than the GPU.
 
@@ -197,13 +209,12 @@ class Evaluation:
         low = self.threat.precision != "fp32"
         if not (whole and low and isinstance(self.attacked, ResNet)):
             return
-
-        def forward(x: torch.Tensor) -> torch.Tensor:
-            with precision_context(x.device, self.threat.precision):
-                return self.attacked.outputs(x)
+        forward = self.in_precision(self.attacked.outputs)
 
         def attempt() -> None:
-            self.outputs = recorded(forward, self.batch_of_zeros())
+            x = self.batch_of_zeros()
+            self.outputs = recorded(forward, x)
+            require_alike(self.outputs, forward, x)
 
         if reason := failure(attempt, context):
             self.outputs = None

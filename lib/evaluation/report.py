@@ -203,7 +203,7 @@ def attacked_images(evaluation: Evaluation, chosen: Sequence[int]) -> list[Attac
     def name_of(output: int) -> str:
         return classes[output] if classes else f"output {output}"
 
-    with frozen_eval(model):
+    with frozen_eval(model), frozen_eval(evaluation.attacked):
         originals = {
             i: image
             for batch in alone.batches(chosen)

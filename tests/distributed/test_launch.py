@@ -237,6 +237,8 @@ def test_a_lost_peer_is_told_from_other_errors() -> None:
     [
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "no MASTER_ADDR, MASTER_PORT: start"),
         ({"RANK": "1", "WORLD_SIZE": "1"}, "RANK 1 is none of WORLD_SIZE 1"),
+        ({"RANK": "a", "WORLD_SIZE": "1"}, "RANK of the environment: 'a' is not a number; start"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "65536"}, "MASTER_PORT of the environm"),
         (
             {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_MAX_RESTARTS": "3"},
             "needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1",

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.settings import Config
+from utils.config.validators import MOST, whole
 from utils.cpu_memory import keep_freed_memory
 from utils.distributed.signals import (
     SIGNALS,
@@ -97,8 +98,9 @@ def launch(worker: Worker, config: Config) -> None:
 
 def run_under_torchrun(worker: Worker, config: Config) -> None:
     """Be one of the ranks that torchrun (or another launcher) has started."""
-    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if not 0 <= rank < count:
+    rank, count, local_rank = map(environment_number, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    environment_number("MASTER_PORT", 65535)
+    if rank >= count:
         raise UserError(
             f"RANK {rank} is none of WORLD_SIZE {count}; start by torchrun, or unset both"
         )
@@ -108,7 +110,6 @@ def run_under_torchrun(worker: Worker, config: Config) -> None:
             f"the environment has RANK and WORLD_SIZE, and no {', '.join(missing)}: start by"
             " torchrun, or unset them for processes that start themselves"
         )
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if config.RUN.nproc not in (0, count):
         raise UserError(
             f"--nproc {config.RUN.nproc}: torchrun has started {count} processes; leave it out"
@@ -126,6 +127,15 @@ def run_under_torchrun(worker: Worker, config: Config) -> None:
         if local_rank and not isinstance(error, SharedUserError):
             print_error(str(error))  # this rank alone has it; `run_command` prints local rank 0's
         raise
+
+
+def environment_number(name: str, most: int = MOST) -> int:
+    """What a launcher says, at least 0; 0 where it does not say it."""
+    try:
+        return whole(0, most)(os.environ.get(name) or 0)
+    except ValueError as error:
+        fix = "start by torchrun, or unset RANK and WORLD_SIZE"
+        raise UserError(f"{name} of the environment: {error}; {fix}") from error
 
 
 def run_ranks(worker: Worker, config: Config, count: int) -> None:
