@@ -326,7 +326,7 @@ class PGDAttack:
             if len(restarting):
                 numbers = iterate[restarting] // per_restart
                 start = self.begin(images[restarting], pool.indices[restarting], numbers)
-                moved = moved.index_copy(0, restarting, start)
+                moved.index_copy_(0, restarting, start)  # a new tensor would be no channels_last
             pool = replace(pool, adversarial=moved, iterate=iterate, no_gradient=no_gradient)
             if len(ended):
                 pool = pool.select(staying)

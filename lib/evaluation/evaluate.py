@@ -171,14 +171,15 @@ class Evaluation:
         if cuda:
             outputs = compiled_for(self.attacked.outputs, [size], device)
         network = compiled_for(self.attacked, PADDED_SIZES, device)
-        pairs = [(outputs, self.attacked.outputs)] if by_pgd else []
+        x = self.batch_of_zeros()
+        programs = [(outputs, self.attacked.outputs, x)] if by_pgd else []
         if any(isinstance(spec, AutoAttackSpec) for spec in self.specs):
-            pairs.append((network, self.attacked))
+            # As its package has them, or their strides would make a program more than Dynamo keeps.
+            programs.append((network, self.attacked, x[: PADDED_SIZES[-1]].contiguous()))
 
         def rehearse() -> None:
-            for program, own in pairs:
-                one, other = map(self.in_precision, (program, own))
-                require_alike(one, other, self.batch_of_zeros())
+            for program, own, images in programs:
+                require_alike(self.in_precision(program), self.in_precision(own), images)
 
         if compiles(rehearse, "EVAL.compile", setting, task.context, task.logger):
             self.outputs, self.network = outputs, network
@@ -213,8 +214,11 @@ class Evaluation:
 
         def attempt() -> None:
             x = self.batch_of_zeros()
-            self.outputs = recorded(forward, x)
-            require_alike(self.outputs, forward, x)
+            try:
+                self.outputs = recorded(forward, x)
+                require_alike(self.outputs, forward, x)
+            except torch.OutOfMemoryError as error:
+                raise RuntimeError("their memory is too much here") from error
 
         if reason := failure(attempt, context):
             self.outputs = None

@@ -147,6 +147,19 @@ def test_standard_counts_every_iterate_of_every_restart(model, batch, restarts: 
             assert torch.allclose(found[index][2], iterate[row], atol=1e-7)
 
 
+def test_searches_stay_in_channels_last(model, batch) -> None:
+    """Another layout is slower, and another program to a compiler."""
+    layouts = []
+    handle = model.layer1[0].register_forward_pre_hook(
+        lambda _, inputs: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    images = batch.images.contiguous(memory_format=torch.channels_last)
+    run(model, batch._replace(images=images), PGDSpec(4, STEP, "ce", 2), ThreatModel(EPS), 4)
+    handle.remove()
+    assert len(layouts) > 10
+    assert all(layouts)
+
+
 class Band(nn.Module):
     """Puts some of six classes before class 0 while an image's mean is in a band on PGD's way."""
 

@@ -258,16 +258,17 @@ def test_compiled_searches_find_what_eager_ones_do(
     trained: Path, digits: Path, here: Path, short_autoattack: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches of one size alone go to PGD's graph, and of a few sizes to AutoAttack's."""
-    rows, compile_, sizes = [], torch.compile, set()
+    rows, compile_ = [], torch.compile
+    layouts: dict[tuple[Any, int], set[Any]] = {}  # by network and size; another is a program more
     folder = copy_run(trained, here / "run")
-    words = "-e", "--resume", folder / "model_best.pth.tar", "--attack", "pgd4,pgd4-margin,apgd"
+    words = "-e", "--resume", folder / "model_best.pth.tar", "--attack", "pgd4,pgd4-margin-r2,apgd"
 
     def compile_once(network: Any, **how: Any) -> Any:
         compiled = compile_(network, backend="aot_eager", **how)
 
         def call(*given: Any) -> Any:
             if given[0].dim() == 4:
-                sizes.add(len(given[0]))
+                layouts.setdefault((network, len(given[0])), set()).add(given[0].stride())
             return compiled(*given)
 
         return call
@@ -279,8 +280,9 @@ def test_compiled_searches_find_what_eager_ones_do(
         table = max(folder.glob("attack*_images.csv"), key=lambda path: path.stat().st_mtime_ns)
         rows.append(table.read_text())
     assert rows[0] == rows[1]
-    assert sizes <= {8, *PADDED_SIZES}
-    assert len(sizes) > 1
+    assert {size for _, size in layouts} <= {8, *PADDED_SIZES}
+    assert [len(strides) for strides in layouts.values()] == [1] * len(layouts)
+    assert len(layouts) > 1
 
 
 def test_recorded_searches_find_what_eager_ones_do(
