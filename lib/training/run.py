@@ -57,8 +57,9 @@ def train(config: Config, context: DistributedContext) -> None:
             require_same_start(images, start, context)
             if context.is_main:
                 logger.write_to(config.run_dir / "log.txt")
-                text = f"# {config.OPTIONS.command}\n{dump_yaml(config)}"
-                atomic_write(config.run_dir / "config.yml", text)
+                record, text = config.run_dir / "config.yml", dump_yaml(config)
+                if not (is_finished(config, start.checkpoint) and record.exists()):
+                    atomic_write(record, f"# {config.OPTIONS.command}\n{text}")
             run = assemble(config, context, logger, requests, images, start)
             announce(run)
             for note in (*images.train.notes, *images.val.notes):
@@ -171,6 +172,8 @@ def find_start(
     require_statistics(len(images.train.files), config, context.world_size)
     checkpoint = find_resumption(config, logger)
     if checkpoint is not None:
+        if config.OPTIONS.init_from:
+            logger.info(f"--init_from is of a start: this goes on from {checkpoint.path}")
         settings = require_same_run(config, checkpoint, classes, logger)
         model = model_of(checkpoint, settings)
     elif config.OPTIONS.init_from:
@@ -252,6 +255,12 @@ def is_elsewhere(config: Config, checkpoint: Checkpoint) -> bool:
     return Path(checkpoint.path).resolve().parent != config.run_dir.resolve()
 
 
+def is_finished(config: Config, checkpoint: Checkpoint | None) -> bool:
+    """Whether a training has made the passes that it was to make, and no more."""
+    state = checkpoint.training if checkpoint else None
+    return state is not None and (state["epoch"], state["position"]) == (config.passes, 0)
+
+
 def require_same_run(
     config: Config, checkpoint: Checkpoint, classes: Sequence[str], logger: Logger
 ) -> ModelSettings:
@@ -266,8 +275,15 @@ def require_same_run(
         )
     if checkpoint.training is not None:
         compare_settings(config, checkpoint, logger)
+    its, wanted = settings.describe(), settings_from(config, None).describe()
+    if its != wanted:  # the folder's name and config.yml would say so
+        raise UserError(
+            f"{path} is a network of {its}, and the settings say {wanted}; resume with its own,"
+            " or start from its weights by --init_from in place of --resume"
+        )
     # A finished run may be looked at again in its own folder.
-    if checkpoint.epoch >= config.passes and is_elsewhere(config, checkpoint):
+    again = is_finished(config, checkpoint) and not is_elsewhere(config, checkpoint)
+    if checkpoint.epoch >= config.passes and not again:
         raise UserError(
             f"{path} has {checkpoint.epoch} epochs of the data behind it, and TRAIN.epochs"
             f" {config.TRAIN.epochs} are {config.passes}; raise TRAIN.epochs, or evaluate it by -e"
@@ -286,7 +302,9 @@ def compare_settings(config: Config, checkpoint: Checkpoint, logger: Logger) -> 
         if was != value and setting.resume == "fixed":
             fixed.append(f"{key} {was}, now {value}")
         if was != value and setting.resume == "noted":
-            logger.warning(f"{key} was {was} and is {value} from here on")
+            finished = is_finished(config, checkpoint)
+            effect = ", too late for this training" if finished else " from here on"
+            logger.warning(f"{key} was {was} and is {value}{effect}")
     if fixed:
         raise UserError(
             f"{checkpoint.path} is of another run ({'; '.join(fixed)}); resume with its settings,"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import copy_run, settings
-from in_process import Done, call
+from in_process import Done, call, only_error
 from processes import rows_of
 
 from lib.algorithm.training import TRAINING_STEP, Trainer, TrainingSettings
@@ -108,7 +108,7 @@ def test_settings_that_a_checkpoint_did_not_know_are_not_mentioned(
     saved = Config().as_dict()
     for key in ("lr_epochs", "lr_values", "ema"):
         del saved["TRAIN"][key]
-    content = {"config": saved, "training": {}}
+    content = {"config": saved, "training": {"epoch": 1, "position": 0}}
     checkpoint = Checkpoint("old.pth", {}, content, {})
     compare_settings(Config(), checkpoint, Logger())
     assert "from here on" not in capsys.readouterr().out
@@ -234,6 +234,30 @@ def test_a_checkpoint_without_its_best_model_makes_one(
         assert best["best_prec1"] == last["training"]["best"] == score  # of the last epoch alone
         assert f"best clean top-1 {score:.2f} %" in done.out
         assert all(torch.equal(v, best["state_dict"][k]) for k, v in last["state_dict"].items())
+
+
+def test_a_resumption_goes_on_with_what_it_resumes(
+    digits: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder and config.yml say what the network is and how it was trained."""
+    monkeypatch.chdir(copy_run(trained.parents[1], Path("here").absolute()))
+    best, he = trained / BEST, ("--FN", "--WN", "--resume", "auto")
+    record = Path("trained_models", trained.name, "config.yml")
+    before = record.read_text()
+    error = only_error(call("main_free.py", digits, "--resume", best, *settings()))
+    assert (
+        f"{BEST} is a network of resnet18, FN, WN, s 10, margin 0.2, and the settings say" in error
+    )
+    assert "and TRAIN.epochs 2 are 1" in only_error(
+        call("main_free.py", digits, *he, *settings(TRAIN__epochs=2))
+    )
+    done = call(
+        "main_free.py", digits, *he, "--init_from", best, *settings(TRAIN__epochs=4, TRAIN__lr=5)
+    )
+    assert (done.status, done.err) == (0, "")
+    assert "TRAIN.lr was 0.02 and is 5.0, too late for this training" in done.out
+    assert "--init_from is of a start: this goes on from" in done.out
+    assert record.read_text() == before
 
 
 @pytest.mark.slow
