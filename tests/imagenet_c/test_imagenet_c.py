@@ -263,7 +263,7 @@ class PlainTask(Task):
     """Without command and date in its results."""
 
     def provenance(self, subset):
-        return {"subset": subset}
+        return {"subset": subset, "checkpoint": {"path": "a"}}
 
 
 def run(

@@ -489,6 +489,29 @@ def test_bad_files_are_one_line(compare: Compare, content: str, cause: str) -> N
     assert cause in refused(compare("x.json"))
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("provenance", "checkpoint", {}),
+        ("provenance", "subset", {"description": 5}),
+        ("conditions", "eps", "4/255"),
+        ("conditions", "images", None),
+        ("conditions", "attacks", [10]),
+        ("conditions", "protocol", ["standard"]),
+        ("clean", "top1", 3),
+    ],
+)
+def test_results_with_parts_of_other_kinds(
+    compare: Compare, part: str, key: str, value: Any
+) -> None:
+    write_all({"run": attack_result()})
+    (path,) = Path("run").glob("*.json")
+    content = json.loads(path.read_text())
+    content[part][key] = value
+    path.write_text(json.dumps(content))
+    assert "is no whole evaluation" in refused(compare("run"))
+
+
 @pytest.mark.usefixtures("here")
 def test_names_that_mean_something_elsewhere() -> None:
     """To matplotlib, Markdown, LaTeX, spreadsheets, terminals."""

@@ -216,6 +216,7 @@ class ShiftResult(Result):
 
 
 Kind = TypeVar("Kind", bound=Result)
+JSON_TYPES: dict[Any, Any] = {tuple: list, Mapping: dict, float: (float, int)}
 RECORDS = dict(zip(KINDS, (AttackResult, ImageNetCResult, ShiftResult), strict=True))
 
 
@@ -238,18 +239,23 @@ def plain(value: Any) -> Any:
 
 
 def record(annotation: Any, value: Any) -> Any:
-    """JSON's values as what an annotation says: `plain` the other way round."""
+    """JSON's values as what an annotation says, `plain` the other way round; else a TypeError."""
     arguments = get_args(annotation)
-    if is_dataclass(annotation) and isinstance(annotation, type):
-        hints = get_type_hints(annotation)
-        needed = {k: hint for k, hint in hints.items() if k in value or not hasattr(annotation, k)}
-        return annotation(**{key: record(hint, value[key]) for key, hint in needed.items()})
-    if get_origin(annotation) is tuple:
-        return tuple(record(arguments[0], entry) for entry in value)
-    if get_origin(annotation) is Mapping:
-        return {key: record(arguments[1], entry) for key, entry in value.items()}
-    if type(None) in arguments and value is not None:
+    if annotation is Any or (value is None and type(None) in arguments):
+        return value
+    if type(None) in arguments:
         return record(arguments[0], value)
+    kind = get_origin(annotation) or annotation
+    if not isinstance(value, dict if is_dataclass(kind) else JSON_TYPES.get(kind, kind)):
+        raise TypeError(f"{value!r:.60} is no {kind.__name__}")
+    if is_dataclass(kind) and isinstance(kind, type):
+        hints = get_type_hints(kind)
+        needed = {k: hint for k, hint in hints.items() if k in value or not hasattr(kind, k)}
+        return kind(**{key: record(hint, value[key]) for key, hint in needed.items()})
+    if kind is tuple:
+        return tuple(record(arguments[0], entry) for entry in value)
+    if kind is Mapping:
+        return {key: record(arguments[1], entry) for key, entry in value.items()}
     return value
 
 
@@ -268,10 +274,13 @@ def result_of(path: Path) -> Result | None:
         if not (isinstance(data, dict) and data.get("kind") in RECORDS and "provenance" in data):
             return None
         result: Result = record(RECORDS[data["kind"]], data)
+        origin = result.provenance
+        record(tuple[str, ...], [origin["checkpoint"]["path"], origin["subset"]["description"]])
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no whole evaluation ({error}); evaluate again") from error
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{path} is no whole evaluation ({reason}); evaluate again") from error
     return result
 
 
