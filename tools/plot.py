@@ -8,7 +8,8 @@
 imagenet_c takes results of `evaluate.py --eva_on_imagenet_c`, gradient_ratio run folders trained
 with `--print_gradients True` (those that differ in their seed alone are drawn as mean and standard
 deviation), training one run folder, robustness run folders that hold evaluations
-at several eps, of seeds their mean and deviation. The last two with their numbers, as fig.csv.
+at several eps, of seeds their mean and deviation. gradient_ratio and robustness write their numbers
+too, as fig.csv.
 Exit status 2 after an error.
 """
 
@@ -29,7 +30,7 @@ from utils.figures import style
 from utils.figures.evaluation import curves_of, imagenet_c, panels_of, robustness, weak_attack_signs
 from utils.figures.training import gradient_ratio, mean_of_seeds, read_gradients, training_curves
 from utils.storage.files import make_folder, write_csv
-from utils.storage.results import ImageNetCResult, find_results, read_result
+from utils.storage.results import ImageNetCResult, find_results
 from utils.text import markdown_table
 
 
@@ -49,7 +50,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = tool_parser("plot", __doc__)
     figures = parser.add_subparsers(metavar="FIGURE", required=True)
     for name, draw, inputs, count, text in (
-        ("imagenet_c", of_imagenet_c, "JSON", "+", "accuracy per corruption and severity"),
+        ("imagenet_c", of_imagenet_c, "RUN_OR_JSON", "+", "accuracy per corruption and severity"),
         ("gradient_ratio", of_gradients, "RUN", "+", "adversarial over clean gradients"),
         ("training", lambda a: training_curves(*a.inputs), "RUN", 1, "loss, accuracy, rate"),
         ("robustness", of_robustness, "RUN_OR_JSON", "+", "accuracy against eps"),
@@ -60,7 +61,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         add("-o", "--output", required=True, metavar="PATH", type=user_path, help="fig or fig.png")
         add("--title", default="", help="text above the figure")
         figure.set_defaults(draw=draw)
-        if name in ("imagenet_c", "gradient_ratio"):
+        if name != "training":
             add("--labels", nargs="+", metavar="NAME", help="a name per input, or per its seeds")
         if name == "gradient_ratio":
             add("--epoch", type=int, metavar="N", help="from 1; default the last")
@@ -69,13 +70,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def of_imagenet_c(arguments: argparse.Namespace) -> Figure:
     """Curves and bars of one or more results."""
-    results, labels = {}, style.run_labels(arguments.inputs, arguments.labels)
-    for path, label in zip(arguments.inputs, labels, strict=True):
-        result = read_result(path)
-        if not isinstance(result, ImageNetCResult) or not result.corruptions:
+    found = find_results(arguments.inputs)
+    results = {
+        path: r for path, r in found.items() if isinstance(r, ImageNetCResult) and r.corruptions
+    }
+    for path in arguments.inputs:
+        if path not in {*results, *(result.parent for result in results)}:
             raise UserError(f"{path} is no ImageNet-C result; make one with --eva_on_imagenet_c")
-        results[label] = result
-    return imagenet_c(results)
+    labels = style.run_labels(list(results), arguments.labels)
+    return imagenet_c(dict(zip(labels, results.values(), strict=True)))
 
 
 def of_gradients(arguments: argparse.Namespace) -> Figure:
@@ -104,11 +107,14 @@ def of_robustness(arguments: argparse.Namespace) -> Figure:
     curves = curves_of(find_results(arguments.inputs))
     if not curves:
         raise UserError("no two evaluations differ in eps alone; evaluate with --eps 1,2,4,8")
+    for run in arguments.inputs:
+        if run.is_dir() and run.resolve() not in {path.resolve().parent for path in curves}:
+            print(f"warning: {run} is left out: no two eps are evaluated there", file=sys.stderr)
     groups = seed_groups(
         (path.resolve().parent, replace(curve[-1].conditions, checkpoint=""), path)
         for path, curve in curves.items()
     )
-    labels = style.run_labels([group[0] for group in groups])
+    labels = style.run_labels([group[0] for group in groups], arguments.labels)
     seeds = {
         style.label_of_seeds(label, len(group)): [curves[path] for path in group]
         for label, group in zip(labels, groups, strict=True)

@@ -88,6 +88,10 @@ def test_saved_as_png_and_pdf(tmp_path: Path) -> None:
     assert "cannot write" in user_error(save_figure, fig, png / "fig.png")
     save_figure(fig, tmp_path / "titled", "A $b$")
     assert fig.get_suptitle() == r"A \$b\$"
+    png, _ = save_figure(fig, tmp_path / "long", 200 * "A")
+    with Image.open(png) as image:  # the title is whole, between white edges
+        assert image.width > 3000
+        assert np.asarray(image.convert("L"))[:, [0, -1]].min() == 255
 
 
 @pytest.mark.parametrize(
@@ -95,6 +99,8 @@ def test_saved_as_png_and_pdf(tmp_path: Path) -> None:
     [
         ([FREE, HE], ["FreeAT", HE_LABEL]),
         ([f"{FREE}_WN_s15.5_margin0.0"], ["FreeAT + WN (s = 15.5, m = 0)"]),
+        (["resnet18_natural_bs16_WN_s9.0_margin0.1"], ["natural + WN (s = 9, m = 0.1)"]),
+        (["resnet50_pgd_adv_step4_eps4_steps3_bs256_seed2"], ["PGD-AT, seed 2"]),
         ([f"{HE}_seed12", "my_run"], [f"{HE_LABEL}, seed 12", "my_run"]),
         ([FREE, FREE.replace("18", "50")], [FREE, FREE.replace("18", "50")]),
         ([FREE, f"{FREE}/../{FREE}"], [f"{FREE}/x0", f"{FREE}/x1"]),
@@ -279,8 +285,10 @@ def test_curves_of_seeds_are_mean_and_band_by_attack_and_a_csv(here: Path) -> No
             attacks = [pgd10, attack("pgd50", "PGD-50", 28)]
             result = attack_result(str(seed), attacks=attacks, worst=20, eps=eps / 255)
             write(Path(name, f"attack_{eps}.json"), result)
-    done = call("tools.plot", "robustness", FREE, f"{FREE}_seed1", "-o", "out/curve.png")
+    write(Path("one", "attack_4.json"), attack_result(eps=4 / 255))
+    done = call("tools.plot", "robustness", FREE, f"{FREE}_seed1", "one", "-o", "out/curve.png")
     assert done.status == 0, done.err
+    assert "warning: one is left out" in done.err
     rows = read_csv(Path("out/curve.csv"), ("run",), "")
     assert {row["run"] for row in rows} == {"FreeAT, 2 seeds"}
     of_pgd10 = [[float(row[c]) for c in ("eps", "percent", "std", "seeds", "n")] for row in rows
@@ -357,10 +365,10 @@ def test_commands_without_a_display(runs: list[Path], here: Path) -> None:
         write(runs[0] / f"attack_{number}.json", result)
     free, he = map(str, runs)
     commands = [
-        ["imagenet_c", *(f"{run}/imagenet_c_standard.json" for run in runs), "-o", "c"],
+        ["imagenet_c", free, f"{he}/imagenet_c_standard.json", "-o", "c"],
         ["gradient_ratio", free, he, "-o", "g", "--epoch", "2", "--labels", "A", "B"],
         ["training", free, "-o", "t"],
-        ["robustness", free, "-o", "r"],
+        ["robustness", free, "-o", "r", "--labels", "A"],
     ]
     code = f"""
 import sys

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
 
 from utils.errors import UserError
 from utils.storage.files import make_folder, replacing
@@ -25,6 +26,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (3, 3)))
 GREY = "#444444"
+# What runs are called, by the part of the folder's name that says how they were trained.
+METHODS = {"free_adv": "FreeAT", "fast_adv": "FastAT", "pgd_adv": "PGD-AT", "natural": "natural"}
 WIDTH = 5.5  # inches, of the text of a paper: set so, the fonts have the sizes below
 # Fonts of Chinese, Japanese and Korean, in the names of classes; those that there are.
 CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic")
@@ -65,10 +68,11 @@ def save_figure(fig: Figure, stem: Path, title: str = "") -> list[Path]:
         if title:
             fig.suptitle(literal(title))
         fig.draw_without_rendering()  # a first layout does not know how wide all labels become
+        whole = Bbox.union([fig.bbox_inches, fig.get_tightbbox()])  # nothing is cut off
         # No date inside the files: the same numbers give the same bytes.
         for path, metadata in zip(paths, ({"Software": None}, {"CreationDate": None}), strict=True):
             with replacing(path) as file:
-                fig.savefig(file, format=path.suffix[1:], metadata=metadata)
+                fig.savefig(file, format=path.suffix[1:], metadata=metadata, bbox_inches=whole)
     return paths
 
 
@@ -116,14 +120,14 @@ def literal(text: str) -> str:
 def run_label(name: str) -> str:
     """A legend's name for a run folder: `FreeAT + HE (s = 10, m = 0.2)`; others as they are."""
     match = re.fullmatch(
-        r"[a-z0-9_]+?_free_adv_step.*?_bs\d+((?:_FN)?(?:_WN)?)(?:_s([\d.]+)_margin([\d.]+))?"
-        r"(?:_seed(\d+))?",
+        rf"[a-z0-9_]+?_({'|'.join(METHODS)})(?:_step.*?)?_bs\d+((?:_FN)?(?:_WN)?)"
+        r"(?:_s([\d.]+)_margin([\d.]+))?(?:_seed(\d+))?",
         name,
     )
     if match is None:
         return name
-    flags, scale, margin, seed = match.groups()
-    label = "FreeAT"
+    method, flags, scale, margin, seed = match.groups()
+    label = METHODS[method]
     if scale:
         head = flags.replace("_FN_WN", "_HE")[1:]
         label += f" + {head} (s = {float(scale):g}, m = {float(margin):g})"
