@@ -89,7 +89,9 @@ def read_split(data: str, split: str) -> ImageTree:
         raise UserError(f"no folder {data}; give the data set as DIR, or set DATA.imagenet")
     root = os.path.join(data, split)
     if not os.path.isdir(root):
-        raise UserError(f"{data} has no folder {split}; put the images into {root}/CLASS/")
+        above = Path(data).resolve().parent
+        fix = f"give {above}" if (above / split).is_dir() else f"put images into {root}/CLASS/"
+        raise UserError(f"{data} has no folder {split}; {fix}")
     tree, train = read_tree(root), os.path.join(data, "train")
     if split == "val" and os.path.isdir(train) and os.access(train, os.R_OK | os.X_OK):
         folders = {f"train/{os.path.basename(path)}": path for path in subfolders(train)}

@@ -19,6 +19,7 @@ from utils.storage.conditions import length_text
 from utils.storage.run_folder import BEST, BEST_EMA
 
 ZERO_GRADIENT_SHARE = 0.1  # of the attacked images
+CHANCE = 2  # images more or fewer tell nothing
 MORE_STEPS_SHARE = 0.005  # of all images: more steps may lose a few by chance, not many
 MARGIN_SHARE = 0.05  # of all images
 SQUARE_SHARE = 0.002  # of all images, the bound of the authors' package
@@ -144,7 +145,7 @@ def more_steps(one: PGDSpec, other: PGDSpec, robust: Mapping[str, int], n: int) 
     """More steps of the same attack must not break fewer images."""
     alike = (one.loss, one.restarts, one.scale) == (other.loss, other.restarts, other.scale)
     lost = robust[other.name] - robust[one.name]
-    if alike and one.steps != other.steps and lost > MORE_STEPS_SHARE * n:
+    if alike and one.steps != other.steps and lost > max(CHANCE, MORE_STEPS_SHARE * n):
         yield (
             f"{other.label} breaks {lost} images fewer than {one.label}; its steps overshoot or"
             " gradients mislead, so take the worst case and a smaller step size"
@@ -157,7 +158,7 @@ def margin_below(one: PGDSpec, other: PGDSpec, robust: Mapping[str, int], n: int
     if set(by_loss) == {"ce", "margin"} and one.steps == other.steps:
         ce, margin = by_loss["ce"], by_loss["margin"]
         gap = robust[ce.name] - robust[margin.name]
-        if gap > MARGIN_SHARE * n:
+        if gap > max(CHANCE, MARGIN_SHARE * n):
             yield (
                 f"{margin.label} leaves {100 * gap / n:.1f} % of the images fewer than {ce.label};"
                 " cross-entropy alone flatters this network: report the worst case"

@@ -90,8 +90,7 @@ def attack_accuracies(
 ) -> list[AttackAccuracies]:
     """An attack's settings and accuracies, after each of its stages."""
     clean, attacked = evaluation.rows[CLEAN], evaluation.rows[spec.name]
-    model = evaluation.task.evaluated.model
-    scale = model.scale
+    model, scale = evaluation.task.evaluated.model, evaluation.attacked.scale
     settings: dict[str, Any] = {"steps": 0, "step_size": 0.0, "loss": None, "restarts": 1}
     top5 = None  # AutoAttack has none
     if isinstance(spec, PGDSpec):
@@ -154,7 +153,8 @@ def result_table(result: AttackResult) -> str:
     eps = length_text(conditions.eps, conditions.norm)
     title = f"protocol {conditions.protocol}, eps {eps}, {provenance['subset']['description']}"
     scales = sorted({a.scale for a in result.attacks if a.loss == "ce" and a.scale is not None})
-    if scales and (provenance["checkpoint"]["FN"] or provenance["checkpoint"]["WN"]):
+    attacked = provenance.get("surrogate", provenance["checkpoint"])
+    if scales and (attacked["FN"] or attacked["WN"]):
         title += f"; cross-entropy at scale {', '.join(f'{s:g}' for s in scales)}"
     if conditions.surrogate:
         title += f"; images made on {provenance['surrogate']['path']}"
@@ -191,6 +191,8 @@ def save_attack_images(evaluation: Evaluation, stem: Path, count: int) -> None:
     title = f"{evaluation.task.evaluated.settings.describe()}; protocol {threat.protocol.name}"
     title += f", eps {eps}" + ", images made on another network" * bool(evaluation.surrogate)
     save_figure(attack_images(images[:MOST_IN_FIGURE], reach, title), path)
+    shown = min(len(images), MOST_IN_FIGURE)
+    evaluation.task.logger.info(f"{len(images)} images: {path}, {shown} of them: {path}.png, .pdf")
 
 
 def attacked_images(evaluation: Evaluation, chosen: Sequence[int]) -> list[AttackedImage]:

@@ -106,6 +106,8 @@ def evaluate_attacks(task: Task, again: bool = True) -> None:
         stem = context.from_main(evaluation.find_stem)
         logger.info(f"eps {length_text(threat.eps, threat.norm)}, from {radius_source}")
         is_there = context.from_main(partial(conditions_at, stem)) == evaluation.conditions
+        if config.OPTIONS.save_images:
+            is_there &= context.from_main(Path(f"{stem}_images.png").exists)
         if is_there and (len(attacks) > 1 or not again):
             logger.info(f"{stem}.json holds this evaluation already")
             if context.is_main:

@@ -105,6 +105,16 @@ def test_a_defect_is_warned_of(
         assert not any("try" in warning for warning in warnings)
 
 
+@pytest.mark.parametrize("gap", [2, 3])
+def test_images_that_chance_may_break(gap: int) -> None:
+    """Of 7 images, 2 are a large share and say nothing."""
+    rows: dict[str, dict] = {"clean": {i: CleanRow(i, True, True, 0.0) for i in range(7)}}
+    for spec, broken in ((PGDSpec(10, STEP, "ce"), 0), (PGDSpec(10, STEP, "margin"), gap)):
+        rows[spec.name] = {i: AttackRow(i >= broken, True, False, 1) for i in range(7)}
+    specs = [PGDSpec(10, STEP, loss) for loss in ("ce", "margin")]
+    assert len([*check_attacks(rows, specs)]) == (gap > 2)
+
+
 @pytest.mark.parametrize("broken", [2, 3])
 def test_square_alone_breaking_images(broken: int) -> None:
     clean = {i: CleanRow(0, True, True, 0.0) for i in range(1000)}

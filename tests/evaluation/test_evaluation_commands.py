@@ -503,9 +503,12 @@ def test_a_radius_each_and_the_curve() -> None:
     assert (FOLDER / f"{name}_curve_eps0+4+16+64.png").is_file()
     # Interrupted, and another curve beside it in any order: the others are not done again.
     (FOLDER / f"{name}_eps64.json").unlink()
-    out = evaluate(*flags, "64,0,4")
-    assert out.count("holds this evaluation already") == 2
-    assert out.count("\nworst of PGD  ") == 3  # their tables are shown again
+    (FOLDER / f"{name}_eps4_images.png").touch()
+    out = evaluate(*flags, "64,0,4", "--save_images", "1")
+    assert out.count("holds this evaluation already") == 1
+    assert "\n1 images: " in out
+    assert out.count("\nworst of PGD  ") == 3  # its table is shown again
+    assert len(list(FOLDER.glob(f"{name}_eps*_images/*.png"))) == 6
     assert result(f"{name}_eps64")["worst_case"]["top1"]["correct"] == robust[3]
     assert len(list(FOLDER.glob("*_curve_*.png"))) == 2
 
@@ -556,6 +559,9 @@ def test_a_transferred_attack(said: str, weights: Weights) -> None:
     assert path.stem.endswith(f"_from_{surrogate[:8]}")
     assert transferred["provenance"]["surrogate"]["path"].endswith(BEST)
     assert transferred["clean"] == own["clean"]
+    scales = [entry["attacks"][0]["scale"] for entry in (own, transferred)]
+    assert scales == [1e6, 10]  # of the network whose loss is ascended
+    assert "cross-entropy at scale 10;" in out
     assert own["worst_case"]["top1"]["correct"] > transferred["worst_case"]["top1"]["correct"]
     same = result()["attacks"][1]  # s does not change the largest output
     assert (same["name"], same["top1"]) == ("pgd3", transferred["worst_case"]["top1"])

@@ -229,7 +229,7 @@ def contradictions(config: Config) -> Iterator[str]:
     if options.script == "evaluate" and not (on_dir or options.eva_on_shift):
         yield "nothing to evaluate: give -e, --eva_on_imagenet_c or both, or --eva_on_shift"
     if options.eva_on_shift and (on_dir or not options.data):
-        yield "--eva_on_shift needs a DIR of its own; give DIR, and no other -e"
+        yield "--eva_on_shift needs a DIR of its own: give one, without -e and --eva_on_imagenet_c"
     if (on_dir or options.eva_on_shift) and not (options.resume or options.pretrained):
         yield "no weights to evaluate: give --resume PATH, or --pretrained for torchvision's"
     if options.n_examples and options.image_ids:

@@ -122,7 +122,7 @@ def file_sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def make_folder(path: str | os.PathLike, fix: str = "run from a folder that is writable") -> Path:
+def make_folder(path: str | os.PathLike, fix: str = "choose a folder that is writable") -> Path:
     """Create a folder and its parents; `fix` is for a user who cannot write there."""
     path = Path(path)
     try:
