@@ -67,8 +67,12 @@ def save_figure(fig: Figure, stem: Path, title: str = "") -> list[Path]:
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as boxes then
         if title:
             fig.suptitle(literal(title))
+        usual = fig.dpi
+        fig.set_dpi(STYLE["savefig.dpi"])  # on which the widths of letters depend
+        fig.draw_without_rendering()
+        whole = Bbox.union([fig.bbox_inches, fig.get_tightbbox().padded(0.02)])  # no text is cut
+        fig.set_dpi(usual)
         fig.draw_without_rendering()  # a first layout does not know how wide all labels become
-        whole = Bbox.union([fig.bbox_inches, fig.get_tightbbox()])  # nothing is cut off
         # No date inside the files: the same numbers give the same bytes.
         for path, metadata in zip(paths, ({"Software": None}, {"CreationDate": None}), strict=True):
             with replacing(path) as file:
