@@ -28,14 +28,8 @@ from lib.algorithm.training import (
 from lib.evaluation.evaluate import Evaluation
 from lib.training.setup import make_networks, make_optimizer, mode_of_run, rehearse
 from models.resnet import ResNet
-from utils.compiling import (
-    PADDED_SIZES,
-    WORTHWHILE,
-    compile_mode,
-    compiled_for,
-    compiles,
-    require_alike,
-)
+from utils import compiling
+from utils.compiling import PADDED_SIZES, WORTHWHILE, compile_mode, compiled_for, compiles
 from utils.config.load import merge
 from utils.config.validators import REDUCE_OVERHEAD
 from utils.distributed.context import DistributedContext
@@ -320,10 +314,10 @@ def test_searches_that_follow_other_gradients(wrong: Any) -> None:
     """Nothing else would tell a search that finds little from a network that is robust."""
     model = ResNet("resnet18", 4).eval()
     x = torch.rand(8, 3, 32, 32)
-    require_alike(model, model, x)
-    require_alike(lambda x: 0 * model(x), lambda x: 0 * model(x), x)  # a network without any
+    compiling.require_alike(model, model, x)
+    compiling.require_alike(*2 * [lambda x: 0 * model(x)], x)  # a network without any
     with pytest.raises(RuntimeError, match="gradients are not"):
-        require_alike(lambda x: model(wrong(x)), model, x)
+        compiling.require_alike(lambda x: model(wrong(x)), model, x)
 
 
 def test_padding_changes_no_output_and_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
