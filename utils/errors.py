@@ -20,9 +20,10 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signum: int, said: bool = False) -> None:  # said: the user has been told
         super().__init__(signum, said)
         self.signum, self.said = signum, said
+        self.state = ""  # of the work
 
     def __str__(self) -> str:
-        return f"stopped by {signal.Signals(self.signum).name}"
+        return f"stopped by {signal.Signals(self.signum).name}{self.state}"
 
     @property
     def exit_status(self) -> int:

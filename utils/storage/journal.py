@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.distributed.context import DistributedContext
-from utils.errors import UserError
+from utils.errors import Interrupted, UserError
 from utils.storage.files import make_folder
 
 SECONDS_BETWEEN_WRITES = 5.0
@@ -90,7 +90,10 @@ class ResumableRows:
     def __enter__(self) -> "ResumableRows":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Interrupted):
+            error.state = "; what is done is kept for the same evaluation"
+            self.flush()
         with suppress(OSError):  # of a full disk, which has been reported
             self.file.close()
 
