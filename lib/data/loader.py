@@ -132,6 +132,8 @@ class Loader:
         """End the workers, which may ignore any other signal, or wait for a disk."""
         for worker in self.workers:
             worker.kill()
+        if self.workers:  # torch would end them once more, in forked processes too, or wait for one
+            self.iterator._shutdown = True
 
 
 def begin_worker(number: int) -> None:

@@ -8,8 +8,9 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -37,7 +38,7 @@ from utils.errors import SharedUserError, UserError
 from utils.logging import Logger
 from utils.storage.checkpoint import Checkpoint, UnreadableCheckpoint, read_checkpoint
 from utils.storage.files import atomic_write, make_folder
-from utils.storage.run_folder import LATEST, PREVIOUS, claim, find_checkpoint
+from utils.storage.run_folder import LATEST, PREVIOUS, claim, find_checkpoint, lock_folder
 from utils.text import counted, shortlist
 
 
@@ -52,7 +53,10 @@ def train(config: Config, context: DistributedContext) -> None:
     with handling(SIGNALS, requests.note):
         logger = Logger(context.is_main)
         images = context.from_main(lambda: read_images(config))
-        start = context.run_and_share_errors(lambda: find_start(config, context, logger, images))
+        # Before anything is looked for there: a training that is ending may still save.
+        lock = context.run_and_share_errors(partial(lock_if_there, config.run_dir, context))
+        find = partial(find_start, config, context, logger, images, lock)
+        start = context.run_and_share_errors(find)
         with start.lock:
             require_same_start(images, start, context)
             if context.is_main:
@@ -153,8 +157,17 @@ def read_images(config: Config) -> Images:
     return Images(train.subset(rest), val, train.subset(held))
 
 
+def lock_if_there(folder: Path, context: DistributedContext) -> TextIO | None:
+    """The lock of a run folder that exists, for rank 0."""
+    return lock_folder(make_folder(folder)) if context.is_main and folder.is_dir() else None
+
+
 def find_start(
-    config: Config, context: DistributedContext, logger: Logger, images: Images
+    config: Config,
+    context: DistributedContext,
+    logger: Logger,
+    images: Images,
+    held: TextIO | None,  # the lock of a run folder that is there
 ) -> Start:
     """Read the weights and claim the run folder, before any work."""
     train, classes = config.TRAIN, images.train.classes
@@ -185,7 +198,7 @@ def find_start(
     if context.is_main:
         # A model_best holds no state of a training: starting from it begins a new run.
         resumed = checkpoint and checkpoint.training and not is_elsewhere(config, checkpoint)
-        lock = claim(make_folder(config.run_dir), bool(resumed), config.OPTIONS.overwrite)
+        lock = claim(make_folder(config.run_dir), bool(resumed), config.OPTIONS.overwrite, held)
     return Start(settings, model, checkpoint, lock)
 
 

@@ -147,6 +147,21 @@ def test_a_loader_goes_through_epochs_with_the_same_workers(tree: ImageTree) -> 
         assert same(list(loader.batches()), epoch_of(tree, epoch=epoch, start=start))
 
 
+def test_killed_workers_are_left_alone_by_forked_processes(tree: ImageTree) -> None:
+    """Which inherit torch's iterator, and whose copy would want to end them once more."""
+    loader = Loader(augmented(tree), in_order(20, 5), 2, CPU)
+    next(loader.batches())
+    loader.kill_workers()
+    child = os.fork()
+    if not child:
+        try:
+            loader.iterator.__del__()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_augmentation_leaves_the_random_state_alone(tree: ImageTree) -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)

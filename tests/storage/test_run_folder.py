@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_overwrite_removes_the_run_and_nothing_else(here: Path) -> None:
     written = [*CHECKPOINTS, "config.yml", "log.txt", "metrics.csv", "training_curves.png", "a.pdf",
                "attack_standard.json", "attack_standard_images.csv", "imagenet_c_standard.csv",
                "shift_standard.json", "attack_standard_images/000_original.png",
-               ".checkpoint.pth.tar.x1y2"]  # fmt: skip
+               ".checkpoint.pth.tar.abcd1234", ".metrics.csv.abcd1234"]  # fmt: skip
     make_files(*written, "notes.txt", "mine/thoughts.md")
     claim(here, resumed=False, overwrite=True).close()
     left = sorted(str(path.relative_to(here)) for path in here.rglob("*") if path.is_file())
@@ -73,9 +74,10 @@ def test_overwrite_removes_the_run_and_nothing_else(here: Path) -> None:
 
 
 def test_a_start_that_failed_is_no_run(tmp_path: Path) -> None:
-    """What killed trainings have left of half a checkpoint is removed, and nothing else."""
-    kept = ["config.yml", "log.txt", ".notes.abcd1234"]
-    for name in (*kept, *(f".{name}.abcd1234" for name in CHECKPOINTS)):
+    """What killed trainings have left of half a file is removed, and nothing else."""
+    kept = ["config.yml", "log.txt", ".notes.abcd1234", ".attack_standard.json.abcd1234"]
+    halves = [*CHECKPOINTS, "metrics.csv", "training_curves.pdf"]
+    for name in (*kept, *(f".{name}.abcd1234" for name in halves)):
         (tmp_path / name).touch()
     claim(tmp_path, resumed=False, overwrite=False).close()
     assert sorted(os.listdir(tmp_path)) == sorted([".lock", *kept])
@@ -88,6 +90,23 @@ def test_training_does_not_replace_or_resume_another_run(digits: Path, again: Pa
     assert f"trained_models/{again.name} already holds a run" in message
     assert "DATA.crop_size 32, now 24" in only_error(call(*words, "--resume", "auto"))
     assert {path.name: file_sha256(path) for path in again.iterdir()} == before
+
+
+def test_what_a_training_saves_at_its_end_is_resumed(
+    digits: Path, again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is requeued starts while the one before still saves, and waits for its lock."""
+    (again / LATEST).rename("saved")
+
+    def save_then_lock(folder: Path) -> Any:
+        Path("saved").rename(folder / LATEST)
+        return lock_folder(folder)
+
+    monkeypatch.setattr("lib.training.run.lock_folder", save_then_lock)
+    words = ("--FN", "--WN", "--resume", "auto", *settings(TRAIN__epochs=4))
+    done = call("main_free.py", digits, *words)
+    assert (done.status, done.err) == (0, "")
+    assert f"resumed trained_models/{again.name}/{LATEST}" in done.out
 
 
 HOLDER = """

@@ -17,15 +17,17 @@ BEST = "model_best.pth.tar"
 BEST_EMA = "model_ema_best.pth.tar"  # averaged weights
 KINDS = ("attack", "imagenet_c", "shift")  # what the names of result files begin with
 CHECKPOINTS = (LATEST, PREVIOUS, BEST_EMA, BEST)
+TABLES = ("metrics.csv", "gradient_norms.csv")
 # What takes work to make again. config.yml and log.txt alone are left by a start that failed.
 RESULTS = (
     *CHECKPOINTS,
-    "metrics.csv",
-    "gradient_norms.csv",
+    *TABLES,
     *(f"{kind}_*.{ending}" for kind in KINDS for ending in ("json", "csv")),
     "*.jsonl",
 )
-WRITTEN = (*RESULTS, "config.yml", "log.txt", "*.png", "*.pdf", "*_images/*.png", ".*.pth.tar*")
+OF_TRAINING = (*CHECKPOINTS, *TABLES, "config.yml", "training_curves.*", "gradient_ratio.*")
+UNFINISHED = tuple(f".{name}.????????" for name in OF_TRAINING)  # by a training that was killed
+WRITTEN = (*RESULTS, *UNFINISHED, "config.yml", "log.txt", "*.png", "*.pdf", "*_images/*.png")
 
 
 def find_checkpoint(path: str, flag: str = "--resume") -> str:
@@ -52,13 +54,17 @@ def run_settings(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: keys for name, keys in sections.items() if isinstance(keys, dict)}
 
 
-def claim(folder: Path, resumed: bool, overwrite: bool) -> TextIO:
-    """Keep other trainings out of a run folder, and make sure that starting here loses nothing."""
-    lock = lock_folder(folder)
+def claim(folder: Path, resumed: bool, overwrite: bool, lock: TextIO | None = None) -> TextIO:
+    """Keep other trainings out of a run folder, and make sure that starting here loses nothing.
+
+    Args:
+        lock: of the folder, where it is held already.
+    """
+    lock = lock or lock_folder(folder)
     if overwrite and not resumed:
         leftovers = [path for pattern in WRITTEN for path in folder.glob(pattern)]
     elif resumed or not any(path for pattern in RESULTS for path in folder.glob(pattern)):
-        leftovers = [path for name in CHECKPOINTS for path in folder.glob(f".{name}.????????")]
+        leftovers = [path for pattern in UNFINISHED for path in folder.glob(pattern)]
     else:
         lock.close()
         raise UserError(
