@@ -58,7 +58,7 @@ class Schedule:
         lr: the initial rate of step, the largest of cosine.
         n_repeats: replays m that count as epochs.
         passes: over the data, in all.
-        epochs: of `linear_lr`.
+        epochs: of `linear_lr`; a pass is `n_repeats` of them, here and below.
         values: of `linear_lr`.
         warmup_epochs: of `cosine_lr`.
     """
@@ -72,9 +72,10 @@ class Schedule:
     warmup_epochs: float = 0.0
 
     def __call__(self, epoch: int, share: float) -> float:
-        """The rate at `share` of an epoch, counted from 0; fast's replays continue beyond 1."""
+        """The rate at `share` of a pass, counted from 0; fast's replays continue beyond 1."""
+        time = (epoch + share) * self.n_repeats
         if self.kind == "linear":
-            return linear_lr(epoch + share, self.epochs, self.values)
+            return linear_lr(time, self.epochs, self.values)
         if self.kind == "cosine":
-            return cosine_lr(epoch + share, self.lr, self.passes, self.warmup_epochs)
+            return cosine_lr(time, self.lr, self.passes * self.n_repeats, self.warmup_epochs)
         return step_lr(epoch, self.lr, self.n_repeats)

@@ -83,6 +83,10 @@ def test_cosine_with_warmup() -> None:
     assert found == pytest.approx([0, 0.1, 0.2, 0.1, 0, 0], abs=1e-15)
     assert cosine_lr(1, 0.2, 4) == pytest.approx(0.1 * (1 + math.cos(math.pi / 4)))
     assert Schedule("cosine", 0.2, passes=10, warmup_epochs=2)(5, 1.0) == pytest.approx(0.1)
+    # A pass of free is four epochs: 8 of 16 after the second of 4, 2 after half of the first.
+    linear = Schedule("linear", 0.2, 4, 4, epochs=(0, 8, 16), values=(0, 0.1, 0))
+    assert [linear(pass_, 1.0) for pass_ in range(4)] == pytest.approx([0.05, 0.1, 0.05, 0])
+    assert Schedule("cosine", 0.2, 4, 4, warmup_epochs=4)(0, 0.5) == pytest.approx(0.1)
 
 
 # Balls

@@ -112,7 +112,7 @@ def test_values_in_other_spellings(key: str, given: object, value: object) -> No
         ("TRAIN.mean", [0.5, 0.5], "not a list of 3"),
         ("TRAIN.momentum", 1.5, "must be at least 0 and at most 1"),
         ("TRAIN.compile", "max-autotune", "reduce-overhead"),
-        ("TRAIN.start_epoch", 23, "must be below 23"),
+        ("TRAIN.start_epoch", 23, "below the 23 passes"),
         ("ADV.clip_eps", 256, "no length in the unit of DATA.max_color_value 255"),
         ("ADV.fgsm_step", 4 / 255, "in which 4/255 of the range of colours is 4"),
         ("ADV.pgd_attack", [], "not a list of 1 or more"),

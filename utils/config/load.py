@@ -213,10 +213,11 @@ def contradictions(config: Config) -> Iterator[str]:
         example = "--eps, such as 3 for L2 or 60 for L1 at 224 pixels"
         yield f"--norm {config.EVAL.norm} needs a radius, ADV.clip_eps is of Linf: {example}"
     warmup = train.warmup_epochs if config.schedule == "cosine" else 0
-    if max(train.start_epoch, warmup) >= config.passes:
+    if train.start_epoch >= config.passes or warmup >= train.epochs:
         yield (
-            f"TRAIN.start_epoch {train.start_epoch} and TRAIN.warmup_epochs {warmup:g} must be"
-            f" below {config.passes}, the passes over the data that TRAIN.epochs {train.epochs} are"
+            f"TRAIN.warmup_epochs {warmup:g} must be below TRAIN.epochs {train.epochs}, and"
+            f" TRAIN.start_epoch {train.start_epoch} below the {config.passes} passes over the data"
+            " that they are"
         )
     lr_epochs, lr_values = list(train.lr_epochs), list(train.lr_values)
     piecewise = len(lr_epochs) == len(lr_values) and lr_epochs == sorted(set(lr_epochs))

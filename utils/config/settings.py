@@ -102,7 +102,9 @@ class Train:
     bn_weight_decay: bool = fixed(True, boolean, "decay batch-norm's parameters too; fast: false")
     label_smoothing: float = noted(0.0, real(0, 1), "share of the target for all classes alike")
     schedule: str = noted("auto", SCHEDULE, "learning rate; auto: linear with lr_epochs, else step")
-    lr_epochs: tuple[float, ...] = noted((), numbers, "linear: epochs at which lr_values hold")
+    lr_epochs: tuple[float, ...] = noted(
+        (), numbers, "linear: epochs, as TRAIN.epochs, at which lr_values hold"
+    )
     lr_values: tuple[float, ...] = noted((), numbers, "linear: learning rates at lr_epochs")
     warmup_epochs: float = noted(0.0, real(0), "cosine: epochs of linear increase at the start")
     phases: tuple[dict[str, Any], ...] = free((), PHASES, "trainings in turn, by their settings")
