@@ -109,8 +109,11 @@ def caption(table: Table, any_bold: bool) -> str:
         texts = {column.condition(aspect) for column in table.columns} - {""}
         parts += [f"{word} {text}." for text in texts if len(texts) == 1]
     if any_bold:
-        parts.append(f"Bold: not told from the best by the exact paired test (p ≥ {ALPHA}).")
-    parts += [f"{row.name}: in points." for row in table.rows if row.is_effect]
+        test = f"(p ≥ {ALPHA}, uncorrected)"
+        parts.append(f"Bold: not told from the best by the exact paired test {test}.")
+    effect = "in points, bootstrap intervals, p after Holm"
+    parts += [f"{row.name}: {effect}." for row in table.rows if row.is_effect]
+    parts += ["mCE: less is better."] * any(column.measure == MCE for column in table.columns)
     parts += [f"Of {table.title}."] if table.title else []
     text = ""
     for part in map(escape, parts):

@@ -128,7 +128,7 @@ class Protocol:
             are classified right; else when the last iterate of every restart is.
         resize_imagenet_c: ImageNet-C's 224 px images are resized before the crop.
         repeat_on: the losses on which the longest of the default attacks is repeated, because
-            cross-entropy alone flatters a cosine head.
+            cross-entropy alone can flatter a cosine head.
         steps_follow_radius: under Linf, steps that nobody has chosen are a share of the radius.
     """
 

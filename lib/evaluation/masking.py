@@ -129,8 +129,9 @@ def square_alone(spec: AutoAttackSpec, rows: Rows, n: int) -> Iterator[str]:
 
 def zero_gradients(spec: PGDSpec, rows: Mapping[str, Rows]) -> Iterator[str]:
     """Gradients that vanish leave an attack nothing to follow."""
-    attacked = rows[spec.name].values()
-    zero = sum(row.no_gradient for row in attacked)
+    attacked, clean = rows[spec.name], rows[CLEAN]
+    # Of others nothing is wanted, and DLR is constant where the label is third.
+    zero = sum(row.no_gradient and clean[i].correct for i, row in attacked.items())
     if zero > ZERO_GRADIENT_SHARE * len(attacked):
         advice = "try autoattack" if spec.loss == "margin" else "try margin or autoattack"
         if len({row.prediction for row in rows[CLEAN].values()}) == 1:

@@ -16,7 +16,7 @@ from lib.algorithm.protocols import PGDSpec, ThreatModel
 from lib.data.datasets import ImageBatches, Keys, eval_transform, share_in_batches
 from lib.data.folders import ImageTree, counted_twice, evenly_spread, positions_of
 from lib.data.loader import Loader, WhileWaiting, on_device
-from lib.evaluation.load_model import EvaluatedModel
+from lib.evaluation.load_model import KEYS, EvaluatedModel
 from utils.config.load import wrong_lengths
 from utils.config.settings import ROBUSTBENCH, SETTINGS, Config, Data, Source, plain
 from utils.distributed.context import DistributedContext
@@ -140,6 +140,7 @@ class Task:
     def provenance(self, subset: Mapping[str, Any]) -> dict[str, Any]:
         """What every result file says of its origin, with what decides how a GPU rounds."""
         device, name, arithmetic = self.context.device, self.context.device.type, {}
+        network = {key: getattr(self.evaluated.settings, name) for name, key in KEYS.items()}
         if device.type == "cuda":
             name = torch.cuda.get_device_name(device)
             products, convolutions = (backend.allow_tf32 for backend in tf32_backends())
@@ -150,7 +151,7 @@ class Task:
             }
         return {
             "command": self.config.OPTIONS.command,
-            "config": self.config.as_dict(),
+            "config": self.config.changed(network, Source.CHECKPOINT).as_dict(),
             "checkpoint": self.evaluated.identity,
             "subset": subset,
             "device": name,

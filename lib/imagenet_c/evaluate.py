@@ -21,6 +21,7 @@ from lib.imagenet_c.corruptions import (
     read_corruptions,
     summarise,
 )
+from utils.config.settings import Data
 from utils.errors import UserError
 from utils.figures.evaluation import imagenet_c
 from utils.figures.style import run_label
@@ -60,7 +61,7 @@ def evaluate_imagenet_c(task: Task, root: str) -> ImageNetCResult:
     counts = count_folders(task, trees, conditions, "corruptions")
     clean = CleanReference(options.clean_accuracy, "--clean_accuracy")
     if clean.accuracy is None:
-        clean = find_clean_accuracy(folder, conditions, len(images.files))
+        clean = find_clean_accuracy(folder, conditions, len(images.files), data)
     result = make_result(counts, images, conditions, task.provenance(subset), clean)
     run = run_label(folder.resolve().name)
     draw = partial(imagenet_c, {run: result}, f"Common corruptions, {run}")
@@ -109,8 +110,14 @@ def fractions(corruptions: Mapping[str, CorruptionAccuracies]) -> dict[str, list
     return {name: [a.fraction for a in entry.top1] for name, entry in corruptions.items()}
 
 
-def find_clean_accuracy(run_dir: Path, conditions: Conditions, n: int) -> CleanReference:
-    """Clean top-1 of an attack evaluation of the same checkpoint, on the same or `n` images."""
+def find_clean_accuracy(
+    run_dir: Path, conditions: Conditions, n: int, data: Data
+) -> CleanReference:
+    """Clean top-1 of an attack evaluation of the same checkpoint, on the same or `n` images.
+
+    The same images go before more, those read as `data` says before others, new ones before old.
+    """
+    way = data.img_size, data.crop_size, data.interpolation
     candidates = []
     for path in run_dir.glob("*.json"):
         with suppress(UserError):  # another program's file, or a broken one
@@ -119,9 +126,11 @@ def find_clean_accuracy(run_dir: Path, conditions: Conditions, n: int) -> CleanR
             if isinstance(result, AttackResult) and same_network:
                 same_images = result.conditions.images == conditions.images
                 top1 = result.clean.top1
+                its = result.conditions
+                same_way = (its.resize, its.crop, its.interpolation) == way
                 if same_images or top1.n >= n:
-                    candidates.append((same_images, top1.n, top1.fraction, path.name))
-    # On the same images if there is one, else on as many as possible.
+                    key = same_images, same_way, top1.n, path.stat().st_mtime_ns
+                    candidates.append((*key, top1.fraction, path.name))
     *_, accuracy, source = max(candidates, default=(None, None))
     return CleanReference(accuracy, source)
 

@@ -105,6 +105,15 @@ def test_a_defect_is_warned_of(
         assert not any("try" in warning for warning in warnings)
 
 
+def test_gradients_of_misclassified_images_are_no_sign() -> None:
+    """DLR is constant where the label is third."""
+    spec = PGDSpec(10, STEP, "dlr")
+    for right in (False, True):
+        rows: dict[str, dict] = {"clean": {i: CleanRow(i, right, True, 0.0) for i in range(9)}}
+        rows[spec.name] = {i: AttackRow(right, True, True, 1) for i in range(9)}
+        assert len([*check_attacks(rows, [spec])]) == right
+
+
 @pytest.mark.parametrize("gap", [2, 3])
 def test_images_that_chance_may_break(gap: int) -> None:
     """Of 7 images, 2 are a large share and say nothing."""

@@ -461,4 +461,8 @@ def test_clean_accuracy_is_found_beside_the_results(model, tree, tmp_path):
     conditions = replace(same.conditions, images=images)
     write(here / "attack_e.json", replace(same, conditions=conditions))
     assert clean() == (0.5, "attack_e.json")
+    alike = attack_result(own, clean=3, worst=1, n=8, images="all 8 images")
+    conditions = replace(conditions, crop=32)
+    write(here / "attack_c.json", replace(alike, conditions=conditions))
+    assert clean() == (0.375, "attack_c.json")
     assert clean(clean_accuracy=0.6) == (0.6, "--clean_accuracy")

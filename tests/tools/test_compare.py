@@ -406,7 +406,7 @@ def test_bold_is_what_the_exact_test_does_not_tell_from_the_best(compare: Compar
     assert compare("best", "near", "far", "--columns", "worst,pgd10-ce").status == 0
     text = Path("comparison.tex").read_text()
     assert r" & Worst of PGD & PGD-10 (ce) \\" in text
-    assert r"(p $\geq$ 0.05)" in text
+    assert r"(p $\geq$ 0.05, uncorrected)" in text
     assert r"near & \textbf{40.0} [30.9, 49.8] & \textbf{70.0} [" in text
     assert r"far & 40.0 [30.9, 49.8] & 50.0 [" in text
     done = compare("best", "near", "far", "--columns", "worst,pgd10-ce", "--transposed")
