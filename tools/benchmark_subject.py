@@ -20,7 +20,6 @@ import torch
 import torchvision
 from torch import nn
 
-from lib.algorithm.metrics import precision_context
 from lib.algorithm.pgd import Search, frozen_eval, pgd
 from lib.algorithm.protocols import PGDSpec, ThreatModel
 from lib.algorithm.training import TRAINING_STEP
@@ -30,7 +29,7 @@ from lib.training.setup import make_trainer
 from models.resnet import ResNet
 from tools import published_loop as plain
 from tools.published_loop import EPS, STEP_SIZE
-from utils.compiling import Network, compiled_for, recorded
+from utils.compiling import Network, compiled_for, recorded, require_alike
 from utils.config.settings import Config, Data, Train
 from utils.cpu_memory import keep_freed_memory
 from utils.distributed.context import DistributedContext
@@ -186,14 +185,13 @@ class Suite:
     def searched(self, network: nn.Module) -> Network | None:
         """A frozen network as evaluations search it: compiled, recorded, or None for itself."""
         case, device = self.case, self.context.device
-        x = self.images.clone().requires_grad_()
         if case.compiled:
             compiled = compiled_for(network, [case.batch_size], device)
-            with precision_context(device, case.precision):
-                total = compiled(x).sum()
-            torch.autograd.grad(total, x)  # a long evaluation hardly notices it
+            one, other = (partial(self.trainer.logits, each) for each in (compiled, network))
+            require_alike(one, other, self.images)  # a long evaluation hardly notices it
             return compiled
         if device.type == "cuda" and case.precision != "fp32":
+            x = self.images.clone().requires_grad_()
             return recorded(partial(self.trainer.logits, network), x)
         return None
 

@@ -107,8 +107,9 @@ def of_robustness(arguments: argparse.Namespace) -> Figure:
     curves = curves_of(find_results(arguments.inputs))
     if not curves:
         raise UserError("no two evaluations differ in eps alone; evaluate with --eps 1,2,4,8")
+    drawn = {path.resolve().parent for path in curves}
     for run in arguments.inputs:
-        if run.is_dir() and run.resolve() not in {path.resolve().parent for path in curves}:
+        if run.is_dir() and run.resolve() not in drawn:
             print(f"warning: {run} is left out: no two eps are evaluated there", file=sys.stderr)
     groups = seed_groups(
         (path.resolve().parent, replace(curve[-1].conditions, checkpoint=""), path)

@@ -134,7 +134,7 @@ def zero_gradients(spec: PGDSpec, rows: Mapping[str, Rows]) -> Iterator[str]:
     zero = sum(row.no_gradient and clean[i].correct for i, row in attacked.items())
     if zero > ZERO_GRADIENT_SHARE * len(attacked):
         advice = "try autoattack" if spec.loss == "margin" else "try margin or autoattack"
-        if len({row.prediction for row in rows[CLEAN].values()}) == 1:
+        if len({row.prediction for row in clean.values()}) == 1:
             advice = "the network gives every image the same class, so look at the network itself"
         yield (
             f"{spec.label}: the gradient is zero on {zero} of {len(attacked)} images at the first"

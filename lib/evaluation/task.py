@@ -140,7 +140,7 @@ class Task:
     def provenance(self, subset: Mapping[str, Any]) -> dict[str, Any]:
         """What every result file says of its origin, with what decides how a GPU rounds."""
         device, name, arithmetic = self.context.device, self.context.device.type, {}
-        network = {key: getattr(self.evaluated.settings, name) for name, key in KEYS.items()}
+        network = {key: getattr(self.evaluated.settings, own) for own, key in KEYS.items()}
         if device.type == "cuda":
             name = torch.cuda.get_device_name(device)
             products, convolutions = (backend.allow_tf32 for backend in tf32_backends())

@@ -122,11 +122,9 @@ def find_clean_accuracy(
     for path in run_dir.glob("*.json"):
         with suppress(UserError):  # another program's file, or a broken one
             result = read_result(path)
-            same_network = result.conditions.checkpoint == conditions.checkpoint
-            if isinstance(result, AttackResult) and same_network:
-                same_images = result.conditions.images == conditions.images
-                top1 = result.clean.top1
-                its = result.conditions
+            its = result.conditions
+            if isinstance(result, AttackResult) and its.checkpoint == conditions.checkpoint:
+                same_images, top1 = its.images == conditions.images, result.clean.top1
                 same_way = (its.resize, its.crop, its.interpolation) == way
                 if same_images or top1.n >= n:
                     key = same_images, same_way, top1.n, path.stat().st_mtime_ns

@@ -307,7 +307,8 @@ def require_same_run(
 def compare_settings(config: Config, checkpoint: Checkpoint, logger: Logger) -> None:
     """Refuse or mention settings that are not those the training was started with."""
     saved, now = checkpoint.content["config"], config.as_dict()
-    fixed: list[str] = []
+    finished, fixed = is_finished(config, checkpoint), list[str]()
+    effect = ", too late for this training" if finished else " from here on"
     for key, setting in SETTINGS.items():
         section, _, name = key.partition(".")
         # What the version that saved them did not have stood at what is its default today.
@@ -315,8 +316,6 @@ def compare_settings(config: Config, checkpoint: Checkpoint, logger: Logger) -> 
         if was != value and setting.resume == "fixed":
             fixed.append(f"{key} {was}, now {value}")
         if was != value and setting.resume == "noted":
-            finished = is_finished(config, checkpoint)
-            effect = ", too late for this training" if finished else " from here on"
             logger.warning(f"{key} was {was} and is {value}{effect}")
     if fixed:
         raise UserError(

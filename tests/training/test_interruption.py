@@ -238,7 +238,8 @@ def test_signals_to_the_reading_processes_too(
     with forked("main_free.py", *words, cwd=tmp_path) as running:
         done = running.saw("attacks on all 36 images").send(signal.SIGTERM).end()
     assert done.status == 143, done
-    assert done.err.startswith("stopped by SIGTERM")
+    kept = "; what is done is kept for the same evaluation"  # from the first journal on
+    assert done.err in {f"stopped by SIGTERM{state}\n" for state in ("", kept)}
     assert not (folder / "attack_standard.json").exists()
     finish(digits, tmp_path, *GRADIENTS)
     assert differences(outcome(folder), whole) == []

@@ -27,7 +27,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (3, 3)))
 GREY = "#444444"
 # What runs are called, by the part of the folder's name that says how they were trained.
-METHODS = {"free_adv": "FreeAT", "fast_adv": "FastAT", "pgd_adv": "PGD-AT", "natural": "natural"}
+LABELS = {"free_adv": "FreeAT", "fast_adv": "FastAT", "pgd_adv": "PGD-AT", "natural": "natural"}
 WIDTH = 5.5  # inches, of the text of a paper: set so, the fonts have the sizes below
 # Fonts of Chinese, Japanese and Korean, in the names of classes; those that there are.
 CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic")
@@ -124,14 +124,14 @@ def literal(text: str) -> str:
 def run_label(name: str) -> str:
     """A legend's name for a run folder: `FreeAT + HE (s = 10, m = 0.2)`; others as they are."""
     match = re.fullmatch(
-        rf"[a-z0-9_]+?_({'|'.join(METHODS)})(?:_step.*?)?_bs\d+((?:_FN)?(?:_WN)?)"
+        rf"[a-z0-9_]+?_({'|'.join(LABELS)})(?:_step.*?)?_bs\d+((?:_FN)?(?:_WN)?)"
         r"(?:_s([\d.]+)_margin([\d.]+))?(?:_seed(\d+))?",
         name,
     )
     if match is None:
         return name
     method, flags, scale, margin, seed = match.groups()
-    label = METHODS[method]
+    label = LABELS[method]
     if scale:
         head = flags.replace("_FN_WN", "_HE")[1:]
         label += f" + {head} (s = {float(scale):g}, m = {float(margin):g})"
